@@ -1,0 +1,61 @@
+"""Every error this project raises on purpose. Imports nothing.
+
+    PipelineError
+    ├── SettingsError (ValueError)             a bad argument, or other settings than an artifact was made with
+    ├── ImageSourceError (ValueError)          no images, or images that cannot be read
+    ├── ModelError (ValueError)                an architecture, tag or checkpoint that cannot be used
+    ├── NonFiniteError (ValueError)            a NaN or infinity, or a value the stored dtype cannot hold
+    ├── ArtifactNotFoundError (FileNotFoundError)
+    ├── SchemaError (ValueError)               not an artifact of the wanted kind, or one of a newer format
+    ├── IncompleteError                        an artifact whose writing has not finished
+    ├── ParentMismatchError (ValueError)       two artifacts that do not belong together
+    └── CorruptError (OSError)                 bytes on disk are not the bytes that were written
+
+Each text says what was wrong, what was expected, and what to do next. `cli.py` catches PipelineError and
+nothing else; a notebook can do the same:
+
+    try:
+        store = ActivationStore.open("val.acts")
+    except PipelineError as error:
+        print(error)
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors a user can cause or meet."""
+
+
+class SettingsError(PipelineError, ValueError):
+    """An argument is wrong, or an existing artifact was made with other settings."""
+
+
+class ImageSourceError(PipelineError, ValueError):
+    """The image source is empty, or some of its images cannot be read."""
+
+
+class ModelError(PipelineError, ValueError):
+    """The architecture, pretrained tag or checkpoint cannot be used."""
+
+
+class NonFiniteError(PipelineError, ValueError):
+    """A value is NaN or infinite, or overflows the dtype it should be stored in."""
+
+
+class ArtifactNotFoundError(PipelineError, FileNotFoundError):
+    """There is no artifact at this path."""
+
+
+class SchemaError(PipelineError, ValueError):
+    """The directory is not an artifact of the wanted kind, or its format is newer than this program."""
+
+
+class IncompleteError(PipelineError):
+    """The artifact's writing has not finished."""
+
+
+class ParentMismatchError(PipelineError, ValueError):
+    """Two artifacts do not belong together (another model, other images, other codes)."""
+
+
+class CorruptError(PipelineError, OSError):
+    """Bytes on disk differ from the bytes that were written."""

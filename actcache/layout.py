@@ -1,0 +1,122 @@
+"""Pure arithmetic of the format: (image, token) <-> shard, block, chunk, byte range. No file is touched here.
+
+A *block* is `chunk_images` consecutive images. A chunk of the patches array is one block x one patch row x d_model.
+Inside a shard the raw chunks lie token-major: all blocks of patch row 0, then all of row 1, ... and then the index.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.errors import SettingsError
+
+INDEX_ABSENT = 2**64 - 1
+"""Offset and length of an absent chunk in a zarr shard index."""
+
+
+@dataclass(frozen=True)
+class StoreLayout:
+    """Shapes of one store. All hook points share it.
+
+    Attributes:
+        grid: patch rows and columns; token 1 + row * columns + column is the patch at (row, column).
+        n_extra: prompt tokens of an adapted model, behind the patches; 0 for a plain one.
+        itemsize: bytes a value.
+    """
+
+    n_images: int
+    grid: tuple[int, int]
+    d_model: int
+    chunk_images: int
+    shard_images: int
+    n_extra: int = 0
+    itemsize: int = 2
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def n_tokens(self) -> int:
+        """CLS and patches; prompt tokens do not count."""
+        return 1 + self.n_patches
+
+    @property
+    def n_shards(self) -> int:
+        return -(-self.n_images // self.shard_images)
+
+    @property
+    def blocks_per_shard(self) -> int:
+        return self.shard_images // self.chunk_images
+
+    def shard_range(self, shard: int) -> range:
+        """Images of a shard."""
+        first = shard * self.shard_images
+        return range(first, min(first + self.shard_images, self.n_images))
+
+    def n_blocks(self, shard: int) -> int:
+        """Blocks that exist in a shard; the last shard may have fewer."""
+        return -(-len(self.shard_range(shard)) // self.chunk_images)
+
+    def block_range(self, shard: int, block: int) -> range:
+        """Images of a block; the last one may be short (its chunks are padded with zeros)."""
+        images = self.shard_range(shard)
+        first = images.start + block * self.chunk_images
+        return range(first, min(first + self.chunk_images, images.stop))
+
+    def chunk_shape(self, array: str) -> tuple[int, ...]:
+        """Chunk of `patches`, `cls` or `extra`."""
+        if array == "patches":
+            return (self.chunk_images, self.grid[1], self.d_model)
+        if array == "extra":
+            return (self.chunk_images, self.n_extra, self.d_model)
+        return (self.chunk_images, self.d_model)
+
+    def n_rows(self, array: str) -> int:
+        """Chunks along the token axis."""
+        return self.grid[0] if array == "patches" else 1
+
+    def chunk_bytes(self, array: str) -> int:
+        return int(np.prod(self.chunk_shape(array))) * self.itemsize
+
+    def index_bytes(self, array: str) -> int:
+        """(offset, length) as two uint64 a chunk of a full shard, then a crc32c of 4 bytes."""
+        return 16 * self.blocks_per_shard * self.n_rows(array) + 4
+
+    def chunk_offset(self, array: str, shard: int, block: int, row: int) -> int:
+        """Byte offset of a raw chunk in its shard."""
+        return (row * self.n_blocks(shard) + block) * self.chunk_bytes(array)
+
+    def shard_bytes(self, array: str, shard: int) -> int:
+        """Size of a raw shard file, index included."""
+        return self.n_blocks(shard) * self.n_rows(array) * self.chunk_bytes(array) + self.index_bytes(array)
+
+    def raw_index(self, array: str, shard: int) -> NDArray[np.uint64]:
+        """Index of a raw shard, [blocks_per_shard * n_rows, 2], in zarr's C order (block, row)."""
+        index = np.full((self.blocks_per_shard, self.n_rows(array), 2), INDEX_ABSENT, dtype="<u8")
+        n_blocks, chunk_bytes = self.n_blocks(shard), self.chunk_bytes(array)
+        block, row = np.meshgrid(np.arange(n_blocks), np.arange(self.n_rows(array)), indexing="ij")
+        index[:n_blocks, :, 0] = (row * n_blocks + block) * chunk_bytes
+        index[:n_blocks, :, 1] = chunk_bytes
+        return index.reshape(-1, 2)
+
+    def arrays(self) -> tuple[str, ...]:
+        return ("patches", "cls", "extra") if self.n_extra else ("patches", "cls")
+
+
+def choose_shape(n_images: int, shard_images: int | None = None) -> tuple[int, int]:
+    """(chunk_images, shard_images) for a store.
+
+    Large stores take chunks of 64 images and shards of 256 to 1024; below 1,024 images chunks of 16 keep the last
+    block's padding small. A sixteenth of the images a shard leaves enough shards to work on in parallel.
+
+    Raises:
+        SettingsError: `shard_images` is not a positive multiple of 16.
+    """
+    if shard_images is None:
+        chunk = 64 if n_images >= 1024 else 16
+        return chunk, min(1024, max(256, -(-n_images // 16 // chunk) * chunk))
+    if shard_images <= 0 or shard_images % 16:
+        raise SettingsError(f"--shard-images must be a positive multiple of 16, got {shard_images}.")
+    return (64 if n_images >= 1024 and shard_images % 64 == 0 else 16), shard_images

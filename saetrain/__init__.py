@@ -1,0 +1,8 @@
+"""saetrain: zarr -> batches -> SAE -> codes.
+
+The front door; `__init__.pyi` lists it. Names load on first use, so reading codes never loads torch.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

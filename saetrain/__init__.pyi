@@ -1,0 +1,25 @@
+from .codes import CodeStore, ShardCodes
+from .config import SAEConfig, TrainConfig
+from .encoding import encode
+from .loader import ActivationLoader, Batch
+from .metrics import evaluate
+from .order import held_out_images, train_images
+from .run import Run
+from .sae import SAE
+from .trainer import train
+
+__all__ = [
+    "SAE",
+    "ActivationLoader",
+    "Batch",
+    "CodeStore",
+    "Run",
+    "SAEConfig",
+    "ShardCodes",
+    "TrainConfig",
+    "encode",
+    "evaluate",
+    "held_out_images",
+    "train",
+    "train_images",
+]

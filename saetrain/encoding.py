@@ -1,0 +1,128 @@
+"""encode(): a Run and a store in, a CodeStore out, shard by shard, resumable."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actcache import (
+    ActivationStore,
+    NonFiniteError,
+    begin_artifact,
+    choose_device,
+    missing_shards,
+    read_records,
+    remove_litter,
+    seal_artifact,
+)
+from saetrain.codes import CodeStore, code_dtypes, codes_settings, prepare_codes, write_shard
+from saetrain.run import Run
+from saetrain.sae import SAE
+
+
+def encode(
+    run: Run | str | Path,
+    store: ActivationStore | str | Path,
+    codes: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CodeStore:
+    """Encode a store with a run's SAE: the one it was trained on, or any of the same model.
+
+    The same call twice is safe: complete, it returns the codes; interrupted, it resumes.
+
+    Args:
+        device: speed only.
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        ParentMismatchError: the store holds another model. IncompleteError, SettingsError.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    run.check_store(store)
+    artifact = begin_artifact(
+        codes,
+        "codes",
+        settings=codes_settings(run.artifact, store, run.hook_point),
+        parents={
+            "store": (store.store_id, store.path),
+            "run": (run.run_id, run.path),
+            "images": (store.artifact.parents["images"].id, store.artifact.parent_path("images")),
+        },
+        provenance={"torch": torch.__version__, "quality": run.quality},
+        prepare=lambda folder: prepare_codes(folder, store),
+        overwrite=overwrite,
+    )
+    if not artifact.complete:
+        remove_litter(artifact.path)
+        sae = run.sae().to(choose_device(device))
+        todo = missing_shards(artifact.path, store.layout.n_shards)
+        done = store.n_images - sum(len(store.layout.shard_range(shard)) for shard in todo)
+        for shard in todo:
+            before = done
+
+            def report(n_images: int, before: int = before) -> None:
+                if on_progress:
+                    on_progress(before + n_images, store.n_images)
+
+            write_shard(artifact, shard, _encode_shard(sae, run, store, shard, report))
+            done += len(store.layout.shard_range(shard))
+        n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
+        failed = {str(image): reason for image, reason in store.failed.items()}
+        seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
+    return CodeStore.open(artifact.path)
+
+
+def _encode_shard(
+    sae: SAE, run: Run, store: ActivationStore, shard: int, report: Callable[[int], None]
+) -> dict[str, NDArray[np.generic]]:
+    """The six arrays of one shard."""
+    images, n_tokens = store.layout.shard_range(shard), store.n_tokens
+    tokens = run.train_config.tokens
+    first_token = 1 if tokens == "patch" else 0
+    dtypes = code_dtypes(sae.config.size, store.n_images * n_tokens)
+    rows, latents, values = [], [], []
+    step = store.layout.chunk_images
+    for first in range(images.start, images.stop, step):
+        positions = np.arange(first, min(first + step, images.stop))
+        positions = positions[store.valid[positions]]
+        x = torch.from_numpy(store.read(run.hook_point, images=positions, tokens=tokens))  # type: ignore[arg-type]
+        per_image = x.shape[1]
+        row, latent, value = (part.cpu() for part in sae.encode(x.flatten(0, 1).to(sae.mean.device)))
+        _check_values(value, row, positions, per_image, store)
+        image = torch.from_numpy(positions)[row // per_image]
+        rows.append((image * n_tokens + row % per_image + first_token).numpy())
+        latents.append(latent.numpy().astype(dtypes["latent"]))
+        values.append(value.half().numpy())
+        report(min(first + step, images.stop) - images.start)
+    row_all, latent_all, value_all = np.concatenate(rows), np.concatenate(latents), np.concatenate(values)
+    n_rows = len(images) * n_tokens
+    by_row = np.bincount(row_all - images.start * n_tokens, minlength=n_rows)
+    order = np.argsort(latent_all, kind="stable")  # radix sort for 16-bit latents
+    by_latent = np.bincount(latent_all, minlength=sae.config.size)
+    return {
+        "indptr": np.concatenate([[0], np.cumsum(by_row)]),
+        "latent": latent_all,
+        "value": value_all,
+        "latent_indptr": np.concatenate([[0], np.cumsum(by_latent)]),
+        "row": row_all[order],
+        "latent_value": value_all[order],
+    }
+
+
+def _check_values(
+    value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: ActivationStore
+) -> None:
+    """Codes are stored as float16: a value beyond 65,504 must not become infinity in silence."""
+    if len(value) and not float(value.max()) <= 65504:
+        image = int(positions[int(row[value.argmax()]) // per_image])
+        raise NonFiniteError(
+            f"A code of image {store.images['uri'][image].as_py()} is {float(value.max()):g}, beyond float16. "
+            "Train with --normalize center."
+        )

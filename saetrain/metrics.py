@@ -1,0 +1,87 @@
+"""Held-out quality, by token kind: fvu, l0, cosine, and the latents' densities. All sums in float64."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache import ActivationStore, HookPoint, SettingsError
+from saetrain.sae import SAE
+
+DENSE = 0.1
+"""A latent is dense when it fires on more than this share of the tokens."""
+
+
+class _Sums:
+    """Running sums over rows of one token kind."""
+
+    def __init__(self, d_model: int) -> None:
+        self.count, self.active = 0, 0
+        self.error, self.cosine, self.squares = 0.0, 0.0, 0.0
+        self.total = torch.zeros(d_model, dtype=torch.float64)
+
+    def add(self, x: Tensor, reconstruction: Tensor, n_active: int) -> None:
+        x64, r64 = x.double(), reconstruction.double()
+        self.count += len(x)
+        self.active += n_active
+        self.error += float((x64 - r64).square().sum())
+        self.squares += float(x64.square().sum())
+        self.total += x64.sum(0)
+        self.cosine += float(F.cosine_similarity(x64, r64).sum())
+
+    def result(self) -> dict[str, float]:
+        variance = self.squares - float(self.total.square().sum()) / self.count
+        return {
+            "fvu": self.error / max(variance, 1e-12),
+            "l0": self.active / self.count,
+            "cosine": self.cosine / self.count,
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SAE, store: ActivationStore, hook_point: HookPoint, images: Sequence[int], *, tokens: str = "all"
+) -> dict[str, Any]:
+    """Quality of an SAE on some images of a store.
+
+    fvu = sum ||x - x^||^2 / sum ||x - mean||^2, the mean taken over the same tokens (centered; 1 - R^2).
+
+    Returns:
+        {"all" | "patch" | "cls": {fvu, l0, cosine}, "silent": share of latents that never fired here,
+        "dense": share that fired on more than 10 % of the tokens, "n_tokens": ...}
+    """
+    positions = np.array([image for image in images if store.valid[image]], dtype=np.int64)
+    if not len(positions):
+        raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
+    kinds = {"all": ("all", "cls", "patch"), "patch": ("patch",), "cls": ("cls",)}[tokens]
+    sums = {kind: _Sums(sae.d_model) for kind in kinds}
+    fired = torch.zeros(sae.config.size, dtype=torch.int64)
+    step = store.layout.chunk_images
+    for first in range(0, len(positions), step):
+        part = store.read(hook_point, images=positions[first : first + step], tokens=tokens)  # type: ignore[arg-type]
+        n_images, n_tokens, d_model = part.shape
+        x = torch.from_numpy(part.reshape(-1, d_model))
+        rows, latents, values = sae.encode(x)
+        reconstruction = sae.decode(rows, latents, values, len(x))
+        fired += torch.bincount(latents, minlength=len(fired))
+        per_row = torch.bincount(rows, minlength=len(x)).view(n_images, n_tokens)
+        first_row = (torch.arange(len(x)) % n_tokens) == 0
+        for kind in kinds:
+            mask = _kind_mask(kind, tokens, first_row)
+            sums[kind].add(x[mask].float(), reconstruction[mask], int(per_row.flatten()[mask].sum()))
+    count = max(total.count for total in sums.values())
+    return {
+        **{kind: total.result() for kind, total in sums.items()},
+        "silent": float((fired == 0).float().mean()),
+        "dense": float((fired > DENSE * count).float().mean()),
+        "n_tokens": count,
+    }
+
+
+def _kind_mask(kind: str, tokens: str, first_row: Tensor) -> Tensor:
+    if kind == tokens:
+        return torch.ones_like(first_row)
+    return first_row if kind == "cls" else ~first_row

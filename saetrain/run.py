@@ -1,0 +1,178 @@
+"""Run: one trained SAE on disk, its checkpoints and its metrics.
+
+artifact.json         configs, hook point, d_model; parent: the store
+metrics.jsonl         one object a logged step; held-out quality under "held_out"
+checkpoints/          step-00001000.safetensors (weights, Adam, dead counters, step); the last two are kept
+sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale
+manifest.json         the seal, with the final quality
+"""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actcache import (
+    ActivationStore,
+    Artifact,
+    CorruptError,
+    HookPoint,
+    IncompleteError,
+    ParentMismatchError,
+    open_artifact,
+    read_manifest,
+    write_atomic,
+)
+from saetrain.config import SAEConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saetrain.sae import SAE
+
+SAE_FILE = "sae.safetensors"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+N_KEPT = 2
+
+
+class Run:
+    """A finished run, open for reading.
+
+    run = Run.open("runs/l10-k32"); run.sae().encode(x); run.quality["all"]["fvu"]
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.path = artifact.path
+        self.sae_config = SAEConfig(**artifact.settings["sae"])
+        self.train_config = TrainConfig(**artifact.settings["train"])
+        self.hook_point = HookPoint.parse(artifact.settings["hook_point"])
+        self.d_model = int(artifact.settings["d_model"])
+        if not artifact.complete:
+            step = latest_step(artifact.path)
+            raise IncompleteError(
+                f"{artifact.path} is not complete: {step:,} of {self.train_config.n_steps:,} steps are checkpointed. "
+                "Finish it by running the same `train` command again: it resumes."
+            )
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a finished run. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
+        return cls(open_artifact(path, "run"))
+
+    def __repr__(self) -> str:
+        c = self.sae_config
+        return f"Run({self.path.name}: {c.variant}, {c.size:,} latents at {self.hook_point}, fvu {self.fvu:.3f})"
+
+    @property
+    def run_id(self) -> str:
+        return self.artifact.id
+
+    @property
+    def model_id(self) -> str:
+        return str(self.artifact.settings["model_id"])
+
+    @cached_property
+    def quality(self) -> dict[str, Any]:
+        """Held-out quality at the end, see `saetrain.metrics.evaluate`, and the share of dead latents."""
+        quality: dict[str, Any] = read_manifest(self.artifact)["quality"]
+        return quality
+
+    @property
+    def fvu(self) -> float:
+        """Held-out fvu over the tokens trained on."""
+        return float(self.quality[self.train_config.tokens]["fvu"])
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, one dict a line."""
+        return read_metrics(self.path)
+
+    def sae(self) -> "SAE":
+        from saetrain.sae import SAE
+
+        return SAE.load(self.path / SAE_FILE, self.sae_config)
+
+    def check_store(self, store: ActivationStore) -> None:
+        """Raise ParentMismatchError unless the SAE may read these activations (same model, hook point stored)."""
+        if store.model_id != self.model_id:
+            raise ParentMismatchError(
+                f"{self.path} was trained on model {self.model_id}, {store.path} holds model {store.model_id}. "
+                "Give a store of the same CLIP weights, architecture and preprocessing."
+            )
+        store.hook_point(self.hook_point)
+
+
+def run_settings(store: ActivationStore, hook_point: HookPoint, sae: SAEConfig, train: TrainConfig) -> dict[str, Any]:
+    return {
+        "model_id": store.model_id,
+        "hook_point": str(hook_point),
+        "d_model": store.layout.d_model,
+        "sae": asdict(sae),
+        "train": asdict(train),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints and metrics
+
+
+def save_checkpoint(path: Path, step: int, tensors: "dict[str, Tensor]") -> None:
+    """Write a checkpoint whole, then drop all but the last two."""
+    from safetensors.torch import save
+
+    folder = path / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder / f"step-{step:08d}.safetensors", save(tensors, {"step": str(step)}))
+    for old in _checkpoints(path)[:-N_KEPT]:
+        old.unlink()
+
+
+def load_checkpoint(path: Path) -> "tuple[int, dict[str, Tensor]] | None":
+    """The latest checkpoint as (step, tensors); None when there is none. Raises CorruptError when it is torn."""
+    import safetensors
+    from safetensors.torch import load_file
+
+    files = _checkpoints(path)
+    if not files:
+        return None
+    try:
+        return latest_step(path), load_file(files[-1])
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CorruptError(
+            f"{files[-1]} is not a whole checkpoint ({error}). Remove it and run train again."
+        ) from error
+
+
+def latest_step(path: Path) -> int:
+    files = _checkpoints(path)
+    return int(files[-1].stem.removeprefix("step-")) if files else 0
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    return sorted((path / CHECKPOINTS).glob("step-*.safetensors"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
+    lines = []
+    file = path / METRICS_FILE
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to `step`: what a resumed run will not write again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    write_atomic(path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    with open(path / METRICS_FILE, "a") as file:
+        file.write(json.dumps(line) + "\n")
