@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -223,9 +223,9 @@ class _ShardFile:
 
 
 def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
-    done = 0
-    while done < data.nbytes:
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
+    view, done = memoryview(cast(Any, data)), 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
 
 
 def _write_zarr_metadata(path: Path, settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,99 @@
+"""Shared fixtures: small real things, made once a session.
+
+tiny_model is a real open_clip ViT (3 blocks, width 32, 24 px in patches of 8: 9 patches) with random weights in a file.
+real_data points at the photographs and the trained CLIP that lie beside the checkout; tests that use it are skipped
+where they are absent.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY_CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 24, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    path = Path(os.environ.get("PATCHSAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (path / "cifar10").is_dir():
+        pytest.skip(f"real images are absent ({path.name}); set PATCHSAE_DATA to the folder that holds cifar10")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Keyword arguments `model` and `pretrained` of extract()."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tiny.json").write_text(json.dumps(TINY_CONFIG))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = open_clip.CLIP(**json.loads(json.dumps(TINY_CONFIG)))
+    save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "tiny.safetensors")
+    return {"model": str(folder / "tiny.json"), "pretrained": str(folder / "tiny.safetensors")}
+
+
+def write_images(folder: Path, n_images: int, *, n_classes: int = 3, size: int = 24, seed: int = 0) -> Path:
+    """PNGs in class folders: noise around a color that belongs to the class."""
+    rng = np.random.default_rng(seed)
+    colors = rng.integers(40, 215, (n_classes, 3))
+    for i in range(n_images):
+        label = i % n_classes
+        pixels = np.clip(colors[label] + rng.normal(0, 30, (size, size, 3)), 0, 255).astype(np.uint8)
+        (folder / f"class{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"class{label}" / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., Path]:
+    return write_images
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """75 images in three class folders."""
+    return write_images(tmp_path_factory.mktemp("images") / "images", 75)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]) -> Path:
+    """Two hook points of tiny_images, in five shards of 16 images. Read-only."""
+    from actcache import extract
+
+    path = tmp_path_factory.mktemp("store") / "tiny.acts"
+    extract(tiny_images, path, **tiny_model, layers=[2, 0], shard_images=16, precision="float32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
+    """A small top-k SAE on layer 2 of tiny_store. Read-only."""
+    from saetrain import SAEConfig, TrainConfig, train
+
+    path = tmp_path_factory.mktemp("run") / "run"
+    sae = SAEConfig(n_latents=64, k=4)
+    train(tiny_store, path, layer=2, sae=sae, config=TrainConfig(n_steps=60, batch_size=128, lr=3e-3))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_codes(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, tiny_store: Path) -> Path:
+    """Codes of tiny_store. Read-only."""
+    from saetrain import encode
+
+    path = tmp_path_factory.mktemp("codes") / "tiny.codes"
+    encode(tiny_run, tiny_store, path)
+    return path
