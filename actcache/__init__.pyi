@@ -21,6 +21,7 @@ from .artifact import (
     write_json,
     write_record,
 )
+from .description import describe
 from .errors import (
     ArtifactNotFoundError,
     CorruptError,
@@ -92,6 +93,7 @@ __all__ = [
     "choose_shape",
     "crc32c",
     "decode_image",
+    "describe",
     "digest",
     "extract",
     "file_digest",

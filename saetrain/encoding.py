@@ -55,7 +55,12 @@ def encode(
             "run": (run.run_id, run.path),
             "images": (store.artifact.parents["images"].id, store.artifact.parent_path("images")),
         },
-        provenance={"torch": torch.__version__, "quality": run.quality},
+        provenance={
+            "torch": torch.__version__,
+            "quality": run.quality,
+            "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
+            "source": {key: store.artifact.provenance[key] for key in ("images", "model", "pretrained")},
+        },
         prepare=lambda folder: prepare_codes(folder, store),
         overwrite=overwrite,
     )

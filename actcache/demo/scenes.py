@@ -1,0 +1,228 @@
+"""Scenes: small generated images whose content is known to the pixel. numpy only.
+
+A scene holds one to three objects of known shape, color, texture, size and position on a varied background. Image i
+depends on (seed, i, image_size) only, so every prefix of a dataset is stable. A *concept* is an attribute ("color:red");
+its mask is the pixels of the objects that carry it, or, for a background, the pixels outside all objects.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+COLORS = {
+    "red": (215, 35, 35),
+    "green": (40, 180, 50),
+    "blue": (40, 70, 225),
+    "yellow": (235, 215, 40),
+    "purple": (150, 50, 190),
+    "cyan": (45, 210, 215),
+    "white": (240, 240, 240),
+}
+TEXTURES = ("solid", "striped", "dotted", "checkered")
+SIZES = {"small": (0.29, 0.34), "large": (0.48, 0.58)}
+"""Diameter as a share of the image's width."""
+BACKGROUNDS = ("grass", "sky", "sand", "night", "brick")
+POSITIONS = ("left", "right", "top", "bottom", "center")
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object. x, y, diameter: center and size as shares of the image's width."""
+
+    shape: str
+    color: str
+    texture: str
+    size: str
+    x: float
+    y: float
+    diameter: float
+
+    @property
+    def position(self) -> str:
+        """Where the center lies: the side it is nearest to, or the center."""
+        dx, dy = self.x - 0.5, self.y - 0.5
+        if max(abs(dx), abs(dy)) < 0.12:
+            return "center"
+        if abs(dx) >= abs(dy):
+            return "left" if dx < 0 else "right"
+        return "top" if dy < 0 else "bottom"
+
+    def concepts(self) -> tuple[str, ...]:
+        return (f"color:{self.color}", f"shape:{self.shape}", f"size:{self.size}", f"texture:{self.texture}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects, largest first, that do not overlap; and the background."""
+
+    objects: tuple[SceneObject, ...]
+    background: str
+
+    @property
+    def label(self) -> str:
+        """The class of the image: the shape of its largest object."""
+        return self.objects[0].shape
+
+
+def concept_names() -> tuple[str, ...]:
+    """All concepts, sorted. Position is known of every object but is no concept: a patch does not look `left`."""
+    families = {
+        "background": BACKGROUNDS,
+        "color": COLORS,
+        "shape": SHAPES,
+        "size": SIZES,
+        "texture": TEXTURES,
+    }
+    return tuple(sorted(f"{family}:{name}" for family, names in families.items() for name in names))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing a scene
+
+
+def sample_scene(seed: int, index: int) -> Scene:
+    """Scene `index` of the dataset `seed`."""
+    return _sample(_generator(seed, index))
+
+
+def render_scene(seed: int, index: int, image_size: int = 48) -> tuple[Scene, NDArray[np.uint8], dict[str, Mask]]:
+    """(scene, pixels [H, W, 3], mask [H, W] of each concept that is present)."""
+    rng = _generator(seed, index)
+    scene = _sample(rng)
+    pixels = _draw_background(rng, scene.background, image_size)
+    free = np.ones((image_size, image_size), dtype=bool)
+    masks: dict[str, Mask] = {}
+    for thing in scene.objects:
+        mask = object_mask(thing, image_size)
+        color = np.array(COLORS[thing.color]) + rng.normal(0, 8, 3)
+        shade = np.where(_texture(thing.texture, image_size, rng), 1.0, 0.18)[..., None]
+        pixels = np.where(mask[..., None], color * shade, pixels)
+        free &= ~mask
+        for concept in thing.concepts():
+            masks[concept] = masks.get(concept, False) | mask
+    masks[f"background:{scene.background}"] = free
+    pixels += rng.normal(0, 5, pixels.shape)
+    return scene, np.clip(pixels, 0, 255).astype(np.uint8), masks
+
+
+def object_mask(thing: SceneObject, image_size: int) -> Mask:
+    """[H, W]: the pixels an object covers."""
+    y, x = (np.indices((image_size, image_size)) + 0.5) / image_size
+    u, v = (x - thing.x) / (thing.diameter / 2), (y - thing.y) / (thing.diameter / 2)
+    return SHAPES[thing.shape](u, v)
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
+
+
+def _sample(rng: np.random.Generator) -> Scene:
+    background = str(rng.choice(BACKGROUNDS))
+    objects: list[SceneObject] = []
+    for _ in range(int(rng.integers(1, 4))):
+        attributes = {
+            "shape": str(rng.choice(list(SHAPES))),
+            "color": str(rng.choice(list(COLORS))),
+            "texture": str(rng.choice(TEXTURES)),
+            "size": str(rng.choice(list(SIZES))),
+        }
+        diameter = float(rng.uniform(*SIZES[attributes["size"]]))
+        for _ in range(12):  # a few tries to find room; a crowded scene stays with fewer objects
+            x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)
+            if all(np.hypot(x - o.x, y - o.y) > 0.52 * (diameter + o.diameter) for o in objects):
+                objects.append(SceneObject(**attributes, x=float(x), y=float(y), diameter=diameter))
+                break
+    return Scene(tuple(sorted(objects, key=lambda thing: -thing.diameter)), background)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes in the unit disk, textures, backgrounds
+
+
+def _star(u: NDArray[np.float64], v: NDArray[np.float64]) -> Mask:
+    angle = np.mod(np.arctan2(u, -v), 2 * np.pi / 5)
+    wedge = np.abs(angle - np.pi / 5) / (np.pi / 5)  # 1 at a tip, 0 between two tips
+    return np.hypot(u, v) < 0.42 + 0.62 * wedge**1.4
+
+
+SHAPES: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], Mask]] = {
+    "circle": lambda u, v: np.hypot(u, v) < 0.95,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.82,
+    "triangle": lambda u, v: (v < 0.8) & (abs(u) < 0.55 * (v + 1.0)),
+    "star": _star,
+    "cross": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.95),
+    "ring": lambda u, v: (np.hypot(u, v) < 0.98) & (np.hypot(u, v) > 0.5),
+}
+
+
+def _texture(name: str, image_size: int, rng: np.random.Generator) -> Mask:
+    """[H, W]: true where an object keeps its color, false where it is dark. Periods of 4 pixels."""
+    y, x = np.indices((image_size, image_size)) + rng.integers(0, 4, 2)[:, None, None]
+    if name == "striped":
+        return y % 4 < 2
+    if name == "dotted":
+        return ~((y % 4 < 2) & (x % 4 < 2))
+    if name == "checkered":
+        return (y % 4 < 2) ^ (x % 4 < 2)
+    return np.ones((image_size, image_size), dtype=bool)
+
+
+def _draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:
+    """[H, W, 3], muted colors, each kind with a look of its own."""
+    y, x = np.indices((image_size, image_size))
+    light = rng.normal(0, 10)
+    noise = rng.normal(0, 1, (image_size, image_size, 1))
+    if name == "grass":
+        blades = rng.normal(0, 1, (1, image_size, 1)) * 10
+        return np.array([88, 112, 70]) + light + blades + 12 * noise
+    if name == "sky":
+        return np.array([168, 188, 208]) + light + (y / image_size * 40)[..., None] + 2 * noise
+    if name == "sand":
+        return np.array([196, 178, 142]) + light + 16 * noise
+    if name == "night":
+        stars = rng.random((image_size, image_size, 1)) < 0.012
+        return np.array([18, 20, 40]) + 0.5 * light + 2 * noise + 190 * stars
+    offset = int(rng.integers(0, 8))
+    row = (y + offset) // 6
+    mortar = ((y + offset) % 6 == 0) | ((x + 5 * (row % 2) + offset) % 10 == 0)
+    return np.where(mortar[..., None], 150.0, np.array([128, 84, 70])) + light + 6 * noise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions
+
+_PLACES = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+    "center": "in the middle",
+}
+_OPENINGS = ("", "a photo of ", "a picture of ", "an image with ")
+
+
+def caption_scene(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """A sentence that names objects, attributes and background.
+
+    Without `rng` everything is named in a fixed order; with it, wording, order and what is left out vary.
+    """
+    if rng is None:
+        return f"{' and '.join(_describe(thing) for thing in scene.objects)} on {scene.background}"
+    objects = list(scene.objects)
+    rng.shuffle(objects)  # type: ignore[arg-type]
+    parts = [_describe(thing, rng) for thing in objects]
+    ground = f" on {scene.background}" if rng.random() < 0.85 else ""
+    return f"{rng.choice(_OPENINGS)}{' and '.join(parts)}{ground}"
+
+
+def _describe(thing: SceneObject, rng: np.random.Generator | None = None) -> str:
+    if rng is None:
+        return f"a {thing.size} {thing.texture} {thing.color} {thing.shape} {_PLACES[thing.position]}"
+    keep = rng.random(5) < (0.85, 0.85, 0.9, 0.9, 0.4)
+    words = [word for word, kept in zip((thing.size, thing.texture, thing.color), keep, strict=False) if kept]
+    words.append(thing.shape if keep[3] else "thing")
+    return f"a {' '.join(words)}" + (f" {_PLACES[thing.position]}" if keep[4] else "")

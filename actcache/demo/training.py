@@ -1,0 +1,120 @@
+"""The script that trained the demo's CLIP: contrastive learning on generated scenes and their captions.
+
+    python -m actcache.demo.training demo-clip.safetensors
+
+Both towers are open_clip's, of the config in model/demo-clip.json. Images come from a pool rendered beforehand; captions
+are worded anew each time. Seeded; weights are written as float16. model/README.md has the figures of the shipped file.
+"""
+
+import argparse
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache.demo.scenes import Scene, caption_scene, concept_names, render_scene
+
+CONFIG = Path(__file__).parent / "model" / "demo-clip.json"
+POOL_SEED, TEST_SEED = 1_000_003, 1_000_033
+"""Apart from each other and from the small seeds that datasets use."""
+
+IMAGE_SIZE = 48
+
+
+def train_clip(out: Path, *, n_steps: int, batch_size: int, pool_size: int, lr: float, seed: int) -> dict[str, float]:
+    """Train, write the weights, and return zero-shot accuracy on unseen single-object scenes, a concept family each."""
+    config = json.loads(CONFIG.read_text())
+    torch.manual_seed(seed)
+    clip: Any = open_clip.CLIP(**config)
+    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    scenes, pool = render_pool(POOL_SEED, pool_size)
+    decay = [p for p in clip.parameters() if p.ndim >= 2]
+    rest = [p for p in clip.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    rng = np.random.default_rng(seed)
+    started = time.perf_counter()
+    for step in range(n_steps):
+        rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / n_steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        picked = rng.integers(0, pool_size, batch_size)
+        texts = tokenizer([caption_scene(scenes[i], rng) for i in picked])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image = F.normalize(clip.encode_image(preprocess(pool[picked])).float(), dim=-1)
+            text = F.normalize(clip.encode_text(texts).float(), dim=-1)
+        logits = clip.logit_scale.exp() * image @ text.T
+        target = torch.arange(batch_size)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+        if (step + 1) % 50 == 0:
+            accuracy = float((logits.argmax(1) == target).float().mean())
+            print(f"step {step + 1}  loss {float(loss.detach()):.3f}  in-batch accuracy {accuracy:.3f}  "
+                  f"{(step + 1) * batch_size / (time.perf_counter() - started):.0f} images/s", flush=True)  # fmt: skip
+        if (step + 1) % 500 == 0 or step + 1 == n_steps:
+            save_file({name: value.half().contiguous() for name, value in clip.state_dict().items()}, out)
+            print({name: round(value, 3) for name, value in zero_shot(clip, tokenizer).items()}, flush=True)
+    return zero_shot(clip, tokenizer)
+
+
+def preprocess(images: NDArray[np.uint8]) -> Tensor:
+    """[B, H, W, 3] uint8 -> normalized [B, 3, H, W], as open_clip's default transform does."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = open_clip.constants.OPENAI_DATASET_MEAN, open_clip.constants.OPENAI_DATASET_STD
+    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def render_pool(seed: int, n: int) -> tuple[list[Scene], NDArray[np.uint8]]:
+    """`n` scenes and their pixels [n, H, W, 3], rendered by all cores."""
+    with ProcessPoolExecutor() as workers:
+        parts = list(workers.map(partial(_render, seed), range(0, n, 500), [min(i + 500, n) for i in range(0, n, 500)]))
+    return [scene for scenes, _ in parts for scene in scenes], np.concatenate([pixels for _, pixels in parts])
+
+
+def _render(seed: int, start: int, stop: int) -> tuple[list[Scene], NDArray[np.uint8]]:
+    rendered = [render_scene(seed, i, IMAGE_SIZE)[:2] for i in range(start, stop)]
+    return [scene for scene, _ in rendered], np.stack([pixels for _, pixels in rendered])
+
+
+@torch.no_grad()
+def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
+    """Accuracy of "which of these words fits" on unseen scenes with one object, by concept family."""
+    scenes, pool = render_pool(TEST_SEED, n)
+    single = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
+    image = F.normalize(clip.encode_image(preprocess(pool[single])), dim=-1)
+    accuracy = {}
+    for family in ("background", "color", "shape", "size", "texture"):
+        names = [name.split(":")[1] for name in concept_names() if name.startswith(f"{family}:")]
+        template = {"background": "a thing on {}", "shape": "a {}"}.get(family, "a {} thing")
+        text = F.normalize(clip.encode_text(tokenizer([template.format(name) for name in names])), dim=-1)
+        truth = [scenes[i].background if family == "background" else getattr(scenes[i].objects[0], family) for i in single]
+        guess = (image @ text.T).argmax(1).tolist()
+        accuracy[family] = sum(names[g] == t for g, t in zip(guess, truth, strict=True)) / len(single)
+    return accuracy
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--n-steps", type=int, default=2400)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--pool-size", type=int, default=40_000)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    print(train_clip(**vars(parser.parse_args())))

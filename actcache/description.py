@@ -1,0 +1,47 @@
+"""describe(): what an artifact is, from its own JSON files and nothing else. Works on incomplete ones too."""
+
+from pathlib import Path
+from typing import Any
+
+from actcache.artifact import Artifact, committed_shards, list_files, open_artifact, read_manifest
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Facts about any artifact, JSON-able: kind, id, complete, parents and whether they are where they were, settings.
+
+    Raises:
+        ArtifactNotFoundError, SchemaError, CorruptError.
+    """
+    artifact = open_artifact(path)
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "kind": artifact.kind,
+        "id": artifact.id,
+        "complete": artifact.complete,
+    }
+    if "shard_images" in artifact.settings:
+        n_shards = -(-artifact.settings["n_images"] // artifact.settings["shard_images"])
+        facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
+    facts["bytes"] = sum((artifact.path / name).stat().st_size for name in list_files(artifact.path))
+    for name, parent in artifact.parents.items():
+        facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
+    if artifact.complete:
+        manifest = read_manifest(artifact)
+        if manifest.get("failed"):
+            facts["skipped images"] = len(manifest["failed"])
+        facts |= {key: manifest[key] for key in ("quality", "n_entries", "n_tokens", "n_alive") if key in manifest}
+    settings = {key: value for key, value in artifact.settings.items() if value is not None}
+    provenance = {key: value for key, value in artifact.provenance.items() if not isinstance(value, dict)}
+    return {**facts, **settings, **provenance}
+
+
+def _state(artifact: Artifact, name: str) -> str:
+    """Whether a parent lies where the artifact remembers it."""
+    path = artifact.parent_path(name)
+    if name == "images":
+        return "there" if path.is_dir() else "not there"
+    try:
+        found = open_artifact(path)
+    except OSError:
+        return "not there"
+    return "there" if found.id == artifact.parents[name].id else "another one is there"

@@ -1,0 +1,389 @@
+"""The command line: one short function a verb. Parse, import what the verb needs, call the library, show.
+
+Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one line and what to do), 2 usage,
+130 interrupted (the same command resumes). Importing this loads neither torch nor zarr nor dask.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from actcache.errors import PipelineError
+from saetrain.config import SAEConfig, TrainConfig
+
+app = typer.Typer(
+    name="patchsae",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="From a folder of images and a CLIP vision transformer to measured concepts: "
+    "extract, train, encode, analyze, query, report.",
+)
+stdout, stderr = Console(), Console(stderr=True)
+
+
+@dataclass
+class Options:
+    """The global flags."""
+
+    quiet: bool = False
+    json: bool = False
+    traceback: bool = False
+
+
+options = Options()
+
+
+@app.callback()
+def main(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    options.quiet, options.json, options.traceback = quiet, as_json, traceback
+    if version:
+        from importlib.metadata import version as installed
+
+        stdout.print(f"patchsae {installed('patchsae')}")
+        raise typer.Exit
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verbs
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Activations, e.g. val.acts.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
+CodesPath = Annotated[Path, typer.Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
+ConceptsPath = Annotated[Path, typer.Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
+
+
+@app.command(epilog="Example: patchsae quickstart quickstart")
+def quickstart(
+    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where everything is written.")] = Path("quickstart"),
+    n_images: Annotated[int, typer.Option(help="Images to generate.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of images, order and training.")] = 0,
+) -> None:
+    """The whole path on the embedded demo: generated images, a tiny CLIP, known concepts. Under three minutes."""
+    from analysis import quickstart as run_quickstart
+
+    with steps() as show:
+        result = run_quickstart(out, n_images=n_images, seed=seed, on_step=show)
+    emit(result.to_json(), "\n".join(result.lines()))
+
+
+@app.command(
+    epilog="Example: patchsae extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10"
+)
+def extract(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, flat or in class folders.")],
+    store: StorePath,
+    model: Annotated[str, typer.Option(help="An open_clip architecture, or the path of its config JSON.")],
+    pretrained: Annotated[str, typer.Option(help="A tag of it, a checkpoint file, or random:SEED.")],
+    layer: Annotated[list[int], typer.Option(help="0-based block index; repeat for several.")],
+    site: Annotated[str, typer.Option(help="Place in the block.")] = "resid_post",
+    dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
+    precision: Annotated[
+        str, typer.Option(help="What is computed: auto, float32, bfloat16 (branches; the stream stays float32).")
+    ] = "auto",
+    codec: Annotated[str, typer.Option(help="raw, lz4 or zstd (lossless).")] = "raw",
+    shard_images: Annotated[int | None, typer.Option(help="Images a shard, a multiple of 16.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take a random sample of so many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the stored order.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images a forward pass. Speed only.")] = 32,
+    device: Device = "auto",
+    n_threads: Annotated[int | None, typer.Option(help="Decoding threads. Speed only.")] = None,
+    on_error: Annotated[str, typer.Option(help="An unreadable image: stop, or skip (its row stays, marked).")] = "stop",
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the image tower once and keep every patch's activation. The same command resumes."""
+    from actcache import extract as run_extract
+
+    with progress("extract", "images") as report:
+        opened = run_extract(
+            images, store, model=model, pretrained=pretrained, layers=layer, site=site, dtype=dtype,
+            precision=precision, codec=codec, shard_images=shard_images, limit=limit, seed=seed,
+            batch_size=batch_size, device=device, n_threads=n_threads, on_error=on_error, overwrite=overwrite,
+            on_progress=report,
+        )  # fmt: skip
+    failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
+    emit({"store": str(store), "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
+
+
+@app.command(epilog="Example: patchsae train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
+def train(
+    store: StorePath,
+    run: RunPath,
+    layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
+    variant: Annotated[str, typer.Option(help="topk, or relu with an L1 penalty (PatchSAE).")] = SAEConfig.variant,
+    n_latents: Annotated[
+        int | None, typer.Option(help="Dictionary size; 16 x the model's width.")
+    ] = SAEConfig.n_latents,
+    k: Annotated[int, typer.Option(help="Active latents a token (topk).")] = SAEConfig.k,
+    l1: Annotated[float, typer.Option(help="Weight of the L1 penalty (relu).")] = SAEConfig.l1,
+    normalize: Annotated[
+        str | None, typer.Option(help="center or none; by default center for topk, none for relu.")
+    ] = SAEConfig.normalize,
+    n_steps: Annotated[int, typer.Option(help="Updates.")] = TrainConfig.n_steps,
+    batch_size: Annotated[int, typer.Option(help="Tokens an update.")] = TrainConfig.batch_size,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; derived from n_latents.")] = TrainConfig.lr,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Linear warm-up; 500, or a tenth of a short run.")
+    ] = TrainConfig.warmup_steps,
+    decay_fraction: Annotated[
+        float, typer.Option(help="Linear decay over the last share of the steps.")
+    ] = TrainConfig.decay_fraction,
+    aux: Annotated[float, typer.Option(help="Weight of AuxK, which revives dead latents (topk).")] = TrainConfig.aux,
+    dead_tokens: Annotated[
+        int, typer.Option(help="A latent silent for so many tokens is dead.")
+    ] = TrainConfig.dead_tokens,
+    clip_norm: Annotated[float, typer.Option(help="Gradient norm limit; 0: none.")] = TrainConfig.clip_norm,
+    tokens: Annotated[str, typer.Option(help="all, patch or cls.")] = TrainConfig.tokens,
+    pool_tokens: Annotated[int, typer.Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
+    precision: Annotated[
+        str | None, typer.Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
+    ] = TrainConfig.precision,
+    seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = TrainConfig.seed,
+    device: Device = "auto",
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes."""
+    from saetrain import train as run_train
+
+    sae = SAEConfig(variant=variant, n_latents=n_latents, k=k, l1=l1, normalize=normalize)
+    config = TrainConfig(
+        n_steps=n_steps, batch_size=batch_size, lr=lr, warmup_steps=warmup_steps, decay_fraction=decay_fraction,
+        aux=aux, dead_tokens=dead_tokens, clip_norm=clip_norm, tokens=tokens, pool_tokens=pool_tokens,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+    with progress("train", "steps") as report:
+
+        def show(step: int, total: int, metrics: dict[str, Any]) -> None:
+            report(step, total, "fvu {fvu:.3f}  l0 {l0:.1f}  dead {dead:.1%}  {tokens_per_s:,.0f} tokens/s".format(**metrics))
+
+        opened = run_train(
+            store, run, layer=layer, sae=sae, config=config, device=device, log_every=log_every,
+            checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=show,
+        )  # fmt: skip
+    emit({"run": str(run), "run_id": opened.run_id, "quality": opened.quality}, repr(opened))
+
+
+@app.command(epilog="Example: patchsae encode runs/l10 val.acts val.codes")
+def encode(
+    run: RunPath, store: StorePath, codes: CodesPath, device: Device = "auto", overwrite: Overwrite = False
+) -> None:
+    """Turn activations into sparse codes. The same command resumes."""
+    from saetrain import encode as run_encode
+
+    with progress("encode", "images") as report:
+        opened = run_encode(run, store, codes, device=device, overwrite=overwrite, on_progress=report)
+    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
+
+
+@app.command(epilog="Example: patchsae analyze val.codes val.concepts")
+def analyze(
+    codes: CodesPath,
+    concepts: ConceptsPath,
+    n_top: Annotated[int, typer.Option(help="Images kept a latent.")] = 16,
+    score: Annotated[str, typer.Option(help="What orders them: mean over tokens (PatchSAE), or max.")] = "mean",
+    tau: Annotated[float, typer.Option(help="A token counts for a class above this activation.")] = 0.2,
+    n_gallery: Annotated[int, typer.Option(help="Latents whose pictures are kept.")] = 100,
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, where it moved.")] = None,
+    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compute every latent's statistics, class counts and top images, by dask."""
+    from analysis import analyze as run_analyze
+
+    with progress("analyze", "shards") as report:
+        opened = run_analyze(
+            codes, concepts, n_top=n_top, score=score, tau=tau, n_gallery=n_gallery, images=images, store=store,
+            overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit({"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}, repr(opened))
+
+
+@app.command(epilog="Example: patchsae query val.codes --latent 907")
+def query(
+    codes: CodesPath,
+    latent: Annotated[int | None, typer.Option(help="Top images of this latent.")] = None,
+    image: Annotated[str | None, typer.Option(help="Strongest latents of this image (position or uri).")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Strongest latents of this class.")] = None,
+    n_top: Annotated[int, typer.Option(help="Rows to show.")] = 10,
+    tau: Annotated[float, typer.Option(help="A token counts for a class above this activation.")] = 0.2,
+) -> None:
+    """Ask codes: images of a latent, latents of an image or a class. Offline."""
+    from analysis import query_class, query_image, query_latent
+    from saetrain import CodeStore
+
+    if sum(value is not None for value in (latent, image, label)) != 1:
+        raise typer.BadParameter("give exactly one of --latent, --image, --class")
+    opened = CodeStore.open(codes)
+    if latent is not None:
+        table = query_latent(opened, latent, n_top=n_top)
+    elif image is not None:
+        table = query_image(opened, image, n_top=n_top)
+    else:
+        table = query_class(opened, str(label), n_top=n_top, tau=tau)
+    emit({"rows": table.to_pylist()}, draw_table(table.to_pylist()))
+
+
+@app.command(epilog="Example: patchsae report val.concepts report.html")
+def report(
+    concepts: ConceptsPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
+) -> None:
+    """Write one self-contained HTML page: quality, all latents, gallery with heat maps."""
+    from analysis import write_report
+
+    path = write_report(concepts, out)
+    emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+AnyPath = Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact.")]
+
+
+@app.command(epilog="Example: patchsae info val.acts")
+def info(path: AnyPath) -> None:
+    """What an artifact is, whether it is complete, and what it was made from."""
+    from actcache import describe
+
+    facts = describe(path)
+    emit(facts, draw_facts(facts))
+
+
+@app.command(epilog="Example: patchsae verify val.acts")
+def verify(path: AnyPath) -> None:
+    """Read every file and compare it with its checksum. Exit 1 when anything is wrong."""
+    from actcache import verify as run_verify
+
+    with progress("verify", "bytes") as report:
+        found = run_verify(path, on_progress=report)
+    facts = {
+        "path": str(path), "kind": found.kind, "ok": found.ok, "complete": found.complete,
+        "n_files": found.n_files, "n_bytes": found.n_bytes, "problems": list(found.problems),
+    }  # fmt: skip
+    state = "is whole" if found.ok else ("is damaged" if found.problems else "is not complete, but undamaged so far")
+    text = f"{path} {state}: {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB checked"
+    emit(facts, "\n".join([text, *(f"  {problem}" for problem in found.problems)]))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Showing
+
+
+def emit(facts: dict[str, Any], text: str | Table) -> None:
+    """The result: one JSON object, or what people read."""
+    if options.json:
+        print(json.dumps(facts, default=str))
+    else:
+        stdout.print(text, soft_wrap=True, highlight=False, markup=False) if isinstance(text, str) else stdout.print(text)
+
+
+def draw_table(rows: list[dict[str, Any]]) -> Table | str:
+    if not rows:
+        return "nothing found"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
+    return table
+
+
+def draw_facts(facts: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        table.add_row(name, escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+    return table
+
+
+Report = Callable[..., None]
+
+
+@contextmanager
+def progress(verb: str, unit: str) -> Iterator[Report]:
+    """A bar with rate and time left on stderr, from the first call that says there is something to do."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.percentage:>3.0f} %") if unit == "bytes" else MofNCompleteColumn(),
+        TextColumn(unit if unit != "bytes" else ""),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=stderr, disable=options.quiet, transient=False) as bar:
+        task = bar.add_task(verb, total=None, rate="", note="", visible=False)
+
+        def report(done: int, total: int, note: str = "") -> None:
+            speed = bar.tasks[0].speed
+            scale, name = (1e9, "GB") if unit == "bytes" else (1, unit)
+            rate = f"{speed / scale:,.1f} {name}/s" if speed else ""
+            bar.update(task, completed=done, total=total, rate=rate, note=note, visible=True)
+
+        yield report
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Several bars below each other, one a step."""
+    with Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        disable=options.quiet,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done, total=total)
+
+        yield show
+
+
+def run() -> None:
+    """Entry point: errors of ours become one line, an interrupt says how to go on."""
+    try:
+        app()
+    except PipelineError as error:
+        if options.traceback:
+            raise
+        stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; the same command resumes")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()
