@@ -174,7 +174,11 @@ def train(
     with progress("train", "steps") as report:
 
         def show(step: int, total: int, metrics: dict[str, Any]) -> None:
-            report(step, total, "fvu {fvu:.3f}  l0 {l0:.1f}  dead {dead:.1%}  {tokens_per_s:,.0f} tokens/s".format(**metrics))
+            report(
+                step,
+                total,
+                "fvu {fvu:.3f}  l0 {l0:.1f}  dead {dead:.1%}  {tokens_per_s:,.0f} tokens/s".format(**metrics),
+            )
 
         opened = run_train(
             store, run, layer=layer, sae=sae, config=config, device=device, log_every=log_every,
@@ -294,7 +298,9 @@ def emit(facts: dict[str, Any], text: str | Table) -> None:
     if options.json:
         print(json.dumps(facts, default=str))
     else:
-        stdout.print(text, soft_wrap=True, highlight=False, markup=False) if isinstance(text, str) else stdout.print(text)
+        stdout.print(text, soft_wrap=True, highlight=False, markup=False) if isinstance(text, str) else stdout.print(
+            text
+        )
 
 
 def draw_table(rows: list[dict[str, Any]]) -> Table | str:
@@ -317,7 +323,9 @@ def draw_facts(facts: dict[str, Any]) -> Table:
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
-        table.add_row(name, escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)))
+        table.add_row(
+            name, escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+        )
     return table
 
 

@@ -1,11 +1,16 @@
 from .concepts import ConceptTable, analyze
 from .join import find_images, map_shards
 from .query import query_class, query_image, query_latent
+from .recovery import Labeled, Recovered, recover_concepts
 from .reduction import Statistic, reduce_shards
 from .report import write_report
+from .tour import Quickstart, quickstart
 
 __all__ = [
     "ConceptTable",
+    "Labeled",
+    "Quickstart",
+    "Recovered",
     "Statistic",
     "analyze",
     "find_images",
@@ -13,6 +18,8 @@ __all__ = [
     "query_class",
     "query_image",
     "query_latent",
+    "quickstart",
+    "recover_concepts",
     "reduce_shards",
     "write_report",
 ]

@@ -93,7 +93,7 @@ class TopImages(NamedTuple):
 
     def of(self, latent: int) -> "TopImages":
         start, stop = np.searchsorted(self.latent, [latent, latent + 1])
-        return TopImages._make((column[start:stop] for column in self))
+        return TopImages._make(column[start:stop] for column in self)
 
 
 def top_images_statistic(n_top: int, score: str) -> Statistic:
@@ -110,11 +110,11 @@ def _top_images(codes: CodeStore, number: int, pairs: Pairs, *, n_top: int, scor
 
 
 def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
-    joined = TopImages._make((np.concatenate(column) for column in zip(*parts, strict=True)))
+    joined = TopImages._make(np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((joined.image, -joined.score, joined.latent))
-    joined = TopImages._make((column[order] for column in joined))
+    joined = TopImages._make(column[order] for column in joined)
     keep = joined.rank() < n_top
-    return TopImages._make((column[keep] for column in joined))
+    return TopImages._make(column[keep] for column in joined)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _class_counts(codes: CodeStore, number: int, pairs: Pairs, *, labels: NDArra
 
 
 def _merge_counts(parts: Sequence[ClassCounts]) -> ClassCounts:
-    joined = ClassCounts._make((np.concatenate(column) for column in zip(*parts, strict=True)))
+    joined = ClassCounts._make(np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((joined.latent, joined.label))
     label, latent = joined.label[order], joined.latent[order]
     if not len(label):

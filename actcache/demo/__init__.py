@@ -1,0 +1,22 @@
+"""The embedded demo: generated scenes with ground truth, and a tiny CLIP trained on them. Loads no torch."""
+
+from pathlib import Path
+
+from actcache.demo.dataset import Truth, read_truth, write_demo
+from actcache.demo.scenes import Scene, caption_scene, concept_names, render_scene, sample_scene
+
+MODEL = str(Path(__file__).parent / "model" / "demo-clip.json")
+PRETRAINED = str(Path(__file__).parent / "model" / "demo-clip.safetensors")
+
+__all__ = [
+    "MODEL",
+    "PRETRAINED",
+    "Scene",
+    "Truth",
+    "caption_scene",
+    "concept_names",
+    "read_truth",
+    "render_scene",
+    "sample_scene",
+    "write_demo",
+]

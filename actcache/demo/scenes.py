@@ -1,8 +1,8 @@
 """Scenes: small generated images whose content is known to the pixel. numpy only.
 
 A scene holds one to three objects of known shape, color, texture, size and position on a varied background. Image i
-depends on (seed, i, image_size) only, so every prefix of a dataset is stable. A *concept* is an attribute ("color:red");
-its mask is the pixels of the objects that carry it, or, for a background, the pixels outside all objects.
+depends on (seed, i, image_size) only, so every prefix of a dataset is stable. A *concept* is an attribute, such as
+`color:red`; its mask is the pixels of the objects that carry it, or, for a background, those outside all objects.
 """
 
 from collections.abc import Callable
@@ -62,6 +62,14 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str
 
+    def carriers(self) -> dict[str, list[int]]:
+        """Concept -> numbers in the object map that carry it (0: background)."""
+        found = {f"background:{self.background}": [0]}
+        for number, thing in enumerate(self.objects, start=1):
+            for concept in thing.concepts():
+                found.setdefault(concept, []).append(number)
+        return found
+
     @property
     def label(self) -> str:
         """The class of the image: the shape of its largest object."""
@@ -89,24 +97,20 @@ def sample_scene(seed: int, index: int) -> Scene:
     return _sample(_generator(seed, index))
 
 
-def render_scene(seed: int, index: int, image_size: int = 48) -> tuple[Scene, NDArray[np.uint8], dict[str, Mask]]:
-    """(scene, pixels [H, W, 3], mask [H, W] of each concept that is present)."""
+def render_scene(seed: int, index: int, image_size: int = 48) -> tuple[Scene, NDArray[np.uint8], NDArray[np.uint8]]:
+    """(scene, pixels [H, W, 3], object map [H, W]: 0 background, i the scene's i-th object)."""
     rng = _generator(seed, index)
     scene = _sample(rng)
     pixels = _draw_background(rng, scene.background, image_size)
-    free = np.ones((image_size, image_size), dtype=bool)
-    masks: dict[str, Mask] = {}
-    for thing in scene.objects:
+    objects = np.zeros((image_size, image_size), dtype=np.uint8)
+    for number, thing in enumerate(scene.objects, start=1):
         mask = object_mask(thing, image_size)
         color = np.array(COLORS[thing.color]) + rng.normal(0, 8, 3)
         shade = np.where(_texture(thing.texture, image_size, rng), 1.0, 0.18)[..., None]
         pixels = np.where(mask[..., None], color * shade, pixels)
-        free &= ~mask
-        for concept in thing.concepts():
-            masks[concept] = masks.get(concept, False) | mask
-    masks[f"background:{scene.background}"] = free
+        objects[mask] = number
     pixels += rng.normal(0, 5, pixels.shape)
-    return scene, np.clip(pixels, 0, 255).astype(np.uint8), masks
+    return scene, np.clip(pixels, 0, 255).astype(np.uint8), objects
 
 
 def object_mask(thing: SceneObject, image_size: int) -> Mask:

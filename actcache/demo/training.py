@@ -2,8 +2,9 @@
 
     python -m actcache.demo.training demo-clip.safetensors
 
-Both towers are open_clip's, of the config in model/demo-clip.json. Images come from a pool rendered beforehand; captions
-are worded anew each time. Seeded; weights are written as float16. model/README.md has the figures of the shipped file.
+Both towers are open_clip's, of the config in model/demo-clip.json. Images come from a pool rendered beforehand; their
+captions are worded anew each time.
+Seeded; weights are written as float16. model/README.md has the figures of the shipped file.
 """
 
 import argparse
@@ -103,7 +104,9 @@ def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
         names = [name.split(":")[1] for name in concept_names() if name.startswith(f"{family}:")]
         template = {"background": "a thing on {}", "shape": "a {}"}.get(family, "a {} thing")
         text = F.normalize(clip.encode_text(tokenizer([template.format(name) for name in names])), dim=-1)
-        truth = [scenes[i].background if family == "background" else getattr(scenes[i].objects[0], family) for i in single]
+        truth = [
+            scenes[i].background if family == "background" else getattr(scenes[i].objects[0], family) for i in single
+        ]
         guess = (image @ text.T).argmax(1).tolist()
         accuracy[family] = sum(names[g] == t for g, t in zip(guess, truth, strict=True)) / len(single)
     return accuracy

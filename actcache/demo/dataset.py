@@ -1,0 +1,116 @@
+"""write_demo(): scenes as files, with their ground truth beside them.
+
+images/<shape of the largest object>/<index>.png
+objects/<index>.png        the object map: 0 background, i the i-th object
+truth.parquet              uri, caption, and per concept the object-map numbers that carry it
+demo.json                  n_images, image_size, seed
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from actcache.artifact import fsync_directory, fsync_tree, read_json
+from actcache.demo.scenes import caption_scene, concept_names, render_scene
+from actcache.errors import SettingsError
+
+IMAGE_SIZE = 48
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is really in the images.
+
+    Attributes:
+        uris: relative to images/, one an image.
+        names: the concepts, sorted.
+        present: [I, C], whether an image contains a concept.
+        carriers: [I][C], the object-map numbers that carry it.
+    """
+
+    path: Path
+    uris: tuple[str, ...]
+    names: tuple[str, ...]
+    captions: tuple[str, ...]
+    present: NDArray[np.bool_]
+    carriers: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def masks(self, images: Sequence[int], concept: int) -> NDArray[np.bool_]:
+        """Pixels [n, H, W] that carry a concept in some images."""
+        maps = [np.array(Image.open(self.path / "objects" / f"{image:06d}.png")) for image in images]
+        return np.stack([np.isin(m, self.carriers[i][concept]) for m, i in zip(maps, images, strict=True)])
+
+
+def write_demo(
+    out: str | Path,
+    *,
+    n_images: int,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Truth:
+    """Write `n_images` scenes; the folder appears whole or not at all. The same call twice returns the same.
+
+    Raises:
+        SettingsError: the folder was written with other settings, or holds something else.
+    """
+    out = Path(out)
+    settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
+    if out.exists():
+        found = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
+        if found != settings:
+            raise SettingsError(f"{out} holds {found}, asked for {settings}. Choose another folder.")
+        return read_truth(out)
+    if n_images < 1:
+        raise SettingsError(f"A demo needs at least 1 image, got {n_images}.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "objects").mkdir(parents=True)
+    uris, captions, carriers = [], [], []
+    for index in range(n_images):
+        scene, pixels, objects = render_scene(seed, index, image_size)
+        uri = f"{scene.label}/{index:06d}.png"
+        (temporary / "images" / scene.label).mkdir(parents=True, exist_ok=True)
+        (temporary / "images" / uri).write_bytes(_png(pixels))
+        (temporary / "objects" / f"{index:06d}.png").write_bytes(_png(objects))
+        uris.append(uri)
+        captions.append(caption_scene(scene))
+        carriers.append(scene.carriers())
+        if on_progress:
+            on_progress(index + 1, n_images)
+    columns = {name: [found.get(name, []) for found in carriers] for name in concept_names()}
+    arrays = {name: pa.array(column, pa.list_(pa.uint8())) for name, column in columns.items()}
+    pq.write_table(pa.table({"uri": uris, "caption": captions, **arrays}), temporary / "truth.parquet")
+    (temporary / "demo.json").write_text(json.dumps(settings))
+    fsync_tree(temporary)
+    os.replace(temporary, out)
+    fsync_directory(out.parent)
+    return read_truth(out)
+
+
+def read_truth(path: str | Path) -> Truth:
+    """Read truth.parquet."""
+    table = pq.read_table(Path(path) / "truth.parquet")
+    names = tuple(table.column_names[2:])
+    columns = [table[name].to_pylist() for name in names]
+    carriers = tuple(tuple(tuple(column[i]) for column in columns) for i in range(table.num_rows))
+    present = np.array([[bool(numbers) for numbers in row] for row in carriers])
+    return Truth(
+        Path(path), tuple(table["uri"].to_pylist()), names, tuple(table["caption"].to_pylist()), present, carriers
+    )
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""The command line: flags equal the library's keywords, results on stdout, exit codes, and real kills."""
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import actcache
+import analysis
+import cli
+import saetrain
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A real process of the real command line, warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+VERBS = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "quickstart": (analysis.quickstart,),
+    "extract": (actcache.extract,),
+    "train": (saetrain.train, saetrain.SAEConfig, saetrain.TrainConfig),
+    "encode": (saetrain.encode,),
+    "analyze": (analysis.analyze,),
+    "report": (analysis.write_report,),
+}
+
+
+@pytest.mark.parametrize("verb", sorted(FUNCTIONS))
+def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
+    keywords: dict[str, Any] = {}
+    for function in FUNCTIONS[verb]:
+        for name, parameter in inspect.signature(function).parameters.items():
+            keywords[name] = parameter.default
+    if verb == "train":
+        keywords = {name: value for name, value in keywords.items() if name not in ("sae", "config")}
+    keywords.pop("on_progress", None)
+    keywords.pop("on_step", None)
+    flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
+    renamed = {"layer": "layers"} if verb == "extract" else {}
+    assert {renamed.get(name, name) for name in flags} == set(keywords)
+    for name, parameter in flags.items():
+        expected = keywords[renamed.get(name, name)]
+        if not parameter.required and expected is not inspect.Parameter.empty:
+            assert parameter.default == expected, name
+
+
+def test_every_verb_has_help_and_an_example() -> None:
+    for name, verb in VERBS.items():
+        assert verb.help, name
+        assert f"patchsae {name}" in (verb.epilog or ""), name
+
+
+@pytest.mark.parametrize("verb", ["", *sorted(VERBS)])
+def test_help_is_shown(verb: str, tmp_path: Path) -> None:
+    assert "Usage" in run(*filter(None, [verb]), "--help", cwd=tmp_path).stdout
+
+
+def test_the_whole_path(tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str]) -> None:
+    model = ["--model", tiny_model["model"], "--pretrained", tiny_model["pretrained"]]
+    run("extract", tiny_images, "a.acts", *model, "--layer", "2", "--layer", "0", "--shard-images", "32", cwd=tmp_path)
+    small = ["--n-latents", "64", "--k", "4", "--n-steps", "40", "--batch-size", "128", "--lr", "0.003"]
+    run("train", "a.acts", "r", "--layer", "2", *small, cwd=tmp_path)
+    run("encode", "r", "a.acts", "a.codes", cwd=tmp_path)
+    run("analyze", "a.codes", "a.concepts", cwd=tmp_path)
+    run("report", "a.concepts", "a.html", cwd=tmp_path)
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    for path in ("a.acts", "r", "a.codes", "a.concepts"):
+        facts = json.loads(run("--json", "info", path, cwd=tmp_path).stdout)
+        assert facts["complete"] is True
+        checked = json.loads(run("--json", "verify", path, cwd=tmp_path).stdout)
+        assert checked["ok"] is True
+        assert checked["problems"] == []
+    rows = json.loads(run("--json", "query", "a.codes", "--class", "class1", cwd=tmp_path).stdout)["rows"]
+    top = json.loads(run("--json", "query", "a.codes", "--latent", str(rows[0]["latent"]), cwd=tmp_path).stdout)["rows"]
+    assert top[0]["uri"].endswith(".png")
+    assert "nothing" not in run("query", "a.codes", "--image", top[0]["uri"], cwd=tmp_path).stdout
+    again = run("extract", tiny_images, "a.acts", *model, "--layer", "0", "--layer", "2", "--shard-images", "32",
+                cwd=tmp_path)  # fmt: skip
+    assert "75 images x 10 tokens" in again.stdout
+
+
+def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    done = run("info", "nothing.acts", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.strip().splitlines() == [
+        "error: nothing.acts does not exist. Expected an artifact; check the path."
+    ]
+
+
+def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path) -> None:
+    assert run("extract", ".", "x.acts", cwd=tmp_path, check=False).returncode == 2
+    done = run("query", tiny_codes, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "exactly one" in done.stderr
+
+
+def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(tiny_codes, tmp_path / "c.codes")
+    victim = copy / "codes.zarr" / "1" / "value" / "c" / "0"
+    data = bytearray(victim.read_bytes())
+    data[7] ^= 4
+    victim.write_bytes(data)
+    done = run("--json", "verify", "c.codes", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problems"][0].startswith("codes.zarr/1/value/c/0: differs")
+
+
+def start_and_kill(arguments: list[str], cwd: Path, ready: Callable[[], bool], how: int) -> int:
+    """Start the command, wait until `ready`, kill it, and return its exit code."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "--quiet", *arguments],
+        cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert ready(), "the command ended before it could be killed"
+    os.kill(process.pid, how)
+    return process.wait(30)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Everything but artifact.json, whose provenance may differ."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in ("artifact.json", "manifest.json", "metrics.jsonl")
+    }
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_extract_killed_in_the_middle_ends_well_when_repeated(
+    tmp_path: Path, make_images: Callable[..., Path], tiny_model: dict[str, str], how: int
+) -> None:
+    images = make_images(tmp_path / "images", 800)
+    model = ["--model", tiny_model["model"], "--pretrained", tiny_model["pretrained"]]
+    command = ["extract", str(images), "a.acts", *model, "--layer", "2", "--shard-images", "16", "--batch-size", "4"]
+    commits = tmp_path / "a.acts" / "commits"
+    code = start_and_kill(command, tmp_path, lambda: len(list(commits.glob("0*.json"))) >= 3, how)
+    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert not (tmp_path / "a.acts" / "manifest.json").exists()
+    refused = run("train", "a.acts", "r", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "of 50 shards are missing" in refused.stderr
+    run(*command, cwd=tmp_path)
+    assert json.loads(run("--json", "verify", "a.acts", cwd=tmp_path).stdout)["ok"] is True
+    run(*[word.replace("a.acts", "b.acts") for word in command], cwd=tmp_path)
+    assert contents(tmp_path / "a.acts") == contents(tmp_path / "b.acts")
+
+
+def test_train_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path: Path, tiny_store: Path) -> None:
+    small = ["--n-latents", "256", "--k", "4", "--n-steps", "400", "--batch-size", "256", "--checkpoint-every", "20"]
+    command = ["train", str(tiny_store), "r", "--layer", "2", *small]
+    checkpoints = tmp_path / "r" / "checkpoints"
+    start_and_kill(command, tmp_path, lambda: len(list(checkpoints.glob("step-*"))) >= 2, signal.SIGKILL)
+    assert not (tmp_path / "r" / "manifest.json").exists()
+    run(*command, cwd=tmp_path)
+    run(*["s" if word == "r" else word for word in command], cwd=tmp_path)
+    assert contents(tmp_path / "r") == contents(tmp_path / "s")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 400
