@@ -129,12 +129,12 @@ def decode_image(path: str | Path) -> "Image.Image":
 
 
 def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Image":
-    """Cut an image to the square (or rectangle) the model sees, before normalisation.
+    """Cut an image to the square (or rectangle) the model sees, pixel for pixel as open_clip's transform does.
 
     Args:
         preprocess: open_clip's fields: size, resize_mode (shortest | squash | longest), interpolation, fill_color.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -142,9 +142,16 @@ def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Ima
     if preprocess["resize_mode"] == "squash":
         return image.resize((width, height), method)
     if preprocess["resize_mode"] == "longest":
-        fill = preprocess["fill_color"]
-        return ImageOps.pad(image, (width, height), method, color=(fill, fill, fill))
-    return ImageOps.fit(image, (width, height), method)
+        ratio = max(image.width / width, image.height / height)
+        small = image.resize((round(image.width / ratio), round(image.height / ratio)), method)
+        canvas = Image.new("RGB", (width, height), (preprocess["fill_color"],) * 3)
+        canvas.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
+        return canvas
+    short = min(image.size)
+    scaled = (int(width * image.width / short), int(width * image.height / short))
+    resized = image.resize(scaled, method)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
 
 
 def describe_failures(failed: Sequence[tuple[str, str]], limit: int = 10) -> str:

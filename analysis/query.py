@@ -36,9 +36,7 @@ def query_latent(codes: CodeStore, latent: int, *, n_top: int = 10, score: str =
     pairs = find_pairs(shard, codes.n_tokens)
     scores = image_scores(pairs, codes, score)
     order = np.lexsort((pairs.image, -scores))[:n_top]
-    top = TopImages._make(
-        column[order] for column in (pairs.latent, pairs.image, scores, pairs.peak, pairs.peak_patch)
-    )
+    top = TopImages._make(column[order] for column in (pairs.latent, pairs.image, scores, pairs.peak, pairs.peak_patch))
     row, column = np.divmod(top.peak_patch - 1, codes.grid[1])
     return pa.table(
         {
