@@ -241,7 +241,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
 
 
 def seal_artifact(path: Path, **summary: Any) -> None:
-    """Write `manifest.json`: digest of every file (shards through their commit records), and `summary`.
+    """Write `manifest.json`: digest of every file (shards through their commit records), `summary`, and its own digest.
 
     Idempotent: sealing twice writes the same bytes.
     """
@@ -251,13 +251,18 @@ def seal_artifact(path: Path, **summary: Any) -> None:
         if name in recorded or name == MANIFEST_FILE:
             continue
         files[name] = file_digest(path / name)
-    write_json(path / MANIFEST_FILE, {"files": files, **summary})
+    body = json.loads(json.dumps({"files": files, **summary}, allow_nan=False))
+    write_json(path / MANIFEST_FILE, {**body, "digest": digest(body)})
 
 
 def read_manifest(artifact: Artifact) -> dict[str, Any]:
+    """The seal. Raises CorruptError when it is not what was written."""
     manifest = read_json(artifact.path / MANIFEST_FILE)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CorruptError(f"{artifact.path / MANIFEST_FILE} holds no file list. Make the artifact again.")
+    if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest(manifest):
+        raise CorruptError(
+            f"{artifact.path / MANIFEST_FILE} differs from what was written. Delete it and run the command that made "
+            "the artifact again: it seals anew what is whole."
+        )
     return manifest
 
 

@@ -87,11 +87,21 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, Mapping[str, Any]], l
             files.update(read_record(artifact.path, int(entry.stem))["files"])
         except (CorruptError, ValueError) as error:
             problems.append(f"{os.path.relpath(entry, artifact.path)}: {error}")
+    for name in [name for name, value in files.items() if not _is_digest(value)]:
+        problems.append(f"{name}: its recorded digest is garbled")
+        del files[name]
     if artifact.complete:
         listed = {name for name in files if name.startswith(f"{COMMITS}/")}
         present = {os.path.relpath(p, artifact.path) for p in (artifact.path / COMMITS).glob("[0-9]*.json")}
         problems += [f"{name}: is not in the manifest" for name in sorted(present - listed)]
     return files, problems
+
+
+def _is_digest(value: Any) -> bool:
+    try:
+        return int(value["bytes"]) == sum(n_bytes for n_bytes, _ in value["pieces"])
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _check_file(path: Path, digest: Mapping[str, Any]) -> str | None:

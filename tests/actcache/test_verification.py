@@ -1,0 +1,109 @@
+"""verify(): every damage is found and named, down to any single byte."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actcache import ActivationStore, CorruptError, PipelineError, extract, verify
+
+SHARD = "activations.zarr/blocks.0.hook_resid_post/patches/c/1/0/0"
+
+
+@pytest.fixture
+def store(tmp_path: Path, tiny_store: Path) -> Path:
+    return Path(shutil.copytree(tiny_store, tmp_path / "x.acts"))
+
+
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def swap(file: Path) -> None:
+    other = file.parents[2] / "2" / "0" / "0"
+    first, second = file.read_bytes(), other.read_bytes()
+    file.write_bytes(second)
+    other.write_bytes(first)
+
+
+DAMAGE: list[tuple[str, Callable[[Path], object], str, str]] = [
+    ("a missing shard", Path.unlink, SHARD, "is missing"),
+    ("a truncated shard", cut, SHARD, "bytes, expected"),
+    ("a bit flip in a chunk", lambda f: flip(f, 100), SHARD, "differs from what was written in bytes 0 to"),
+    ("a bit flip in the index", lambda f: flip(f, -20), SHARD, "differs"),
+    ("two swapped shards", swap, SHARD, "differs"),
+    ("a changed record", lambda f: flip(f, -9), "commits/000001.json", "commits/000001.json"),
+    ("a missing record", Path.unlink, "commits/000003.json", "is missing"),
+    ("a changed image table", lambda f: flip(f, 50), "images.parquet", "differs"),
+    ("changed zarr metadata", lambda f: flip(f, 30), "activations.zarr/zarr.json", "differs"),
+    ("a foreign file", lambda f: f.write_text("?"), "activations.zarr/note.txt", "was not written"),
+]
+
+
+@pytest.mark.parametrize(("damage", "name", "word"), [case[1:] for case in DAMAGE], ids=[case[0] for case in DAMAGE])
+def test_damage_is_found_and_named(store: Path, damage: Callable[[Path], object], name: str, word: str) -> None:
+    assert verify(store).ok
+    damage(store / name)
+    found = verify(store)
+    assert not found.ok
+    assert any(name in problem and word in problem for problem in found.problems), found.problems
+
+
+def test_any_single_byte_is_missed_nowhere(
+    tmp_path: Path, make_images: Callable[..., Path], tiny_model: dict[str, str]
+) -> None:
+    """Every byte of the small files and every 97th of the shards of a store of 16 images."""
+    store = tmp_path / "x.acts"
+    extract(make_images(tmp_path / "images", 16), store, **tiny_model, layers=[1], shard_images=16)
+    tried = 0
+    for file in [f for f in store.rglob("*") if f.is_file()]:
+        data = file.read_bytes()
+        if file.name == "000000.json":
+            step = 211  # numbers, mostly
+        else:
+            step = 97 if file.parent.name != "x.acts" and len(data) > 3000 else max(1, len(data) // 300)
+        for position in range(0, len(data), step):
+            damaged = bytearray(data)
+            damaged[position] ^= 0x41
+            file.write_bytes(damaged)
+            tried += 1
+            try:
+                found = verify(store, n_threads=1)
+            except PipelineError:
+                continue
+            assert not found.ok, f"{file.name} byte {position}"
+        file.write_bytes(data)
+    assert tried > 500
+    assert verify(store).ok
+
+
+def test_the_reader_notices_what_zarr_would_not(store: Path) -> None:
+    opened = ActivationStore.open(store)
+    flip(store / SHARD, 100)
+    opened.read(0, images=[16])  # not asked to check
+    with pytest.raises(CorruptError, match=r"Shard 1 .*differs from what was written"):
+        opened.read(0, images=[16], check=True)
+    (store / SHARD).unlink()
+    with pytest.raises(CorruptError, match=r"Shard 1 .*cannot be opened"):
+        opened.read(0, images=[16])
+
+
+def test_an_incomplete_store_is_told_apart_from_a_damaged_one(store: Path) -> None:
+    (store / "manifest.json").unlink()
+    found = verify(store)
+    assert (found.ok, found.complete, found.problems) == (False, False, ())
+
+
+def test_progress_ends_at_the_whole(tiny_store: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = verify(tiny_store, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (found.n_bytes, found.n_bytes)
+    assert json.loads((tiny_store / "manifest.json").read_text())["failed"] == {}
