@@ -103,11 +103,15 @@ def fsync_directory(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` under `path`: temporary file, fsync, rename, fsync of the directory."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
 
 
@@ -116,9 +120,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises CorruptError when it does not parse."""
+    """Parse a JSON file. Raises CorruptError when it is missing or does not parse."""
     try:
         return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CorruptError(f"{path} is missing. Make the artifact again.") from error
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not readable JSON ({error}). Make the artifact again.") from error
 
@@ -180,21 +186,25 @@ def begin_artifact(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / COMMITS).mkdir(parents=True)
-    prepare(temporary)
-    write_json(
-        temporary / ARTIFACT_FILE,
-        {
-            "kind": kind,
-            "schema": SCHEMA,
-            "id": identity,
-            "settings": settings,
-            "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
-            "provenance": dict(provenance),
-        },
-    )
-    fsync_tree(temporary)
-    os.replace(temporary, path)
+    try:
+        (temporary / COMMITS).mkdir(parents=True)
+        prepare(temporary)
+        write_json(
+            temporary / ARTIFACT_FILE,
+            {
+                "kind": kind,
+                "schema": SCHEMA,
+                "id": identity,
+                "settings": settings,
+                "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
+                "provenance": dict(provenance),
+            },
+        )
+        fsync_tree(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     fsync_directory(path.parent)
     return open_artifact(path, kind)
 
@@ -227,7 +237,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
             complete=(path / MANIFEST_FILE).is_file(),
         )
         identity = artifact_id(artifact.kind, artifact.settings, artifact.parents)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, SchemaError):
             raise
         raise CorruptError(f"{path / ARTIFACT_FILE} lacks or garbles {error}. Make the artifact again.") from error

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actcache.artifact import digest
-from actcache.errors import ImageSourceError
+from actcache.errors import ImageSourceError, SettingsError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,10 +65,15 @@ class ImageFolder:
             limit: keep only the first `limit` images of that order: a random sample.
 
         Raises:
-            ImageSourceError: no such directory, or no image in it.
+            ImageSourceError: no such directory, no image in it, or a name that leads nowhere or is not UTF-8.
+            SettingsError: `limit` is below 1 or `seed` below 0.
         """
+        if limit is not None and limit < 1:
+            raise SettingsError(f"--limit must be at least 1, got {limit}.")
+        if seed < 0:
+            raise SettingsError(f"--seed must not be negative, got {seed}.")
         names = self._list()
-        sizes = [os.stat(self.path / name).st_size for name in names]
+        sizes = [_size(self.path, name) for name in names]
         folders = [name.split("/")[0] if "/" in name else "" for name in names]
         classes = sorted({folder for folder in folders if folder})
         index = {folder: i for i, folder in enumerate(classes)}
@@ -91,7 +96,12 @@ class ImageFolder:
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of images; check the path.")
         names = []
         for folder, folders, files in os.walk(self.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            above = {os.path.realpath(folder), *_parents(os.path.realpath(folder))}
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in above  # a loop
+            )
             names += [
                 os.path.relpath(os.path.join(folder, name), self.path).replace(os.sep, "/")
                 for name in files
@@ -105,11 +115,27 @@ class ImageFolder:
         return sorted(names)
 
 
+def _parents(path: str) -> set[str]:
+    return {str(parent) for parent in Path(path).parents}
+
+
+def _size(folder: Path, name: str) -> int:
+    """Bytes of a listed file. Raises ImageSourceError where a plan could not name it."""
+    try:
+        name.encode()
+        return os.stat(folder / name).st_size
+    except UnicodeEncodeError as error:
+        raise ImageSourceError(f"{name!r} is not a UTF-8 file name. Rename it.") from error
+    except OSError as error:
+        raise ImageSourceError(f"{name} cannot be read: {error.strerror}. Repair or remove it.") from error
+
+
 def decode_image(path: str | Path) -> "Image.Image":
     """Read one image as upright RGB.
 
     The EXIF orientation is applied; grayscale, palette, CMYK and alpha become RGB as `PIL.Image.convert` does
-    (alpha is dropped, as CLIP's own preprocessing drops it).
+    (alpha is dropped, as CLIP's own preprocessing drops it). Of 16-bit gray the upper byte is kept, as PIL does for
+    16-bit color; its own `convert` would make everything above 255 white.
 
     Raises:
         ImageSourceError: the file is missing, truncated, not an image, or has more pixels than PIL allows.
@@ -122,6 +148,8 @@ def decode_image(path: str | Path) -> "Image.Image":
             upright = ImageOps.exif_transpose(image)
             if upright.mode == "P":  # convert() warns of palettes whose transparency is given as bytes
                 upright = upright.convert("RGBA")
+            elif upright.mode.startswith("I"):
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(path), Path(path).name) or type(error).__name__

@@ -29,6 +29,7 @@ from actcache.codecs import check_dtype
 from actcache.errors import CorruptError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.layout import StoreLayout
+from actcache.verification import check_file, is_digest
 
 ARRAYS = "activations.zarr"
 IMAGES_FILE = "images.parquet"
@@ -153,7 +154,12 @@ class ActivationStore:
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet: one row a stored image, in stored order."""
-        return pq.read_table(self.path / IMAGES_FILE)
+        try:
+            return pq.read_table(self.path / IMAGES_FILE)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptError(
+                f"{self.path / IMAGES_FILE} cannot be read ({error}). Extract the store again."
+            ) from error
 
     @cached_property
     def failed(self) -> dict[int, str]:
@@ -218,7 +224,7 @@ class ActivationStore:
         """
         hook = self.hook_point(layer)
         n_tokens = self.n_read_tokens(tokens)
-        positions = np.arange(self.n_images)[images] if isinstance(images, slice) else np.asarray(images)
+        positions = self._positions(images)
         if positions.size and (positions.min() < 0 or positions.max() >= self.n_images):
             raise SettingsError(
                 f"Image indices must lie in 0..{self.n_images - 1}, got {positions.min()}..{positions.max()}."
@@ -238,10 +244,21 @@ class ActivationStore:
                 self._read_run(hook, "patches", run, part[:, first_patch:], check)
         return out
 
+    def _positions(self, images: slice | Sequence[int] | NDArray[np.integer]) -> NDArray[np.integer]:
+        if isinstance(images, slice):
+            return np.arange(self.n_images)[images]
+        positions = np.asarray(images)
+        if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
+            raise SettingsError(
+                f"images must be a slice or a list of whole numbers, got {positions.dtype} of shape {positions.shape}. "
+                "A mask is given as np.flatnonzero(mask)."
+            )
+        return positions
+
     def _read_run(self, hook: HookPoint, array: str, run: range, out: NDArray[Any], check: bool) -> None:
         """Read consecutive images of one block into `out` [n, T, D] (a view; each row of tokens contiguous)."""
         if self.artifact.settings["codec"] != "raw":
-            self._read_encoded(hook, array, run, out)
+            self._read_encoded(hook, array, run, out, check)
             return
         layout = self.layout
         shard, offset = divmod(run.start, layout.shard_images)
@@ -266,20 +283,31 @@ class ActivationStore:
         finally:
             os.close(fd)
 
-    def _read_encoded(self, hook: HookPoint, array: str, run: range, out: NDArray[Any]) -> None:
+    def _read_encoded(self, hook: HookPoint, array: str, run: range, out: NDArray[Any], check: bool) -> None:
         import zarr
 
         shard = run.start // self.layout.shard_images
         path = shard_path(self.path, hook, array, shard)
-        if not path.exists():  # zarr would answer zeros
-            raise self._corrupt(path, shard, "is missing")
+        if not path.exists() or not path.stat().st_size:  # zarr would answer zeros
+            raise self._corrupt(path, shard, "is missing or empty")
+        if check and (problem := check_file(path, self._recorded(path, shard))):
+            raise self._corrupt(path, shard, problem)
         folder = self.path / ARRAYS / str(hook) / array
-        values = np.asarray(zarr.open_array(folder, mode="r")[run.start : run.stop])
+        try:
+            values = np.asarray(zarr.open_array(folder, mode="r")[run.start : run.stop])
+        except Exception as error:  # zarr and its codecs raise what they like
+            raise self._corrupt(path, shard, f"cannot be decoded ({error})") from error
         out[:] = values[:, None] if array == "cls" else values
 
+    def _recorded(self, path: Path, shard: int) -> dict[str, Any]:
+        """Digest of a shard file, from its commit record."""
+        recorded = read_record(self.path, shard)["files"].get(os.path.relpath(path, self.path))
+        if not is_digest(recorded):
+            raise self._corrupt(path, shard, "has a garbled commit record")
+        return dict(recorded)
+
     def _check_chunks(self, fd: int, path: Path, array: str, shard: int, block: int) -> None:
-        record = read_record(self.path, shard)
-        pieces = record["files"][os.path.relpath(path, self.path)]["pieces"]
+        pieces = self._recorded(path, shard)["pieces"]
         chunk: Any = np.empty(self.layout.chunk_bytes(array), dtype=np.uint8)
         for row in range(self.layout.n_rows(array)):
             os.preadv(fd, [chunk], self.layout.chunk_offset(array, shard, block, row))
@@ -289,7 +317,7 @@ class ActivationStore:
     def _corrupt(self, path: Path, shard: int, what: str) -> CorruptError:
         return CorruptError(
             f"Shard {shard} of {self.path}, file {os.path.relpath(path, self.path)}, {what}. "
-            f"Run `verify {self.path}` to see all damage, then extract again."
+            f"Run `verify {self.path}` to see all damage, then extract again with --overwrite."
         )
 
 

@@ -63,7 +63,7 @@ def verify(
     total = sum(expected[name]["bytes"] for name in present)
     done = 0
     with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
-        checks = pool.map(lambda name: _check_file(artifact.path / name, expected[name]), present)
+        checks = pool.map(lambda name: check_file(artifact.path / name, expected[name]), present)
         for name, problem in zip(present, checks, strict=True):
             if problem:
                 problems.append(f"{name}: {problem}")
@@ -87,7 +87,7 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, Mapping[str, Any]], l
             files.update(read_record(artifact.path, int(entry.stem))["files"])
         except (CorruptError, ValueError) as error:
             problems.append(f"{os.path.relpath(entry, artifact.path)}: {error}")
-    for name in [name for name, value in files.items() if not _is_digest(value)]:
+    for name in [name for name, value in files.items() if not is_digest(value)]:
         problems.append(f"{name}: its recorded digest is garbled")
         del files[name]
     if artifact.complete:
@@ -97,14 +97,14 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, Mapping[str, Any]], l
     return files, problems
 
 
-def _is_digest(value: Any) -> bool:
+def is_digest(value: Any) -> bool:
     try:
         return int(value["bytes"]) == sum(n_bytes for n_bytes, _ in value["pieces"])
     except (KeyError, TypeError, ValueError):
         return False
 
 
-def _check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
+def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
     """None when the file's size and pieces agree with its digest, else what differs."""
     size = path.stat().st_size
     if size != digest["bytes"]:

@@ -119,7 +119,7 @@ def train(
                 loss = relu_loss(model, x, bfloat16=bfloat16)
             if not torch.isfinite(loss.total):
                 raise NonFiniteError(
-                    f"The loss is {float(loss.total)} at step {step:,}. The last checkpoint is kept in {path}. "
+                    f"The loss is {loss.total.item()} at step {step:,}. The last checkpoint is kept in {path}. "
                     "Train into another run with a lower --lr."
                 )
             torch.autograd.backward(loss.total)

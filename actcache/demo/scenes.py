@@ -209,18 +209,13 @@ _PLACES = {
 _OPENINGS = ("", "a photo of ", "a picture of ", "an image with ")
 
 
-def caption_scene(scene: Scene, rng: np.random.Generator | None = None, focus: str | None = None) -> str:
+def caption_scene(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """A sentence that names objects, attributes and background.
 
-    Without `rng` everything is named in a fixed order; with it, wording, order and what is left out vary. With `focus`
-    (shape, texture or size) that is all that is said of an object: what is hard to see must not hide behind color.
+    Without `rng` everything is named in a fixed order; with it, wording, order and what is left out vary.
     """
     if rng is None:
         return f"{' and '.join(_describe(thing) for thing in scene.objects)} on {scene.background}"
-    if focus is not None:
-        words = [getattr(thing, focus) + ("" if focus == "shape" else " thing") for thing in scene.objects]
-        rng.shuffle(words)
-        return f"{rng.choice(_OPENINGS)}{' and '.join(f'a {word}' for word in words)}"
     objects = list(scene.objects)
     rng.shuffle(objects)  # type: ignore[arg-type]
     parts = [_describe(thing, rng) for thing in objects]

@@ -1,0 +1,245 @@
+"""train(): it finds a planted dictionary, repeats from its seed, and a killed run ends as an unbroken one."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actcache import (
+    ActivationStore,
+    CorruptError,
+    IncompleteError,
+    NonFiniteError,
+    ParentMismatchError,
+    SettingsError,
+    describe,
+    verify,
+)
+from saetrain import CodeStore, Run, SAEConfig, TrainConfig, encode, train
+
+TOPK = SAEConfig(n_latents=96, k=3)
+RELU = SAEConfig(variant="relu", n_latents=96, l1=0.002)
+SHORT = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000)
+
+
+def test_it_finds_the_planted_dictionary(tmp_path: Path, planted_store: Path, atoms: np.ndarray) -> None:
+    config = TrainConfig(n_steps=1200, batch_size=512, lr=3e-3, dead_tokens=20_000, precision="float32")
+    run = train(planted_store, tmp_path / "run", sae=TOPK, config=config)
+    cosine = atoms @ run.sae().decoder.numpy().T
+    assert np.mean(cosine.max(1) > 0.95) > 0.9
+    assert run.fvu < 0.05
+    assert run.quality["all"]["l0"] <= 3
+    assert run.metrics[-1]["step"] == 1200
+    assert verify(run.path).ok
+
+
+def test_relu_learns_and_keeps_unit_rows(tmp_path: Path, planted_store: Path) -> None:
+    config = TrainConfig(n_steps=400, batch_size=512, lr=3e-3, precision="float32")
+    run = train(planted_store, tmp_path / "run", sae=RELU, config=config)
+    assert run.fvu < 0.3
+    torch.testing.assert_close(run.sae().decoder.norm(dim=1), torch.ones(96))
+    assert run.metrics[-1]["loss"] < run.metrics[0]["loss"]
+
+
+@pytest.mark.parametrize("sae", [TOPK, RELU], ids=["topk", "relu"])
+def test_interrupted_and_repeated_it_gives_the_same_bytes(tmp_path: Path, planted_store: Path, sae: SAEConfig) -> None:
+    def stop(step: int, total: int, metrics: dict[str, Any]) -> None:
+        if step == 50:
+            raise KeyboardInterrupt
+
+    wanted: dict[str, Any] = {"sae": sae, "config": SHORT, "log_every": 10, "checkpoint_every": 20}
+    whole = train(planted_store, tmp_path / "whole", **wanted)
+    with pytest.raises(KeyboardInterrupt):
+        train(planted_store, tmp_path / "run", **wanted, on_progress=stop)
+    with pytest.raises(IncompleteError, match="40 of 90 steps"):
+        Run.open(tmp_path / "run")
+    assert describe(tmp_path / "run")["complete"] is False
+    seen: list[int] = []
+    resumed = train(planted_store, tmp_path / "run", **wanted, on_progress=lambda step, n, m: seen.append(step))
+    assert seen[0] == 50
+    assert (resumed.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
+    assert [line["step"] for line in resumed.metrics] == [10, 20, 30, 40, 50, 60, 70, 80, 90]
+    assert [line["loss"] for line in resumed.metrics] == [line["loss"] for line in whole.metrics]
+    assert resumed.quality == whole.quality
+    assert resumed.run_id == whole.run_id
+
+
+KILLED = """
+import os, signal, sys
+from saetrain import SAEConfig, TrainConfig, train
+config = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000)
+def stop(step, total, metrics):
+    if step == 70:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(sys.argv[1], sys.argv[2], sae=SAEConfig(n_latents=96, k=3), config=config, log_every=10, checkpoint_every=20,
+      on_progress=stop)
+"""
+
+
+def test_killed_and_repeated_it_gives_the_same_bytes(tmp_path: Path, planted_store: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(planted_store), str(tmp_path / "run")]
+    killed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    wanted: dict[str, Any] = {"sae": TOPK, "config": SHORT, "log_every": 10, "checkpoint_every": 20}
+    resumed = train(planted_store, tmp_path / "run", **wanted)
+    whole = train(planted_store, tmp_path / "whole", **wanted)
+    assert (resumed.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
+    assert not (resumed.path / "checkpoints").exists()
+
+
+def test_a_finished_run_is_returned_and_other_settings_are_refused(tmp_path: Path, planted_store: Path) -> None:
+    run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
+    before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    assert train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT, log_every=7).run_id == run.run_id
+    other = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000, seed=1)
+    with pytest.raises(SettingsError, match=r"train\.seed: 0 there, 1 asked for"):
+        train(planted_store, tmp_path / "run", sae=TOPK, config=other)
+    assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
+
+
+def test_a_torn_checkpoint_is_named(tmp_path: Path, planted_store: Path) -> None:
+    def stop(step: int, total: int, metrics: dict[str, Any]) -> None:
+        if step == 50:
+            raise KeyboardInterrupt
+
+    wanted: dict[str, Any] = {"sae": TOPK, "config": SHORT, "log_every": 10, "checkpoint_every": 20}
+    with pytest.raises(KeyboardInterrupt):
+        train(planted_store, tmp_path / "run", **wanted, on_progress=stop)
+    last = tmp_path / "run" / "checkpoints" / "step-00000040.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CorruptError, match=r"step-00000040\.safetensors is not a whole checkpoint"):
+        train(planted_store, tmp_path / "run", **wanted)
+    last.unlink()  # what the message says
+    assert train(planted_store, tmp_path / "run", **wanted).metrics[-1]["step"] == 90
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, planted_store: Path) -> None:
+    config = TrainConfig(n_steps=200, batch_size=256, lr=1e30, clip_norm=0, warmup_steps=1)
+    with pytest.raises(NonFiniteError, match=r"at step \d+.*lower --lr"):
+        train(planted_store, tmp_path / "run", sae=RELU, config=config, checkpoint_every=1)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes
+
+
+@pytest.fixture(scope="module")
+def planted_run(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> Run:
+    return train(planted_store, tmp_path_factory.mktemp("run") / "run", sae=TOPK, config=SHORT)
+
+
+@pytest.fixture(scope="module")
+def planted_codes(tmp_path_factory: pytest.TempPathFactory, planted_run: Run, planted_store: Path) -> CodeStore:
+    return encode(planted_run, planted_store, tmp_path_factory.mktemp("codes") / "x.codes")
+
+
+def dense_codes(codes: CodeStore) -> np.ndarray:
+    dense = np.zeros((codes.n_images * codes.n_tokens, codes.n_latents), dtype=np.float16)
+    for number in range(codes.n_shards):
+        shard = codes.read_shard(number)
+        rows = shard.first_row + np.repeat(np.arange(len(shard.indptr) - 1), np.diff(shard.indptr))
+        dense[rows, shard.latent] = shard.value
+    return dense.reshape(codes.n_images, codes.n_tokens, codes.n_latents)
+
+
+def test_codes_are_what_the_sae_computes(planted_codes: CodeStore, planted_run: Run, planted_store: Path) -> None:
+    store, sae = ActivationStore.open(planted_store), planted_run.sae()
+    dense = dense_codes(planted_codes)
+    for image in (0, 5, 63, 64, 200, 319):
+        rows, latents, values = sae.encode(torch.from_numpy(store.read(images=[image])[0]))
+        expected = np.zeros((17, 96), dtype=np.float16)
+        expected[rows, latents] = values.half()
+        if not store.valid[image]:
+            expected[:] = 0
+        np.testing.assert_allclose(dense[image], expected, rtol=2e-3, atol=1e-3)
+    assert planted_codes.n_entries == (dense != 0).sum()
+    assert planted_codes.valid.sum() == 317
+
+
+def test_both_orders_hold_the_same_entries(planted_codes: CodeStore) -> None:
+    dense = dense_codes(planted_codes).reshape(-1, 96)
+    for latent in range(96):
+        rows, values = planted_codes.read_latent(latent)
+        assert np.array_equal(rows, np.flatnonzero(dense[:, latent]))
+        assert np.array_equal(values, dense[rows, latent])
+
+
+def test_plain_zarr_reads_the_codes(planted_codes: CodeStore) -> None:
+    import zarr
+
+    group = zarr.open_group(planted_codes.path / "codes.zarr", mode="r")
+    shard = planted_codes.read_shard(3)
+    for name in ("indptr", "latent", "value", "latent_indptr", "row", "latent_value"):
+        assert np.array_equal(group[f"3/{name}"][:], getattr(shard, name))
+    assert verify(planted_codes.path).ok
+
+
+def test_interrupted_encoding_ends_with_the_same_bytes(
+    tmp_path: Path, planted_codes: CodeStore, planted_run: Run, planted_store: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > 150:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(planted_run, planted_store, tmp_path / "x.codes", on_progress=stop)
+    with pytest.raises(IncompleteError, match="3 of 5 shards"):
+        CodeStore.open(tmp_path / "x.codes")
+    shutil.copytree(tmp_path / "x.codes" / "codes.zarr" / "0", tmp_path / "x.codes" / "codes.zarr" / "2")  # no record
+    again = encode(planted_run, planted_store, tmp_path / "x.codes")
+    for number in range(5):
+        for name, value in vars(planted_codes.read_shard(number)).items():
+            assert np.array_equal(getattr(again.read_shard(number), name), value)
+    assert verify(again.path).ok
+
+
+def test_patch_saes_write_no_cls_rows(tmp_path: Path, planted_store: Path) -> None:
+    config = TrainConfig(n_steps=30, batch_size=256, tokens="patch")
+    run = train(planted_store, tmp_path / "run", sae=TOPK, config=config)
+    dense = dense_codes(encode(run, planted_store, tmp_path / "x.codes"))
+    assert not dense[:, 0].any()
+    assert dense[0, 1:].any()
+    assert set(run.quality) == {"patch", "silent", "dense", "n_tokens", "dead"}
+
+
+def test_another_models_store_is_refused(tmp_path: Path, planted_run: Run, tiny_store: Path) -> None:
+    with pytest.raises(ParentMismatchError, match="trained on model planted"):
+        encode(planted_run, tiny_store, tmp_path / "x.codes")
+    assert not (tmp_path / "x.codes").exists()
+
+
+def test_values_beyond_float16_name_their_image(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
+    tensors = load_file(copy / "sae.safetensors")
+    tensors["encoder"] *= 1e6
+    save_file(tensors, copy / "sae.safetensors")
+    with pytest.raises(NonFiniteError, match=r"image \d+\.png .*beyond float16"):
+        encode(copy, planted_store, tmp_path / "x.codes")
+
+
+def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) -> None:
+    copy = Path(shutil.copytree(planted_codes.path, tmp_path / "x.codes"))
+    file = copy / "codes.zarr" / "1" / "latent" / "c" / "0"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(CorruptError, match="Shard 1"):
+        CodeStore.open(copy).read_shard(1)
+    file.unlink()
+    with pytest.raises(CorruptError, match="lacks latent"):
+        CodeStore.open(copy).read_shard(1)
+    assert any("latent/c/0: is missing" in problem for problem in verify(copy).problems)
+
+
+def test_metrics_are_readable_lines(planted_run: Run) -> None:
+    lines = [json.loads(line) for line in (planted_run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [50, 90]
+    assert set(lines[0]) >= {"loss", "fvu", "l0", "dead", "lr", "tokens_per_s", "wait_share"}

@@ -1,0 +1,69 @@
+"""Docs do not rot: python blocks run, recipes parse and name real flags, the file map equals the tree."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_python_blocks_run(code: str, tmp_path: Path, tiny_store: Path) -> None:
+    shutil.copytree(tiny_store, tmp_path / "val.acts")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_blocks() -> None:
+    assert len(BLOCKS) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "recipes").glob("*.sh"))], ids=lambda p: p.name)
+def test_commands_name_real_verbs_and_flags(page: Path) -> None:
+    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^\s*(?:\$?patchsae|python cli\.py) (.+)$", text, flags=re.MULTILINE):
+        words = line.split()
+        verb = words[0]
+        assert verb in verbs, line
+        known = {flag for parameter in verbs[verb].params for flag in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_recipes_are_valid_shell() -> None:
+    for recipe in (ROOT / "docs" / "recipes").glob("*.sh"):
+        subprocess.run(["bash", "-n", str(recipe)], check=True)
+
+
+def test_the_file_map_names_what_is_there() -> None:
+    for path in re.findall(r"^\| `([^`]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_two_commands_are_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for mark in ("quickstart", "tests"):
+        block = re.search(rf"<!-- {mark} -->\n```bash\n(.+)\n```", readme)
+        assert block, mark
+        assert "\n" not in block[1]
