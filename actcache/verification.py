@@ -99,7 +99,7 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, Mapping[str, Any]], l
 
 def is_digest(value: Any) -> bool:
     try:
-        return int(value["bytes"]) == sum(n_bytes for n_bytes, _ in value["pieces"])
+        return bool(int(value["bytes"]) == sum(n_bytes for n_bytes, _ in value["pieces"]))
     except (KeyError, TypeError, ValueError):
         return False
 

@@ -87,7 +87,7 @@ def auroc_table(scores: NDArray[np.float32], present: NDArray[np.bool_]) -> NDAr
     ranks = np.stack([_average_ranks(row) for row in scores])
     u = ranks @ present.astype(np.float64) - positives * (positives + 1) / 2
     pairs = positives * (n_images - positives)
-    return np.divide(u, pairs, out=np.full_like(u, np.nan), where=pairs > 0)
+    return np.asarray(np.where(pairs > 0, u / np.maximum(pairs, 1), np.nan))
 
 
 def _average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -99,7 +99,9 @@ def _average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def upsample(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Bilinear, pixel centers aligned: [n, rows, columns] -> [n, height, width]."""
-    return np.einsum("hr,nrc,wc->nhw", _weights(heat.shape[1], height), heat, _weights(heat.shape[2], width))
+    return np.asarray(
+        np.einsum("hr,nrc,wc->nhw", _weights(heat.shape[1], height), heat, _weights(heat.shape[2], width))
+    )
 
 
 def _weights(n_in: int, n_out: int) -> NDArray[np.float32]:

@@ -166,13 +166,12 @@ SHAPES: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], Mask]] = 
 def _texture(name: str, image_size: int, rng: np.random.Generator) -> Mask:
     """[H, W]: true where an object keeps its color, false where it is dark. Periods of 4 pixels."""
     y, x = np.indices((image_size, image_size)) + rng.integers(0, 4, 2)[:, None, None]
+    lower, right = np.asarray(y % 4 < 2), np.asarray(x % 4 < 2)
     if name == "striped":
-        return y % 4 < 2
+        return lower
     if name == "dotted":
-        return ~((y % 4 < 2) & (x % 4 < 2))
-    if name == "checkered":
-        return (y % 4 < 2) ^ (x % 4 < 2)
-    return np.ones((image_size, image_size), dtype=bool)
+        return ~(lower & right)
+    return lower ^ right if name == "checkered" else np.ones((image_size, image_size), dtype=bool)
 
 
 def _draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:
@@ -217,7 +216,7 @@ def caption_scene(scene: Scene, rng: np.random.Generator | None = None) -> str:
     if rng is None:
         return f"{' and '.join(_describe(thing) for thing in scene.objects)} on {scene.background}"
     objects = list(scene.objects)
-    rng.shuffle(objects)  # type: ignore[arg-type]
+    rng.shuffle(objects)
     parts = [_describe(thing, rng) for thing in objects]
     ground = f" on {scene.background}" if rng.random() < 0.85 else ""
     return f"{rng.choice(_OPENINGS)}{' and '.join(parts)}{ground}"
