@@ -5,7 +5,6 @@ Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one 
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 from actcache.errors import PipelineError
 from saetrain.config import SAEConfig, TrainConfig
 
+
+class Verbs(TyperGroup):
+    """Turns our errors into one line, and says after an interrupt how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            if options.traceback:
+                raise
+            stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            stderr.print("interrupted; the same command resumes")
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
     name="patchsae",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -379,19 +397,5 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def run() -> None:
-    """Entry point: errors of ours become one line, an interrupt says how to go on."""
-    try:
-        app()
-    except PipelineError as error:
-        if options.traceback:
-            raise
-        stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        stderr.print("interrupted; the same command resumes")
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    run()
+    app()

@@ -227,7 +227,9 @@ def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _Weight
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as error:  # network libraries raise what they like
-        raise ModelError(f"The weights of {name} {pretrained} cannot be downloaded: {error}.") from error
+        raise ModelError(
+            f"The weights of {name} {pretrained} cannot be downloaded: {str(error).rstrip('.')}."
+        ) from error
     return _WeightSource(path, None, open_clip.transform.merge_preprocess_dict({}, tag))
 
 

@@ -219,7 +219,7 @@ class _ShardFile:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
-            self.temporary.unlink(missing_ok=True)
+        self.temporary.unlink(missing_ok=True)  # also where the rename failed
 
 
 def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:

@@ -167,11 +167,8 @@ def _texture(name: str, image_size: int, rng: np.random.Generator) -> Mask:
     """[H, W]: true where an object keeps its color, false where it is dark. Periods of 4 pixels."""
     y, x = np.indices((image_size, image_size)) + rng.integers(0, 4, 2)[:, None, None]
     lower, right = np.asarray(y % 4 < 2), np.asarray(x % 4 < 2)
-    if name == "striped":
-        return lower
-    if name == "dotted":
-        return ~(lower & right)
-    return lower ^ right if name == "checkered" else np.ones((image_size, image_size), dtype=bool)
+    bright = {"striped": lower, "dotted": ~(lower & right), "checkered": lower ^ right}
+    return np.asarray(bright.get(name, np.ones_like(lower)))
 
 
 def _draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:

@@ -130,6 +130,9 @@ def count_calls(act: Callable[[int], object]) -> None:
 
 def kill_writers(folder: Path) -> None:
     """Leave FOLDER/<n>.acts as a writer leaves it that is killed at its n-th system call, for every n there is."""
+    import numcodecs  # noqa: F401    once, not in every child
+    import zarr  # noqa: F401
+
     step, finished = 0, False
     while not finished:
         step += 1
@@ -171,7 +174,7 @@ def test_killed_at_any_step_and_repeated_it_ends_with_the_same_bytes(tmp_path: P
 
 def test_what_was_committed_before_is_not_written_again(tmp_path: Path) -> None:
     write_store(tmp_path / "x.acts", make_settings(), n_shards=1)
-    first = sorted((tmp_path / "x.acts").rglob("c/0/**/0"))
+    first = [file for file in (tmp_path / "x.acts").rglob("c/0/**/0") if file.is_file()]
     before = [file.stat().st_mtime_ns for file in first]
     write_store(tmp_path / "x.acts", make_settings())
     assert [file.stat().st_mtime_ns for file in first] == before
