@@ -174,10 +174,12 @@ def _fill_shard(
             )
         good = [pixels for pixels in decoded if not isinstance(pixels, str)]
         keep = [k for k, pixels in enumerate(decoded) if not isinstance(pixels, str)]
-        for hook, stream in _run_tower(tower, hooks, good).items():
-            _check_finite(stream, writer, hook, [uris[batch[k] - images.start] for k in keep])
-            full = stream.new_zeros(len(batch), layout.n_tokens, layout.d_model)
-            full[keep] = stream
+        streams = _run_tower(tower, hooks, good)
+        for hook in hooks:
+            full = torch.zeros(len(batch), layout.n_tokens, layout.d_model, device=tower.device)
+            if keep:
+                _check_finite(streams[hook], writer, hook, [uris[batch[k] - images.start] for k in keep])
+                full[keep] = streams[hook]
             held[hook].append(full)
         block = (batch.start - images.start) // layout.chunk_images
         block_range = layout.block_range(writer.shard, block)

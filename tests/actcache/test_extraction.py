@@ -229,8 +229,12 @@ def test_an_unreadable_image_ends_the_run_and_is_listed(
         ActivationStore.open(tmp_path / "x.acts")
 
 
-def test_skipped_images_keep_their_rows_marked(tmp_path: Path, broken_images: Path, tiny_model: dict[str, str]) -> None:
-    store = extract(broken_images, tmp_path / "x.acts", **tiny_model, layers=[0], on_error="skip", precision="float32")
+@pytest.mark.parametrize("batch_size", [32, 1])
+def test_skipped_images_keep_their_rows_marked(
+    tmp_path: Path, broken_images: Path, tiny_model: dict[str, str], batch_size: int
+) -> None:
+    wanted = {"layers": [0], "on_error": "skip", "precision": "float32", "batch_size": batch_size}
+    store = extract(broken_images, tmp_path / "x.acts", **tiny_model, **wanted)  # type: ignore[arg-type]
     uris = store.images["uri"].to_pylist()
     assert sorted(uris[image] for image in store.failed) == ["class1/0004.png", "class2/0011.png"]
     assert store.valid.sum() == 38

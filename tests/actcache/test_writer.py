@@ -130,9 +130,10 @@ def count_calls(act: Callable[[int], object]) -> None:
 
 def kill_writers(folder: Path) -> None:
     """Leave FOLDER/<n>.acts as a writer leaves it that is killed at its n-th system call, for every n there is."""
-    import numcodecs  # noqa: F401    once, not in every child
+    import numcodecs  # noqa: F401
     import zarr  # noqa: F401
 
+    make_plan(1), make_values(make_settings())  # pyarrow and numpy import more on first use: once, not in every child
     step, finished = 0, False
     while not finished:
         step += 1
