@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from actcache.errors import PipelineError
@@ -195,7 +196,7 @@ def train(
             report(
                 step,
                 total,
-                "fvu {fvu:.3f}  l0 {l0:.1f}  dead {dead:.1%}  {tokens_per_s:,.0f} tokens/s".format(**metrics),
+                "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics),
             )
 
         opened = run_train(
@@ -354,24 +355,21 @@ Report = Callable[..., None]
 def progress(verb: str, unit: str) -> Iterator[Report]:
     """A bar with rate and time left on stderr, from the first call that says there is something to do."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.percentage:>3.0f} %") if unit == "bytes" else MofNCompleteColumn(),
-        TextColumn(unit if unit != "bytes" else ""),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16, table_column=Column(min_width=6)),
+        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=stderr, disable=options.quiet, transient=False) as bar:
-        task = bar.add_task(verb, total=None, rate="", note="", visible=False)
+    with Progress(*columns, console=stderr, disable=options.quiet) as bar:
+        task = bar.add_task(verb, total=None, text="", visible=False)
 
         def report(done: int, total: int, note: str = "") -> None:
-            speed = bar.tasks[0].speed
-            scale, name = (1e9, "GB") if unit == "bytes" else (1, unit)
-            rate = f"{speed / scale:,.1f} {name}/s" if speed else ""
-            bar.update(task, completed=done, total=total, rate=rate, note=note, visible=True)
+            speed = bar.tasks[0].speed or 0.0
+            if unit == "bytes":
+                text = f"{decimal(done)}/{decimal(total)}  {decimal(int(speed))}/s"
+            else:
+                text = f"{done:,}/{total:,} {unit}  " + (note or f"{speed:,.1f} {unit}/s")
+            bar.update(task, completed=done, total=total, text=text, visible=True)
 
         yield report
 

@@ -6,6 +6,7 @@ lists do not depend on the cut either; memory holds a few partial results, not t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import dask
@@ -47,15 +48,13 @@ def reduce_shards(
         tau: what `Pairs.n_above` counts against.
         on_progress: called with (shards done, shards in all), in the order they finish; threads only.
     """
-    done = 0
+    finished = count(1)  # its `next` is atomic
 
     def chunk(opened: CodeStore, shard: int) -> dict[str, Any]:
-        nonlocal done
         pairs = find_pairs(opened.read_shard(shard), opened.n_tokens, tau=tau)
         parts = {name: statistic.chunk(opened, shard, pairs) for name, statistic in statistics.items()}
-        done += 1
         if on_progress:
-            on_progress(done, codes.n_shards)
+            on_progress(next(finished), codes.n_shards)
         return parts
 
     combine = dask.delayed(_combine_all, pure=False)
