@@ -19,8 +19,8 @@ from analysis.report import write_report
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
 LAYER = 2
-SAE = SAEConfig(n_latents=1024, k=16)
-STEPS = 1500
+SAE = SAEConfig(n_latents=256, k=4)
+STEPS = 800
 AUROC_BAR = 0.95
 
 OnStep = Callable[[str, int, int], None]
@@ -96,7 +96,7 @@ def quickstart(
         store,
         out / "run",
         sae=SAE,
-        config=TrainConfig(n_steps=STEPS, batch_size=2048, lr=2e-3, dead_tokens=200_000, seed=seed),
+        config=TrainConfig(n_steps=STEPS, batch_size=2048, lr=2e-3, dead_tokens=100_000, seed=seed),
         on_progress=report_as("train"),
     )
     codes = encode(run, store, out / "scenes.codes", on_progress=report_as("encode"))

@@ -33,7 +33,9 @@ POOL_SEED, TEST_SEED = 1_000_003, 1_000_033
 IMAGE_SIZE = 48
 
 
-def train_clip(out: Path, *, n_steps: int, batch_size: int, pool_size: int, lr: float, seed: int) -> dict[str, float]:
+def train_clip(
+    out: Path, *, n_steps: int, stop_after: int | None, batch_size: int, pool_size: int, lr: float, seed: int
+) -> dict[str, float]:
     """Train, write the weights, and return zero-shot accuracy on unseen single-object scenes, a concept family each."""
     config = json.loads(CONFIG.read_text())
     torch.manual_seed(seed)
@@ -46,7 +48,8 @@ def train_clip(out: Path, *, n_steps: int, batch_size: int, pool_size: int, lr: 
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
     started = time.perf_counter()
-    for step in range(n_steps):
+    last = n_steps if stop_after is None else stop_after
+    for step in range(last):
         rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / n_steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -68,7 +71,7 @@ def train_clip(out: Path, *, n_steps: int, batch_size: int, pool_size: int, lr: 
             accuracy = float((logits.argmax(1) == target).float().mean())
             print(f"step {step + 1}  loss {float(loss.detach()):.3f}  in-batch accuracy {accuracy:.3f}  "
                   f"{(step + 1) * batch_size / (time.perf_counter() - started):.0f} images/s", flush=True)  # fmt: skip
-        if (step + 1) % 500 == 0 or step + 1 == n_steps:
+        if (step + 1) % 500 == 0 or step + 1 == last:
             save_file({name: value.half().contiguous() for name, value in clip.state_dict().items()}, out)
             print({name: round(value, 3) for name, value in zero_shot(clip, tokenizer).items()}, flush=True)
     return zero_shot(clip, tokenizer)
@@ -115,7 +118,8 @@ def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--n-steps", type=int, default=1500)
+    parser.add_argument("--n-steps", type=int, default=2400)
+    parser.add_argument("--stop-after", type=int, help="end before the schedule does")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--pool-size", type=int, default=40_000)
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -97,7 +97,10 @@ def test_a_newer_schema_is_refused_and_changed_fields_are_noticed(tmp_path: Path
         open_artifact(tmp_path / "a")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"kind": "run"}', '{"schema": 1, "parents": []}', "[" * 5000])
+GARBAGE = ["", "{", "[]", "7", '{"kind": "run"}', '{"schema": 1, "parents": []}', '{"schema": Infinity}', "[" * 5000]
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
 def test_garbage_is_an_error_of_ours(tmp_path: Path, text: str) -> None:
     begin(tmp_path / "a")
     (tmp_path / "a" / "artifact.json").write_text(text)
@@ -144,10 +147,26 @@ def test_an_unsealed_artifact_is_refused_when_completeness_is_asked_for(tmp_path
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "x.json", b"old")
 
-    def full(fd: int) -> None:
+    def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(tmp_path / "x.json", b"new")
-    assert (tmp_path / "x.json").read_bytes() == b"old"
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(OSError, match="No space"):
+                write_atomic(tmp_path / "x.json", b"new")
+        assert (tmp_path / "x.json").read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["x.json"]
+    write_atomic(tmp_path / "x.json", b"new")
+    assert (tmp_path / "x.json").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_an_artifact_that_cannot_be_begun_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "plan.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_artifact(tmp_path / "a", "run", settings={}, parents={}, provenance={}, prepare=fail)
+    assert os.listdir(tmp_path) == []

@@ -88,6 +88,6 @@ def test_the_model_is_small_and_knows_its_words() -> None:
     accuracy = zero_shot(clip.eval(), open_clip.SimpleTokenizer(context_length=48), 300)
     assert accuracy["color"] > 0.9
     assert accuracy["background"] > 0.9
-    assert accuracy["texture"] > 0.6
-    assert accuracy["shape"] > 0.5
+    assert accuracy["texture"] > 0.9
+    assert accuracy["shape"] > 0.2  # hardly: chance is 0.17
     assert accuracy["size"] > 0.8

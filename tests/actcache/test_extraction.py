@@ -207,10 +207,10 @@ def test_real_images_through_a_trained_model(
     folder = real_data / "clip-cifar"
     model = {"model": str(folder / "ViT-CIFAR-4.json"), "pretrained": str(folder / "vit_cifar4.safetensors")}
     images = real_data / "cifar10" / "test"
-    store = extract(images, tmp_path / "x.acts", **model, layers=[4, 3], limit=64, precision="float32", batch_size=16)
+    store = extract(images, tmp_path / "x.acts", **model, layers=[4, 3], limit=100, precision="float32", batch_size=16)
     for layer in (3, 4):
         expected = plain_forward(images, store.images["uri"].to_pylist(), model, layer)
         np.testing.assert_array_equal(store.read(layer), expected.astype(np.float16))
-    rounded = extract(images, tmp_path / "y.acts", **model, layers=[4], limit=64, precision="bfloat16")
+    rounded = extract(images, tmp_path / "y.acts", **model, layers=[4], limit=100, precision="bfloat16")
     exact = store.read(4).astype(np.float64)
     assert np.linalg.norm(rounded.read().astype(np.float64) - exact) / np.linalg.norm(exact) < 0.02

@@ -1,5 +1,6 @@
 """Images: the plan is a function of names, sizes, seed and limit; every kind of file becomes upright RGB."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,48 @@ def test_the_order_is_a_seeded_permutation_and_limit_its_prefix(tiny_images: Pat
     assert source.plan(seed=1).table["uri"].to_pylist() != whole
 
 
+def test_a_limit_or_a_seed_that_means_nothing_is_refused(tiny_images: Path) -> None:
+    for limit in (0, -3):
+        with pytest.raises(SettingsError, match=f"--limit must be at least 1, got {limit}"):
+            ImageFolder(tiny_images).plan(limit=limit)
+    with pytest.raises(SettingsError, match="--seed"):
+        ImageFolder(tiny_images).plan(seed=-1)
+    assert ImageFolder(tiny_images).plan(limit=1000).n_images == 75
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, make_images: Callable[..., Path]) -> None:
+    elsewhere = make_images(tmp_path / "elsewhere", 4, n_classes=1)
+    images = make_images(tmp_path / "images", 6)
+    (images / "linked").symlink_to(elsewhere / "class0")
+    (images / "class0" / "loop").symlink_to("..")
+    assert ImageFolder(images).plan().n_images == 10
+    (images / "class0" / "gone.png").symlink_to("nowhere")
+    with pytest.raises(ImageSourceError, match=r"class0/gone\.png cannot be read"):
+        ImageFolder(images).plan()
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    try:
+        with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
+            file.write(b"1")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(ImageSourceError, match="not a UTF-8 file name"):
+        ImageFolder(tmp_path).plan()
+
+
+@pytest.mark.parametrize("kind", ["absent", "file", "empty"])
+def test_a_source_without_images_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "images"
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "empty":
+        path.mkdir()
+        (path / "readme.txt").write_text("x")
+    with pytest.raises(ImageSourceError, match="holds no images" if kind == "empty" else "not a directory"):
+        ImageFolder(path).plan()
+
+
 def test_rows_id_names_images_and_order_not_the_place(tmp_path: Path, make_images: Callable[..., Path]) -> None:
     images = make_images(tmp_path / "a", 6)
     first = ImageFolder(images).plan().rows_id
@@ -66,6 +109,26 @@ def test_every_mode_becomes_rgb_without_a_warning(tmp_path: Path, mode: str) -> 
     assert decoded.size == (6, 8)
     if mode in ("L", "RGBA"):
         np.testing.assert_array_equal(np.array(decoded), np.array(image.convert("RGB")))
+
+
+def test_sixteen_bit_gray_keeps_its_upper_byte(tmp_path: Path) -> None:
+    gray = np.arange(48, dtype=np.uint16).reshape(8, 6) * 1365  # up to 64,155
+    Image.fromarray(gray).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(np.array(decode_image(tmp_path / "x.png")), (gray // 256)[..., None].repeat(3, 2))
+
+
+def test_a_palettes_colors_are_looked_up(tmp_path: Path) -> None:
+    indices = np.arange(48, dtype=np.uint8).reshape(8, 6) % 3
+    colors = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 30]], dtype=np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(colors.tobytes())
+    image.save(tmp_path / "x.png", transparency=b"\x00\x80\xff")
+    np.testing.assert_array_equal(np.array(decode_image(tmp_path / "x.png")), colors[indices])
+
+
+def test_a_thin_image_is_cut_like_any_other() -> None:
+    preprocess = {"size": [24, 24], "resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0}
+    assert resize_image(Image.new("RGB", (1, 2000)), preprocess).size == (24, 24)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def test_model_id_names_weights_not_their_file(tmp_path: Path, tiny_model: dict[
     assert load_vision_tower(tiny_model["model"], str(tmp_path / "other.safetensors")).model_id != tower.model_id
 
 
+def test_model_id_is_that_of_the_stored_numbers_whatever_their_type(
+    tmp_path: Path, tiny_model: dict[str, str], tower: VisionTower
+) -> None:
+    halved = {name: value.half() for name, value in load_file(tiny_model["pretrained"]).items()}
+    save_file(halved, tmp_path / "half.safetensors")
+    save_file({name: value.float() for name, value in halved.items()}, tmp_path / "widened.safetensors")
+    torch.save(halved, tmp_path / "half.pt")
+    ids = {
+        load_vision_tower(tiny_model["model"], str(tmp_path / name)).model_id
+        for name in ("half.safetensors", "widened.safetensors", "half.pt")
+    }
+    assert len(ids) == 1
+    assert ids != {tower.model_id}
+
+
 def test_model_id_names_the_preprocessing(tmp_path: Path, tiny_model: dict[str, str], tower: VisionTower) -> None:
     config = {"model_cfg": json.loads(Path(tiny_model["model"]).read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -123,9 +138,19 @@ def test_checkpoints_that_do_not_fit_are_refused(
     (tmp_path / "short.safetensors").write_bytes(good[: len(good) // 2])
     weights = load_file(tiny_model["pretrained"])
     save_file({k: v for k, v in weights.items() if "ln_post" not in k}, tmp_path / "missing.safetensors")
+    other = {**weights, "visual.conv1.weight": torch.zeros(48, 3, 8, 8)}
+    save_file(other, tmp_path / "wider.safetensors")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}))
     torch.save({"state_dict": Evil()}, tmp_path / "evil2.pt")
-    for name in ("short.safetensors", "missing.safetensors", "evil.pt", "evil2.pt"):
+    for name in (
+        "short.safetensors",
+        "missing.safetensors",
+        "wider.safetensors",
+        "text.pt",
+        "evil.pt",
+        "evil2.pt",
+    ):
         with pytest.raises(ModelError, match=name.replace(".", r"\.") + " cannot be loaded"):
             load_vision_tower(model, str(tmp_path / name))
     assert "code ran" not in capsys.readouterr().out
