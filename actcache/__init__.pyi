@@ -3,22 +3,15 @@ from .artifact import (
     Parent,
     begin_artifact,
     check_parent,
-    crc32c,
     digest,
-    file_digest,
-    fsync_directory,
-    fsync_tree,
     missing_shards,
     open_artifact,
-    read_json,
     read_manifest,
     read_record,
     read_records,
     remove_litter,
     require_complete,
     seal_artifact,
-    write_atomic,
-    write_json,
     write_record,
 )
 from .description import describe
@@ -35,6 +28,15 @@ from .errors import (
     SettingsError,
 )
 from .extraction import extract
+from .files import (
+    crc32c,
+    file_digest,
+    fsync_directory,
+    fsync_tree,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from .hook_point import HookPoint
 from .images import (
     ImageFolder,

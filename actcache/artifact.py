@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
-
 from actcache.errors import (
     ArtifactNotFoundError,
     CorruptError,
@@ -28,6 +24,7 @@ from actcache.errors import (
     SchemaError,
     SettingsError,
 )
+from actcache.files import file_digest, fsync_directory, fsync_tree, read_json, write_json
 
 SCHEMA = 1
 """Major version of docs/format.md. A reader refuses a newer one."""
@@ -39,8 +36,6 @@ UNSEALED_FOLDERS = ("notes",)
 """What people write beside the seal (names, notes): not covered by the manifest."""
 
 Kind = Literal["acts", "run", "codes", "concepts"]
-
-_PIECE_BYTES = 1 << 24  # one checksum a 16 MiB piece where a file has no chunks of its own
 
 
 @dataclass(frozen=True)
@@ -77,67 +72,15 @@ def digest(fields: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Parent]) -> str:
+def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Parent], schema: int = SCHEMA) -> str:
     return digest(
         {
             "kind": kind,
-            "schema": SCHEMA,
+            "schema": schema,
             "settings": settings,
             "parents": {name: parent.id for name, parent in parents.items()},
         }
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Atomic writes
-
-
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` under `path`: temporary file, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # a full disk, Ctrl-C
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises CorruptError when it is missing or does not parse."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing. Make the artifact again.") from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path} is not readable JSON ({error}). Make the artifact again.") from error
-
-
-def fsync_tree(path: Path) -> None:
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
-            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        fsync_directory(Path(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,7 +179,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
             provenance=value["provenance"],
             complete=(path / MANIFEST_FILE).is_file(),
         )
-        identity = artifact_id(artifact.kind, artifact.settings, artifact.parents)
+        identity = artifact_id(artifact.kind, artifact.settings, artifact.parents, schema)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, SchemaError):
             raise
@@ -340,23 +283,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Commit records and digests
-
-
-def crc32c(data: bytes | NDArray[Any]) -> int:
-    """CRC-32C (Castagnoli) of contiguous bytes. 14 GB/s a core on the array itself, no copy."""
-    if isinstance(data, np.ndarray):
-        return int(google_crc32c.value(data.reshape(-1).view(np.uint8)))
-    return int(google_crc32c.value(data))
-
-
-def file_digest(path: Path) -> dict[str, Any]:
-    """`{"bytes": n, "pieces": [[n_bytes, crc32c], ...]}` of a file, read in 16 MiB pieces."""
-    pieces = []
-    with open(path, "rb") as file:
-        while data := file.read(_PIECE_BYTES):
-            pieces.append([len(data), crc32c(data)])
-    return {"bytes": sum(n for n, _ in pieces), "pieces": pieces}
+# Commit records
 
 
 def record_path(path: Path, shard: int) -> Path:

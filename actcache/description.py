@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from actcache.artifact import Artifact, committed_shards, list_files, open_artifact, read_manifest
+from actcache.artifact import (
+    Artifact,
+    committed_shards,
+    list_files,
+    open_artifact,
+    read_manifest,
+)
 
 
 def describe(path: str | Path) -> dict[str, Any]:

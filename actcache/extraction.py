@@ -16,7 +16,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from actcache.artifact import missing_shards, remove_litter
+from actcache.artifact import (
+    missing_shards,
+    remove_litter,
+)
 from actcache.codecs import check_codec, check_dtype
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.hook_point import HookPoint
@@ -170,7 +173,7 @@ def _fill_shard(
             raise ImageSourceError(
                 f"{len(reasons)} image(s) cannot be read: "
                 f"{describe_failures([(uris[i - images.start], reason) for i, reason in reasons.items()])} "
-                "Repair or remove them, or pass --on-error skip to keep their rows marked."
+                "Pass --on-error skip to keep their rows marked, or repair them and begin anew with --overwrite."
             )
         good = [pixels for pixels in decoded if not isinstance(pixels, str)]
         keep = [k for k, pixels in enumerate(decoded) if not isinstance(pixels, str)]

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from actcache.artifact import digest
+from actcache.artifact import (
+    digest,
+)
 from actcache.errors import ImageSourceError, SettingsError
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from actcache.artifact import (
     Artifact,
-    crc32c,
     open_artifact,
     read_manifest,
     read_record,
@@ -27,6 +26,9 @@ from actcache.artifact import (
 )
 from actcache.codecs import check_dtype
 from actcache.errors import CorruptError, SettingsError
+from actcache.files import (
+    crc32c,
+)
 from actcache.hook_point import HookPoint
 from actcache.layout import StoreLayout
 from actcache.verification import check_file, is_digest

@@ -16,13 +16,15 @@ from actcache.artifact import (
     COMMITS,
     MANIFEST_FILE,
     Artifact,
-    crc32c,
     list_files,
     open_artifact,
     read_manifest,
     read_record,
 )
 from actcache.errors import CorruptError
+from actcache.files import (
+    crc32c,
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from actcache.artifact import digest
+from actcache.artifact import (
+    digest,
+)
 from actcache.errors import ModelError, SettingsError
 
 PRECISIONS = ("auto", "float32", "bfloat16")

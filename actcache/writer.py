@@ -18,17 +18,19 @@ from numpy.typing import NDArray
 from actcache.artifact import (
     Artifact,
     begin_artifact,
-    crc32c,
-    fsync_directory,
     missing_shards,
     open_artifact,
-    read_json,
     read_records,
     seal_artifact,
-    write_json,
     write_record,
 )
 from actcache.codecs import check_dtype, chunk_encoder, zarr_compressor
+from actcache.files import (
+    crc32c,
+    fsync_directory,
+    read_json,
+    write_json,
+)
 from actcache.hook_point import HookPoint
 from actcache.images import ImagePlan
 from actcache.layout import StoreLayout

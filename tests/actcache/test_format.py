@@ -1,6 +1,6 @@
 """docs/format.md holds: every artifact is read with json, numpy, zarr, pyarrow, safetensors and that page's rules.
 
-Nothing of actcache or saetrain is imported here; the fixtures wrote what is read.
+Nothing of actcache or saetrain reads here; the fixtures wrote what is read.
 """
 
 import hashlib
@@ -40,6 +40,16 @@ def held_out(n_images: int) -> range:
 @pytest.fixture(params=["tiny_store", "tiny_run", "tiny_codes"])
 def artifact(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def long_shards(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]) -> Path:
+    """75 images in shards of three blocks: one full, one of two blocks, the second of them short."""
+    from actcache import extract
+
+    path = tmp_path_factory.mktemp("long") / "long.acts"
+    extract(tiny_images, path, **tiny_model, layers=[2], shard_images=48, precision="float32")
     return path
 
 
@@ -128,11 +138,13 @@ def test_the_zarr_group_is_as_the_page_says(tiny_store: Path) -> None:
         assert patches.dtype == cls.dtype == np.dtype(f"<f{2 if s['dtype'] == 'float16' else 4}")
 
 
-def test_a_raw_shard_is_read_by_arithmetic_alone(tiny_store: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny_store", "long_shards"])
+def test_a_raw_shard_is_read_by_arithmetic_alone(name: str, request: pytest.FixtureRequest) -> None:
     """Every value of an array from chunk offsets; the index at the end says the same and is right by its checksum."""
-    s = read(tiny_store / "artifact.json")["settings"]
+    store: Path = request.getfixturevalue(name)
+    s = read(store / "artifact.json")["settings"]
     (rows, columns), chunk, d_model = s["grid"], s["chunk_images"], s["d_model"]
-    arrays: Any = zarr.open_group(tiny_store / "activations.zarr", mode="r")[HOOK]
+    arrays: Any = zarr.open_group(store / "activations.zarr", mode="r")[HOOK]
     for array, n_rows, shape in (
         ("patches", rows, (chunk, columns, d_model)),
         ("cls", 1, (chunk, d_model)),
@@ -141,7 +153,7 @@ def test_a_raw_shard_is_read_by_arithmetic_alone(tiny_store: Path) -> None:
         for shard in range(-(-s["n_images"] // s["shard_images"])):
             first, stop = shard * s["shard_images"], min((shard + 1) * s["shard_images"], s["n_images"])
             tail = "0" if array == "cls" else "0/0"
-            data = (tiny_store / "activations.zarr" / HOOK / array / "c" / str(shard) / tail).read_bytes()
+            data = (store / "activations.zarr" / HOOK / array / "c" / str(shard) / tail).read_bytes()
             n_blocks, slots = -(-(stop - first) // chunk), s["shard_images"] // chunk
             index_bytes = 16 * slots * n_rows + 4
             assert len(data) == n_blocks * n_rows * chunk_bytes + index_bytes
