@@ -26,6 +26,7 @@ from actcache import (
     Artifact,
     CorruptError,
     HookPoint,
+    SettingsError,
     file_digest,
     fsync_directory,
     fsync_tree,
@@ -105,7 +106,10 @@ class CodeStore:
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet of the store, copied."""
-        return pq.read_table(self.path / IMAGES_FILE)
+        try:
+            return pq.read_table(self.path / IMAGES_FILE)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptError(f"{self.path / IMAGES_FILE} cannot be read ({error}). Encode it again.") from error
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
@@ -123,14 +127,20 @@ class CodeStore:
         """All arrays of a shard. Raises CorruptError when one is missing or their lengths disagree."""
         columns = {name: self._read(shard, name) for name in COLUMNS}
         images = self.shard_range(shard)
-        n_entries = int(columns["indptr"][-1])
-        lengths = {columns[name].size for name in ("latent", "value", "row", "latent_value")}
-        if lengths != {n_entries} or columns["indptr"].size != len(images) * self.n_tokens + 1:
-            raise CorruptError(f"Shard {shard} of {self.path} is inconsistent. Run `verify {self.path}`.")
+        sizes = {name: values.size for name, values in columns.items()}
+        pointers = {"indptr": len(images) * self.n_tokens + 1, "latent_indptr": self.n_latents + 1}
+        entries = dict.fromkeys(("latent", "value", "row", "latent_value"), sizes["value"])
+        if sizes != {**pointers, **entries} or {int(columns[name][-1]) for name in pointers} != {sizes["value"]}:
+            raise self._inconsistent(shard)
         return ShardCodes(first_row=images.start * self.n_tokens, **columns)
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """(rows, values) of one latent over all shards, reading only its own entries."""
+        """(rows, values) of one latent over all shards, reading only its own entries.
+
+        Raises SettingsError for a latent out of range, CorruptError for an array that is missing or too short.
+        """
+        if not 0 <= latent < self.n_latents:
+            raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
         rows, values = [], []
         for shard in range(self.n_shards):
             start, stop = self._read(shard, "latent_indptr", slice(latent, latent + 2))
@@ -143,11 +153,21 @@ class CodeStore:
         folder = self.path / CODES / str(shard) / column
         try:
             dtype = self.artifact.settings["dtypes"][column]
-            return np.fromfile(folder / "c" / "0", dtype=dtype) if part == slice(None) else _mapped(folder, dtype)[part]
+            if part == slice(None):
+                return np.fromfile(folder / "c" / "0", dtype=dtype)
+            values = _mapped(folder, dtype)[part]
         except (OSError, ValueError) as error:
             raise CorruptError(
                 f"Shard {shard} of {self.path} lacks {column} ({error}). Run `verify {self.path}`, then encode again."
             ) from error
+        if values.size != part.stop - part.start:  # numpy cuts a slice that goes past the end
+            raise self._inconsistent(shard)
+        return values
+
+    def _inconsistent(self, shard: int) -> CorruptError:
+        return CorruptError(
+            f"Shard {shard} of {self.path} is inconsistent. Run `verify {self.path}`, then encode again."
+        )
 
 
 def _mapped(folder: Path, dtype: str) -> NDArray[Any]:

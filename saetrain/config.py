@@ -44,8 +44,8 @@ class SAEConfig:
             raise SettingsError(f"--n-latents must be at least 1, got {n_latents}.")
         if self.variant == "topk" and not 1 <= self.k <= n_latents:
             raise SettingsError(f"--k must lie in 1..{n_latents} (the number of latents), got {self.k}.")
-        if self.l1 < 0:
-            raise SettingsError(f"--l1 must not be negative, got {self.l1}.")
+        if not 0 <= self.l1 < math.inf:
+            raise SettingsError(f"--l1 must be a number of at least 0, got {self.l1}.")
         return replace(self, n_latents=n_latents, normalize=normalize)
 
     @property
@@ -94,6 +94,18 @@ class TrainConfig:
             raise SettingsError(f"--precision must be float32 or bfloat16, got {self.precision!r}.")
         if not 0 <= self.decay_fraction <= 1:
             raise SettingsError(f"decay_fraction must lie in 0..1, got {self.decay_fraction}.")
+        for name, number in (
+            ("--seed", self.seed),
+            ("warmup_steps", self.warmup_steps or 0),
+            ("aux", self.aux),
+            ("dead_tokens", self.dead_tokens),
+            ("clip_norm", self.clip_norm),
+            ("pool_tokens", self.pool_tokens),
+        ):
+            if not 0 <= number < math.inf:
+                raise SettingsError(f"{name} must be a number of at least 0, got {number}.")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise SettingsError(f"--lr must be a number above 0, got {self.lr}.")
         lr = self.lr
         if lr is None:
             lr = 2e-4 / math.sqrt(sae.size / 2**14) if sae.variant == "topk" else 4e-4

@@ -1,8 +1,8 @@
 """ActivationLoader: a store in, shuffled batches out, without end.
 
 Promises: the batch stream depends on the store, the split and (seed, batch_size, pool_tokens) only; `batches(step)`
-continues exactly where a run of `step` batches left off; failed and held-out images never appear; the pools and the
-batch are allocated once. A reading thread fills one pool while the other is consumed; its error surfaces here.
+continues exactly where a run of `step` batches left off; failed and held-out images never appear; a stream allocates
+its pools and its batch once. A reading thread fills one pool while the other is consumed; its error surfaces here.
 """
 
 from collections.abc import Generator, Iterator
@@ -55,6 +55,8 @@ class ActivationLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.pool_tokens = pool_tokens
+        if batch_size < 1:
+            raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
         positions = np.array(train_images(store.n_images), dtype=np.int64)
         self._images = positions[store.valid[positions]]
         if self.n_rows < batch_size:
@@ -62,7 +64,7 @@ class ActivationLoader:
                 f"{store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
                 "Lower --batch-size or extract more images."
             )
-        self._pools: dict[int, torch.Tensor] = {}
+        self._all_rows: Tensor | None = None  # once they have been read whole
 
     @property
     def n_rows(self) -> int:
@@ -80,10 +82,11 @@ class ActivationLoader:
         activations = torch.empty(self.batch_size, d_model, dtype=_torch_dtype(self.store))
         rows = torch.empty(self.batch_size, dtype=torch.int64)
         image = torch.empty_like(rows)
+        pools: dict[int, Tensor] = {}  # this stream's own: two streams may run side by side
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
             while True:
                 skip, filled, left = step * self.batch_size, 0, self.steps_per_epoch - step
-                for window in self._windows(epoch, skip, reader):
+                for window in self._windows(epoch, skip, reader, pools):
                     position = min(skip, len(window.order))
                     skip -= position
                     while position < len(window.order) and left:
@@ -99,7 +102,9 @@ class ActivationLoader:
                             filled, left = 0, left - 1
                 epoch, step = epoch + 1, 0
 
-    def _windows(self, epoch: int, skip_rows: int, reader: ThreadPoolExecutor) -> Iterator[_Window]:
+    def _windows(
+        self, epoch: int, skip_rows: int, reader: ThreadPoolExecutor, pools: dict[int, Tensor]
+    ) -> Iterator[_Window]:
         """The windows of an epoch in order, one read ahead. Windows wholly before `skip_rows` are not read."""
         plan = plan_windows(
             self._images,
@@ -121,29 +126,31 @@ class ActivationLoader:
             first += 1
         ahead: Future[_Window] | None = None
         for window in range(first, len(plan)):
-            current = ahead or reader.submit(self._read, plan[window], epoch, window)
+            current = ahead or reader.submit(self._read, plan[window], epoch, window, pools)
             ready = current.result()
-            ahead = reader.submit(self._read, plan[window + 1], epoch, window + 1) if window + 1 < len(plan) else None
+            ahead = None
+            if window + 1 < len(plan):
+                ahead = reader.submit(self._read, plan[window + 1], epoch, window + 1, pools)
             yield ready
 
-    def _read(self, images: np.ndarray, epoch: int, window: int) -> _Window:
+    def _read(self, images: np.ndarray, epoch: int, window: int, pools: dict[int, Tensor]) -> _Window:
         order = window_order(len(images) * self.tokens_per_image, seed=self.seed, epoch=epoch, window=window)
-        return _Window(self._fill(window % 2, images), torch.from_numpy(images), torch.from_numpy(order))
+        return _Window(self._fill(pools, window % 2, images), torch.from_numpy(images), torch.from_numpy(order))
 
     def _whole(self, epoch: int) -> _Window:
         """All rows, read once and kept: only the permutation is new each epoch."""
-        if 0 not in self._pools:
-            self._fill(0, self._images)
+        if self._all_rows is None:
+            self._all_rows = self._fill({}, 0, self._images)
         order = window_order(self.n_rows, seed=self.seed, epoch=epoch, window=0)
-        return _Window(self._pools[0], torch.from_numpy(self._images), torch.from_numpy(order))
+        return _Window(self._all_rows, torch.from_numpy(self._images), torch.from_numpy(order))
 
-    def _fill(self, slot: int, images: np.ndarray) -> Tensor:
+    def _fill(self, pools: dict[int, Tensor], slot: int, images: np.ndarray) -> Tensor:
         """Read images into pool `slot`, which grows to the largest window and is then reused."""
         n_rows = len(images) * self.tokens_per_image
-        pool = self._pools.get(slot)
+        pool = pools.get(slot)
         if pool is None or len(pool) < n_rows:
             pool = torch.empty(n_rows, self.store.layout.d_model, dtype=_torch_dtype(self.store))
-            self._pools[slot] = pool
+            pools[slot] = pool
         out = pool[:n_rows].view(len(images), self.tokens_per_image, -1).numpy()
         self.store.read(self.hook_point, images=images, tokens=self.tokens, out=out)
         return pool[:n_rows]

@@ -44,6 +44,8 @@ def plan_windows(
     blocks = np.split(images, edges)
     order = _generator(seed, epoch).permutation(len(blocks))
     per_window = max(1, pool_tokens // (tokens_per_image * block_images))
+    if len(images) * tokens_per_image <= pool_tokens:  # also where the last block is short
+        per_window = len(blocks)
     return [
         np.concatenate([blocks[b] for b in order[first : first + per_window]])
         for first in range(0, len(order), per_window)

@@ -89,7 +89,7 @@ class SAE(nn.Module):
             rows, columns = torch.nonzero(values, as_tuple=True)
             return rows, latents[rows, columns], values[rows, columns]
         parts = []
-        for first in range(0, len(x), BLOCK_ROWS):
+        for first in range(0, max(len(x), 1), BLOCK_ROWS):  # no rows: one empty block
             z = F.linear(x[first : first + BLOCK_ROWS], self.encoder, bias).relu_()
             rows, latents = torch.nonzero(z, as_tuple=True)
             parts.append((rows + first, latents, z[rows, latents]))

@@ -4,6 +4,7 @@ Promises: the same call resumes from the last checkpoint with the same batches; 
 a loss that is not finite stops the run and keeps the last checkpoint.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from actcache import (
     ActivationStore,
     HookPoint,
     NonFiniteError,
+    SettingsError,
     begin_artifact,
     choose_device,
     has_cpu_bfloat16,
@@ -80,6 +82,9 @@ def train(
         seed=config.seed,
         pool_tokens=config.pool_tokens,
     )
+    held_out = [image for image in held_out_images(store.n_images) if store.valid[image]]
+    if not held_out:  # found out now, not after the last step
+        raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
     artifact = begin_artifact(
         run,
         "run",
@@ -142,7 +147,13 @@ def train(
         batches.close()
 
     model = model.to("cpu").requires_grad_(False)
-    quality = evaluate(model, store, hook_point, held_out_images(store.n_images), tokens=config.tokens)
+    quality = evaluate(model, store, hook_point, held_out, tokens=config.tokens)
+    fvu = quality[config.tokens]["fvu"]
+    if not math.isfinite(fvu):  # the last update's doing
+        raise NonFiniteError(
+            f"The held-out fvu is {fvu} after step {step:,}. The last checkpoint is kept in {path}. "
+            "Train into another run with a lower --lr."
+        )
     quality["dead"] = float((silent > config.dead_tokens).float().mean())
     _finish(path, model, quality)
     return Run.open(path)

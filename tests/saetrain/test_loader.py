@@ -1,0 +1,162 @@
+"""The batch stream: every row once an epoch, the same from any starting point, nothing held out or failed in it."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actcache import ActivationStore, CorruptError, SettingsError
+from saetrain import ActivationLoader, Batch, held_out_images, train_images
+
+POOLS = [1 << 20, 1000, 1]  # everything at once, windows of three blocks, windows of one block
+BATCH_SIZE = 96
+STEPS_PER_EPOCH = 302 * 17 // BATCH_SIZE  # 304 training images, two of them failed
+
+
+def loader(store: Path, pool: int, tokens: str = "all", batch_size: int = BATCH_SIZE, seed: int = 0) -> ActivationLoader:
+    opened = ActivationStore.open(store)
+    return ActivationLoader(opened, tokens=tokens, batch_size=batch_size, pool_tokens=pool, seed=seed)
+
+
+def copied(batch: Batch) -> Batch:
+    return Batch(*(tensor.clone() for tensor in batch))
+
+
+def rows_of(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch.image.tolist(), batch.token.tolist(), strict=True))
+
+
+@pytest.fixture(scope="module", params=POOLS, ids=["whole", "windows", "blocks"])
+def stream(request: pytest.FixtureRequest, planted_store: Path) -> tuple[int, list[Batch]]:
+    """(pool_tokens, three epochs of batches and a bit)."""
+    batches = loader(planted_store, request.param).batches()
+    return request.param, [copied(batch) for batch in islice(batches, 3 * STEPS_PER_EPOCH + 5)]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("tokens", "numbers"), [("all", range(17)), ("patch", range(1, 17)), ("cls", range(1))])
+def test_an_epoch_gives_every_training_row_once(planted_store: Path, pool: int, tokens: str, numbers: range) -> None:
+    """All but those of the partial last batch; each with the values that the store holds for it."""
+    batches = loader(planted_store, pool, tokens)
+    whole = batches.store.read()
+    seen = []
+    for batch in islice(batches.batches(), batches.steps_per_epoch):
+        np.testing.assert_array_equal(batch.activations.numpy(), whole[batch.image.numpy(), batch.token.numpy()])
+        seen += rows_of(batch)
+    wanted = {(i, t) for i in train_images(320) for t in numbers if batches.store.valid[i]}
+    assert len(seen) == len(set(seen)) == len(wanted) // BATCH_SIZE * BATCH_SIZE
+    assert set(seen) <= wanted
+
+
+def test_later_epochs_are_complete_too_and_in_their_own_order(stream: tuple[int, list[Batch]]) -> None:
+    epochs = [
+        [row for batch in stream[1][first : first + STEPS_PER_EPOCH] for row in rows_of(batch)]
+        for first in range(0, 3 * STEPS_PER_EPOCH, STEPS_PER_EPOCH)
+    ]
+    for epoch in epochs:
+        assert len(set(epoch)) == len(epoch) == STEPS_PER_EPOCH * BATCH_SIZE
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_failed_and_held_out_images_never_appear(stream: tuple[int, list[Batch]]) -> None:
+    images = {image for batch in stream[1] for image in batch.image.tolist()}
+    assert images.isdisjoint({5, 77, 310, *held_out_images(320)})
+    assert len(images) == 302
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 31, 52, 53, 54, 105, 106, 107, 158, 159])
+def test_starting_later_continues_the_same_stream(
+    planted_store: Path, stream: tuple[int, list[Batch]], start: int
+) -> None:
+    """Also on and across the border of an epoch (every 53 steps)."""
+    pool, whole = stream
+    late = [copied(batch) for batch in islice(loader(planted_store, pool).batches(start), 3)]
+    for expected, got in zip(whole[start : start + 3], late, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_seed_has_its_own_order_and_repeats_it(planted_store: Path, pool: int) -> None:
+    first = [rows_of(next(loader(planted_store, pool, seed=seed).batches())) for seed in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_streams_of_one_loader_do_not_disturb_each_other(planted_store: Path, pool: int) -> None:
+    one = loader(planted_store, pool)
+    whole = one.store.read()
+    streams = [one.batches(), one.batches(25)]
+    for _ in range(60):
+        for batch in map(next, streams):
+            np.testing.assert_array_equal(batch.activations.numpy(), whole[batch.image.numpy(), batch.token.numpy()])
+
+
+def test_a_batch_overwrites_the_one_before(planted_store: Path) -> None:
+    """The memory of a batch is allocated once a stream."""
+    batches = loader(planted_store, 1000).batches()
+    first = next(batches).activations
+    before = first.clone()
+    assert next(batches).activations.data_ptr() == first.data_ptr()
+    assert not torch.equal(first, before)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_float32_stores_give_float32_batches(tmp_path: Path, make_store: Callable[..., Path], pool: int) -> None:
+    batches = loader(make_store(tmp_path / "x.acts", n_images=50, dtype="float32"), pool)
+    batch = next(batches.batches())
+    assert batch.activations.dtype == torch.float32
+    expected = batches.store.read()[batch.image.numpy(), batch.token.numpy()]
+    np.testing.assert_array_equal(batch.activations.numpy(), expected)
+
+
+def damage(store: Path, how: str) -> None:
+    file = store / "activations.zarr/blocks.0.hook_resid_post/patches/c/2/0/0"
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("how", ["missing", "short"])
+def test_a_damaged_shard_surfaces_in_the_consumer(planted_store: Path, tmp_path: Path, pool: int, how: str) -> None:
+    """Each time it is asked for: memory that was never read must not pass for activations."""
+    store = Path(shutil.copytree(planted_store, tmp_path / "x.acts"))
+    damage(store, how)
+    batches = loader(store, pool)
+    for _ in range(2):
+        with pytest.raises(CorruptError, match=r"Shard 2 of .*verify"):
+            list(islice(batches.batches(), STEPS_PER_EPOCH))
+    assert reading_threads() == []
+
+
+def reading_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_no_thread_stays_after_breaking_out(planted_store: Path, pool: int) -> None:
+    before = threading.enumerate()
+    for seen, batch in enumerate(loader(planted_store, pool).batches()):
+        assert len(batch.image) == BATCH_SIZE
+        assert reading_threads() or pool == POOLS[0]
+        if seen == 2:
+            break
+    assert threading.enumerate() == before
+
+
+def test_too_few_tokens_for_a_batch_are_refused(planted_store: Path) -> None:
+    with pytest.raises(SettingsError, match="302 training tokens, fewer than one batch of 512"):
+        loader(planted_store, 1000, "cls", batch_size=512)
+
+
+def test_an_empty_batch_or_an_unknown_kind_of_token_is_refused(planted_store: Path) -> None:
+    with pytest.raises(SettingsError, match="--batch-size must be at least 1, got 0"):
+        loader(planted_store, 1000, batch_size=0)
+    with pytest.raises(SettingsError, match="all, patch, cls, got 'pixel'"):
+        loader(planted_store, 1000, "pixel")
