@@ -1,20 +1,35 @@
-"""HookPoint: a place in the residual stream, spelled as TransformerLens spells it. Imports nothing heavy."""
+"""HookPoint: a place in a block of the tower, spelled as TransformerLens spells it. Imports nothing heavy.
+
+In: a layer and a site, or their spelling. Out: `HookPoint`, hashable and ordered. Promises: `sorted()` gives the order
+in which a forward pass reaches them, and `parse(str(hook)) == hook`.
+"""
 
 import re
 from dataclasses import dataclass
+from functools import total_ordering
 
 from actcache.errors import SettingsError
 
-SITES = ("resid_post",)
+SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out")
 
+_REACHED = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # by a forward pass, within a block
 _PATTERN = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class HookPoint:
     """Layer (0-based block index) and site; `str()` gives `blocks.10.hook_resid_post`.
 
+    A block takes the residual stream, and with what it takes being resid_pre (the resid_post of the layer before):
+
+        resid_pre + attn_out = resid_mid      attn_out: what attention adds, after output projection and LayerScale
+        resid_mid + mlp_out  = resid_post     mlp_out: what the MLP adds, after LayerScale
+
     Source of the spelling: TransformerLens, `blocks.{layer}.hook_{site}`.
+
+    Raises:
+        SettingsError: a negative layer, or a site that is none of SITES.
     """
 
     layer: int
@@ -28,6 +43,10 @@ class HookPoint:
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.hook_{self.site}"
+
+    def __lt__(self, other: "HookPoint") -> bool:
+        """Whether a forward pass reaches this one first."""
+        return (self.layer, _REACHED.index(self.site)) < (other.layer, _REACHED.index(other.site))
 
     @classmethod
     def parse(cls, text: str) -> "HookPoint":
