@@ -39,7 +39,6 @@ from .files import (
 )
 from .hook_point import HookPoint
 from .images import (
-    ImageFolder,
     ImagePlan,
     decode_image,
     resize_image,
@@ -47,6 +46,14 @@ from .images import (
 from .layout import (
     StoreLayout,
     choose_shape,
+)
+from .sources import (
+    HuggingFaceDataset,
+    ImageFolder,
+    ImageSource,
+    ImageTable,
+    ImageTars,
+    open_source,
 )
 from .store import (
     IMAGES_FILE,
@@ -74,9 +81,13 @@ __all__ = [
     "ChannelStatistics",
     "CorruptError",
     "HookPoint",
+    "HuggingFaceDataset",
     "ImageFolder",
     "ImagePlan",
+    "ImageSource",
     "ImageSourceError",
+    "ImageTable",
+    "ImageTars",
     "IncompleteError",
     "ModelError",
     "NonFiniteError",
@@ -106,6 +117,7 @@ __all__ = [
     "load_vision_tower",
     "missing_shards",
     "open_artifact",
+    "open_source",
     "read_json",
     "read_manifest",
     "read_record",

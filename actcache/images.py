@@ -1,38 +1,39 @@
-"""Images in: a folder becomes an ordered plan, a file becomes pixels.
+"""Rows and pixels: a listing becomes an ordered plan, encoded bytes become pixels.
 
-In: a directory of JPEG, PNG or WebP files, flat or in class folders. Out: `ImagePlan` (the rows of images.parquet
-in stored order) and decoded PIL images. The plan depends on file names, file sizes, seed and limit only; no pixel
-is read for it.
+In: what an image source lists (`actcache.sources`), and the bytes it reads. Out: `ImagePlan` (the rows of
+images.parquet in stored order), decoded PIL images and masks. A plan depends on names, sizes, seed, limit and what is
+left out; no pixel is read for it.
 """
 
-import os
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from actcache.artifact import (
-    digest,
-)
 from actcache.errors import ImageSourceError, SettingsError
+from actcache.files import digest
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+T = TypeVar("T")
 
 IMAGES_SCHEMA = pa.schema(
     [
         ("source_index", pa.int64()),  # position in the sorted listing
-        ("uri", pa.string()),  # path relative to the source, with /
-        ("label", pa.int32()),  # index into the sorted class names; -1 without class folders
-        ("label_name", pa.string()),  # class folder; "" without
-        ("bytes", pa.int64()),  # file size
+        ("uri", pa.string()),  # names the image within its source, with /
+        ("label", pa.int32()),  # class index; -1: none
+        ("label_name", pa.string()),  # "": none
+        ("bytes", pa.int64()),  # of the encoded image; -1: not known
     ]
 )
+"""The columns every plan has. `mask` (string, "": none) and the user's own columns may follow."""
 
 
 @dataclass(frozen=True)
@@ -48,114 +49,117 @@ class ImagePlan:
         return int(self.table.num_rows)
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """A directory of images. With subfolders, the first folder of a path is the image's class.
+def plan_images(
+    listing: pa.Table, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()
+) -> ImagePlan:
+    """Put a source's images in a seeded random order (source order is often class order).
 
-    Hidden files, and files with other suffixes, are not images.
+    Args:
+        listing: in source order: uri, label, label_name, bytes, and any further columns, which are kept.
+        limit: keep only the first `limit` images of that order: a random sample.
+        exclude: uris that are left out, because another store holds them.
+
+    Raises:
+        ImageSourceError: nothing is left.
+        SettingsError: `limit` is below 1 or `seed` below 0.
     """
-
-    path: Path
-
-    def __init__(self, path: str | Path) -> None:
-        object.__setattr__(self, "path", Path(path))
-
-    def plan(self, *, limit: int | None = None, seed: int = 0) -> ImagePlan:
-        """List the images and put them in a seeded random order (folder order is class order).
-
-        Args:
-            limit: keep only the first `limit` images of that order: a random sample.
-
-        Raises:
-            ImageSourceError: no such directory, no image in it, or a name that leads nowhere or is not UTF-8.
-            SettingsError: `limit` is below 1 or `seed` below 0.
-        """
-        if limit is not None and limit < 1:
-            raise SettingsError(f"--limit must be at least 1, got {limit}.")
-        if seed < 0:
-            raise SettingsError(f"--seed must not be negative, got {seed}.")
-        names = self._list()
-        sizes = [_size(self.path, name) for name in names]
-        folders = [name.split("/")[0] if "/" in name else "" for name in names]
-        classes = sorted({folder for folder in folders if folder})
-        index = {folder: i for i, folder in enumerate(classes)}
-        order = np.random.Generator(np.random.Philox(seed)).permutation(len(names))[:limit]
-        table = pa.table(
-            {
-                "source_index": order.astype(np.int64),
-                "uri": [names[i] for i in order],
-                "label": np.array([index.get(folders[i], -1) for i in order], dtype=np.int32),
-                "label_name": [folders[i] for i in order],
-                "bytes": np.array([sizes[i] for i in order], dtype=np.int64),
-            },
-            schema=IMAGES_SCHEMA,
-        )
-        listing = [[name, size] for name, size in zip(names, sizes, strict=True)]
-        return ImagePlan(table, digest({"images": listing, "seed": seed, "limit": limit}), seed)
-
-    def _list(self) -> list[str]:
-        if not self.path.is_dir():
-            raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of images; check the path.")
-        names = []
-        for folder, folders, files in os.walk(self.path, followlinks=True):
-            above = {os.path.realpath(folder), *_parents(os.path.realpath(folder))}
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in above  # a loop
-            )
-            names += [
-                os.path.relpath(os.path.join(folder, name), self.path).replace(os.sep, "/")
-                for name in files
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            ]
-        if not names:
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, got {limit}.")
+    if seed < 0:
+        raise SettingsError(f"--seed must not be negative, got {seed}.")
+    identity: dict[str, Any] = {"seed": seed, "limit": limit}
+    listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
+    if exclude:
+        held = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))
+        left_out, listing = listing["uri"].filter(held), listing.filter(pc.invert(held))
+        if not listing.num_rows:
             raise ImageSourceError(
-                f"{self.path} holds no images. Expected files ending in {', '.join(SUFFIXES)}, "
-                "in the folder itself or in one folder a class."
+                f"All {len(left_out):,} images are in other stores already. Nothing is left to extract."
             )
-        return sorted(names)
+        if len(left_out):
+            identity["exclude"] = digest(sorted(left_out.to_pylist()))
+    identity["images"] = list(zip(listing["uri"].to_pylist(), listing["bytes"].to_pylist(), strict=True))
+    order = np.random.Generator(np.random.Philox(seed)).permutation(listing.num_rows)[:limit]
+    first = [listing[field.name].cast(field.type) for field in IMAGES_SCHEMA]
+    names = [name for name in listing.column_names if name not in IMAGES_SCHEMA.names]
+    table = pa.table([*first, *(listing[name] for name in names)], names=[*IMAGES_SCHEMA.names, *names])
+    return ImagePlan(table.take(pa.array(order)).combine_chunks(), digest(identity), seed)
 
 
-def _parents(path: str) -> set[str]:
-    return {str(parent) for parent in Path(path).parents}
-
-
-def _size(folder: Path, name: str) -> int:
-    """Bytes of a listed file. Raises ImageSourceError where a plan could not name it."""
-    try:
-        name.encode()
-        return os.stat(folder / name).st_size
-    except UnicodeEncodeError as error:
-        raise ImageSourceError(f"{name!r} is not a UTF-8 file name. Rename it.") from error
-    except OSError as error:
-        raise ImageSourceError(f"{name} cannot be read: {error.strerror}. Repair or remove it.") from error
-
-
-def decode_image(path: str | Path) -> "Image.Image":
+def decode_image(image: str | Path | bytes, *, name: str | None = None) -> "Image.Image":
     """Read one image as upright RGB.
 
     The EXIF orientation is applied; grayscale, palette, CMYK and alpha become RGB as `PIL.Image.convert` does
     (alpha is dropped, as CLIP's own preprocessing drops it). Of 16-bit gray the upper byte is kept, as PIL does for
     16-bit color; its own `convert` would make everything above 255 white.
 
+    Args:
+        image: a file, or the bytes of one.
+        name: what messages call it; the file's own name when None.
+
     Raises:
         ImageSourceError: the file is missing, truncated, not an image, or has more pixels than PIL allows.
     """
     from PIL import Image, ImageOps
 
+    def convert(opened: "Image.Image") -> "Image.Image":
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode == "P":  # convert() warns of palettes whose transparency is given as bytes
+            upright = upright.convert("RGBA")
+        elif upright.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return upright.convert("RGB")
+
+    return _decode(image, name, convert)
+
+
+def decode_mask(mask: str | Path | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
+    """Read a PNG of class or object numbers, [H, W]: palette indices or gray values as stored, never scaled.
+
+    Raises:
+        ImageSourceError: it cannot be read, is not a PNG, is in color, or holds numbers above 255.
+    """
+
+    def convert(opened: "Image.Image") -> NDArray[np.uint8]:
+        if opened.format != "PNG" or opened.mode not in ("1", "L", "P", "I", "I;16"):
+            raise ValueError(f"a mask is a palette or gray PNG, this is {opened.format} {opened.mode}")
+        values = np.asarray(opened)
+        if values.max(initial=0) > 255:
+            raise ValueError(f"a mask holds numbers up to 255, this one {values.max()}")
+        # PIL stretches 2 and 4 bits of gray to 0..255; how many there are stands in the header's byte 24.
+        stretch = {2: 85, 4: 17}.get(depth, 1) if opened.mode == "L" else 1
+        return (values // stretch).astype(np.uint8)
+
+    if not isinstance(mask, bytes):
+        name = name or Path(mask).name
+        mask = _read(Path(mask), name)
+    depth = mask[24] if len(mask) > 24 else 8
+    return _decode(mask, name, convert)
+
+
+def _read(path: Path, name: str) -> bytes:
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "P":  # convert() warns of palettes whose transparency is given as bytes
-                upright = upright.convert("RGBA")
-            elif upright.mode.startswith("I"):
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageSourceError(f"{name} cannot be read: {error.strerror}.") from error
+
+
+def _decode(image: str | Path | bytes, name: str | None, convert: "Callable[[Image.Image], T]") -> T:
+    """Load an image and convert it; whatever PIL raises becomes one line that names it and shows no folder."""
+    from PIL import Image, UnidentifiedImageError
+
+    name = name or ("image" if isinstance(image, bytes) else Path(image).name)
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            opened.load()
+            return convert(opened)
+    except UnidentifiedImageError as error:
+        raise ImageSourceError(
+            f"{name} cannot be read: it is no image, or of a kind that PIL does not know."
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(path), Path(path).name) or type(error).__name__
-        raise ImageSourceError(f"{Path(path).name} cannot be read: {reason}.") from error
+        reason = str(error).replace(str(image), name) if not isinstance(image, bytes) else str(error)
+        raise ImageSourceError(f"{name} cannot be read: {reason or type(error).__name__}.") from error
 
 
 def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Image":

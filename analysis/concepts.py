@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from actcache import (
     IMAGES_FILE,
     Artifact,
+    ImageSource,
     IncompleteError,
     SettingsError,
     begin_artifact,
     open_artifact,
+    open_source,
     read_manifest,
     remove_litter,
     seal_artifact,
@@ -136,7 +138,7 @@ def analyze(
         score: what orders a latent's images: `mean` over the image's tokens (PatchSAE), or `max`.
         tau: a token counts for a class when its activation exceeds this.
         n_gallery: latents whose pictures are kept.
-        images: the folder of the images, where it moved; pictures are left out when it cannot be found.
+        images: where the images lie, if they moved; pictures are left out when they cannot be found.
         store: the activation store the codes were made from, where it moved; used to find the images.
         on_progress: called with (shards done, shards in all).
 
@@ -148,7 +150,8 @@ def analyze(
         raise SettingsError(f"--n-top must be at least 1, got {n_top}.")
     if score not in SCORES:
         raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {score!r}.")
-    folder = find_images(codes, images=images, store=store)
+    where = find_images(codes, images=images, store=store)
+    source = None if where is None else open_source(where)
     provenance = {key: codes.artifact.provenance[key] for key in ("quality", "source", "sae")}
     artifact = begin_artifact(
         concepts,
@@ -158,7 +161,7 @@ def analyze(
             "score": score,
             "tau": tau,
             "n_gallery": n_gallery,
-            "pictures": folder is not None,
+            "pictures": source is not None,
         },
         parents={"codes": (codes.codes_id, codes.path)},
         provenance=provenance,
@@ -181,7 +184,7 @@ def analyze(
         table = _concept_table(result["totals"], result["top"], labels)
         shown = choose_gallery(table, n_gallery, min_images=min(n_top, 8))
         _write_tables(artifact.path, codes, table, result["top"], result["classes"])
-        _write_gallery(artifact.path, codes, result["top"], shown, folder)
+        _write_gallery(artifact.path, codes, result["top"], shown, source)
         totals: Totals = result["totals"]
         seal_artifact(
             artifact.path,
@@ -245,7 +248,7 @@ def _columns(value: TopImages | ClassCounts, first: int) -> dict[str, NDArray[An
 
 
 def _write_gallery(
-    path: Path, codes: CodeStore, top: TopImages, shown: NDArray[np.int64], folder: Path | None, n_shown: int = 8
+    path: Path, codes: CodeStore, top: TopImages, shown: NDArray[np.int64], source: ImageSource | None, n_shown: int = 8
 ) -> None:
     """Heat maps, and thumbnails where the images are at hand."""
     rows, columns = codes.grid
@@ -261,12 +264,12 @@ def _write_gallery(
         [("latent", pa.int64()), ("rank", pa.int64()), ("image", pa.int64()), ("heat", pa.list_(pa.float32()))]
     )
     _write_table(path / "gallery.parquet", pa.table(lines, schema=schema))
-    if folder is None:
+    if source is None:
         return
     (path / "gallery").mkdir(exist_ok=True)
     uris, sizes = codes.images["uri"], codes.images["bytes"]
     for image in sorted(set(lines["image"])):
-        thumbnail = make_thumbnail(folder, uris[image].as_py(), sizes[image].as_py(), codes.preprocess)
+        thumbnail = make_thumbnail(source, uris[image].as_py(), sizes[image].as_py(), codes.preprocess)
         (path / "gallery" / f"{image}.jpg").write_bytes(thumbnail)
 
 

@@ -1,33 +1,38 @@
 """Pictures: what the model saw of an image, as a small JPEG, and a heat map as a transparent PNG."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actcache import ParentMismatchError, decode_image, resize_image
+from actcache import ImageSource, ImageSourceError, ParentMismatchError, decode_image, resize_image
 
 THUMBNAIL_PIXELS = 160
 
 
-def make_thumbnail(folder: Path, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
+def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
     """JPEG of the part of an image that the model sees, at most 160 pixels wide.
 
+    Args:
+        n_bytes: what the image had when it was extracted; -1: not known.
+
     Raises:
-        ParentMismatchError: the file is missing, or has another size than the one that was extracted.
-        ImageSourceError: it cannot be read.
+        ParentMismatchError: the image is missing, or has another size than the one that was extracted.
+        ImageSourceError: it cannot be decoded.
     """
-    path = folder / uri
-    if not path.is_file() or path.stat().st_size != n_bytes:
-        found = f"has {path.stat().st_size:,} bytes" if path.is_file() else "is missing"
+    advice = "Give the images that were extracted with --images."
+    try:
+        data = source.read(uri)
+    except ImageSourceError as error:
+        raise ParentMismatchError(f"{str(error).rstrip('.')}; it was there when it was extracted. {advice}") from error
+    if n_bytes not in (-1, len(data)):
         raise ParentMismatchError(
-            f"{uri} {found} in {folder}; the codes were made from a file of {n_bytes:,} bytes. "
-            "Give the folder of the extracted images with --images."
+            f"{uri} has {len(data):,} bytes in {source.path}; the codes were made from a file of {n_bytes:,} bytes. "
+            f"{advice}"
         )
-    image = resize_image(decode_image(path), preprocess)
+    image = resize_image(decode_image(data, name=uri), preprocess)
     if image.width > THUMBNAIL_PIXELS:
         image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
     buffer = io.BytesIO()

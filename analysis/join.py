@@ -26,10 +26,10 @@ def _open_and_apply(path: str, shard: int, function: Callable[[CodeStore, int], 
 
 
 def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> Path | None:
-    """The folder the codes' images lie in, or None when it cannot be found.
+    """Where the codes' images lie (a folder, a table, a tar), or None when it cannot be found.
 
     Args:
-        images: the folder, where the caller knows it.
+        images: the path, where the caller knows it.
         store: the activation store the codes were made from, where it moved.
 
     Raises:
@@ -42,4 +42,4 @@ def find_images(codes: CodeStore, *, images: str | Path | None = None, store: st
         artifact = open_artifact(store, "acts", complete=True)
         check_parent(codes.artifact, "store", artifact)
     folder = artifact.parent_path("images")
-    return folder if folder.is_dir() else None
+    return folder if folder.exists() else None

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import HookPoint, ImageFolder, ImageSourceError, SettingsError, decode_image, resize_image
+from actcache.images import decode_mask
 
 
 def test_listing_takes_images_and_their_class_folders(tmp_path: Path) -> None:
@@ -158,6 +162,69 @@ def test_an_unreadable_file_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ImageSourceError, match=r"^bad\.jpg cannot be read: ") as caught:
         decode_image(path)
     assert str(tmp_path) not in str(caught.value)
+    if kind != "missing":
+        with pytest.raises(ImageSourceError, match=r"^a/bad\.jpg cannot be read: ") as caught:
+            decode_image(path.read_bytes(), name="a/bad.jpg")
+        assert "BytesIO" not in str(caught.value)
+
+
+def test_bytes_are_decoded_as_their_file_is(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 6, 3), dtype=np.uint8)).save(tmp_path / "x.jpg")
+    from_bytes = decode_image((tmp_path / "x.jpg").read_bytes())
+    np.testing.assert_array_equal(np.array(from_bytes), np.array(decode_image(tmp_path / "x.jpg")))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("palette", [False, True])
+def test_masks_keep_their_numbers(tmp_path: Path, bits: int, palette: bool) -> None:
+    if palette and bits == 16:
+        pytest.skip("a palette has at most 256 colors")
+    top = min(1 << bits, 256)
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 37 % top
+    data = encode_png(values, bits, palette)
+    mask = decode_mask(data)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, values)
+    (tmp_path / "m.png").write_bytes(data)
+    np.testing.assert_array_equal(decode_mask(tmp_path / "m.png"), values)
+
+
+def encode_png(values: NDArray[np.uint16], bits: int, palette: bool) -> bytes:
+    """A PNG by its specification, [H, W], since PIL does not write 2 and 4 bits of gray."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = values.shape
+    planes = (values[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1)
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)
+    colors = chunk(b"PLTE", bytes(range(255, -1, -1))[: 1 << bits] * 3) if palette else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + colors
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 3)).save(tmp_path / "color.png")
+    Image.new("L", (3, 3)).save(tmp_path / "gray.jpg")
+    Image.fromarray(np.full((3, 3), 300, dtype=np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "text.png").write_text("x")
+    cases = {
+        "color.png": "palette or gray PNG, this is PNG RGB",
+        "gray.jpg": "this is JPEG L",
+        "deep.png": "numbers up to 255, this one 300",
+        "text.png": "it is no image",
+        "gone.png": "No such file",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(ImageSourceError, match=f"^{name} cannot be read: .*{reason}"):
+            decode_mask(tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 301), (97, 411), (64, 64), (33, 48)])

@@ -1,0 +1,236 @@
+"""What the kinds of sources share: columns, labels, sizes, masks beside images, and finding a row by its uri.
+
+In: arrow columns and file names. Out: arrow columns. A listing may have millions of rows, so work is done by arrow;
+the one call a file that cannot be spared is its stat.
+"""
+
+import os
+import stat
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from actcache.errors import ImageSourceError
+from actcache.images import IMAGES_SCHEMA, decode_mask
+
+RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
+"""Names of images.parquet that a user's own column cannot have."""
+
+N_STAT_THREADS = 8
+"""On a network file system a stat waits for a server; on a local one threads neither help nor hurt much."""
+
+
+def check_columns(names: Sequence[str], source: str, *, known: Collection[str] = ()) -> None:
+    """Raise ImageSourceError where a column has no name, or a name twice, or one that is taken.
+
+    Args:
+        known: columns whose meaning the source gives itself.
+    """
+    for name in names:
+        if not name:
+            raise ImageSourceError(f"{source} has a column without a name. Name it, or leave it out.")
+        if names.count(name) > 1:
+            raise ImageSourceError(f"{source} has two columns {name!r}. Rename one.")
+        if name in RESERVED and name not in known:
+            raise ImageSourceError(f"{source} has a column {name!r}, a name that is taken. Rename the column.")
+
+
+def encode_labels(
+    label: pa.ChunkedArray | pa.Array, label_name: pa.ChunkedArray | pa.Array | None, source: str
+) -> tuple[Any, Any]:
+    """Labels as (int32 class index, name): -1 and "" where there is none.
+
+    Text becomes its index among the sorted names. Whole numbers stay as they are, named by `label_name`, or by
+    themselves.
+
+    Raises:
+        ImageSourceError: neither text nor whole numbers, or one number with two names.
+    """
+    if pa.types.is_dictionary(label.type):
+        label = label.cast(label.type.value_type)
+    if pa.types.is_null(label.type):
+        label = label.cast(pa.int32())
+    if _is_text(label.type):
+        if label_name is not None:
+            raise ImageSourceError(f"{source} has text in 'label' and a column 'label_name' too. Leave one out.")
+        names = label.cast(pa.string()).fill_null("")
+        classes = pa.array(sorted(set(pc.unique(names).to_pylist()) - {""}), pa.string())
+        return pc.index_in(names, value_set=classes).fill_null(-1).cast(pa.int32()), names
+    try:
+        index = label.cast(pa.float64() if pa.types.is_floating(label.type) else pa.int64()).cast(pa.int32())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ImageSourceError(
+            f"{source} has a label that is no class: {error}. Expected text or whole numbers below 2,147,483,648."
+        ) from error
+    index = index.fill_null(-1)
+    if pc.any(pc.less(index, -1)).as_py():
+        raise ImageSourceError(
+            f"{source} has the label {pc.min(index).as_py()}. Expected 0, 1, 2, ..., or -1 for none."
+        )
+    if label_name is None:
+        names = index.cast(pa.string())
+    elif _is_text(label_name.type) or pa.types.is_dictionary(label_name.type):
+        names = label_name.cast(pa.string()).fill_null("")
+        pairs = pa.table({"label": index, "name": names}).group_by("label").aggregate([("name", "count_distinct")])
+        twice = pairs.filter(pc.greater(pairs["name_count_distinct"], 1))["label"].to_pylist()
+        if set(twice) - {-1}:
+            found = pc.unique(names.filter(pc.equal(index, max(twice)))).to_pylist()
+            raise ImageSourceError(f"{source} gives label {max(twice)} two names: {sorted(found)[:2]}. Expected one.")
+    else:
+        raise ImageSourceError(f"{source} has {label_name.type} in 'label_name'. Expected text.")
+    return index, pc.if_else(pc.equal(index, -1), "", names)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def check_text(names: Sequence[str]) -> None:
+    """Raise ImageSourceError for a file name that is not UTF-8, which no table can hold."""
+    try:
+        "/".join(names).encode()
+    except UnicodeEncodeError as error:
+        bad = next(name for name in names if not _is_utf8(name))
+        raise ImageSourceError(f"{bad!r} is not a UTF-8 file name. Rename it.") from error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, source: str) -> NDArray[np.int64]:
+    """Bytes of every file. Raises ImageSourceError that counts those that are missing and names the first."""
+    step = 4096
+    cuts = [paths[first : first + step] for first in range(0, len(paths), step)]
+    with ThreadPoolExecutor(N_STAT_THREADS, "stat") as pool:
+        parts = list(pool.map(_measure, cuts))
+    sizes = np.concatenate([np.empty(0, np.int64), *parts])
+    bad = np.flatnonzero(sizes < 0)
+    if len(bad):
+        reason = os.strerror(-int(sizes[bad[0]]))
+        more = f", and so for {len(bad) - 1:,} more of {len(paths):,}" if len(bad) > 1 else ""
+        raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair {source}, or remove it there.")
+    return sizes
+
+
+def _measure(paths: Sequence[str]) -> NDArray[np.int64]:
+    sizes = np.empty(len(paths), np.int64)
+    for i, path in enumerate(paths):
+        try:
+            found = os.stat(path)
+            sizes[i] = -21 if stat.S_ISDIR(found.st_mode) else found.st_size  # EISDIR
+        except OSError as error:
+            sizes[i] = -(error.errno or 5)
+        except ValueError:  # a zero byte in the path
+            sizes[i] = -2  # ENOENT
+    return sizes
+
+
+def read_file(path: str | Path, name: str) -> bytes:
+    """All bytes of a file. Raises ImageSourceError that calls it `name`."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageSourceError(f"{name} cannot be read: {reason}.") from error
+
+
+class UriIndex:
+    """Rows of a sorted uri column: 20 µs a search in a million rows, where a dict would take 200 bytes a row."""
+
+    def __init__(self, uris: pa.ChunkedArray, source: str) -> None:
+        self._uris = uris.combine_chunks()
+        self._source = source
+
+    def find(self, uri: str) -> int:
+        """Position of a uri. Raises ImageSourceError when it is not there."""
+        low, high = 0, len(self._uris)
+        while low < high:
+            middle = (low + high) // 2
+            if self._uris[middle].as_py() < uri:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(self._uris) or self._uris[low].as_py() != uri:
+            raise ImageSourceError(f"{uri} is not in {self._source}.")
+        return low
+
+
+class MaskFolder:
+    """PNG masks that lie as the images do: `a/b.jpg` has `a/b.png`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def match(self, *candidates: pa.ChunkedArray | pa.Array) -> Any:
+        """The mask file of each image, "" where there is none.
+
+        Args:
+            candidates: columns of image paths; for each row the first one counts that has a mask.
+
+        Raises:
+            ImageSourceError: no folder, or not one mask for these images.
+        """
+        if not self.path.is_dir():
+            raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of PNG masks; check --masks.")
+        there = pa.array(list_files(self.path, (".png",)), pa.string())
+        result: Any = pa.scalar("")
+        for uris in reversed(candidates):
+            names = _mask_name(uris)
+            result = pc.if_else(pc.is_in(names, value_set=there), names, result)
+        if not pc.any(pc.not_equal(result, "")).as_py():
+            example = _mask_name(candidates[-1].slice(0, 1))[0].as_py()
+            raise ImageSourceError(f"{self.path} holds no mask of these images. Expected PNG files such as {example}.")
+        return result
+
+    def read(self, *uris: str) -> NDArray[np.uint8] | None:
+        """The mask of an image, given the paths `match` tries; None where there is none."""
+        for uri in uris:
+            name = _mask_name(pa.array([uri]))[0].as_py()
+            if (self.path / name).is_file():
+                return decode_mask(read_file(self.path / name, name), name=name)
+        return None
+
+
+def _mask_name(uris: Any) -> Any:
+    return pc.binary_join_element_wise(pc.replace_substring_regex(uris, r"\.[^./]*$", ""), "png", ".")
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """Files below a folder with one of these suffixes, hidden ones left out: relative paths with /, sorted.
+
+    Links are followed, but not in circles.
+    """
+    names: list[str] = []
+    todo = [(str(folder), "", frozenset[str]())]
+    try:
+        while todo:
+            path, prefix, above = todo.pop()
+            real = os.path.realpath(path)
+            above |= {real}
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        target = os.path.realpath(entry.path)
+                        if target not in above and not real.startswith(os.path.join(target, "")):
+                            todo.append((entry.path, f"{prefix}{entry.name}/", above))
+                    elif entry.name.lower().endswith(suffixes):
+                        names.append(prefix + entry.name)
+    except OSError as error:
+        raise ImageSourceError(
+            f"{error.filename} cannot be listed: {error.strerror}. Check its permissions."
+        ) from error
+    return sorted(names)

@@ -1,0 +1,108 @@
+"""open_source(): what lies at a path becomes an ImageSource.
+
+In: a path, or a source that is open already. Out: something with `path`, `plan`, `read` and `read_mask`. The kind is
+told by names alone; a folder that could be two things is an error, never a guess.
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.errors import ImageSourceError
+from actcache.images import ImagePlan
+from actcache.sources.folder import ImageFolder, is_image
+from actcache.sources.hugging_face import HuggingFaceDataset
+from actcache.sources.table import TABLE_SUFFIXES, ImageTable
+from actcache.sources.tars import ImageTars
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Where images come from. Bring your own by giving these four."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; recorded as the store's parent."""
+
+    def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
+        """List the images in a seeded order, without reading one. See `plan_images`."""
+
+    def read(self, uri: str) -> bytes:
+        """The encoded image. Called from many threads. Raises ImageSourceError that names the image."""
+
+    def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
+        """Class or object numbers [H, W] of an image; None where it has no mask. Raises ImageSourceError."""
+
+
+def open_source(images: str | Path | ImageSource, *, masks: str | Path | None = None) -> ImageSource:
+    """Open the image source that lies at a path.
+
+    - a directory written by `datasets.Dataset.save_to_disk` -> HuggingFaceDataset
+    - a `.csv`, `.tsv` or `.parquet` file -> ImageTable
+    - a `.tar` file, or a directory of them -> ImageTars
+    - any other directory -> ImageFolder
+
+    Args:
+        images: the path; a source that is open already is returned as it is.
+        masks: a folder of PNG masks; what it holds for which image, each kind of source says.
+
+    Raises:
+        ImageSourceError: nothing is there, or nothing that is known, or two kinds at once.
+    """
+    if not isinstance(images, (str, Path)):
+        if masks is not None:
+            raise ImageSourceError("--masks goes with a path. Give the open source its masks where it is made.")
+        return images
+    path = Path(images)
+    if path.is_dir():
+        return _open_directory(path, masks)
+    if not path.exists():
+        raise ImageSourceError(f"{path} does not exist. Expected {EXPECTED}; check the path.")
+    suffix = path.suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return ImageTable(path, masks=masks)
+    if suffix == ".tar":
+        return ImageTars(path, masks=masks)
+    raise ImageSourceError(f"{path.name} is not a source of images. Expected {EXPECTED}.{_advice(path.name.lower())}")
+
+
+EXPECTED = "a folder of images, a .csv, .tsv or .parquet table of paths, .tar files, or a saved Hugging Face dataset"
+
+
+def _advice(name: str) -> str:
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
+        return " Unpack it first: images inside a compressed archive cannot be reached one by one."
+    if is_image(name):
+        return " Give the folder the image lies in."
+    return ""
+
+
+def _open_directory(path: Path, masks: str | Path | None) -> ImageSource:
+    names = {entry.name for entry in os.scandir(path)}
+    if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+        if masks is not None:
+            raise ImageSourceError("--masks is not for Hugging Face datasets: their masks are the image column 'mask'.")
+        return HuggingFaceDataset(path)
+    if any(name.lower().endswith(".tar") and not name.startswith(".") for name in names):
+        if _has_images(path):
+            raise ImageSourceError(
+                f"{path} holds both .tar files and images. Move one kind elsewhere, or give one .tar file."
+            )
+        return ImageTars(path, masks=masks)
+    return ImageFolder(path, masks=masks)
+
+
+def _has_images(path: Path) -> bool:
+    """Whether a folder, or one just below it, holds an image. Stops at the first."""
+    folders = [str(path)]
+    with os.scandir(path) as entries:
+        folders += [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            if any(is_image(entry.name) for entry in entries):
+                return True
+    return False

@@ -1,0 +1,183 @@
+"""A table of image paths: CSV, TSV or Parquet.
+
+In: one row an image, with a column `path` and whatever else is known of it. Out: a plan sorted by path, so that the
+order of the rows does not count. Paths are taken from the table's own folder. Absolute paths are shortened to what
+lies below that folder, or below the deepest folder they share, so that no identity holds the user's folders.
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actcache.errors import ImageSourceError
+from actcache.images import ImagePlan, decode_mask, plan_images
+from actcache.sources.listing import MaskFolder, UriIndex, check_columns, encode_labels, measure_files, read_file
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+
+PATH_COLUMNS = ("path", "image", "file", "filename", "uri")
+"""The first of these that a table has names the image."""
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Images named by a table.
+
+    Columns: `path` (or image, file, filename, uri), relative to the table's folder or absolute; optional `label` (text,
+    or whole numbers with an optional `label_name`), optional `mask` (path of a PNG). All others are kept as they are.
+    `masks` is the folder mask paths start from, or, without that column, a folder of masks that lie as the images do.
+    """
+
+    path: Path
+    masks: Path | None = None
+
+    def __init__(self, path: str | Path, *, masks: str | Path | None = None) -> None:
+        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "masks", None if masks is None else Path(masks))
+
+    def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
+        """List the images in a seeded order. Arguments as `plan_images`.
+
+        Raises:
+            ImageSourceError: no table, an empty one, one without paths, a path twice, a missing file, a column whose
+                name is taken, a label that is no class.
+            SettingsError: `limit` is below 1 or `seed` below 0.
+        """
+        listing, file, mask_file = self._rows
+        sizes = measure_files(file.to_pylist(), listing["uri"], self.path.name)
+        if "mask" in listing.column_names:
+            given = pc.not_equal(listing["mask"], "")
+            measure_files(mask_file.filter(given).to_pylist(), listing["mask"].filter(given), self.path.name)
+        elif self.masks is not None:
+            listing = listing.append_column("mask", MaskFolder(self.masks).match(listing["uri"]))
+        return plan_images(listing.append_column("bytes", pa.array(sizes)), limit=limit, seed=seed, exclude=exclude)
+
+    def read(self, uri: str) -> bytes:
+        """The file of an image. Raises ImageSourceError."""
+        return read_file(self._rows.file[self._index.find(uri)].as_py(), uri)
+
+    def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
+        """Numbers [H, W], or None without a mask. Raises ImageSourceError."""
+        listing, _, mask_file = self._rows
+        if "mask" not in listing.column_names:
+            return None if self.masks is None else MaskFolder(self.masks).read(uri)
+        row = self._index.find(uri)
+        name = listing["mask"][row].as_py()
+        return decode_mask(read_file(mask_file[row].as_py(), name), name=name) if name else None
+
+    @cached_property
+    def _index(self) -> UriIndex:
+        return UriIndex(self._rows.listing["uri"], self.path.name)
+
+    @cached_property
+    def _rows(self) -> "_Rows":
+        """Read the table, find what its columns mean."""
+        table = read_table(self.path)
+        source = self.path.name
+        names = table.column_names
+        column = next((name for name in PATH_COLUMNS if name in names), None)
+        if column is None:
+            raise ImageSourceError(
+                f"{source} has no column of image paths. Expected one of {', '.join(PATH_COLUMNS)}; "
+                f"its columns are {', '.join(names) or 'none'}."
+            )
+        if not table.num_rows:
+            raise ImageSourceError(f"{source} has no rows. Expected one row an image.")
+        known = (column, "label", "label_name", "mask")
+        check_columns(names, source, known=known)
+        own = [name for name in names if name not in known]
+        home = self.path.absolute().parent
+        uri, file = _locate(_paths(table[column], column, source, required=True), home)
+        label, label_name = self._labels(table)
+        columns = {"uri": uri, "label": label, "label_name": label_name}
+        mask_file: Any = pa.nulls(table.num_rows, pa.string())
+        if "mask" in names:
+            start = home if self.masks is None else self.masks.absolute()
+            columns["mask"], mask_file = _locate(_paths(table["mask"], "mask", source, required=False), start)
+        listing = pa.table(columns | {name: table[name] for name in own})
+        order = pc.sort_indices(uri)
+        listing = listing.take(order).combine_chunks()
+        _check_unique(listing["uri"], source)
+        return _Rows(listing, file.take(order), mask_file.take(order))
+
+    def _labels(self, table: pa.Table) -> tuple[Any, Any]:
+        names = table.column_names
+        if "label" in names:
+            return encode_labels(table["label"], table["label_name"] if "label_name" in names else None, self.path.name)
+        if "label_name" in names:
+            return encode_labels(table["label_name"].cast(pa.string()), None, self.path.name)
+        return encode_labels(pa.nulls(table.num_rows, pa.string()), None, self.path.name)
+
+
+class _Rows(NamedTuple):
+    """Sorted by uri: uri, label, label_name, mask where there is one, the user's columns; and where the files lie."""
+
+    listing: pa.Table
+    file: pa.ChunkedArray
+    mask_file: pa.ChunkedArray
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a CSV, TSV or Parquet file. Raises ImageSourceError with the reader's reason in one line."""
+    try:
+        path.stat()  # arrow's own error of a missing file is three sentences long
+        if path.suffix.lower() == ".parquet":
+            return pq.ParquetFile(path).read()
+        options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        text = dict.fromkeys((*PATH_COLUMNS, "label_name", "mask"), pa.string())  # 0001 is a name, not a number
+        convert = pyarrow.csv.ConvertOptions(column_types=text)
+        return pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        empty = path.is_file() and not path.stat().st_size
+        reason = "it is empty" if empty else str(error).splitlines()[0].rstrip(".")
+        raise ImageSourceError(f"{path.name} is not a table: {reason}. Expected rows of image paths.") from error
+    except OSError as error:
+        raise ImageSourceError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from error
+
+
+def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:
+    """The column as text. An image needs a path in every row, a mask does not."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
+        raise ImageSourceError(f"{source} has {column.type} in column {name!r}. Expected paths.")
+    text = column.cast(pa.string()).fill_null("")
+    empty = pc.index(text, "").as_py()
+    if required and empty >= 0:
+        raise ImageSourceError(f"{source} has no path in row {empty + 1}. Every row needs one; fill it or remove it.")
+    return text
+
+
+def _locate(paths: Any, home: Path) -> tuple[Any, Any]:
+    """(uri, file) of paths: relative ones lie in `home`; absolute ones lose `home`, or the folder they all share."""
+    prefix = os.path.join(home, "")
+    absolute = pc.starts_with(paths, "/")
+    inside = pc.starts_with(paths, prefix)
+    outside = pc.and_not(absolute, inside)
+    shared = ""
+    if pc.any(outside).as_py():
+        bounds = pc.min_max(paths.filter(outside)).as_py()  # what the first and the last share, all share
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(bounds["min"], bounds["max"], strict=False))
+        shared = "".join(character for character, _ in same).rpartition("/")[0] + "/"
+    short = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
+    uris = pc.if_else(outside, pc.utf8_slice_codeunits(paths, len(shared)), short)
+    full = pc.binary_join_element_wise(prefix, paths, "")
+    return uris, pc.if_else(absolute, paths, full)
+
+
+def _check_unique(uris: pa.ChunkedArray, source: str) -> None:
+    if not len(uris) > pc.count_distinct(uris).as_py():
+        return
+    twice = pc.index(pc.equal(uris.slice(1), uris.slice(0, len(uris) - 1)), True).as_py()
+    raise ImageSourceError(f"{source} names {uris[twice].as_py()} twice. Expected one row an image; remove one.")
