@@ -7,7 +7,7 @@ Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +84,10 @@ def main(
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Activations, e.g. val.acts.")]
+StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
+StorePaths = Annotated[
+    list[str], typer.Argument(metavar="STORE...", help="Activations, e.g. val.acts; several of one model.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
 CodesPath = Annotated[Path, typer.Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
 ConceptsPath = Annotated[Path, typer.Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
@@ -108,12 +111,22 @@ def quickstart(
     epilog="Example: patchsae extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10"
 )
 def extract(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, flat or in class folders.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder of images (flat or in class folders), a CSV or Parquet table of paths, webdataset tars, "
+            "or a Hugging Face dataset on disk.",
+        ),
+    ],
     store: StorePath,
     model: Annotated[str, typer.Option(help="An open_clip architecture, or the path of its config JSON.")],
     pretrained: Annotated[str, typer.Option(help="A tag of it, a checkpoint file, or random:SEED.")],
     layer: Annotated[list[int], typer.Option(help="0-based block index; repeat for several.")],
-    site: Annotated[str, typer.Option(help="Place in the block.")] = "resid_post",
+    site: Annotated[
+        list[str],
+        typer.Option(help="Place in the block: resid_post, resid_mid, attn_out, mlp_out; repeat for several."),
+    ] = ["resid_post"],  # noqa: B006  typer reads it only
     dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
     precision: Annotated[
         str, typer.Option(help="What is computed: auto, float32, bfloat16 (branches; the stream stays float32).")
@@ -122,31 +135,52 @@ def extract(
     shard_images: Annotated[int | None, typer.Option(help="Images a shard, a multiple of 16.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take a random sample of so many images.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stored order.")] = 0,
+    not_in: Annotated[list[str], typer.Option(help="Leave out the images of this store; repeat for several.")] = [],  # noqa: B006
+    masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, named as the images.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a forward pass. Speed only.")] = 32,
     device: Device = "auto",
     n_threads: Annotated[int | None, typer.Option(help="Decoding threads. Speed only.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the tower. Speed, and the lowest bits.")] = False,
     on_error: Annotated[str, typer.Option(help="An unreadable image: stop, or skip (its row stays, marked).")] = "stop",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written, and how long.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the image tower once and keep every patch's activation. The same command resumes."""
+    """Run the image tower once and keep every patch's activation. The same command resumes.
+
+    Under torchrun or srun every process takes its own shards.
+    """
+    from actcache import IncompleteError, estimate
     from actcache import extract as run_extract
 
+    chosen: dict[str, Any] = {
+        "model": model, "pretrained": pretrained, "layers": layer, "sites": site, "dtype": dtype,
+        "precision": precision, "codec": codec, "shard_images": shard_images, "limit": limit, "seed": seed,
+        "not_in": not_in, "masks": masks, "batch_size": batch_size, "device": device, "compile": compile,
+    }  # fmt: skip
+    if dry_run:
+        plan = estimate(images, store, **chosen)
+        emit({**asdict(plan), "fits": plan.fits}, draw_estimate(plan))
+        if not plan.fits:
+            raise typer.Exit(1)
+        return
     with progress("extract", "images") as report:
-        opened = run_extract(
-            images, store, model=model, pretrained=pretrained, layers=layer, site=site, dtype=dtype,
-            precision=precision, codec=codec, shard_images=shard_images, limit=limit, seed=seed,
-            batch_size=batch_size, device=device, n_threads=n_threads, on_error=on_error, overwrite=overwrite,
-            on_progress=report,
-        )  # fmt: skip
+        try:
+            opened = run_extract(
+                images, store, **chosen, n_threads=n_threads, on_error=on_error, overwrite=overwrite, on_progress=report
+            )
+        except IncompleteError as unfinished:  # one of several workers: its own part is done
+            emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
+            return
     failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
-    emit({"store": str(store), "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
+    emit({"store": store, "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
 
 
 @app.command(epilog="Example: patchsae train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
 def train(
-    store: StorePath,
+    store: StorePaths,
     run: RunPath,
     layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
+    site: Annotated[str | None, typer.Option(help="Which site of that layer, where the store holds several.")] = None,
     variant: Annotated[str, typer.Option(help="topk, or relu with an L1 penalty (PatchSAE).")] = SAEConfig.variant,
     n_latents: Annotated[
         int | None, typer.Option(help="Dictionary size; 16 x the model's width.")
@@ -200,7 +234,7 @@ def train(
             )
 
         opened = run_train(
-            store, run, layer=layer, sae=sae, config=config, device=device, log_every=log_every,
+            store, run, layer=hook_point(layer, site), sae=sae, config=config, device=device, log_every=log_every,
             checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=show,
         )  # fmt: skip
     emit({"run": str(run), "run_id": opened.run_id, "quality": opened.quality}, repr(opened))
@@ -208,7 +242,7 @@ def train(
 
 @app.command(epilog="Example: patchsae encode runs/l10 val.acts val.codes")
 def encode(
-    run: RunPath, store: StorePath, codes: CodesPath, device: Device = "auto", overwrite: Overwrite = False
+    run: RunPath, store: StorePaths, codes: CodesPath, device: Device = "auto", overwrite: Overwrite = False
 ) -> None:
     """Turn activations into sparse codes. The same command resumes."""
     from saetrain import encode as run_encode
@@ -278,7 +312,7 @@ def report(
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-AnyPath = Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact.")]
+AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="Any artifact.")]
 
 
 @app.command(epilog="Example: patchsae info val.acts")
@@ -291,25 +325,52 @@ def info(path: AnyPath) -> None:
 
 
 @app.command(epilog="Example: patchsae verify val.acts")
-def verify(path: AnyPath) -> None:
+def verify(
+    path: AnyPath,
+    repair: Annotated[bool, typer.Option("--repair", help="Extract the damaged shards again, and only these.")] = False,
+    images: Annotated[Path | None, typer.Option(help="With --repair: where the images are, if they moved.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --repair: the architecture, if it moved.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="With --repair: the weights, if they moved.")] = None,
+) -> None:
     """Read every file and compare it with its checksum. Exit 1 when anything is wrong."""
+    from actcache import repair as run_repair
     from actcache import verify as run_verify
 
     with progress("verify", "bytes") as report:
         found = run_verify(path, on_progress=report)
+    if repair and not found.ok:
+        with progress("repair", "images") as report:
+            found = run_repair(path, images=images, model=model, pretrained=pretrained, on_progress=report)
     facts = {
-        "path": str(path), "kind": found.kind, "ok": found.ok, "complete": found.complete,
-        "n_files": found.n_files, "n_bytes": found.n_bytes, "problems": list(found.problems),
+        "path": path, "kind": found.kind, "ok": found.ok, "complete": found.complete, "n_files": found.n_files,
+        "n_bytes": found.n_bytes, "problems": [str(problem) for problem in found.problems], "shards": found.shards,
     }  # fmt: skip
     state = "is whole" if found.ok else ("is damaged" if found.problems else "is not complete, but undamaged so far")
     text = f"{path} {state}: {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB checked"
-    emit(facts, "\n".join([text, *(f"  {problem}" for problem in found.problems)]))
+    advice = []
+    if found.problems and not repair:
+        how = (
+            f"patchsae verify {path} --repair" if found.kind == "acts" else "the command that made it, with --overwrite"
+        )
+        advice = [f"  to repair it: {how}"]
+    emit(facts, "\n".join([text, *(f"  {problem}" for problem in found.problems), *advice]))
     if not found.ok:
         raise typer.Exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Showing
+
+
+def hook_point(layer: int | None, site: str | None) -> Any:
+    """What the library takes for --layer and --site."""
+    from actcache import HookPoint, SettingsError
+
+    if site is None:
+        return layer
+    if layer is None:
+        raise SettingsError("--site needs --layer.")
+    return HookPoint(layer, site)
 
 
 def emit(facts: dict[str, Any], text: str | Table) -> None:
@@ -346,6 +407,23 @@ def draw_facts(facts: dict[str, Any]) -> Table:
             name, escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
         )
     return table
+
+
+def draw_estimate(plan: Any) -> Table:
+    free = "not known" if plan.free_bytes is None else decimal(plan.free_bytes)
+    return draw_facts(
+        {
+            "images": plan.n_images,
+            "tokens": plan.n_tokens,
+            "hook points": plan.settings["hook_points"],
+            "bytes": f"{decimal(plan.n_bytes)} in {plan.n_shards:,} shards, {plan.n_missing_shards:,} to be written",
+            "free on that disk": free + ("" if plan.fits else f": not enough for {decimal(plan.missing_bytes)}"),
+            "time": f"about {plan.seconds / 3600:.1f} h"
+            if plan.seconds > 5400
+            else f"about {plan.seconds / 60:.1f} min",
+            "rate": f"{plan.images_per_s:.1f} images/s, measured on one batch",
+        }
+    )
 
 
 Report = Callable[..., None]

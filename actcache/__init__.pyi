@@ -3,17 +3,12 @@ from .artifact import (
     Parent,
     begin_artifact,
     check_parent,
-    digest,
-    missing_shards,
     open_artifact,
     read_manifest,
-    read_record,
-    read_records,
-    remove_litter,
     require_complete,
     seal_artifact,
-    write_record,
 )
+from .commits import missing_shards, read_record, read_records, write_record
 from .description import describe
 from .errors import (
     ArtifactNotFoundError,
@@ -26,17 +21,23 @@ from .errors import (
     PipelineError,
     SchemaError,
     SettingsError,
+    StorageError,
 )
 from .extraction import extract
 from .files import (
+    artifact_path,
     crc32c,
+    digest,
     file_digest,
     fsync_directory,
     fsync_tree,
     read_json,
+    remove_litter,
+    temporary_path,
     write_atomic,
     write_json,
 )
+from .group import StoreGroup, Stores, open_stores
 from .hook_point import HookPoint
 from .images import (
     ImagePlan,
@@ -47,6 +48,8 @@ from .layout import (
     StoreLayout,
     choose_shape,
 )
+from .plan import ExtractionEstimate, estimate
+from .repair import repair
 from .sources import (
     HuggingFaceDataset,
     ImageFolder,
@@ -55,14 +58,15 @@ from .sources import (
     ImageTars,
     open_source,
 )
+from .statistics import ChannelStatistics
 from .store import (
     IMAGES_FILE,
     ActivationStore,
-    ChannelStatistics,
     Tokens,
     layout_of,
 )
 from .verification import (
+    Problem,
     Verification,
     verify,
 )
@@ -80,6 +84,7 @@ __all__ = [
     "ArtifactNotFoundError",
     "ChannelStatistics",
     "CorruptError",
+    "ExtractionEstimate",
     "HookPoint",
     "HuggingFaceDataset",
     "ImageFolder",
@@ -94,12 +99,17 @@ __all__ = [
     "Parent",
     "ParentMismatchError",
     "PipelineError",
+    "Problem",
     "SchemaError",
     "SettingsError",
+    "StorageError",
+    "StoreGroup",
     "StoreLayout",
+    "Stores",
     "Tokens",
     "Verification",
     "VisionTower",
+    "artifact_path",
     "begin_artifact",
     "check_parent",
     "choose_device",
@@ -108,6 +118,7 @@ __all__ = [
     "decode_image",
     "describe",
     "digest",
+    "estimate",
     "extract",
     "file_digest",
     "fsync_directory",
@@ -118,14 +129,17 @@ __all__ = [
     "missing_shards",
     "open_artifact",
     "open_source",
+    "open_stores",
     "read_json",
     "read_manifest",
     "read_record",
     "read_records",
     "remove_litter",
+    "repair",
     "require_complete",
     "resize_image",
     "seal_artifact",
+    "temporary_path",
     "verify",
     "write_atomic",
     "write_json",

@@ -7,15 +7,18 @@ Promises: a file appears under its final name whole and flushed, or not at all; 
 settings and its parents' ids only, never on a path, a host or the time; a sealed artifact is never edited.
 """
 
-import hashlib
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from actcache.commits import COMMITS, missing_shards, read_records
 from actcache.errors import (
     ArtifactNotFoundError,
     CorruptError,
@@ -24,14 +27,26 @@ from actcache.errors import (
     SchemaError,
     SettingsError,
 )
-from actcache.files import file_digest, fsync_directory, fsync_tree, read_json, write_json
+from actcache.files import (
+    artifact_path,
+    digest,
+    file_digest,
+    fsync_directory,
+    fsync_tree,
+    is_remote,
+    read_json,
+    remove_litter,
+    storage_errors,
+    temporary_path,
+    write_atomic,
+    write_json,
+)
 
 SCHEMA = 1
 """Major version of docs/format.md. A reader refuses a newer one."""
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
-COMMITS = "commits"
 UNSEALED_FOLDERS = ("notes",)
 """What people write beside the seal (names, notes): not covered by the manifest."""
 
@@ -63,13 +78,10 @@ class Artifact:
 
     def parent_path(self, name: str) -> Path:
         """Where parent `name` should lie now. It may have moved; the caller checks."""
-        return Path(os.path.normpath(self.path.absolute() / self.parents[name].path))
-
-
-def digest(fields: Any) -> str:
-    """First 16 hex digits of the sha256 of canonical JSON. Equal fields, equal digest."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        recorded = self.parents[name].path
+        if "://" in recorded or is_remote(self.path):
+            return artifact_path(recorded)
+        return Path(os.path.normpath(self.path.absolute() / recorded))
 
 
 def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Parent], schema: int = SCHEMA) -> str:
@@ -109,47 +121,63 @@ def begin_artifact(
     Raises:
         SettingsError: something else is at `path`; the differing fields are shown side by side.
     """
-    path = Path(path)
+    path = artifact_path(path)
     if overwrite and path.exists():
         remove_artifact(path, kind)
-    relative = {
-        name: Parent(parent_id, os.path.relpath(where.absolute(), path.absolute()))
-        for name, (parent_id, where) in parents.items()
-    }
+    relative = {name: Parent(parent_id, relative_path(where, path)) for name, (parent_id, where) in parents.items()}
     settings = json.loads(json.dumps(settings, allow_nan=False))
     identity = artifact_id(kind, settings, relative)
-    if path.is_dir() and any(path.iterdir()):
-        found = open_artifact(path, kind)
-        if found.id != identity:
-            raise SettingsError(_differences(found, settings, relative))
-        return found
+    body = {
+        "kind": kind,
+        "schema": SCHEMA,
+        "id": identity,
+        "settings": settings,
+        "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
+        "provenance": dict(provenance),
+    }
     if path.exists() and not path.is_dir():
         raise SettingsError(f"{path} is a file. Expected a new or empty directory; choose another path.")
+    if not (path.is_dir() and any(path.iterdir())):
+        with storage_errors(path):
+            _create(path, body, prepare)
+    found = open_artifact(path, kind)
+    if found.id != identity:
+        raise SettingsError(_differences(found, settings, relative))
+    return found
 
+
+def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]) -> None:
+    """Make the directory and all that never changes afterwards. Several workers may try: one wins, all are content."""
+    if is_remote(path):  # there is no rename of a folder: artifact.json comes last and makes it an artifact
+        with tempfile.TemporaryDirectory() as scratch:
+            prepare(Path(scratch))
+            for name in list_files(Path(scratch)):
+                write_atomic(path / name, (Path(scratch) / name).read_bytes())
+        write_json(path / ARTIFACT_FILE, body)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_litter(path)
+    temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / COMMITS).mkdir(parents=True)
         prepare(temporary)
-        write_json(
-            temporary / ARTIFACT_FILE,
-            {
-                "kind": kind,
-                "schema": SCHEMA,
-                "id": identity,
-                "settings": settings,
-                "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
-                "provenance": dict(provenance),
-            },
-        )
+        write_json(temporary / ARTIFACT_FILE, body)
         fsync_tree(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        lost = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if not lost:  # another worker's directory is there already
+            raise
     fsync_directory(path.parent)
-    return open_artifact(path, kind)
+
+
+def relative_path(where: Path, child: Path) -> str:
+    """How an artifact at `child` names a parent: relative to itself, or as a URL across file systems."""
+    if is_remote(where) or is_remote(child):
+        return str(where)
+    return os.path.relpath(where.absolute(), child.absolute())
 
 
 def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool = False) -> Artifact:
@@ -158,7 +186,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError; IncompleteError when `complete` is asked for and missing.
     """
-    path = Path(path)
+    path = artifact_path(path)
     wanted = f"a {kind} artifact" if kind else "an artifact"
     if not (path / ARTIFACT_FILE).is_file():
         reason = "has no artifact.json" if path.exists() else "does not exist"
@@ -220,20 +248,18 @@ def read_manifest(artifact: Artifact) -> dict[str, Any]:
 
 
 def remove_artifact(path: Path, kind: Kind) -> None:
-    """Delete an artifact directory. Raises when `path` is something else: nobody's folder is removed by mistake."""
-    open_artifact(path, kind)
-    doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    """Delete an artifact directory. Raises when `path` is something else: nobody's folder is removed by mistake.
+
+    An artifact.json that is garbled does not save the directory: what calls itself one is one.
+    """
+    with suppress(CorruptError):
+        open_artifact(path, kind)
+    if is_remote(path):
+        path.rmdir(recursive=True)  # type: ignore[call-arg]
+        return
+    doomed = temporary_path(path)
     os.replace(path, doomed)
     shutil.rmtree(doomed)
-
-
-def remove_litter(path: Path) -> None:
-    """Delete temporary files and folders that a killed writer left inside an artifact."""
-    for litter in sorted(path.rglob(".*.tmp")):
-        if litter.is_dir():
-            shutil.rmtree(litter)
-        else:
-            litter.unlink(missing_ok=True)
 
 
 def check_parent(child: Artifact, name: str, parent: Artifact) -> None:
@@ -247,9 +273,18 @@ def check_parent(child: Artifact, name: str, parent: Artifact) -> None:
 
 
 def list_files(path: Path) -> Iterator[str]:
-    """Relative names of an artifact's files, without temporary files and what people wrote beside the seal."""
+    """Relative names of an artifact's files, without temporary files and what people wrote beside the seal.
+
+    Links are named like files and never followed.
+    """
+    if is_remote(path):
+        for entry in path.rglob("*"):
+            if entry.is_file():
+                yield str(entry.relative_to(path))
+        return
     for folder, folders, names in os.walk(path):
         relative = os.path.relpath(folder, path)
+        names += [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = [name for name in folders if not name.endswith(".tmp")]
         if relative == ".":
             folders[:] = [name for name in folders if name not in UNSEALED_FOLDERS]
@@ -280,41 +315,6 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Commit records
-
-
-def record_path(path: Path, shard: int) -> Path:
-    return path / COMMITS / f"{shard:06d}.json"
-
-
-def write_record(path: Path, shard: int, record: Mapping[str, Any]) -> None:
-    """The last act of a shard's commit. `record["files"]` maps relative names to digests."""
-    write_json(record_path(path, shard), {"shard": shard, **record})
-
-
-def committed_shards(path: Path) -> set[int]:
-    """Numbers of the shards that have a record."""
-    return {int(entry.stem) for entry in (path / COMMITS).glob("[0-9]*.json")}
-
-
-def read_record(path: Path, shard: int) -> dict[str, Any]:
-    record = read_json(record_path(path, shard))
-    if not isinstance(record, dict) or record.get("shard") != shard or not isinstance(record.get("files"), dict):
-        raise CorruptError(f"{record_path(path, shard)} is not the record of shard {shard}. Remove it and resume.")
-    return record
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    for shard in sorted(committed_shards(path)):
-        yield read_record(path, shard)
-
-
-def missing_shards(path: Path, n_shards: int) -> list[int]:
-    done = committed_shards(path)
-    return [shard for shard in range(n_shards) if shard not in done]
 
 
 def require_complete(artifact: Artifact, n_shards: int, command: str) -> None:

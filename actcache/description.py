@@ -3,13 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from actcache.artifact import (
-    Artifact,
-    committed_shards,
-    list_files,
-    open_artifact,
-    read_manifest,
-)
+from actcache.artifact import Artifact, list_files, open_artifact, read_manifest
+from actcache.commits import committed_shards
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -25,8 +20,9 @@ def describe(path: str | Path) -> dict[str, Any]:
         "id": artifact.id,
         "complete": artifact.complete,
     }
-    if "shard_images" in artifact.settings:
-        n_shards = -(-artifact.settings["n_images"] // artifact.settings["shard_images"])
+    if "shard_images" in artifact.settings or "shard_sizes" in artifact.settings:
+        sizes = artifact.settings.get("shard_sizes")
+        n_shards = len(sizes) if sizes else -(-artifact.settings["n_images"] // artifact.settings["shard_images"])
         facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
     facts["bytes"] = sum((artifact.path / name).stat().st_size for name in list_files(artifact.path))
     for name, parent in artifact.parents.items():

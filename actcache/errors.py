@@ -9,6 +9,7 @@
     ├── SchemaError (ValueError)               not an artifact of the wanted kind, or one of a newer format
     ├── IncompleteError                        an artifact whose writing has not finished
     ├── ParentMismatchError (ValueError)       two artifacts that do not belong together
+    ├── StorageError (OSError)                 the disk refuses: full, read-only, broken
     └── CorruptError (OSError)                 bytes on disk are not the bytes that were written
 
 Each text says what was wrong, what was expected, and what to do next. `cli.py` catches PipelineError and
@@ -55,6 +56,10 @@ class IncompleteError(PipelineError):
 
 class ParentMismatchError(PipelineError, ValueError):
     """Two artifacts do not belong together (another model, other images, other codes)."""
+
+
+class StorageError(PipelineError, OSError):
+    """The disk or object store refuses a write."""
 
 
 class CorruptError(PipelineError, OSError):

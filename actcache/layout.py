@@ -4,6 +4,7 @@ A *block* is `chunk_images` consecutive images. A chunk of the patches array is 
 Inside a shard the raw chunks lie token-major: all blocks of patch row 0, then all of row 1, ... and then the index.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,22 @@ class StoreLayout:
     shard_images: int
     n_extra: int = 0
     itemsize: int = 2
+
+    def check(self) -> None:
+        """Raise ValueError unless this is a layout the format allows; sizes may still be anything."""
+        for name, value, least in (
+            ("n_images", self.n_images, 1),
+            ("grid", self.grid[0], 1),
+            ("grid", self.grid[1], 1),
+            ("d_model", self.d_model, 1),
+            ("chunk_images", self.chunk_images, 1),
+            ("shard_images", self.shard_images, 1),
+            ("n_extra", self.n_extra, 0),
+        ):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.shard_images % self.chunk_images:
+            raise ValueError(f"shard_images {self.shard_images} is no multiple of chunk_images {self.chunk_images}")
 
     @property
     def n_patches(self) -> int:
@@ -73,12 +90,17 @@ class StoreLayout:
             return (self.chunk_images, self.n_extra, self.d_model)
         return (self.chunk_images, self.d_model)
 
+    def array_shape(self, array: str) -> tuple[int, ...]:
+        """Shape of a whole array."""
+        tokens = {"patches": (self.n_patches,), "extra": (self.n_extra,), "cls": ()}[array]
+        return (self.n_images, *tokens, self.d_model)
+
     def n_rows(self, array: str) -> int:
         """Chunks along the token axis."""
         return self.grid[0] if array == "patches" else 1
 
     def chunk_bytes(self, array: str) -> int:
-        return int(np.prod(self.chunk_shape(array))) * self.itemsize
+        return math.prod(self.chunk_shape(array)) * self.itemsize
 
     def index_bytes(self, array: str) -> int:
         """(offset, length) as two uint64 a chunk of a full shard, then a crc32c of 4 bytes."""

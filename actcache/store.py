@@ -1,14 +1,14 @@
 """The read side of the store: (images, tokens, hook point) in, activations out.
 
 Promises: an incomplete store is refused; a missing or short shard is an error that names it, never zeros; raw chunks
-are read by `preadv` straight into the array that is returned; opening reads two small JSON files and images.parquet.
+of a local store are read by `preadv` straight into the array that is returned, by several threads; opening reads two
+JSON files and the footer of images.parquet; what a store claims about itself is checked before memory is taken for it.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache.artifact import (
-    Artifact,
-    open_artifact,
-    read_manifest,
-    read_record,
-    require_complete,
-)
-from actcache.codecs import check_dtype
+from actcache.artifact import Artifact, open_artifact, read_manifest, require_complete
+from actcache.codecs import check_codec, check_dtype
+from actcache.commits import read_record
 from actcache.errors import CorruptError, SettingsError
-from actcache.files import (
-    crc32c,
-)
+from actcache.files import check_file, crc32c, is_digest, is_remote
 from actcache.hook_point import HookPoint
 from actcache.layout import StoreLayout
-from actcache.verification import check_file, is_digest
+from actcache.shards import ARRAYS, ShardFiles, image_runs, shard_path
+from actcache.statistics import ChannelStatistics
 
-ARRAYS = "activations.zarr"
 IMAGES_FILE = "images.parquet"
 GROUP = "actcache"
 """Name of the zarr group's attribute that holds the store's settings."""
@@ -41,73 +34,48 @@ GROUP = "actcache"
 Tokens = Literal["all", "patch", "cls"]
 TOKENS: tuple[Tokens, ...] = ("all", "patch", "cls")
 
-
-@dataclass(frozen=True)
-class ChannelStatistics:
-    """Count, per-channel sum and sum of squares (float64), and absolute maximum of stored activations."""
-
-    count: int
-    sum: NDArray[np.float64]  # [D]
-    sum_squares: NDArray[np.float64]  # [D]
-    absmax: float
-
-    @classmethod
-    def of(cls, rows: NDArray[Any]) -> "ChannelStatistics":
-        """Statistics of `rows` [B, D], accumulated in float64 a few thousand rows at a time."""
-        total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-        for first in range(0, len(rows), 4096):
-            part = rows[first : first + 4096].astype(np.float64)
-            total += part.sum(0)
-            squares += np.einsum("bd,bd->d", part, part)
-        return cls(len(rows), total, squares, float(np.abs(rows).max(initial=0)))
-
-    def __add__(self, other: "ChannelStatistics") -> "ChannelStatistics":
-        return ChannelStatistics(
-            self.count + other.count,
-            self.sum + other.sum,
-            self.sum_squares + other.sum_squares,
-            max(self.absmax, other.absmax),
-        )
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self.sum / max(self.count, 1)
-
-    @property
-    def variance(self) -> NDArray[np.float64]:
-        return np.maximum(self.sum_squares / max(self.count, 1) - self.mean**2, 0)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "count": self.count,
-            "sum": self.sum.tolist(),
-            "sum_squares": self.sum_squares.tolist(),
-            "absmax": self.absmax,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
-        return cls(value["count"], np.array(value["sum"]), np.array(value["sum_squares"]), value["absmax"])
-
-
-def shard_path(store: Path, hook_point: HookPoint, array: str, shard: int) -> Path:
-    """zarr v3's default chunk key: c/<shard>/0/0 (patches, extra) or c/<shard>/0 (cls)."""
-    tail = ("0",) if array == "cls" else ("0", "0")
-    return store / ARRAYS / str(hook_point) / array / "c" / str(shard) / Path(*tail)
+_THREADS = max(1, min(8, os.cpu_count() or 1))
+_THREADED_BYTES = 1 << 22
+"""A read smaller than this is done by the calling thread: handing work over costs as much as 1 MB."""
 
 
 def layout_of(settings: Mapping[str, Any]) -> StoreLayout:
-    """The layout that a store's settings describe."""
-    rows, columns = settings["grid"]
-    return StoreLayout(
-        n_images=settings["n_images"],
-        grid=(rows, columns),
-        d_model=settings["d_model"],
-        n_extra=settings["n_extra"],
-        chunk_images=settings["chunk_images"],
-        shard_images=settings["shard_images"],
-        itemsize=check_dtype(settings["dtype"]).itemsize,
-    )
+    """The layout that a store's settings describe. Raises CorruptError when they describe none."""
+    try:
+        rows, columns = settings["grid"]
+        layout = StoreLayout(
+            n_images=settings["n_images"],
+            grid=(rows, columns),
+            d_model=settings["d_model"],
+            n_extra=settings["n_extra"],
+            chunk_images=settings["chunk_images"],
+            shard_images=settings["shard_images"],
+            itemsize=check_dtype(settings["dtype"]).itemsize,
+        )
+        check_codec(settings["codec"])
+        layout.check()
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"These settings describe no store: {error}. Expected what docs/format.md lists.") from error
+    return layout
+
+
+def expected_files(settings: Mapping[str, Any], shard: int) -> dict[str, int]:
+    """Names of a shard's files, relative to the store, and their sizes when stored raw."""
+    layout = layout_of(settings)
+    return {
+        str(shard_path(Path(), HookPoint.parse(hook), array, shard)): layout.shard_bytes(array, shard)
+        for hook in settings["hook_points"]
+        for array in layout.arrays()
+    }
+
+
+def read_images(store: Path) -> pa.Table:
+    """images.parquet of a store, complete or not. Raises CorruptError."""
+    try:
+        with (store / IMAGES_FILE).open("rb") as file:
+            return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptError(f"{store / IMAGES_FILE} cannot be read ({error}). Extract the store again.") from error
 
 
 class ActivationStore:
@@ -125,11 +93,19 @@ class ActivationStore:
         self.hook_points = tuple(HookPoint.parse(text) for text in artifact.settings["hook_points"])
         require_complete(artifact, self.layout.n_shards, "extract")
         self._manifest = read_manifest(artifact)
+        self._files = ShardFiles(self.path, self.layout)
+        self._zarr: dict[tuple[HookPoint, str], Any] = {}
+        self._seen: set[Path] = set()
+        self._record = lru_cache(maxsize=16)(partial(read_record, self.path))
+        self._direct = artifact.settings["codec"] == "raw" and not is_remote(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> "ActivationStore":
         """Open a complete store. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         return cls(open_artifact(path, "acts"))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # descriptors and threads do not travel
+        return type(self).open, (str(self.path),)
 
     def __repr__(self) -> str:
         return (
@@ -156,12 +132,10 @@ class ActivationStore:
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet: one row a stored image, in stored order."""
-        try:
-            return pq.read_table(self.path / IMAGES_FILE)
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptError(
-                f"{self.path / IMAGES_FILE} cannot be read ({error}). Extract the store again."
-            ) from error
+        table = read_images(self.path)
+        if table.num_rows != self.n_images:
+            raise CorruptError(f"{self.path / IMAGES_FILE} has {table.num_rows:,} rows, expected {self.n_images:,}.")
+        return table
 
     @cached_property
     def failed(self) -> dict[int, str]:
@@ -176,13 +150,23 @@ class ActivationStore:
         return mask
 
     def hook_point(self, layer: int | HookPoint | None) -> HookPoint:
-        """The stored hook point of a layer; None takes the only one. Raises SettingsError with what is stored."""
+        """The stored hook point of a layer, resid_post where it is there; None takes the only one.
+
+        Raises:
+            SettingsError: it is not stored, or more than one would fit; the text lists what is stored.
+        """
         stored = ", ".join(map(str, self.hook_points))
         if layer is None:
             if len(self.hook_points) > 1:
                 raise SettingsError(f"{self.path} holds several hook points ({stored}). Choose one with --layer.")
             return self.hook_points[0]
-        hook = layer if isinstance(layer, HookPoint) else HookPoint(layer)
+        if isinstance(layer, HookPoint) or HookPoint(layer) in self.hook_points:
+            hook = layer if isinstance(layer, HookPoint) else HookPoint(layer)
+        else:
+            others = [found for found in self.hook_points if found.layer == layer]
+            if len(others) > 1:
+                raise SettingsError(f"{self.path} holds {', '.join(map(str, others))}. Choose one with --site.")
+            hook = others[0] if others else HookPoint(layer)
         if hook not in self.hook_points:
             raise SettingsError(
                 f"{hook} is not in {self.path}. Stored: {stored}. Extract it into a store of its own with --layer."
@@ -227,106 +211,123 @@ class ActivationStore:
         hook = self.hook_point(layer)
         n_tokens = self.n_read_tokens(tokens)
         positions = self._positions(images)
-        if positions.size and (positions.min() < 0 or positions.max() >= self.n_images):
-            raise SettingsError(
-                f"Image indices must lie in 0..{self.n_images - 1}, got {positions.min()}..{positions.max()}."
-            )
+        parts = self._token_parts(tokens)
+        for shard, chosen in self._by_shard(positions):
+            for array, _ in parts:  # before memory is taken: a store may claim any size
+                self._check_shard(hook, array, shard, chosen if check else None)
         shape = (len(positions), n_tokens, self.layout.d_model)
         if out is None:
             out = np.empty(shape, dtype=self.dtype)
         elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise SettingsError(f"out must be a C-contiguous {self.dtype} array of shape {shape}.")
-        first_patch = 1 if tokens == "all" else 0
-        for start, stop in _runs(positions, self.layout.chunk_images):
-            run = range(int(positions[start]), int(positions[start]) + stop - start)
-            part = out[start:stop]
-            if tokens != "patch":
-                self._read_run(hook, "cls", run, part[:, :1], check)
-            if tokens != "cls":
-                self._read_run(hook, "patches", run, part[:, first_patch:], check)
+        jobs = [
+            (hook, array, *divmod(int(positions[start]), self.layout.shard_images), out[start:stop, columns])
+            for start, stop in image_runs(positions, self.layout.shard_images)
+            for array, columns in parts
+        ]
+        if not self._direct:
+            for job in jobs:
+                self._read_through_zarr(*job)
+        elif out.nbytes < _THREADED_BYTES:
+            self._read_rows([(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))])
+        else:
+            rows = [(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))]
+            with ThreadPoolExecutor(_THREADS) as pool:  # made anew, 0.1 ms: one kept would hang in a forked process
+                for done in [pool.submit(self._read_rows, rows[i::_THREADS]) for i in range(_THREADS)]:
+                    done.result()
         return out
+
+    def _token_parts(self, tokens: Tokens) -> list[tuple[str, slice]]:
+        """(array, where its tokens go in the output)."""
+        return {
+            "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
+            "cls": [("cls", slice(0, 1))],
+            "patch": [("patches", slice(0, None))],
+        }[tokens]
+
+    def _by_shard(self, positions: NDArray[np.integer]) -> list[tuple[int, NDArray[np.integer]]]:
+        """(shard, images counted from the shard's first)."""
+        shards, offsets = np.divmod(positions, self.layout.shard_images)
+        return [(int(shard), offsets[shards == shard]) for shard in np.unique(shards)]
 
     def _positions(self, images: slice | Sequence[int] | NDArray[np.integer]) -> NDArray[np.integer]:
         if isinstance(images, slice):
-            return np.arange(self.n_images)[images]
+            chosen = range(*images.indices(self.n_images))
+            return np.arange(chosen.start, chosen.stop, chosen.step)
         positions = np.asarray(images)
         if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
             raise SettingsError(
                 f"images must be a slice or a list of whole numbers, got {positions.dtype} of shape {positions.shape}. "
                 "A mask is given as np.flatnonzero(mask)."
             )
+        if positions.size and (positions.min() < 0 or positions.max() >= self.n_images):
+            raise SettingsError(
+                f"Image indices must lie in 0..{self.n_images - 1}, got {positions.min()}..{positions.max()}."
+            )
         return positions
 
-    def _read_run(self, hook: HookPoint, array: str, run: range, out: NDArray[Any], check: bool) -> None:
-        """Read consecutive images of one block into `out` [n, T, D] (a view; each row of tokens contiguous)."""
-        if self.artifact.settings["codec"] != "raw":
-            self._read_encoded(hook, array, run, out, check)
-            return
-        layout = self.layout
-        shard, offset = divmod(run.start, layout.shard_images)
-        block, first = divmod(offset, layout.chunk_images)
-        path = shard_path(self.path, hook, array, shard)
-        image_bytes = layout.chunk_bytes(array) // layout.chunk_images
-        columns = out.shape[1] // layout.n_rows(array)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise self._corrupt(path, shard, f"cannot be opened ({error.strerror})") from error
-        try:
-            if os.fstat(fd).st_size != layout.shard_bytes(array, shard):
-                raise self._corrupt(path, shard, "has the wrong size")
-            if check:
-                self._check_chunks(fd, path, array, shard, block)
-            for row in range(layout.n_rows(array)):
-                start = layout.chunk_offset(array, shard, block, row) + first * image_bytes
-                buffers: Any = [out[i, row * columns : (row + 1) * columns] for i in range(len(run))]
-                if os.preadv(fd, buffers, start) != len(run) * image_bytes:
-                    raise self._corrupt(path, shard, "ended early")
-        finally:
-            os.close(fd)
+    def _read_rows(self, rows: Sequence[tuple[HookPoint, str, int, int, NDArray[Any], int]]) -> None:
+        for hook, array, shard, first, out, row in rows:
+            columns = out.shape[1] // self.layout.n_rows(array)
+            self._files.read(hook, array, shard, row, first, out[:, row * columns : (row + 1) * columns])
 
-    def _read_encoded(self, hook: HookPoint, array: str, run: range, out: NDArray[Any], check: bool) -> None:
-        import zarr
-
-        shard = run.start // self.layout.shard_images
-        path = shard_path(self.path, hook, array, shard)
-        if not path.exists() or not path.stat().st_size:  # zarr would answer zeros
-            raise self._corrupt(path, shard, "is missing or empty")
-        if check and (problem := check_file(path, self._recorded(path, shard))):
-            raise self._corrupt(path, shard, problem)
-        folder = self.path / ARRAYS / str(hook) / array
+    def _read_through_zarr(self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any]) -> None:
+        start = shard * self.layout.shard_images + first
         try:
-            values = np.asarray(zarr.open_array(folder, mode="r")[run.start : run.stop])
-        except Exception as error:  # zarr and its codecs raise what they like
-            raise self._corrupt(path, shard, f"cannot be decoded ({error})") from error
+            values = np.asarray(self._zarr_array(hook, array)[start : start + len(out)])
+        except CorruptError:
+            raise
+        except Exception as error:  # zarr, its codecs and file systems raise what they like
+            path = shard_path(self.path, hook, array, shard)
+            raise self._files.corrupt(path, shard, f"cannot be decoded ({error})") from error
         out[:] = values[:, None] if array == "cls" else values
 
-    def _recorded(self, path: Path, shard: int) -> dict[str, Any]:
-        """Digest of a shard file, from its commit record."""
-        recorded = read_record(self.path, shard)["files"].get(os.path.relpath(path, self.path))
-        if not is_digest(recorded):
-            raise self._corrupt(path, shard, "has a garbled commit record")
-        return dict(recorded)
+    def _zarr_array(self, hook: HookPoint, array: str) -> Any:
+        """The array through zarr, its metadata compared with ours."""
+        if (hook, array) not in self._zarr:
+            import zarr
 
-    def _check_chunks(self, fd: int, path: Path, array: str, shard: int, block: int) -> None:
-        pieces = self._recorded(path, shard)["pieces"]
+            source = zarr.storage.FsspecStore.from_upath(self.path) if is_remote(self.path) else self.path
+            found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
+            expected = self.layout.array_shape(array), self.dtype, self.layout.chunk_shape(array)
+            if (found.shape, found.dtype, found.chunks) != expected:
+                raise CorruptError(
+                    f"{ARRAYS}/{hook}/{array}/zarr.json of {self.path} describes {found.shape} {found.dtype} in chunks "
+                    f"of {found.chunks}, expected {expected}. Run `verify {self.path} --repair`."
+                )
+            self._zarr[hook, array] = found
+        return self._zarr[hook, array]
+
+    def _check_shard(self, hook: HookPoint, array: str, shard: int, chosen: NDArray[np.integer] | None) -> None:
+        """Raise CorruptError unless the shard is there; with `chosen`, unless the chunks of these images are right."""
+        path = shard_path(self.path, hook, array, shard)
+        if self._direct:
+            self._files.open(hook, array, shard)
+            if chosen is not None:
+                self._check_chunks(hook, array, shard, np.unique(chosen // self.layout.chunk_images))
+        elif chosen is not None:
+            if problem := check_file(path, self._digest(path, shard)):
+                raise self._files.corrupt(path, shard, problem)
+        elif path not in self._seen:  # zarr would answer zeros
+            if not path.exists() or not path.stat().st_size:
+                raise self._files.corrupt(path, shard, "is missing or empty")
+            self._seen.add(path)
+
+    def _check_chunks(self, hook: HookPoint, array: str, shard: int, blocks: NDArray[np.integer]) -> None:
+        path = shard_path(self.path, hook, array, shard)
+        pieces = self._digest(path, shard)["pieces"]
         chunk: Any = np.empty(self.layout.chunk_bytes(array), dtype=np.uint8)
-        for row in range(self.layout.n_rows(array)):
-            os.preadv(fd, [chunk], self.layout.chunk_offset(array, shard, block, row))
-            if crc32c(chunk) != pieces[row * self.layout.n_blocks(shard) + block][1]:
-                raise self._corrupt(path, shard, f"differs from what was written (block {block}, patch row {row})")
+        file = self._files.open(hook, array, shard)
+        for block in blocks.tolist():
+            for row in range(self.layout.n_rows(array)):
+                os.preadv(file.fd, [chunk], self.layout.chunk_offset(array, shard, block, row))
+                if crc32c(chunk) != pieces[row * self.layout.n_blocks(shard) + block][1]:
+                    what = f"differs from what was written (block {block}, patch row {row})"
+                    raise self._files.corrupt(path, shard, what)
 
-    def _corrupt(self, path: Path, shard: int, what: str) -> CorruptError:
-        return CorruptError(
-            f"Shard {shard} of {self.path}, file {os.path.relpath(path, self.path)}, {what}. "
-            f"Run `verify {self.path}` to see all damage, then extract again with --overwrite."
-        )
-
-
-def _runs(positions: NDArray[np.integer], chunk_images: int) -> list[tuple[int, int]]:
-    """Cut positions into runs of consecutive images inside one block: [(start, stop)] into `positions`."""
-    if not len(positions):
-        return []
-    breaks = (np.diff(positions) != 1) | (positions[1:] % chunk_images == 0)
-    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(positions)]
-    return list(pairwise(edges))
+    def _digest(self, path: Path, shard: int) -> dict[str, Any]:
+        """Digest of a shard file, from its commit record."""
+        recorded = self._record(shard)["files"].get(str(path)[len(str(self.path)) + 1 :])
+        if not is_digest(recorded):
+            raise self._files.corrupt(path, shard, "has a garbled commit record")
+        return dict(recorded)

@@ -4,27 +4,31 @@ In: any artifact, complete or not. Out: a list of problems, each naming the file
 with the digest in the manifest or, for shards, in their commit records (which the manifest covers in turn).
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actcache.artifact import (
-    ARTIFACT_FILE,
-    COMMITS,
-    MANIFEST_FILE,
-    Artifact,
-    list_files,
-    open_artifact,
-    read_manifest,
-    read_record,
-)
+from actcache.artifact import ARTIFACT_FILE, MANIFEST_FILE, Artifact, list_files, open_artifact, read_manifest
+from actcache.commits import COMMITS, committed_shards, read_record, record_path
 from actcache.errors import CorruptError
-from actcache.files import (
-    crc32c,
-)
+from actcache.files import check_file, encode_json, is_digest, is_remote
+from actcache.store import expected_files, layout_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not what was written. `shard`: the one it belongs to, None for what is no shard's."""
+
+    file: str
+    what: str
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,16 @@ class Verification:
     complete: bool
     n_files: int
     n_bytes: int
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def ok(self) -> bool:
         return self.complete and not self.problems
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Shards that something is wrong with."""
+        return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
 
 
 def verify(
@@ -57,64 +66,101 @@ def verify(
     artifact = open_artifact(path)
     expected, problems = _expected_files(artifact)
     found = set(list_files(artifact.path))
-    known = {*expected, ARTIFACT_FILE, MANIFEST_FILE}
-    problems += [f"{name}: is missing" for name in sorted(set(expected) - found)]
+    linked = {name for name in found if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
+    problems += [Problem(name, "is a link", expected.get(name, _NOTHING).shard) for name in sorted(linked)]
+    problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - found)]
     if artifact.complete:
-        problems += [f"{name}: was not written by this artifact" for name in sorted(found - known)]
-    present = sorted(set(expected) & found)
-    total = sum(expected[name]["bytes"] for name in present)
+        known = {*expected, *linked, ARTIFACT_FILE, MANIFEST_FILE, *(problem.file for problem in problems)}
+        problems += [Problem(name, "was not written by this artifact") for name in sorted(found - known)]
+    present = sorted(set(expected) & found - linked)
+    total = sum(expected[name].digest["bytes"] for name in present)
     done = 0
     with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
-        checks = pool.map(lambda name: check_file(artifact.path / name, expected[name]), present)
+        checks = pool.map(lambda name: check_file(artifact.path / name, expected[name].digest), present)
         for name, problem in zip(present, checks, strict=True):
             if problem:
-                problems.append(f"{name}: {problem}")
-            done += expected[name]["bytes"]
+                problems.append(Problem(name, problem, expected[name].shard))
+            done += expected[name].digest["bytes"]
             if on_progress:
                 on_progress(done, total)
     return Verification(artifact.path, artifact.kind, artifact.complete, len(present), total, tuple(problems))
 
 
-def _expected_files(artifact: Artifact) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+@dataclass(frozen=True)
+class _Expected:
+    digest: Mapping[str, Any]
+    shard: int | None
+
+
+_NOTHING = _Expected({}, None)
+
+
+def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Problem]]:
     """Digest of every file that should be there, and what is wrong with the records themselves."""
-    files: dict[str, Mapping[str, Any]] = {}
-    problems: list[str] = []
+    files: dict[str, _Expected] = {}
+    problems: list[Problem] = []
+    shards = committed_shards(artifact.path)
+    records = {str(record_path(Path(), shard)): shard for shard in shards}
     if artifact.complete:
         try:
-            files.update(read_manifest(artifact)["files"])
+            problems += _check_spelling(artifact.path, MANIFEST_FILE, None)
+            listed = read_manifest(artifact)["files"]
+            records |= {name: int(Path(name).stem) for name in listed if name.startswith(f"{COMMITS}/")}
+            problems += [Problem(n, "is not in the manifest", s) for n, s in sorted(records.items()) if n not in listed]
+            for name, digest in listed.items():
+                problems += _add(files, name, digest, records.get(name))
+        except (CorruptError, KeyError, TypeError, AttributeError, ValueError) as error:
+            problems.append(Problem(MANIFEST_FILE, f"{error}"))
+    for shard in sorted(shards):
+        name = str(record_path(Path(), shard))
+        try:
+            problems += _check_spelling(artifact.path, name, shard)
+            record = read_record(artifact.path, shard)
+            for file, digest in record["files"].items():
+                problems += _add(files, file, digest, shard)
         except CorruptError as error:
-            problems.append(f"{MANIFEST_FILE}: {error}")
-    for entry in sorted((artifact.path / COMMITS).glob("[0-9]*.json")):
-        try:
-            files.update(read_record(artifact.path, int(entry.stem))["files"])
-        except (CorruptError, ValueError) as error:
-            problems.append(f"{os.path.relpath(entry, artifact.path)}: {error}")
-    for name in [name for name, value in files.items() if not is_digest(value)]:
-        problems.append(f"{name}: its recorded digest is garbled")
-        del files[name]
-    if artifact.complete:
-        listed = {name for name in files if name.startswith(f"{COMMITS}/")}
-        present = {os.path.relpath(p, artifact.path) for p in (artifact.path / COMMITS).glob("[0-9]*.json")}
-        problems += [f"{name}: is not in the manifest" for name in sorted(present - listed)]
+            problems.append(Problem(name, f"{error}", shard))
+            continue
+        problems += [Problem(name, what, shard) for what in _check_record(artifact, shard, record)]
     return files, problems
 
 
-def is_digest(value: Any) -> bool:
+def _check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
+    """A JSON file's own digest covers what it says; a byte that changes nothing said, such as a space, is found here."""
+    data = (path / name).read_bytes()
     try:
-        return bool(int(value["bytes"]) == sum(n_bytes for n_bytes, _ in value["pieces"]))
-    except (KeyError, TypeError, ValueError):
-        return False
+        same = encode_json(json.loads(data)) == data
+    except (ValueError, RecursionError):
+        return []  # the reader names it
+    return [] if same else [Problem(name, "differs from what was written", shard)]
 
 
-def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
-    """None when the file's size and pieces agree with its digest, else what differs."""
-    size = path.stat().st_size
-    if size != digest["bytes"]:
-        return f"has {size:,} bytes, expected {digest['bytes']:,}"
-    with open(path, "rb") as file:
-        offset = 0
-        for n_bytes, checksum in digest["pieces"]:
-            if crc32c(file.read(n_bytes)) != checksum:
-                return f"differs from what was written in bytes {offset:,} to {offset + n_bytes:,}"
-            offset += n_bytes
-    return None
+def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None) -> list[Problem]:
+    """Expect a file, unless its name leads elsewhere or its digest is none."""
+    if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == "..":
+        return [Problem(name, "is a name that leads out of the artifact", shard)]
+    if not is_digest(digest):
+        return [Problem(name, "its recorded digest is garbled", shard)]
+    files[name] = _Expected(digest, shard)
+    return []
+
+
+def _check_record(artifact: Artifact, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
+    """What an activation store's record must say, whatever its checksum."""
+    if artifact.kind != "acts":
+        return
+    try:
+        layout = layout_of(artifact.settings)
+        expected = expected_files(artifact.settings, shard)
+    except CorruptError as error:
+        yield str(error)
+        return
+    if shard >= layout.n_shards:
+        yield f"is the record of shard {shard}, and there are {layout.n_shards}"
+    elif set(record["files"]) != set(expected):
+        yield "does not list the files of its shard"
+    elif artifact.settings["codec"] == "raw" and any(record["files"][n].get("bytes") != b for n, b in expected.items()):
+        yield "lists files of another size than the settings say"
+    images = layout.shard_range(shard)
+    if record.get("images") != [images.start, images.stop]:
+        yield f"names images {record.get('images')}, expected {[images.start, images.stop]}"

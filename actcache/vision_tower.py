@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from actcache.artifact import digest
 from actcache.errors import ModelError, SettingsError
+from actcache.files import digest
 from actcache.hook_point import HookPoint
 from actcache.tower_weights import check_quick_gelu, hash_weights, say_near
 

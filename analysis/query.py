@@ -54,7 +54,7 @@ def query_latent(codes: CodeStore, latent: int, *, n_top: int = 10, score: str =
 def query_image(codes: CodeStore, image: int | str, *, n_top: int = 10) -> pa.Table:
     """Strongest latents of an image (stored position or uri): latent, score (mean over tokens), peak, n_tokens."""
     position = find_image(codes, image)
-    shard = codes.read_shard(position // codes.shard_images)
+    shard = codes.read_shard(codes.find_shard(position))
     first = position * codes.n_tokens - shard.first_row
     part = slice(int(shard.indptr[first]), int(shard.indptr[first + codes.n_tokens]))
     latent, value = shard.latent[part].astype(np.int64), shard.value[part].astype(np.float64)

@@ -22,17 +22,18 @@ from numpy.typing import NDArray
 
 from actcache import (
     IMAGES_FILE,
-    ActivationStore,
     Artifact,
     CorruptError,
     HookPoint,
     SettingsError,
+    StoreGroup,
     file_digest,
     fsync_directory,
     fsync_tree,
     open_artifact,
     read_manifest,
     require_complete,
+    temporary_path,
     write_record,
 )
 
@@ -68,7 +69,7 @@ class CodeStore:
             int(s["n_tokens"]),
             int(s["n_latents"]),
         )
-        self.shard_images = int(s["shard_images"])
+        self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
         self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
@@ -92,7 +93,7 @@ class CodeStore:
 
     @property
     def n_shards(self) -> int:
-        return -(-self.n_images // self.shard_images)
+        return len(self.shard_sizes)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -120,8 +121,12 @@ class CodeStore:
 
     def shard_range(self, shard: int) -> range:
         """Images of a shard."""
-        first = shard * self.shard_images
-        return range(first, min(first + self.shard_images, self.n_images))
+        first = int(self.shard_sizes[:shard].sum())
+        return range(first, first + int(self.shard_sizes[shard]))
+
+    def find_shard(self, image: int) -> int:
+        """The shard that holds an image."""
+        return int(np.searchsorted(np.cumsum(self.shard_sizes), image, side="right"))
 
     def read_shard(self, shard: int) -> ShardCodes:
         """All arrays of a shard. Raises CorruptError when one is missing or their lengths disagree."""
@@ -189,27 +194,27 @@ def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
     }
 
 
-def codes_settings(run: Artifact, store: ActivationStore, hook_point: HookPoint) -> dict[str, Any]:
+def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> dict[str, Any]:
     n_latents = int(run.settings["sae"]["n_latents"])
     return {
-        "rows_id": store.artifact.settings["rows_id"],
+        "rows_id": store.rows_id,
         "hook_point": str(hook_point),
         "tokens": run.settings["train"]["tokens"],
         "n_images": store.n_images,
         "n_tokens": store.n_tokens,
         "grid": list(store.layout.grid),
         "n_latents": n_latents,
-        "shard_images": store.layout.shard_images,
+        "shard_sizes": [len(images) for images in store.shards()],
         "dtypes": code_dtypes(n_latents, store.n_images * store.n_tokens),
-        "preprocess": store.artifact.settings["preprocess"],
+        "preprocess": store.stores[0].artifact.settings["preprocess"],
     }
 
 
-def prepare_codes(folder: Path, store: ActivationStore) -> None:
+def prepare_codes(folder: Path, store: StoreGroup) -> None:
     """What never changes: the copied image table and the zarr group."""
     import zarr
 
-    shutil.copyfile(store.path / IMAGES_FILE, folder / IMAGES_FILE)
+    pq.write_table(store.images, folder / IMAGES_FILE)
     zarr.create_group(folder / CODES, zarr_format=3)
 
 
@@ -218,7 +223,7 @@ def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any
     import zarr
 
     root = artifact.path / CODES
-    temporary = root / f".{shard}.{os.getpid()}.tmp"
+    temporary = temporary_path(root / str(shard))
     group = zarr.create_group(temporary, zarr_format=3)
     for name in COLUMNS:
         data = arrays[name].astype(artifact.settings["dtypes"][name], copy=False)

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import (
-    ActivationStore,
     NonFiniteError,
+    StoreGroup,
+    Stores,
     begin_artifact,
     choose_device,
     missing_shards,
+    open_stores,
     read_records,
     remove_litter,
     seal_artifact,
@@ -25,7 +27,7 @@ from saetrain.sae import SAE
 
 def encode(
     run: Run | str | Path,
-    store: ActivationStore | str | Path,
+    store: Stores | StoreGroup,
     codes: str | Path,
     *,
     device: str = "auto",
@@ -37,6 +39,7 @@ def encode(
     The same call twice is safe: complete, it returns the codes; interrupted, it resumes.
 
     Args:
+        store: one, or several of one model: their shards follow one another.
         device: speed only.
         on_progress: called with (images done, images in all).
 
@@ -44,22 +47,22 @@ def encode(
         ParentMismatchError: the store holds another model. IncompleteError, SettingsError.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    store = open_stores(store)
     run.check_store(store)
     artifact = begin_artifact(
         codes,
         "codes",
         settings=codes_settings(run.artifact, store, run.hook_point),
         parents={
-            "store": (store.store_id, store.path),
+            **store.parents(),
             "run": (run.run_id, run.path),
-            "images": (store.artifact.parents["images"].id, store.artifact.parent_path("images")),
+            **store.image_parents(),
         },
         provenance={
             "torch": torch.__version__,
             "quality": run.quality,
             "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
-            "source": {key: store.artifact.provenance[key] for key in ("images", "model", "pretrained")},
+            "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
         },
         prepare=lambda folder: prepare_codes(folder, store),
         overwrite=overwrite,
@@ -67,8 +70,9 @@ def encode(
     if not artifact.complete:
         remove_litter(artifact.path)
         sae = run.sae().to(choose_device(device))
-        todo = missing_shards(artifact.path, store.layout.n_shards)
-        done = store.n_images - sum(len(store.layout.shard_range(shard)) for shard in todo)
+        shards = store.shards()
+        todo = missing_shards(artifact.path, len(shards))
+        done = store.n_images - sum(len(shards[shard]) for shard in todo)
         for shard in todo:
             before = done
 
@@ -76,8 +80,8 @@ def encode(
                 if on_progress:
                     on_progress(before + n_images, store.n_images)
 
-            write_shard(artifact, shard, _encode_shard(sae, run, store, shard, report))
-            done += len(store.layout.shard_range(shard))
+            write_shard(artifact, shard, _encode_shard(sae, run, store, shards[shard], report))
+            done += len(shards[shard])
         n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
         failed = {str(image): reason for image, reason in store.failed.items()}
         seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
@@ -85,10 +89,10 @@ def encode(
 
 
 def _encode_shard(
-    sae: SAE, run: Run, store: ActivationStore, shard: int, report: Callable[[int], None]
+    sae: SAE, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
 ) -> dict[str, NDArray[np.generic]]:
     """The six arrays of one shard."""
-    images, n_tokens = store.layout.shard_range(shard), store.n_tokens
+    n_tokens = store.n_tokens
     tokens = run.train_config.tokens
     first_token = 1 if tokens == "patch" else 0
     dtypes = code_dtypes(sae.config.size, store.n_images * n_tokens)
@@ -121,9 +125,7 @@ def _encode_shard(
     }
 
 
-def _check_values(
-    value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: ActivationStore
-) -> None:
+def _check_values(value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: StoreGroup) -> None:
     """Codes are stored as float16: a value beyond 65,504 must not become infinity in silence."""
     if len(value) and not float(value.max()) <= 65504:
         image = int(positions[int(row[value.argmax()]) // per_image])

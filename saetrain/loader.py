@@ -1,4 +1,4 @@
-"""ActivationLoader: a store in, shuffled batches out, without end.
+"""ActivationLoader: a store, or several of one model, in; shuffled batches out, without end.
 
 Promises: the batch stream depends on the store, the split and (seed, batch_size, pool_tokens) only; `batches(step)`
 continues exactly where a run of `step` batches left off; failed and held-out images never appear; a stream allocates
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actcache import ActivationStore, HookPoint, SettingsError, Tokens
-from saetrain.order import plan_windows, train_images, window_order
+from actcache import HookPoint, SettingsError, StoreGroup, Stores, Tokens, open_stores
+from saetrain.order import plan_windows, split_images, window_order
 
 
 class Batch(NamedTuple):
@@ -40,7 +40,7 @@ class ActivationLoader:
 
     def __init__(
         self,
-        store: ActivationStore,
+        store: Stores | StoreGroup,
         layer: int | HookPoint | None = None,
         *,
         tokens: str = "all",
@@ -48,20 +48,21 @@ class ActivationLoader:
         seed: int = 0,
         pool_tokens: int = 1 << 18,
     ) -> None:
-        self.store = store
-        self.hook_point = store.hook_point(layer)
+        self.store = open_stores(store)
+        self.hook_point = self.store.hook_point(layer)
         self.tokens = cast(Tokens, tokens)
-        self.tokens_per_image = store.n_read_tokens(self.tokens)
+        self.tokens_per_image = self.store.n_read_tokens(self.tokens)
         self.batch_size = batch_size
         self.seed = seed
         self.pool_tokens = pool_tokens
         if batch_size < 1:
             raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
-        positions = np.array(train_images(store.n_images), dtype=np.int64)
-        self._images = positions[store.valid[positions]]
+        positions, _ = split_images([member.n_images for member in self.store.stores])
+        self._images = positions[self.store.valid[positions]]
+        self._blocks = self.store.blocks(self._images)
         if self.n_rows < batch_size:
             raise SettingsError(
-                f"{store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
+                f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
                 "Lower --batch-size or extract more images."
             )
         self._all_rows: Tensor | None = None  # once they have been read whole
@@ -107,7 +108,7 @@ class ActivationLoader:
     ) -> Iterator[_Window]:
         """The windows of an epoch in order, one read ahead. Windows wholly before `skip_rows` are not read."""
         plan = plan_windows(
-            self._images,
+            self._blocks,
             tokens_per_image=self.tokens_per_image,
             block_images=self.store.layout.chunk_images,
             pool_tokens=self.pool_tokens,
@@ -156,5 +157,5 @@ class ActivationLoader:
         return pool[:n_rows]
 
 
-def _torch_dtype(store: ActivationStore) -> torch.dtype:
+def _torch_dtype(store: StoreGroup) -> torch.dtype:
     return {2: torch.float16, 4: torch.float32}[store.dtype.itemsize]

@@ -1,6 +1,6 @@
 """Held-out quality, by token kind: fvu, l0, cosine, and the latents' densities. All sums in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actcache import ActivationStore, HookPoint, SettingsError
+from actcache import HookPoint, SettingsError, StoreGroup, Stores, open_stores
 from saetrain.sae import SAE
 
 DENSE = 0.1
@@ -43,7 +43,7 @@ class _Sums:
 
 @torch.no_grad()
 def evaluate(
-    sae: SAE, store: ActivationStore, hook_point: HookPoint, images: Sequence[int], *, tokens: str = "all"
+    sae: SAE, store: Stores | StoreGroup, hook_point: HookPoint, images: Iterable[int], *, tokens: str = "all"
 ) -> dict[str, Any]:
     """Quality of an SAE on some images of a store.
 
@@ -53,6 +53,7 @@ def evaluate(
         {"all" | "patch" | "cls": {fvu, l0, cosine}, "silent": share of latents that never fired here,
         "dense": share that fired on more than 10 % of the tokens, "n_tokens": ...}
     """
+    store = open_stores(store)
     positions = np.array([image for image in images if store.valid[image]], dtype=np.int64)
     if not len(positions):
         raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")

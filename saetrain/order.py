@@ -5,10 +5,22 @@ rows of a window are permuted; batches are cut from that stream and the partial 
 the pool, this is one full permutation.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 HELD_OUT_SHARE = 0.05
+
+
+def split_images(n_images: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) images of stores with so many images each, numbered over all: each gives its last 5 %."""
+    starts = np.cumsum([0, *n_images[:-1]])
+
+    def gather(part: Callable[[int], range]) -> NDArray[np.int64]:
+        return np.concatenate([s + np.array(part(n), dtype=np.int64) for s, n in zip(starts, n_images, strict=True)])
+
+    return gather(train_images), gather(held_out_images)
 
 
 def train_images(n_images: int) -> range:
@@ -26,7 +38,7 @@ def n_held_out(n_images: int) -> int:
 
 
 def plan_windows(
-    images: NDArray[np.int64],
+    blocks: Sequence[NDArray[np.int64]],
     *,
     tokens_per_image: int,
     block_images: int,
@@ -37,14 +49,12 @@ def plan_windows(
     """Images of each window of an epoch; every image is in exactly one.
 
     Args:
-        images: stored positions to visit, ascending.
-        block_images: images that are read together (a store's chunk_images).
+        blocks: images to visit, in parts that are read together.
+        block_images: images of a whole block (a store's chunk_images).
     """
-    edges = np.flatnonzero(np.diff(images // block_images)) + 1
-    blocks = np.split(images, edges)
     order = _generator(seed, epoch).permutation(len(blocks))
     per_window = max(1, pool_tokens // (tokens_per_image * block_images))
-    if len(images) * tokens_per_image <= pool_tokens:  # also where the last block is short
+    if sum(map(len, blocks)) * tokens_per_image <= pool_tokens:  # also where the last block is short
         per_window = len(blocks)
     return [
         np.concatenate([blocks[b] for b in order[first : first + per_window]])

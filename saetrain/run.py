@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache import (
-    ActivationStore,
     Artifact,
     CorruptError,
     HookPoint,
     IncompleteError,
     ParentMismatchError,
+    StoreGroup,
     open_artifact,
     read_manifest,
     write_atomic,
@@ -95,7 +95,7 @@ class Run:
 
         return SAE.load(self.path / SAE_FILE, self.sae_config)
 
-    def check_store(self, store: ActivationStore) -> None:
+    def check_store(self, store: StoreGroup) -> None:
         """Raise ParentMismatchError unless the SAE may read these activations (same model, hook point stored)."""
         if store.model_id != self.model_id:
             raise ParentMismatchError(
@@ -105,7 +105,7 @@ class Run:
         store.hook_point(self.hook_point)
 
 
-def run_settings(store: ActivationStore, hook_point: HookPoint, sae: SAEConfig, train: TrainConfig) -> dict[str, Any]:
+def run_settings(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, train: TrainConfig) -> dict[str, Any]:
     return {
         "model_id": store.model_id,
         "hook_point": str(hook_point),

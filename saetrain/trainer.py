@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from actcache import (
-    ActivationStore,
     HookPoint,
     NonFiniteError,
     SettingsError,
+    StoreGroup,
+    Stores,
     begin_artifact,
     choose_device,
     has_cpu_bfloat16,
+    open_stores,
     remove_litter,
     seal_artifact,
     write_atomic,
@@ -30,7 +32,7 @@ from saetrain.loader import ActivationLoader
 from saetrain.metrics import evaluate
 from saetrain.objective import Loss, relu_loss, topk_loss
 from saetrain.optimizer import apply_update, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from saetrain.order import held_out_images
+from saetrain.order import split_images
 from saetrain.run import (
     SAE_FILE,
     Run,
@@ -44,7 +46,7 @@ from saetrain.sae import SAE
 
 
 def train(
-    store: ActivationStore | str | Path,
+    store: Stores | StoreGroup,
     run: str | Path,
     *,
     layer: int | HookPoint | None = None,
@@ -62,6 +64,7 @@ def train(
     and shows the differing fields.
 
     Args:
+        store: one, or several of one model; each gives its last 5 % of images as held-out ones.
         layer: which hook point; may be left out when the store holds one.
         device, log_every, checkpoint_every: do not change the result.
         on_progress: called with (steps done, steps in all, latest metrics).
@@ -69,27 +72,28 @@ def train(
     Raises:
         IncompleteError (store), SettingsError, NonFiniteError.
     """
-    store = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
-    hook_point = store.hook_point(layer)
-    sae_config = (sae or SAEConfig()).resolve(store.layout.d_model)
+    stores = open_stores(store)
+    hook_point = stores.hook_point(layer)
+    sae_config = (sae or SAEConfig()).resolve(stores.layout.d_model)
     target = choose_device(device)
     config = (config or TrainConfig()).resolve(sae_config, _default_precision(target))
     loader = ActivationLoader(
-        store,
+        stores,
         hook_point,
         tokens=config.tokens,
         batch_size=config.batch_size,
         seed=config.seed,
         pool_tokens=config.pool_tokens,
     )
-    held_out = [image for image in held_out_images(store.n_images) if store.valid[image]]
-    if not held_out:  # found out now, not after the last step
-        raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
+    _, held_out = split_images([member.n_images for member in stores.stores])
+    held_out = held_out[stores.valid[held_out]]
+    if not len(held_out):  # found out now, not after the last step
+        raise SettingsError(f"No readable image of {stores.path} is held out; extract more images.")
     artifact = begin_artifact(
         run,
         "run",
-        settings=run_settings(store, hook_point, sae_config, config),
-        parents={"store": (store.store_id, store.path)},
+        settings=run_settings(stores, hook_point, sae_config, config),
+        parents=stores.parents(),
         provenance={"torch": torch.__version__, "device": target.type},
         prepare=lambda folder: None,
         overwrite=overwrite,
@@ -99,7 +103,7 @@ def train(
     path = artifact.path
     remove_litter(path)
 
-    model = _new_sae(store, hook_point, sae_config, config).to(target)
+    model = _new_sae(stores, hook_point, sae_config, config).to(target)
     optimizer = make_optimizer(model)
     silent = torch.zeros(sae_config.size, dtype=torch.int64, device=target)  # tokens since each latent last fired
     step = 0
@@ -147,7 +151,7 @@ def train(
         batches.close()
 
     model = model.to("cpu").requires_grad_(False)
-    quality = evaluate(model, store, hook_point, held_out, tokens=config.tokens)
+    quality = evaluate(model, stores, hook_point, held_out, tokens=config.tokens)
     fvu = quality[config.tokens]["fvu"]
     if not math.isfinite(fvu):  # the last update's doing
         raise NonFiniteError(
@@ -159,7 +163,7 @@ def train(
     return Run.open(path)
 
 
-def _new_sae(store: ActivationStore, hook_point: HookPoint, sae: SAEConfig, config: TrainConfig) -> SAE:
+def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, config: TrainConfig) -> SAE:
     """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
     model = SAE(sae, store.layout.d_model, seed=config.seed)
     statistics = store.statistics(hook_point, config.tokens)  # type: ignore[arg-type]

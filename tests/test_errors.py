@@ -1,6 +1,8 @@
 """Every public error is raised by a real call, and its text names what was wrong and what to do."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,15 @@ def other_store(s: Scene) -> None:
     analyze(s.codes, s.tmp / "x.concepts", store=s.tmp / "other.acts")
 
 
+def full_disk(s: Scene) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        extract(s.images, s.tmp / "x.acts", **s.model, layers=[0])
+
+
 def damaged_shard(s: Scene) -> None:
     store = s.copy(s.store)
     shard = next((store / "activations.zarr" / "blocks.2.hook_resid_post" / "patches" / "c").glob("1/*/*"))
@@ -128,7 +139,8 @@ CASES: list[tuple[str, Callable[[Scene], object], list[str]]] = [
     ("IncompleteError", incomplete_store, ["1 of 5 shards", "extract"]),
     ("ParentMismatchError", other_model, ["model", "same CLIP weights"]),
     ("ParentMismatchError", other_store, ["made from store", "Give the store"]),
-    ("CorruptError", damaged_shard, ["Shard 1", "wrong size", "verify"]),
+    ("CorruptError", damaged_shard, ["Shard 1", "bytes, expected", "verify", "--repair"]),
+    ("StorageError", full_disk, ["No space left on device", "Free space", "resumes"]),
 ]
 
 

@@ -14,16 +14,16 @@ PACKAGES = ("actcache", "saetrain", "analysis")
 RANK = {"actcache": 0, "saetrain": 1, "analysis": 2, "cli": 3}
 
 ROOMS = {
-    "open_clip": {"actcache/vision_tower", "actcache/extraction", "actcache/demo/training"},
+    "open_clip": {"actcache/vision_tower", "actcache/plan", "actcache/demo/training"},
     "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery"},
     "zarr": {"actcache/writer", "actcache/store", "actcache/codecs", "saetrain/codes"},
     "numcodecs": {"actcache/codecs"},
     "torch": {
-        "actcache/vision_tower", "actcache/extraction", "actcache/demo/training",
+        "actcache/vision_tower", "actcache/extraction", "actcache/plan", "actcache/demo/training",
         "saetrain/encoding", "saetrain/loader", "saetrain/metrics", "saetrain/objective", "saetrain/optimizer",
         "saetrain/run", "saetrain/sae", "saetrain/sparse", "saetrain/trainer",
     },
-    "torchvision": {"actcache/extraction"},
+    "torchvision": {"actcache/plan"},
     "safetensors": {"actcache/demo/training", "saetrain/run", "saetrain/sae", "saetrain/trainer"},
     "dask": {"analysis/join", "analysis/reduction"},
     "bokeh": {"analysis/report"},

@@ -3,7 +3,9 @@
     python -m actcache.demo.training demo-clip.safetensors
 
 Both towers are open_clip's, of the config in model/demo-clip.json. Images come from a pool rendered beforehand; their
-captions are worded anew each time.
+captions are worded anew each time. Two losses: captions against CLS (CLIP's), and the short phrase of every concept
+("a star") against every patch, since what the pixels of a patch belong to is known (a sigmoid for each pair, as
+SigLIP's). Without the second the patches of so small a model never learn of shapes.
 Seeded; weights are written as float16. model/README.md has the figures of the shipped file.
 """
 
@@ -30,7 +32,13 @@ CONFIG = Path(__file__).parent / "model" / "demo-clip.json"
 POOL_SEED, TEST_SEED = 1_000_003, 1_000_033
 """Apart from each other and from the small seeds that datasets use."""
 
-IMAGE_SIZE = 48
+IMAGE_SIZE, PATCH_SIZE = 48, 6
+
+TEMPLATES = {"background": "a thing on {}", "shape": "a {}"}
+"""The short phrase of a concept; "a {} thing" for the other families."""
+
+PATCH_WEIGHT = 1.0
+"""Of the patches' loss, which is a sum over concepts and a mean over patches."""
 
 
 def train_clip(
@@ -41,9 +49,11 @@ def train_clip(
     torch.manual_seed(seed)
     clip: Any = open_clip.CLIP(**config)
     tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-    scenes, pool = render_pool(POOL_SEED, pool_size)
+    scenes, pool, shares = render_pool(POOL_SEED, pool_size)
+    phrases = tokenizer(concept_phrases())
+    patch_scale = torch.nn.Parameter(torch.tensor([10.0, -5.0]))  # scale and bias of a patch's logits
     decay = [p for p in clip.parameters() if p.ndim >= 2]
-    rest = [p for p in clip.parameters() if p.ndim < 2]
+    rest = [*(p for p in clip.parameters() if p.ndim < 2), patch_scale]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
@@ -56,11 +66,15 @@ def train_clip(
         picked = rng.integers(0, pool_size, batch_size)
         texts = tokenizer([caption_scene(scenes[i], rng) for i in picked])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            image = F.normalize(clip.encode_image(preprocess(pool[picked])).float(), dim=-1)
-            text = F.normalize(clip.encode_text(texts).float(), dim=-1)
-        logits = clip.logit_scale.exp() * image @ text.T
+            image, patches = embed_images(clip, pool[picked])
+            text = F.normalize(clip.encode_text(torch.cat([texts, phrases])).float(), dim=-1)
+        logits = clip.logit_scale.exp() * image @ text[:batch_size].T
         target = torch.arange(batch_size)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        patch_logits = patch_scale[0] * patches @ text[batch_size:].T + patch_scale[1]
+        share = torch.from_numpy(shares[picked]).float() / 255
+        patch_loss = F.binary_cross_entropy_with_logits(patch_logits, share) * len(phrases)
+        loss = loss + PATCH_WEIGHT * patch_loss
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
@@ -69,12 +83,20 @@ def train_clip(
             clip.logit_scale.clamp_(0, math.log(100))
         if (step + 1) % 50 == 0:
             accuracy = float((logits.argmax(1) == target).float().mean())
-            print(f"step {step + 1}  loss {float(loss.detach()):.3f}  in-batch accuracy {accuracy:.3f}  "
-                  f"{(step + 1) * batch_size / (time.perf_counter() - started):.0f} images/s", flush=True)  # fmt: skip
+            rate = (step + 1) * batch_size / (time.perf_counter() - started)
+            print(f"step {step + 1}  loss {float(loss.detach()):.3f}  of patches {float(patch_loss.detach()):.3f}  "
+                  f"in-batch accuracy {accuracy:.3f}  {rate:.0f} images/s", flush=True)  # fmt: skip
         if (step + 1) % 500 == 0 or step + 1 == last:
             save_file({name: value.half().contiguous() for name, value in clip.state_dict().items()}, out)
             print({name: round(value, 3) for name, value in zero_shot(clip, tokenizer).items()}, flush=True)
     return zero_shot(clip, tokenizer)
+
+
+def embed_images(clip: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of images [B, E] and of their patches [B, P, E], both through ln_post and the projection."""
+    clip.visual.output_tokens = True
+    pooled, tokens = clip.visual(preprocess(pixels))
+    return F.normalize(pooled.float(), dim=-1), F.normalize((tokens @ clip.visual.proj).float(), dim=-1)
 
 
 def preprocess(images: NDArray[np.uint8]) -> Tensor:
@@ -84,34 +106,56 @@ def preprocess(images: NDArray[np.uint8]) -> Tensor:
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def render_pool(seed: int, n: int) -> tuple[list[Scene], NDArray[np.uint8]]:
-    """`n` scenes and their pixels [n, H, W, 3], rendered by all cores."""
+def concept_phrases() -> list[str]:
+    """A phrase for every concept, in the order of concept_names()."""
+    pairs = [name.split(":") for name in concept_names()]
+    return [TEMPLATES.get(family, "a {} thing").format(word) for family, word in pairs]
+
+
+def render_pool(seed: int, n: int) -> tuple[list[Scene], NDArray[np.uint8], NDArray[np.uint8]]:
+    """`n` scenes, their pixels [n, H, W, 3], and each patch's share that shows each concept [n, P, C], in 255ths."""
     with ProcessPoolExecutor() as workers:
         parts = list(workers.map(partial(_render, seed), range(0, n, 500), [min(i + 500, n) for i in range(0, n, 500)]))
-    return [scene for scenes, _ in parts for scene in scenes], np.concatenate([pixels for _, pixels in parts])
+    scenes, pixels, shares = zip(*parts, strict=True)
+    return [scene for part in scenes for scene in part], np.concatenate(pixels), np.concatenate(shares)
 
 
-def _render(seed: int, start: int, stop: int) -> tuple[list[Scene], NDArray[np.uint8]]:
-    rendered = [render_scene(seed, i, IMAGE_SIZE)[:2] for i in range(start, stop)]
-    return [scene for scene, _ in rendered], np.stack([pixels for _, pixels in rendered])
+def _render(seed: int, start: int, stop: int) -> tuple[list[Scene], NDArray[np.uint8], NDArray[np.uint8]]:
+    scenes, pixels, objects = zip(*(render_scene(seed, i, IMAGE_SIZE) for i in range(start, stop)), strict=True)
+    shares = np.stack([_concept_shares(scene, numbers) for scene, numbers in zip(scenes, objects, strict=True)])
+    return list(scenes), np.stack(pixels), shares
+
+
+def _concept_shares(scene: Scene, objects: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grid = IMAGE_SIZE // PATCH_SIZE
+    carriers = scene.carriers()
+    masks = np.stack([np.isin(objects, carriers.get(name, [])) for name in concept_names()])
+    share = masks.reshape(-1, grid, PATCH_SIZE, grid, PATCH_SIZE).mean((2, 4))
+    return np.asarray((255 * share).astype(np.uint8).reshape(len(masks), -1).T)
 
 
 @torch.no_grad()
 def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
-    """Accuracy of "which of these words fits" on unseen scenes with one object, by concept family."""
-    scenes, pool = render_pool(TEST_SEED, n)
+    """Accuracy of "which of these words fits" by concept family: on unseen scenes with one object, and on the patches
+    of unseen scenes that one concept of the family fills (`patch_` + family).
+    """
+    scenes, pool, shares = render_pool(TEST_SEED, n)
+    image, patches = embed_images(clip, pool)
     single = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
-    image = F.normalize(clip.encode_image(preprocess(pool[single])), dim=-1)
+    text = F.normalize(clip.encode_text(tokenizer(concept_phrases())), dim=-1)
+    families = [name.split(":")[0] for name in concept_names()]
     accuracy = {}
-    for family in ("background", "color", "shape", "size", "texture"):
-        names = [name.split(":")[1] for name in concept_names() if name.startswith(f"{family}:")]
-        template = {"background": "a thing on {}", "shape": "a {}"}.get(family, "a {} thing")
-        text = F.normalize(clip.encode_text(tokenizer([template.format(name) for name in names])), dim=-1)
+    for family in dict.fromkeys(families):
+        columns = [i for i, found in enumerate(families) if found == family]
+        words = [concept_names()[i].split(":")[1] for i in columns]
         truth = [
             scenes[i].background if family == "background" else getattr(scenes[i].objects[0], family) for i in single
         ]
-        guess = (image @ text.T).argmax(1).tolist()
-        accuracy[family] = sum(names[g] == t for g, t in zip(guess, truth, strict=True)) / len(single)
+        guess = (image[single] @ text[columns].T).argmax(1).tolist()
+        accuracy[family] = sum(words[g] == t for g, t in zip(guess, truth, strict=True)) / len(single)
+        filled = shares[..., columns].max(-1) > 250
+        hit = (patches @ text[columns].T).argmax(-1).numpy() == shares[..., columns].argmax(-1)
+        accuracy[f"patch_{family}"] = float(hit[filled].mean())
     return accuracy
 
 

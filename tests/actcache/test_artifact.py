@@ -20,6 +20,7 @@ from actcache import (
     read_manifest,
     remove_litter,
     seal_artifact,
+    temporary_path,
     verify,
     write_atomic,
 )
@@ -115,6 +116,10 @@ def test_the_manifest_covers_every_file_but_peoples_notes(tmp_path: Path) -> Non
     (tmp_path / "a" / "notes").mkdir()
     (tmp_path / "a" / "notes" / "names.json").write_text("{}")
     (tmp_path / "a" / ".data.bin.77.tmp").write_bytes(b"litter")
+    litter = tmp_path / "a" / temporary_path(Path("data.bin")).name.replace(str(os.getpid()), "4194305")
+    litter.write_bytes(b"of a process that cannot be")
+    foreign = tmp_path / "a" / ".data.bin.00000000-1.tmp"
+    foreign.write_bytes(b"of another machine")
     seal_artifact(tmp_path / "a", quality=0.5)
     manifest = read_manifest(open_artifact(tmp_path / "a"))
     assert set(manifest["files"]) == {"artifact.json", "plan.txt", "sub/data.bin"}
@@ -125,7 +130,8 @@ def test_the_manifest_covers_every_file_but_peoples_notes(tmp_path: Path) -> Non
     assert (tmp_path / "a" / "manifest.json").read_bytes() == before
     assert verify(tmp_path / "a").ok
     remove_litter(tmp_path / "a")
-    assert not list((tmp_path / "a").glob(".*"))
+    assert not litter.exists()
+    assert foreign.exists()
 
 
 def test_a_moved_artifact_opens_and_still_knows_its_parents(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_interrupted_and_repeated_it_writes_the_same_bytes(
     wanted = {"layers": [2, 0], "shard_images": 16, "precision": "float32"}
     with pytest.raises(KeyboardInterrupt):
         extract(tiny_images, tmp_path / "x.acts", **tiny_model, **wanted, on_progress=stop)  # type: ignore[arg-type]
-    with pytest.raises(IncompleteError, match="3 of 5 shards are missing"):
+    with pytest.raises(IncompleteError, match="2 of 5 shards are missing"):
         ActivationStore.open(tmp_path / "x.acts")
     assert not verify(tmp_path / "x.acts").ok
     seen: list[int] = []
@@ -91,7 +91,7 @@ def test_interrupted_and_repeated_it_writes_the_same_bytes(
         **wanted,
         on_progress=lambda done, total: seen.append(done),  # type: ignore[arg-type]
     )
-    assert min(seen) == 32
+    assert min(seen) == 48  # what was computed before the interrupt was committed
     assert shards(tmp_path / "x.acts") == shards(tiny_store)
     assert verify(tmp_path / "x.acts").ok
 
@@ -141,9 +141,7 @@ def test_an_unreadable_image_ends_the_run_and_is_listed(
 ) -> None:
     order = ImageFolder(broken_images).plan().table["uri"].to_pylist()
     first = min(order.index("class1/0004.png"), order.index("class2/0011.png"))
-    with pytest.raises(
-        ImageSourceError, match=rf"cannot be read: {Path(order[first]).name} cannot.*--on-error skip"
-    ) as caught:
+    with pytest.raises(ImageSourceError, match=rf"cannot be read: {order[first]} cannot.*--on-error skip") as caught:
         extract(broken_images, tmp_path / "x.acts", **tiny_model, layers=[0], shard_images=16, batch_size=1)
     assert str(tmp_path) not in str(caught.value)
     committed = sorted(file.name for file in (tmp_path / "x.acts" / "commits").iterdir())
@@ -177,7 +175,7 @@ def test_a_value_beyond_float16_names_its_image(tmp_path: Path, tiny_images: Pat
     weights["visual.transformer.resblocks.0.mlp.c_proj.bias"] += 1e5
     save_file(weights, tmp_path / "huge.safetensors")
     model = {"model": tiny_model["model"], "pretrained": str(tmp_path / "huge.safetensors")}
-    with pytest.raises(NonFiniteError, match=r"image class\d/\d+\.png \(largest value .*float16"):
+    with pytest.raises(NonFiniteError, match=r"is too large for float16 for image class\d/\d+\.png"):
         extract(tiny_images, tmp_path / "x.acts", **model, layers=[0])
     assert not list((tmp_path / "x.acts" / "commits").iterdir())
     assert extract(tiny_images, tmp_path / "y.acts", **model, layers=[0], dtype="float32").statistics(0).absmax > 9e4
@@ -188,7 +186,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
 ) -> None:
     wrong = [
         {"layers": []},
-        {"layers": [0], "site": "mlp"},
+        {"layers": [0], "sites": ["mlp"]},
         {"layers": [0], "dtype": "int8"},
         {"layers": [0], "codec": "gzip"},
         {"layers": [0], "on_error": "ignore"},

@@ -18,7 +18,9 @@ BATCH_SIZE = 96
 STEPS_PER_EPOCH = 302 * 17 // BATCH_SIZE  # 304 training images, two of them failed
 
 
-def loader(store: Path, pool: int, tokens: str = "all", batch_size: int = BATCH_SIZE, seed: int = 0) -> ActivationLoader:
+def loader(
+    store: Path, pool: int, tokens: str = "all", batch_size: int = BATCH_SIZE, seed: int = 0
+) -> ActivationLoader:
     opened = ActivationStore.open(store)
     return ActivationLoader(opened, tokens=tokens, batch_size=batch_size, pool_tokens=pool, seed=seed)
 

@@ -1,8 +1,11 @@
 """Which rows come when: every training image once an epoch, in an order that (seed, epoch, window) decide."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from saetrain import held_out_images, train_images
 from saetrain.order import plan_windows, window_order
@@ -32,11 +35,17 @@ def plans(draw: st.DrawFn) -> dict[str, int]:
     }
 
 
+def cut(images: Iterable[int], plan: dict[str, int]) -> list[NDArray[np.int64]]:
+    """Ascending images in parts that share a block, as StoreGroup.blocks cuts them."""
+    array = np.array(list(images), dtype=np.int64)
+    return np.split(array, np.flatnonzero(np.diff(array // plan["block_images"])) + 1)
+
+
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 600), min_size=1), plans())
 def test_every_image_is_in_exactly_one_window_beside_its_block(stored: set[int], plan: dict[str, int]) -> None:
     images = np.array(sorted(stored), dtype=np.int64)
-    windows = plan_windows(images, **plan)
+    windows = plan_windows(cut(images, plan), **plan)
     assert sorted(np.concatenate(windows).tolist()) == images.tolist()
     blocks = [set((window // plan["block_images"]).tolist()) for window in windows]
     assert sum(map(len, blocks)) == len(set.union(*blocks))
@@ -45,7 +54,7 @@ def test_every_image_is_in_exactly_one_window_beside_its_block(stored: set[int],
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 600), min_size=1), plans())
 def test_a_window_fits_the_pool_or_is_one_block(stored: set[int], plan: dict[str, int]) -> None:
-    windows = plan_windows(np.array(sorted(stored), dtype=np.int64), **plan)
+    windows = plan_windows(cut(sorted(stored), plan), **plan)
     rows = max(map(len, windows)) * plan["tokens_per_image"]
     assert rows <= max(plan["pool_tokens"], plan["block_images"] * plan["tokens_per_image"])
 
@@ -55,13 +64,13 @@ def test_a_window_fits_the_pool_or_is_one_block(stored: set[int], plan: dict[str
 def test_a_pool_that_holds_all_rows_makes_one_window(stored: set[int], plan: dict[str, int], spare: int) -> None:
     """Also when blocks are short: failed images, the end of the training split."""
     plan["pool_tokens"] = len(stored) * plan["tokens_per_image"] + spare
-    assert len(plan_windows(np.array(sorted(stored), dtype=np.int64), **plan)) == 1
+    assert len(plan_windows(cut(sorted(stored), plan), **plan)) == 1
 
 
 def test_each_epoch_and_seed_forms_its_own_windows_and_repeats_them() -> None:
     def windows(seed: int, epoch: int) -> list[list[int]]:
         settings = {"tokens_per_image": 17, "block_images": 16, "pool_tokens": 1000, "seed": seed, "epoch": epoch}
-        return [window.tolist() for window in plan_windows(np.arange(640), **settings)]
+        return [window.tolist() for window in plan_windows(cut(range(640), settings), **settings)]
 
     assert windows(1, 0) == windows(1, 0)
     assert len({str(windows(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9

@@ -236,7 +236,7 @@ def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) ->
     file.unlink()
     with pytest.raises(CorruptError, match="lacks latent"):
         CodeStore.open(copy).read_shard(1)
-    assert any("latent/c/0: is missing" in problem for problem in verify(copy).problems)
+    assert any("latent/c/0: is missing" in str(problem) for problem in verify(copy).problems)
 
 
 def test_metrics_are_readable_lines(planted_run: Run) -> None:

@@ -1,0 +1,123 @@
+"""Shard files on a local disk, read directly: (hook point, array, shard, row, images) in, bytes in place out.
+
+Promises: a missing, short, linked or special file is an error that names the shard, never zeros and never a read
+outside the store; values go by `preadv` straight to where the caller wants them; a file is opened once and kept.
+"""
+
+import os
+import stat
+import threading
+from collections import OrderedDict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.errors import CorruptError
+from actcache.files import is_remote
+from actcache.hook_point import HookPoint
+from actcache.layout import StoreLayout
+
+ARRAYS = "activations.zarr"
+
+IOV_MAX = 1024
+"""Buffers one preadv takes (Linux and macOS)."""
+
+_OPEN_FILES = 256
+"""Descriptors a store keeps; the usual limit of a process is 1,024."""
+
+
+def shard_path(store: Path, hook_point: HookPoint, array: str, shard: int) -> Path:
+    """zarr v3's default chunk key: c/<shard>/0/0 (patches, extra) or c/<shard>/0 (cls)."""
+    tail = "0" if array == "cls" else "0/0"
+    return store / f"{ARRAYS}/{hook_point}/{array}/c/{shard}/{tail}"
+
+
+class ShardFiles:
+    """The raw shards of one store. Safe to share between threads."""
+
+    def __init__(self, store: Path, layout: StoreLayout) -> None:
+        self.store, self.layout = store, layout
+        self._root = None if is_remote(store) else os.path.realpath(store)
+        self._files: OrderedDict[tuple[HookPoint, str, int], _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, hook: HookPoint, array: str, shard: int) -> "_File":
+        """The open file of a shard, its size checked. Raises CorruptError."""
+        key = (hook, array, shard)
+        with self._lock:
+            if file := self._files.get(key):
+                self._files.move_to_end(key)
+                return file
+        file = self._open(hook, array, shard)
+        with self._lock:
+            self._files[key] = file
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)  # closed when its last reader lets go of it
+        return file
+
+    def _open(self, hook: HookPoint, array: str, shard: int) -> "_File":
+        path = shard_path(self.store, hook, array, shard)
+        expected = f"{self._root}{os.sep}{os.path.relpath(path, self.store)}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
+        except OSError as error:
+            raise self.corrupt(path, shard, f"cannot be opened ({error.strerror})") from error
+        file = _File(fd)
+        found = os.fstat(fd)
+        if os.path.realpath(path) != expected:
+            raise self.corrupt(path, shard, "is a link")
+        if not stat.S_ISREG(found.st_mode):
+            raise self.corrupt(path, shard, "is not a plain file")
+        if found.st_size != self.layout.shard_bytes(array, shard):
+            raise self.corrupt(
+                path, shard, f"has {found.st_size:,} bytes, expected {self.layout.shard_bytes(array, shard):,}"
+            )
+        return file
+
+    def read(self, hook: HookPoint, array: str, shard: int, row: int, first: int, out: NDArray[Any]) -> None:
+        """Read token row `row` of consecutive images into `out` [n, columns, D], n <= IOV_MAX.
+
+        Args:
+            first: the first image, counted from the shard's own. Images of a row lie one behind the other, across
+                blocks too, so this is one system call.
+            out: any view whose images are contiguous each.
+        """
+        file = self.open(hook, array, shard)
+        image_bytes = self.layout.chunk_bytes(array) // self.layout.chunk_images
+        start = self.layout.chunk_offset(array, shard, 0, row) + first * image_bytes
+        buffers: Any = [out.reshape(-1)] if out.flags.c_contiguous else list(out)
+        wanted = len(out) * image_bytes
+        done = os.preadv(file.fd, buffers, start)
+        if done != wanted:  # the kernel reads up to 2 GiB at once; anything else is a file cut while we read
+            path = shard_path(self.store, hook, array, shard)
+            raise self.corrupt(path, shard, f"ended early ({done:,} of {wanted:,} bytes)")
+
+    def corrupt(self, path: Path, shard: int, what: str) -> CorruptError:
+        return CorruptError(
+            f"Shard {shard} of {self.store}, file {str(path)[len(str(self.store)) + 1 :]}, {what}. "
+            f"Run `verify {self.store} --repair`."
+        )
+
+
+class _File:
+    """A descriptor that closes itself when the last reader lets go."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def image_runs(positions: NDArray[np.integer], shard_images: int) -> list[tuple[int, int]]:
+    """Cut positions into runs of consecutive images of one shard, IOV_MAX at most: [(start, stop)] into `positions`."""
+    if not len(positions):
+        return []
+    breaks = (np.diff(positions) != 1) | (positions[1:] % shard_images == 0)
+    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(positions)]
+    return [
+        (first, min(first + IOV_MAX, stop)) for start, stop in pairwise(edges) for first in range(start, stop, IOV_MAX)
+    ]

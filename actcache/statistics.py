@@ -1,0 +1,69 @@
+"""ChannelStatistics: what a shard's record says of its values, computed while they are at hand."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Count, per-channel sum and sum of squares (float64), and absolute maximum of stored activations."""
+
+    count: int
+    sum: NDArray[np.float64]  # [D]
+    sum_squares: NDArray[np.float64]  # [D]
+    absmax: float
+
+    @classmethod
+    def of(cls, rows: NDArray[Any]) -> "ChannelStatistics":
+        """Statistics of `rows` [B, D], accumulated in float64 a few thousand rows at a time."""
+        total, squares = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+        for first in range(0, len(rows), 4096):
+            part = rows[first : first + 4096].astype(np.float64)
+            total += part.sum(0)
+            squares += np.einsum("bd,bd->d", part, part)
+        return cls(len(rows), total, squares, float(np.abs(rows).max(initial=0)))
+
+    def __add__(self, other: "ChannelStatistics") -> "ChannelStatistics":
+        return ChannelStatistics(
+            self.count + other.count,
+            self.sum + other.sum,
+            self.sum_squares + other.sum_squares,
+            max(self.absmax, other.absmax),
+        )
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self.sum / max(self.count, 1)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        return np.maximum(self.sum_squares / max(self.count, 1) - self.mean**2, 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "count": self.count,
+            "sum": self.sum.tolist(),
+            "sum_squares": self.sum_squares.tolist(),
+            "absmax": self.absmax,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
+        return cls(value["count"], np.array(value["sum"]), np.array(value["sum_squares"]), value["absmax"])
+
+
+def merge_statistics(
+    parts: Iterable[Mapping[str, Mapping[str, ChannelStatistics]]],
+) -> dict[str, dict[str, ChannelStatistics]]:
+    """Add up {hook point: {token kind: statistics}} in the order given."""
+    total: dict[str, dict[str, ChannelStatistics]] = {}
+    for part in parts:
+        for hook, kinds in part.items():
+            found = total.setdefault(hook, {})
+            for kind, value in kinds.items():
+                found[kind] = found[kind] + value if kind in found else value
+    return total
