@@ -76,6 +76,7 @@ from .vision_tower import (
     has_cpu_bfloat16,
     load_vision_tower,
 )
+from .workers import Worker, find_worker
 
 __all__ = [
     "IMAGES_FILE",
@@ -109,6 +110,7 @@ __all__ = [
     "Tokens",
     "Verification",
     "VisionTower",
+    "Worker",
     "artifact_path",
     "begin_artifact",
     "check_parent",
@@ -121,6 +123,7 @@ __all__ = [
     "estimate",
     "extract",
     "file_digest",
+    "find_worker",
     "fsync_directory",
     "fsync_tree",
     "has_cpu_bfloat16",

@@ -42,7 +42,7 @@ def artifact_path(path: str | Path) -> Path:
         SettingsError: a URL whose file system is not installed.
     """
     if not isinstance(path, str) or "://" not in path:
-        return path if isinstance(path, os.PathLike) else Path(path)
+        return Path(path) if isinstance(path, str) else path
     try:
         from upath import UPath  # an extra
 

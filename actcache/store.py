@@ -287,7 +287,10 @@ class ActivationStore:
         if (hook, array) not in self._zarr:
             import zarr
 
-            source = zarr.storage.FsspecStore.from_upath(self.path) if is_remote(self.path) else self.path
+            source: Any = self.path
+            if is_remote(source):
+                options = dict(source.storage_options)
+                source = zarr.storage.FsspecStore.from_url(str(source), storage_options=options, read_only=True)
             found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
             expected = self.layout.array_shape(array), self.dtype, self.layout.chunk_shape(array)
             if (found.shape, found.dtype, found.chunks) != expected:

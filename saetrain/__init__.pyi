@@ -3,7 +3,7 @@ from .config import SAEConfig, TrainConfig
 from .encoding import encode
 from .loader import ActivationLoader, Batch
 from .metrics import evaluate
-from .order import held_out_images, train_images
+from .order import held_out_images, split_images, train_images
 from .run import Run
 from .sae import SAE
 from .trainer import train
@@ -20,6 +20,7 @@ __all__ = [
     "encode",
     "evaluate",
     "held_out_images",
+    "split_images",
     "train",
     "train_images",
 ]

@@ -28,6 +28,8 @@ ROOMS = {
     "dask": {"analysis/join", "analysis/reduction"},
     "bokeh": {"analysis/report"},
     "jinja2": {"analysis/report"},
+    "datasets": {"actcache/sources/hugging_face"},
+    "upath": {"actcache/files"},
     "typer": {"cli"},
     "rich": {"cli"},
 }  # fmt: skip

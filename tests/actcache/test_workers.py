@@ -1,0 +1,102 @@
+"""Several workers, one store: each takes its own shards, any number in the next run finishes what is missing."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actcache import ActivationStore, IncompleteError, SettingsError, Worker, extract, find_worker, verify
+from actcache.commits import committed_shards
+
+WANTED: dict[str, Any] = {"layers": [2, 0], "shard_images": 16, "precision": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Worker(0, 1, 0)),
+        ({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Worker(2, 4, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "3"}, Worker(3, 8, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Worker(0, 1, 0)),  # a batch script: srun was not used
+        ({"RANK": "1"}, Worker(0, 1, 0)),
+    ],
+)
+def test_the_launchers_variables_say_which_worker_this_is(environment: dict[str, str], expected: Worker) -> None:
+    assert find_worker(environment) == expected
+
+
+@pytest.mark.parametrize("values", [("4", "4"), ("-1", "4"), ("x", "4"), ("0", "")])
+def test_variables_that_make_no_sense_are_refused(values: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match="torchrun set"):
+        find_worker({"RANK": values[0], "WORLD_SIZE": values[1]})
+
+
+def test_every_shard_has_one_owner() -> None:
+    for world_size in range(1, 9):
+        for shard in range(50):
+            assert sum(Worker(rank, world_size).owns(shard) for rank in range(world_size)) == 1
+
+
+def work(rank: int, world_size: int, images: Path, store: Path, model: dict[str, str], pause_s: float) -> None:
+    """One worker process; `pause_s` after each batch gives the test time to kill it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    try:
+        extract(images, store, **model, **WANTED, batch_size=8, on_progress=lambda done, total: time.sleep(pause_s))
+    except IncompleteError as error:
+        os._exit(3 if f"Worker {rank} of {world_size} is done" in str(error) else 4)
+    os._exit(0)
+
+
+def start(world_size: int, *rest: Any) -> list[Any]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["actcache.extraction"])
+    workers = [context.Process(target=work, args=(rank, world_size, *rest)) for rank in range(world_size)]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def shards(store: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in (store / "activations.zarr").rglob("*") if f.is_file()}
+
+
+def test_four_workers_two_of_them_killed_then_three_give_the_same_store(
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_store: Path
+) -> None:
+    path = tmp_path / "x.acts"
+    workers = start(4, tiny_images, path, tiny_model, 1.0)  # five shards: worker 0 owns two of them
+    deadline = time.monotonic() + 120
+    while not (path / "commits").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    for worker in workers[:2]:
+        os.kill(worker.pid, signal.SIGKILL)
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL, 3, 3]
+    assert committed_shards(path) == {2, 3}
+    with pytest.raises(IncompleteError, match="3 of 5 shards are missing"):
+        ActivationStore.open(path)
+
+    workers = start(3, tiny_images, path, tiny_model, 0.0)  # now shards 0 and 3 are worker 0's, 1 and 4 worker 1's
+    for worker in workers:
+        worker.join(120)
+    codes = [worker.exitcode for worker in workers]
+    assert set(codes) <= {0, 3}
+    assert 0 in codes  # the last one sealed
+    assert shards(path) == shards(tiny_store)
+    assert verify(path).ok
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_overwriting_is_refused_to_one_of_several(
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="Remove the store first"):
+        extract(tiny_images, tmp_path / "x.acts", **tiny_model, **WANTED, overwrite=True)
