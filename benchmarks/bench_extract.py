@@ -1,0 +1,85 @@
+"""Extraction end to end against the bare forward of the same blocks at the same precision, by turns.
+
+In: images, a model. `share_of_limit`: images/s of extract() (decoding, statistics, checksums, writing, seal included;
+loading the model not) over images/s of the tower alone on decoded batches. `stop_speedup`: the full forward's time
+over the time when it stops at `--stop-layer`. Peak memory is this process's.
+"""
+
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import emit, pairs, parser, timed
+
+from actcache import HookPoint, choose_device, decode_image, extract, load_vision_tower, open_source
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=Path, required=True)
+    arguments.add_argument("--model", default="ViT-B-16")
+    arguments.add_argument("--pretrained", default="random:0")
+    arguments.add_argument("--layer", type=int, action="append")
+    arguments.add_argument("--stop-layer", type=int, default=5)
+    arguments.add_argument("--precision", default="auto")
+    arguments.add_argument("--batch-size", type=int, default=32)
+    arguments.add_argument("--limit", type=int)
+    arguments.add_argument("--pairs", type=int, default=3)
+    arguments.add_argument("--folder", type=Path, default=Path())
+    options = arguments.parse_args()
+    layers = options.layer or [10]
+    tower = load_vision_tower(options.model, options.pretrained, precision=options.precision)
+    hooks = [HookPoint(layer) for layer in layers]
+    source = open_source(options.images)
+    uris = source.plan(limit=options.limit, seed=0).table["uri"].to_pylist()
+    decode_s = timed(lambda: [tower.transform(decode_image(source.read(uri))) for uri in uris[: options.batch_size]])
+    batch = torch.stack([tower.transform(decode_image(source.read(uri))) for uri in uris[: options.batch_size]])
+    n_batches = -(-len(uris) // options.batch_size)
+    tower.run(batch, hooks)
+    seconds: list[float] = []
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+
+        def run_extract() -> None:
+            shutil.rmtree(f"{folder}/x.acts", ignore_errors=True)
+            marks: list[float] = []
+            extract(
+                options.images, f"{folder}/x.acts", model=options.model, pretrained=options.pretrained, layers=layers,
+                precision=options.precision, batch_size=options.batch_size, limit=options.limit,
+                on_progress=lambda done, total: marks.append(time.perf_counter()),
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - marks[0])
+
+        def run_bare() -> None:
+            for _ in range(n_batches):
+                tower.run(batch, hooks)
+
+        _, bare, _ = pairs(run_extract, run_bare, options.pairs)
+    bare_rate = n_batches * options.batch_size / bare
+    rate = len(uris) / statistics.median(seconds)
+    last = [HookPoint(tower.n_layers - 1)]
+    stopped, full, stop_speedup = pairs(
+        lambda: tower.run(batch, [HookPoint(options.stop_layer)]), lambda: tower.run(batch, last), 5
+    )
+    emit(
+        options,
+        device=str(choose_device("auto")),
+        precision=tower.precision,
+        n_images=len(uris),
+        images_per_s=rate,
+        tokens_per_s=rate * (1 + tower.grid[0] * tower.grid[1]),
+        limit_bare_forward_images_s=bare_rate,
+        share_of_limit=rate / bare_rate,
+        decode_ms_an_image=decode_s / min(options.batch_size, len(uris)) * 1e3,
+        full_forward_images_s=options.batch_size / full,
+        stop_speedup=stop_speedup,
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    )
+
+
+if __name__ == "__main__":
+    main()

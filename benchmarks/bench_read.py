@@ -1,0 +1,126 @@
+"""How fast a store is read, warm: against memcpy by as many threads, and against zarr-python's default pipeline.
+
+Three ways in: random chunks into preallocated memory (what training does), all images in order, one image. And how
+long a sealed store of many shards and hook points takes to open, and how fast `verify` goes.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from common import emit, memcpy_gb_s, parser, timed
+
+from actcache import ActivationStore, ChannelStatistics, HookPoint, ImagePlan, layout_of, verify
+from actcache.images import IMAGES_SCHEMA
+from actcache.writer import ShardWriter, begin_store, seal_store
+
+
+def make_store(
+    path: Path, options: argparse.Namespace, n_images: int, n_hooks: int, shard_images: int, **other: Any
+) -> ActivationStore:
+    """A sealed store of random values; every block holds the same ones."""
+    settings = {
+        "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(HookPoint(layer)) for layer in range(n_hooks)],
+        "dtype": "float16", "precision": "float32", "codec": "raw", "n_images": n_images, "grid": [options.grid] * 2,
+        "patch_size": [16, 16], "d_model": options.d_model, "n_extra": 0, "chunk_images": min(64, shard_images),
+        "shard_images": shard_images, "preprocess": {}, **other,
+    }  # fmt: skip
+    layout = layout_of(settings)
+    columns = [range(n_images), ["x"] * n_images, [-1] * n_images, [""] * n_images, [1] * n_images]
+    table = pa.table(dict(zip(IMAGES_SCHEMA.names, columns, strict=True)), schema=IMAGES_SCHEMA)
+    artifact = begin_store(
+        path, plan=ImagePlan(table, "0" * 16, 0), images_path=path.parent, settings=settings, provenance={}
+    )
+    rng = np.random.default_rng(0)
+    rows, columns_ = settings["grid"]
+    patches = rng.normal(size=(rows, layout.chunk_images, columns_, layout.d_model)).astype(np.float16)
+    cls = rng.normal(size=(layout.chunk_images, layout.d_model)).astype(np.float16)
+    kinds = {"patch": ChannelStatistics.of(cls), "cls": ChannelStatistics.of(cls)}
+    for shard in range(layout.n_shards):
+        with ShardWriter(artifact, shard) as writer:
+            for block, hook in itertools.product(range(layout.n_blocks(shard)), range(n_hooks)):
+                writer.write(HookPoint(hook), block, patches, cls, statistics=kinds)
+            writer.commit({})
+    seal_store(path)
+    return ActivationStore.open(path)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=2048)
+    arguments.add_argument("--grid", type=int, default=14)
+    arguments.add_argument("--d-model", type=int, default=768)
+    arguments.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments.add_argument("--shards", type=int, default=1250, help="of the store that is only opened")
+    arguments.add_argument("--hook-points", type=int, default=12, help="of that store")
+    arguments.add_argument("--repeat", type=int, default=7)
+    arguments.add_argument("--folder", type=Path, default=Path())
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+        result = measure(store, options)
+        small = argparse.Namespace(grid=1, d_model=options.d_model)
+        many = make_store(Path(folder) / "many.acts", small, 16 * options.shards, options.hook_points, 16)
+        result["open_s"] = statistics.median(
+            timed(lambda: ActivationStore.open(many.path)) for _ in range(options.repeat)
+        )
+    emit(options, **result)
+
+
+def measure(store: ActivationStore, options: argparse.Namespace) -> dict[str, Any]:
+    import zarr
+
+    layout = store.layout
+    n_bytes = store.n_images * layout.n_patches * layout.d_model * 2
+    out = np.zeros((store.n_images, layout.n_patches, layout.d_model), np.float16)
+    units = [(b, r) for b in range(-(-store.n_images // layout.chunk_images)) for r in range(layout.grid[0])]
+    chunks = np.random.default_rng(1).permutation(np.array(units))
+    pool = out.reshape(len(chunks), *layout.chunk_shape("patches"))
+    array: Any = zarr.open_array(store.path / "activations.zarr" / str(store.hook_points[0]) / "patches", mode="r")
+
+    def by_zarr() -> None:
+        for block in range(0, store.n_images, layout.chunk_images):
+            out[block : block + layout.chunk_images] = array[block : block + layout.chunk_images]
+
+    ways = {
+        "chunks": lambda: store.read_chunks(None, chunks, pool, n_threads=options.threads),
+        "images": lambda: store.read(tokens="patch", out=out),
+        "zarr_default": by_zarr,
+        "verify": lambda: verify(store.path, n_threads=options.threads),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    limits = []
+    for _ in range(options.repeat):  # by turns: machines drift
+        limits.append(memcpy_gb_s(n_bytes, options.threads))
+        for name, way in ways.items():
+            times[name].append(timed(way))
+    rates = {name: n_bytes / statistics.median(values) / 1e9 for name, values in times.items()}
+    limit = statistics.median(limits)
+    images = np.random.default_rng(2).integers(0, store.n_images, 200)
+    one = np.empty((1, layout.n_tokens, layout.d_model), np.float16)
+    started = time.perf_counter()
+    for image in images:
+        store.read(images=[int(image)], out=one)
+    return {
+        "n_bytes": n_bytes,
+        **{f"{name}_gb_s": rate for name, rate in rates.items()},
+        "tokens_per_s": rates["chunks"] * 1e9 / (2 * layout.d_model),
+        "limit_memcpy_gb_s": limit,
+        "share_of_limit": rates["chunks"] / limit,
+        "images_share_of_limit": rates["images"] / limit,
+        "verify_share_of_limit": rates["verify"] / limit,
+        "speedup": rates["chunks"] / rates["zarr_default"],
+        "images_speedup": rates["images"] / rates["zarr_default"],
+        "one_image_ms": (time.perf_counter() - started) / len(images) * 1e3,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the benchmarks share: arguments, pairs of timings, one JSON object."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    return made
+
+
+def timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def pairs(first: Callable[[], object], second: Callable[[], object], n: int) -> tuple[float, float, float]:
+    """(median seconds of `first`, of `second`, median of second / first), run by turns: machines drift."""
+    times = [(timed(first), timed(second)) for _ in range(n)]
+    ratios = [b / a for a, b in times]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), statistics.median(ratios)
+
+
+def memcpy_gb_s(n_bytes: int, n_threads: int) -> float:
+    """Bytes copied in memory a second by so many threads, best of five, both arrays touched before."""
+    source, target = np.ones(n_bytes, np.uint8), np.zeros(n_bytes, np.uint8)
+    step = -(-n_bytes // n_threads)
+
+    def copy() -> None:
+        parts = [slice(i, i + step) for i in range(0, n_bytes, step)]
+        threads = [threading.Thread(target=np.copyto, args=(target[part], source[part])) for part in parts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return n_bytes / min(timed(copy) for _ in range(5)) / 1e9
+
+
+def machine() -> str:
+    cpu = next(
+        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine()
+    )
+    return f"{os.cpu_count()} x {cpu.split(':')[-1].strip()}"
+
+
+def emit(options: argparse.Namespace, **result: Any) -> None:
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items() if name != "json"}
+    whole = {"machine": machine(), "settings": settings, **result}
+    if options.json:
+        print(json.dumps(whole))
+    else:
+        for name, value in whole.items():
+            print(f"{name:28} {value:,.3f}" if isinstance(value, float) else f"{name:28} {value}")
