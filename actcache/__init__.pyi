@@ -50,6 +50,7 @@ from .layout import (
 )
 from .plan import ExtractionEstimate, estimate
 from .repair import repair
+from .shards import aligned_empty
 from .sources import (
     HuggingFaceDataset,
     ImageFolder,
@@ -111,6 +112,7 @@ __all__ = [
     "Verification",
     "VisionTower",
     "Worker",
+    "aligned_empty",
     "artifact_path",
     "begin_artifact",
     "check_parent",

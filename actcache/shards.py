@@ -4,10 +4,13 @@ Promises: a missing, short, linked or special file is an error that names the sh
 outside the store; values go by `preadv` straight to where the caller wants them; a file is opened once and kept.
 """
 
+import math
+import mmap
 import os
 import stat
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from actcache.layout import StoreLayout
 
 ARRAYS = "activations.zarr"
 
+PAGE = 4096
 IOV_MAX = 1024
 """Buffers one preadv takes (Linux and macOS)."""
 
@@ -77,20 +81,32 @@ class ShardFiles:
             )
         return file
 
-    def read(self, hook: HookPoint, array: str, shard: int, row: int, first: int, out: NDArray[Any]) -> None:
+    def read(
+        self,
+        hook: HookPoint,
+        array: str,
+        shard: int,
+        row: int,
+        first: int,
+        out: NDArray[Any],
+        *,
+        direct: bool = False,
+    ) -> None:
         """Read token row `row` of consecutive images into `out` [n, columns, D], n <= IOV_MAX.
 
         Args:
             first: the first image, counted from the shard's own. Images of a row lie one behind the other, across
                 blocks too, so this is one system call.
             out: any view whose images are contiguous each.
+            direct: go past the page cache where memory, offset and length are aligned and the file system can.
         """
         file = self.open(hook, array, shard)
         image_bytes = self.layout.chunk_bytes(array) // self.layout.chunk_images
         start = self.layout.chunk_offset(array, shard, 0, row) + first * image_bytes
         buffers: Any = [out.reshape(-1)] if out.flags.c_contiguous else list(out)
         wanted = len(out) * image_bytes
-        done = os.preadv(file.fd, buffers, start)
+        fd = file.direct_fd() if direct and _aligned(buffers, start, wanted) else None
+        done = os.preadv(file.fd if fd is None else fd, buffers, start)
         if done != wanted:  # the kernel reads up to 2 GiB at once; anything else is a file cut while we read
             path = shard_path(self.store, hook, array, shard)
             raise self.corrupt(path, shard, f"ended early ({done:,} of {wanted:,} bytes)")
@@ -107,9 +123,45 @@ class _File:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._direct: _File | None = None
+
+    def direct_fd(self) -> int | None:
+        """The same file opened with O_DIRECT; None where the system or the file system has no such thing."""
+        if self._direct is None:
+            try:
+                self._direct = _File(os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT))
+            except (OSError, AttributeError):
+                self._direct = self
+        return None if self._direct is self else self._direct.fd
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+
+def _aligned(buffers: list[NDArray[Any]], start: int, n_bytes: int) -> bool:
+    whole = len(buffers) == 1 and buffers[0].ctypes.data % PAGE == 0
+    return whole and start % PAGE == 0 and n_bytes % PAGE == 0
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialized array that begins at a page, as reads past the page cache want it."""
+    n_bytes = max(1, math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+def available_bytes() -> int:
+    """Memory that can still be taken: the kernel's estimate, or this container's limit where that is lower."""
+    found = [1 << 62]
+    for file, unit in (
+        ("/proc/meminfo", 1024),
+        ("/sys/fs/cgroup/memory.max", 1),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", 1),
+    ):
+        with suppress(OSError, StopIteration, ValueError):
+            lines = Path(file).read_text().splitlines()
+            line = next(line for line in lines if line.startswith("MemAvailable")) if unit > 1 else lines[0]
+            found.append(int(line.removeprefix("MemAvailable:").split()[0]) * unit)
+    return min(found)
 
 
 def image_runs(positions: NDArray[np.integer], shard_images: int) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -100,3 +101,27 @@ def test_overwriting_is_refused_to_one_of_several(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="Remove the store first"):
         extract(tiny_images, tmp_path / "x.acts", **tiny_model, **WANTED, overwrite=True)
+
+
+def test_killed_ten_times_at_random_on_photographs_it_ends_as_if_nothing_had_been(
+    tmp_path: Path, real_data: Path, tiny_model: dict[str, str]
+) -> None:
+    images, path = real_data / "photos", tmp_path / "x.acts"
+    whole = extract(images, tmp_path / "whole.acts", **tiny_model, **WANTED, batch_size=8)
+    rng = random.Random(5)
+    context = multiprocessing.get_context("forkserver")
+    n_killed = 0
+    while n_killed < 10:
+        worker = context.Process(target=work, args=(0, 1, images, path, tiny_model, 0.6))
+        worker.start()
+        deadline = time.monotonic() + rng.uniform(0.4, 2.5)
+        while worker.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert worker.is_alive(), "it was to be killed before it ends"
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+        n_killed += 1
+    extract(images, path, **tiny_model, **WANTED, batch_size=8)
+    assert shards(path) == shards(whole.path)
+    assert verify(path).ok
+    assert not list(path.rglob("*.tmp"))

@@ -1,0 +1,82 @@
+"""How a store larger than the page cache is read: through the cache, and past it (O_DIRECT).
+
+Where this may, it puts itself into a memory control group (version 1) of `--cache-gb`, so that the kernel can keep
+only so much of the file; else the cache is dropped for the file before each pass. Random chunks, several in flight.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_read import make_store
+from common import emit, parser
+
+from actcache import aligned_empty
+
+GROUP = Path("/sys/fs/cgroup/memory/actcache-bench")
+
+
+def limit_cache(n_bytes: int) -> bool:
+    try:
+        GROUP.mkdir(exist_ok=True)
+        (GROUP / "memory.limit_in_bytes").write_text(str(n_bytes))
+        (GROUP / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+def forget(folder: Path) -> None:
+    """Drop the page cache of all files below a folder."""
+    os.sync()
+    for file in folder.rglob("c/**/*"):
+        if file.is_file():
+            fd = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=16384)
+    arguments.add_argument("--grid", type=int, default=14)
+    arguments.add_argument("--d-model", type=int, default=768)
+    arguments.add_argument("--cache-gb", type=float, default=1.5)
+    arguments.add_argument("--threads", type=int, nargs="+", default=[2, 8])
+    arguments.add_argument("--passes", type=int, default=3)
+    arguments.add_argument("--folder", type=Path, default=Path())
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+        forget(store.path)
+        limited = limit_cache(int(options.cache_gb * 1e9))
+        layout = store.layout
+        units = [(b, r) for b in range(-(-store.n_images // layout.chunk_images)) for r in range(layout.grid[0])]
+        buffer = aligned_empty((64, *layout.chunk_shape("patches")), store.dtype)
+        result: dict[str, float] = {}
+        rates: dict[str, list[tuple[float, float]]] = {}
+        for number in range(options.passes):
+            for name, direct in (("cached", False), ("direct", True)):
+                for threads in options.threads:
+                    chunks = np.random.default_rng(number).permutation(np.array(units))[: len(units) // 4]
+                    if not limited:
+                        forget(store.path)
+                    started, used = time.perf_counter(), time.process_time()
+                    for first in range(0, len(chunks), len(buffer)):
+                        part = chunks[first : first + len(buffer)]
+                        store.read_chunks(None, part, buffer[: len(part)], n_threads=threads, direct=direct)
+                    gigabytes = len(chunks) * buffer[0].nbytes / 1e9
+                    seconds, used = time.perf_counter() - started, time.process_time() - used
+                    rates.setdefault(f"{name}_{threads}", []).append((gigabytes / seconds, used / gigabytes))
+        for name, values in rates.items():
+            result[f"{name}_gb_s"] = statistics.median(rate for rate, _ in values)
+            result[f"{name}_cpu_s_a_gb"] = statistics.median(cost for _, cost in values)
+        n_bytes = len(units) * buffer[0].nbytes
+    emit(options, n_bytes=n_bytes, cache_limited=limited, **result)
+
+
+if __name__ == "__main__":
+    main()

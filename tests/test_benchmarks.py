@@ -1,0 +1,50 @@
+"""Every benchmark runs, tiny, and prints one JSON object with its settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TINY: dict[str, list[str]] = {
+    "bench_write": ["--images", "32", "--grid", "2", "--d-model", "32", "--pairs", "1"],
+    "bench_read": ["--images", "64", "--grid", "2", "--d-model", "32", "--shards", "3", "--hook-points", "2",
+                   "--repeat", "1"],
+    "bench_cold": ["--images", "64", "--grid", "2", "--d-model", "32", "--passes", "1"],
+}  # fmt: skip
+
+
+def run(name: str, *arguments: str) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "benchmarks" / f"{name}.py"), *arguments, "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 1
+    found: dict[str, object] = json.loads(done.stdout)
+    assert {"machine", "settings"} <= set(found)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_benchmark_runs_and_prints_one_object(name: str, tmp_path: Path) -> None:
+    found = run(name, *TINY[name], "--folder", str(tmp_path))
+    numbers = [value for value in found.values() if isinstance(value, float)]
+    assert numbers
+    assert all(number >= 0 for number in numbers)
+
+
+def test_extraction_is_measured_beside_the_bare_forward(
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str]
+) -> None:
+    model = [f"--{name}={value}" for name, value in tiny_model.items()]
+    found = run("bench_extract", "--images", str(tiny_images), *model, "--layer", "1", "--stop-layer", "0",
+                "--limit", "32", "--pairs", "1", "--folder", str(tmp_path))  # fmt: skip
+    assert {"share_of_limit", "limit_bare_forward_images_s", "stop_speedup", "images_per_s"} <= set(found)
