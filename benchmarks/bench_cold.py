@@ -61,7 +61,7 @@ def main() -> None:
         for number in range(options.passes):
             for name, direct in (("cached", False), ("direct", True)):
                 for threads in options.threads:
-                    chunks = np.random.default_rng(number).permutation(np.array(units))[: len(units) // 4]
+                    chunks = np.random.default_rng(number).permutation(np.array(units))[: max(1, len(units) // 4)]
                     if not limited:
                         forget(store.path)
                     started, used = time.perf_counter(), time.process_time()
