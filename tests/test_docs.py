@@ -1,5 +1,6 @@
 """Docs do not rot: python blocks run, recipes parse and name real flags, the file map equals the tree."""
 
+import html
 import os
 import re
 import shutil
@@ -27,6 +28,32 @@ def test_python_blocks_run(code: str, tmp_path: Path, tiny_store: Path) -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def command_line_page() -> str:
+    """docs/cli.md, as typer writes it. To renew it: python tests/test_docs.py > docs/cli.md"""
+    done = subprocess.run(
+        [sys.executable, "-m", "typer", "cli", "utils", "docs", "--name", "patchsae", "--title", "Command line"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TERMINAL_WIDTH": "100"},
+    )
+    return done.stdout
+
+
+def test_the_command_line_page_is_what_the_program_says() -> None:
+    """Flags and their texts; the layout is typer's and changes with its version."""
+    page = html.unescape((ROOT / "docs" / "cli.md").read_text())
+    verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert re.findall(r"^## `patchsae (\w+)`", page, flags=re.MULTILINE) == list(verbs)
+    for name, verb in verbs.items():
+        section = page.split(f"## `patchsae {name}`")[1].split("\n## ")[0]
+        for parameter in verb.params:
+            if parameter.param_type_name == "option":
+                assert f"`{parameter.opts[0]}" in section, (name, parameter.name)
+            assert (parameter.help or "") in section, (name, parameter.name)
 
 
 def test_there_are_blocks() -> None:
@@ -67,3 +94,7 @@ def test_the_two_commands_are_in_the_readme() -> None:
         block = re.search(rf"<!-- {mark} -->\n```bash\n(.+)\n```", readme)
         assert block, mark
         assert "\n" not in block[1]
+
+
+if __name__ == "__main__":
+    print(command_line_page(), end="")
