@@ -181,14 +181,16 @@ def train(
     run: RunPath,
     layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
     site: Annotated[str | None, typer.Option(help="Which site of that layer, where the store holds several.")] = None,
-    variant: Annotated[str, typer.Option(help="topk, or relu with an L1 penalty (PatchSAE).")] = SAEConfig.variant,
+    variant: Annotated[
+        str, typer.Option(help="topk, batchtopk, or relu with an L1 penalty (PatchSAE).")
+    ] = SAEConfig.variant,
     n_latents: Annotated[
         int | None, typer.Option(help="Dictionary size; 16 x the model's width.")
     ] = SAEConfig.n_latents,
-    k: Annotated[int, typer.Option(help="Active latents a token (topk).")] = SAEConfig.k,
+    k: Annotated[int, typer.Option(help="Active latents a token; with batchtopk on average.")] = SAEConfig.k,
     l1: Annotated[float, typer.Option(help="Weight of the L1 penalty (relu).")] = SAEConfig.l1,
     normalize: Annotated[
-        str | None, typer.Option(help="center or none; by default center for topk, none for relu.")
+        str | None, typer.Option(help="center or none; by default none for relu, else center.")
     ] = SAEConfig.normalize,
     n_steps: Annotated[int, typer.Option(help="Updates.")] = TrainConfig.n_steps,
     batch_size: Annotated[int, typer.Option(help="Tokens an update.")] = TrainConfig.batch_size,
@@ -199,13 +201,16 @@ def train(
     decay_fraction: Annotated[
         float, typer.Option(help="Linear decay over the last share of the steps.")
     ] = TrainConfig.decay_fraction,
-    aux: Annotated[float, typer.Option(help="Weight of AuxK, which revives dead latents (topk).")] = TrainConfig.aux,
+    aux: Annotated[
+        float, typer.Option(help="Weight of AuxK, which revives dead latents (top-k ones).")
+    ] = TrainConfig.aux,
     dead_tokens: Annotated[
         int, typer.Option(help="A latent silent for so many tokens is dead.")
     ] = TrainConfig.dead_tokens,
     clip_norm: Annotated[float, typer.Option(help="Gradient norm limit; 0: none.")] = TrainConfig.clip_norm,
     tokens: Annotated[str, typer.Option(help="all, patch or cls.")] = TrainConfig.tokens,
     pool_tokens: Annotated[int, typer.Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
+    n_streams: Annotated[int, typer.Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,
     precision: Annotated[
         str | None, typer.Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
     ] = TrainConfig.precision,
@@ -222,7 +227,7 @@ def train(
     config = TrainConfig(
         n_steps=n_steps, batch_size=batch_size, lr=lr, warmup_steps=warmup_steps, decay_fraction=decay_fraction,
         aux=aux, dead_tokens=dead_tokens, clip_norm=clip_norm, tokens=tokens, pool_tokens=pool_tokens,
-        precision=precision, seed=seed,
+        n_streams=n_streams, precision=precision, seed=seed,
     )  # fmt: skip
     with progress("train", "steps") as report:
 

@@ -50,6 +50,7 @@ from .layout import (
 )
 from .plan import ExtractionEstimate, estimate
 from .repair import repair
+from .settings import layout_of
 from .shards import aligned_empty
 from .sources import (
     HuggingFaceDataset,
@@ -64,7 +65,6 @@ from .store import (
     IMAGES_FILE,
     ActivationStore,
     Tokens,
-    layout_of,
 )
 from .verification import (
     Problem,

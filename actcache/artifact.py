@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actcache.commits import COMMITS, missing_shards, read_records
+from actcache.commits import COMMITS, committed_shards, read_records
 from actcache.errors import (
     ArtifactNotFoundError,
     CorruptError,
@@ -30,11 +30,13 @@ from actcache.errors import (
 from actcache.files import (
     artifact_path,
     digest,
+    encode_json,
     file_digest,
     fsync_directory,
     fsync_tree,
     is_remote,
     read_json,
+    read_signed,
     remove_litter,
     storage_errors,
     temporary_path,
@@ -49,6 +51,8 @@ ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
 UNSEALED_FOLDERS = ("notes",)
 """What people write beside the seal (names, notes): not covered by the manifest."""
+
+_REMAKE = "Make the artifact again, with --overwrite."
 
 Kind = Literal["acts", "run", "codes", "concepts"]
 
@@ -162,7 +166,7 @@ def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]
     try:
         (temporary / COMMITS).mkdir(parents=True)
         prepare(temporary)
-        write_json(temporary / ARTIFACT_FILE, body)
+        (temporary / ARTIFACT_FILE).write_bytes(encode_json(body))
         fsync_tree(temporary)
         os.replace(temporary, path)
     except BaseException as error:
@@ -191,7 +195,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     if not (path / ARTIFACT_FILE).is_file():
         reason = "has no artifact.json" if path.exists() else "does not exist"
         raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; check the path.")
-    value = read_json(path / ARTIFACT_FILE)
+    value = read_json(path / ARTIFACT_FILE, _REMAKE)
     try:
         schema = int(value["schema"])
         if schema > SCHEMA:
@@ -207,18 +211,34 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
             provenance=value["provenance"],
             complete=(path / MANIFEST_FILE).is_file(),
         )
+        _check_types(artifact)
         identity = artifact_id(artifact.kind, artifact.settings, artifact.parents, schema)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
-        raise CorruptError(f"{path / ARTIFACT_FILE} lacks or garbles {error}. Make the artifact again.") from error
+        raise CorruptError(f"{path / ARTIFACT_FILE} lacks or garbles {error}. {_REMAKE}") from error
     if kind is not None and artifact.kind != kind:
         raise SchemaError(f"{path} is a {artifact.kind} artifact. Expected {wanted}; check the order of the arguments.")
     if identity != artifact.id:
-        raise CorruptError(f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it says {artifact.id}.")
+        raise CorruptError(
+            f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it says {artifact.id}. {_REMAKE}"
+        )
     if complete and not artifact.complete:
         raise IncompleteError(f"{path} is not complete. Run the command that began it again: it resumes.")
     return artifact
+
+
+def _check_types(artifact: Artifact) -> None:
+    """Raise TypeError unless the fields are what docs/format.md says."""
+    texts = {"kind": artifact.kind, "id": artifact.id}
+    for name, parent in artifact.parents.items():
+        texts |= {f"the id of parent {name}": parent.id, f"the path of parent {name}": parent.path}
+    for name, value in texts.items():
+        if not isinstance(value, str) or "\0" in value:
+            raise TypeError(f"{name}, which is {value!r:.80}")
+    for name, fields in (("settings", artifact.settings), ("provenance", artifact.provenance)):
+        if not isinstance(fields, dict):
+            raise TypeError(f"{name}, which is {fields!r:.80}")
 
 
 def seal_artifact(path: Path, **summary: Any) -> None:
@@ -238,13 +258,10 @@ def seal_artifact(path: Path, **summary: Any) -> None:
 
 def read_manifest(artifact: Artifact) -> dict[str, Any]:
     """The seal. Raises CorruptError when it is not what was written."""
-    manifest = read_json(artifact.path / MANIFEST_FILE)
-    if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest(manifest):
-        raise CorruptError(
-            f"{artifact.path / MANIFEST_FILE} differs from what was written. Delete it and run the command that made "
-            "the artifact again: it seals anew what is whole."
-        )
-    return manifest
+    return read_signed(
+        artifact.path / MANIFEST_FILE,
+        "Delete it and run the command that made the artifact again: it seals anew what is whole.",
+    )
 
 
 def remove_artifact(path: Path, kind: Kind) -> None:
@@ -320,7 +337,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def require_complete(artifact: Artifact, n_shards: int, command: str) -> None:
     """Raise IncompleteError with the number of missing shards unless the artifact is sealed."""
     if not artifact.complete:
-        missing = len(missing_shards(artifact.path, n_shards))
+        missing = n_shards - sum(shard < n_shards for shard in committed_shards(artifact.path))
         raise IncompleteError(
             f"{artifact.path} is not complete: {missing} of {n_shards} shards are missing. "
             f"Finish it by running the same `{command}` command again: it resumes."

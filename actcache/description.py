@@ -1,10 +1,13 @@
 """describe(): what an artifact is, from its own JSON files and nothing else. Works on incomplete ones too."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from actcache.artifact import Artifact, list_files, open_artifact, read_manifest
 from actcache.commits import committed_shards
+from actcache.files import is_remote
+from actcache.settings import layout_of
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -20,21 +23,25 @@ def describe(path: str | Path) -> dict[str, Any]:
         "id": artifact.id,
         "complete": artifact.complete,
     }
-    if "shard_images" in artifact.settings or "shard_sizes" in artifact.settings:
-        sizes = artifact.settings.get("shard_sizes")
-        n_shards = len(sizes) if sizes else -(-artifact.settings["n_images"] // artifact.settings["shard_images"])
+    sizes = artifact.settings.get("shard_sizes")  # of codes
+    if artifact.kind == "acts" or isinstance(sizes, list):
+        n_shards = len(sizes) if isinstance(sizes, list) else layout_of(artifact.settings).n_shards
         facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
-    facts["bytes"] = sum((artifact.path / name).stat().st_size for name in list_files(artifact.path))
+    facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
     for name, parent in artifact.parents.items():
         facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
     if artifact.complete:
         manifest = read_manifest(artifact)
-        if manifest.get("failed"):
+        if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
             facts["skipped images"] = len(manifest["failed"])
         facts |= {key: manifest[key] for key in ("quality", "n_entries", "n_tokens", "n_alive") if key in manifest}
     settings = {key: value for key, value in artifact.settings.items() if value is not None}
     provenance = {key: value for key, value in artifact.provenance.items() if not isinstance(value, dict)}
     return {**facts, **settings, **provenance}
+
+
+def _size(path: Path) -> int:
+    return int(path.stat().st_size if is_remote(path) else os.lstat(path).st_size)
 
 
 def _state(artifact: Artifact, name: str) -> str:

@@ -6,6 +6,7 @@ what a living one is writing. On an object store one PUT does all of that.
 """
 
 import errno
+import glob
 import hashlib
 import itertools
 import json
@@ -94,12 +95,15 @@ def remove_litter(path: Path) -> None:
     """Delete what killed writers of this machine left inside an artifact, and beside it while beginning it."""
     if is_remote(path):
         return  # a PUT leaves nothing
-    for litter in [*path.rglob(".*.tmp"), *path.parent.glob(f".{path.name}.*.tmp")]:
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    inside = (Path(folder) / name for folder, folders, names in os.walk(path) for name in [*folders, *names])
+    for litter in [*beside, *inside]:  # os.walk bears that others rename and remove meanwhile
         if is_litter(litter):
             if litter.is_dir():
                 shutil.rmtree(litter, ignore_errors=True)
             else:
-                litter.unlink(missing_ok=True)
+                with suppress(OSError):  # it harms nobody; a disk that takes no more says so soon
+                    litter.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,7 +137,8 @@ def write_atomic(path: Path, data: bytes, *, replace: bool = True) -> None:
             return
         temporary = temporary_path(path)
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # a killed process of our number may have linked it to a final name
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -178,6 +183,14 @@ def publish(temporary: Path, path: Path) -> bool:
     return True
 
 
+def make_folders(path: Path) -> None:
+    """`mkdir -p`, each new folder's name flushed: a file is only as safe as the folders above it."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
 def fsync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -201,14 +214,31 @@ def fsync_tree(path: Path) -> None:
 # Reading
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "Make the artifact again.") -> Any:
     """Parse a JSON file. Raises CorruptError when it is missing, is no plain file or does not parse."""
     try:
-        return json.loads(path.read_bytes())
+        with open_plain(path) as file:
+            return json.loads(file.read(), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise CorruptError(f"{path} is missing. Make the artifact again.") from error
+        raise CorruptError(f"{path} is missing. {advice}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptError(f"{path} is not readable JSON ({error}). Make the artifact again.") from error
+        raise CorruptError(f"{path} is not readable JSON ({error}). {advice}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def read_signed(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object whose field `digest` is that of the others, without it. Raises CorruptError."""
+    fields = read_json(path, advice)
+    try:
+        sound = isinstance(fields, dict) and fields.pop("digest", None) == digest(fields)
+    except (ValueError, RecursionError):  # an infinity, nesting
+        sound = False
+    if not sound:
+        raise CorruptError(f"{path} differs from what was written. {advice}")
+    return dict(fields)
 
 
 def digest(fields: Any) -> str:
@@ -233,7 +263,7 @@ def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
     window = np.empty(min(_CHECK_BYTES, digest["bytes"] + 1), dtype=np.uint8)
     pieces = iter([*digest["pieces"], (0, None)])
     try:
-        with _open_plain(path) as file:
+        with open_plain(path) as file:
             size = file.seek(0, os.SEEK_END)
             if size != digest["bytes"]:
                 return f"has {size:,} bytes, expected {digest['bytes']:,}"
@@ -259,7 +289,7 @@ def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _open_plain(path: Path) -> Any:
+def open_plain(path: Path) -> Any:
     """Open for reading without a buffer; a link, a pipe or a folder is an OSError."""
     if is_remote(path):
         return path.open("rb")
@@ -282,9 +312,12 @@ def is_digest(value: Any) -> bool:
 
 
 def file_digest(path: Path) -> dict[str, Any]:
-    """`{"bytes": n, "pieces": [[n_bytes, crc32c], ...]}` of a file, read in 16 MiB pieces."""
+    """`{"bytes": n, "pieces": [[n_bytes, crc32c], ...]}` of a file, in 16 MiB pieces. Raises CorruptError."""
     pieces = []
-    with path.open("rb") as file:
-        while data := file.read(_PIECE_BYTES):
-            pieces.append([len(data), crc32c(data)])
+    try:
+        with open_plain(path) as file:
+            while data := file.read(_PIECE_BYTES):
+                pieces.append([len(data), crc32c(data)])
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read ({error.strerror or error}). Remove it and run again.") from error
     return {"bytes": sum(n for n, _ in pieces), "pieces": pieces}

@@ -45,8 +45,8 @@ class StoreLayout:
             ("shard_images", self.shard_images, 1),
             ("n_extra", self.n_extra, 0),
         ):
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if type(value) is not int or not least <= value < 2**62:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {str(value)[:80]}")
         if self.shard_images % self.chunk_images:
             raise ValueError(f"shard_images {self.shard_images} is no multiple of chunk_images {self.chunk_images}")
 

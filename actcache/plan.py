@@ -22,8 +22,9 @@ from actcache.files import artifact_path, is_remote
 from actcache.hook_point import HookPoint
 from actcache.images import ImagePlan, decode_image
 from actcache.layout import StoreLayout, choose_shape
+from actcache.settings import layout_of
 from actcache.sources import ImageSource, open_source
-from actcache.store import ActivationStore, layout_of, read_images
+from actcache.store import ActivationStore, read_images
 from actcache.vision_tower import VisionTower, load_vision_tower
 from actcache.workers import Worker, find_worker
 

@@ -8,19 +8,18 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from actcache.artifact import MANIFEST_FILE, Artifact, list_files, open_artifact
+from actcache.artifact import MANIFEST_FILE, Artifact, list_files, open_artifact, read_manifest
 from actcache.commits import record_path
-from actcache.errors import SettingsError
+from actcache.errors import CorruptError, SettingsError
 from actcache.extraction import extract
-from actcache.files import is_remote, write_atomic
-from actcache.hook_point import HookPoint
-from actcache.sources import open_source
-from actcache.store import ActivationStore, expected_files
-from actcache.verification import Verification, verify
-from actcache.writer import write_fixed_files
+from actcache.files import is_remote, storage_errors
+from actcache.plan import plan_extraction
+from actcache.settings import expected_files, hook_points_of
+from actcache.store import IMAGES_FILE
+from actcache.verification import FOREIGN, LINK, Verification, verify
+from actcache.workers import Worker
 
 
 def repair(
@@ -32,7 +31,7 @@ def repair(
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Verify an activation store, remove its damaged shards, extract these again, seal, and verify.
+    """Verify an activation store, remove what is damaged, extract these shards again, seal, and verify.
 
     Args:
         images, model, pretrained: as `extract` was given them; by default what the store remembers.
@@ -45,42 +44,54 @@ def repair(
     if found.ok:
         return found
     artifact = open_artifact(path, "acts")
-    arguments = _arguments(artifact, images, model, pretrained)
-    (artifact.path / MANIFEST_FILE).unlink(missing_ok=True)  # first: from here on the store is not complete
-    for shard in found.shards:
-        record_path(artifact.path, shard).unlink(missing_ok=True)
-        for name in expected_files(artifact.settings, shard):
+    if foreign := [problem.file for problem in found.problems if problem.what == FOREIGN]:
+        shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
+    arguments = {**_arguments(artifact, images, model, pretrained), **_settings(artifact), "device": device}
+    _check_sources(artifact, arguments)  # before anything is removed
+    on_error = "skip" if _had_failures(artifact) else "stop"
+    with storage_errors(artifact.path):
+        (artifact.path / MANIFEST_FILE).unlink(missing_ok=True)  # first: from here on the store is not complete
+        for name in _damaged_files(artifact, found):
             _remove(artifact.path / name)
-    for problem in found.problems:
-        if problem.what == "is a link":
-            _remove(artifact.path / problem.file)
-    if any(problem.shard is None and problem.file != MANIFEST_FILE for problem in found.problems):
-        _rewrite_fixed_files(artifact, arguments)
-    extract(
-        **arguments,
-        store=artifact.path,
-        **_settings(artifact),
-        device=device,
-        on_error="skip",  # what could not be read then cannot be read now
-        on_progress=on_progress,
-    )
+    extract(**arguments, store=artifact.path, on_error=on_error, on_progress=on_progress)
     return verify(path)
 
 
-def _rewrite_fixed_files(artifact: Artifact, arguments: Mapping[str, Any]) -> None:
-    source = open_source(arguments["images"], masks=arguments["masks"])
-    held = {uri for other in arguments["not_in"] for uri in ActivationStore.open(other).images["uri"].to_pylist()}
-    plan = source.plan(limit=artifact.settings["limit"], seed=artifact.settings["seed"], exclude=held)
-    if plan.rows_id != artifact.settings["rows_id"]:
+def _damaged_files(artifact: Artifact, found: Verification) -> list[str]:
+    """Names of what is made anew: links, damaged shards with their records, the plan, zarr metadata."""
+    links = [problem.file for problem in found.problems if problem.what == LINK]
+    shards = [
+        name
+        for shard in found.shards
+        for name in (str(record_path(Path(), shard)), *expected_files(artifact.settings, shard))
+    ]
+    fixed = [IMAGES_FILE, *(name for name in list_files(artifact.path) if name.endswith("/zarr.json"))]
+    damaged = {problem.file for problem in found.problems}
+    return [*links, *shards, *(name for name in fixed if name in damaged)]
+
+
+def _had_failures(artifact: Artifact) -> bool:
+    """Whether images could not be read then, so that some may not be read now; True where nobody knows any more."""
+    try:
+        return bool(read_manifest(artifact)["failed"])
+    except (CorruptError, KeyError):
+        return True
+
+
+def _check_sources(artifact: Artifact, arguments: Mapping[str, Any]) -> None:
+    """Raise SettingsError unless images and weights are those the store was made from."""
+    found = plan_extraction(store=artifact.path, worker=Worker(), **arguments).settings
+    if found["rows_id"] != artifact.settings.get("rows_id"):
         raise SettingsError(
-            f"{source.path} no longer holds the images of {artifact.path}. Say with --images where they are."
+            f"{arguments['images']} does not hold the images of {artifact.path}, or not only these. "
+            "Say with --images where they are."
         )
-    with TemporaryDirectory() as scratch:
-        write_fixed_files(Path(scratch), plan, artifact.settings)
-        for name in list_files(Path(scratch)):
-            if not is_remote(artifact.path):
-                (artifact.path / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(artifact.path / name, (Path(scratch) / name).read_bytes())
+    if found["model_id"] != artifact.settings.get("model_id"):
+        raise SettingsError(
+            f"{arguments['model']} with {arguments['pretrained']} is not the model of {artifact.path}. "
+            "Say with --model and --pretrained which one was."
+        )
 
 
 def _arguments(
@@ -89,7 +100,9 @@ def _arguments(
     """What `extract` was called with, paths made whole again."""
     recorded = artifact.provenance.get("paths", {})
 
-    def find(name: str, value: str) -> str:
+    def find(name: str, value: str | None) -> str:
+        if value is None:
+            raise SettingsError(f"{artifact.path} does not say what it was extracted with. Give --{name}.")
         if not value.startswith(".."):
             return value
         place = os.path.normpath(artifact.path.absolute() / value)
@@ -102,8 +115,8 @@ def _arguments(
         raise SettingsError(f"{source} is not there any more. Say with --images where the images are.")
     return {
         "images": source,
-        "model": model or find("model", recorded["model"]),
-        "pretrained": pretrained or find("pretrained", recorded["pretrained"]),
+        "model": model or find("model", recorded.get("model")),
+        "pretrained": pretrained or find("pretrained", recorded.get("pretrained")),
         "masks": find("masks", recorded["masks"]) if "masks" in recorded else None,
         "not_in": [find("not-in", value) for value in recorded.get("not_in", [])],
     }
@@ -111,7 +124,7 @@ def _arguments(
 
 def _settings(artifact: Artifact) -> dict[str, Any]:
     """The settings of `extract` that a store was made with."""
-    hooks = [HookPoint.parse(text) for text in artifact.settings["hook_points"]]
+    hooks = hook_points_of(artifact.settings)
     names = ("dtype", "precision", "codec", "shard_images", "limit", "seed")
     return {
         "layers": sorted({hook.layer for hook in hooks}),

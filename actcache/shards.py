@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import CorruptError
-from actcache.files import is_remote
+from actcache.files import crc32c, is_remote
 from actcache.hook_point import HookPoint
-from actcache.layout import StoreLayout
+from actcache.layout import INDEX_ABSENT, StoreLayout
 
 ARRAYS = "activations.zarr"
 
@@ -64,22 +64,54 @@ class ShardFiles:
 
     def _open(self, hook: HookPoint, array: str, shard: int) -> "_File":
         path = shard_path(self.store, hook, array, shard)
-        expected = f"{self._root}{os.sep}{os.path.relpath(path, self.store)}"
+        file, n_bytes = self._open_inside(path, shard)
+        if n_bytes != (expected := self.layout.shard_bytes(array, shard)):
+            raise self.corrupt(path, shard, f"has {n_bytes:,} bytes, expected {expected:,}")
+        return file
+
+    def _open_inside(self, path: Path, shard: int) -> tuple["_File", int]:
+        """A plain file of the store itself, and its size."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
         except OSError as error:
             raise self.corrupt(path, shard, f"cannot be opened ({error.strerror})") from error
-        file = _File(fd)
-        found = os.fstat(fd)
-        if os.path.realpath(path) != expected:
+        file, found = _File(fd), os.fstat(fd)
+        if os.path.realpath(path) != f"{self._root}{os.sep}{os.path.relpath(path, self.store)}":
             raise self.corrupt(path, shard, "is a link")
         if not stat.S_ISREG(found.st_mode):
             raise self.corrupt(path, shard, "is not a plain file")
-        if found.st_size != self.layout.shard_bytes(array, shard):
-            raise self.corrupt(
-                path, shard, f"has {found.st_size:,} bytes, expected {self.layout.shard_bytes(array, shard):,}"
+        return file, found.st_size
+
+    def check_inside(self, path: Path) -> None:
+        """Raise CorruptError unless `path` is a plain file of the store itself."""
+        if not path.is_file() or os.path.realpath(path) != f"{self._root}{os.sep}{os.path.relpath(path, self.store)}":
+            name = os.path.relpath(path, self.store)
+            raise CorruptError(
+                f"{name} of {self.store} is missing, a link or no plain file. Run `verify {self.store} --repair`."
             )
-        return file
+
+    def check_index(self, hook: HookPoint, array: str, shard: int) -> None:
+        """Raise CorruptError unless a compressed shard holds every chunk, and each says that it is of our size.
+
+        zarr answers zeros for a chunk that the index lacks, and takes whatever memory a chunk claims to need.
+        """
+        path = shard_path(self.store, hook, array, shard)
+        file, n_bytes = self._open_inside(path, shard)
+        n_index, n_blocks = self.layout.index_bytes(array), self.layout.n_blocks(shard)
+        end = n_bytes - n_index
+        index = os.pread(file.fd, n_index, end) if end >= 0 else b""
+        if len(index) != n_index or crc32c(index[:-4]) != int.from_bytes(index[-4:], "little"):
+            raise self.corrupt(path, shard, "has a garbled index")
+        entries = np.frombuffer(index[:-4], "<u8").reshape(-1, self.layout.n_rows(array), 2)
+        chunks = entries[:n_blocks].reshape(-1, 2)
+        inside = (chunks[:, 0] <= end).all() and (chunks[:, 1] <= end - chunks[:, 0]).all()
+        if not inside or int(chunks[:, 1].sum()) > end or (entries[n_blocks:] != INDEX_ABSENT).any():
+            raise self.corrupt(path, shard, "has an index that does not describe it")
+        for offset, length in chunks.tolist():
+            header = os.pread(file.fd, 16, offset)  # of blosc: flags, then decompressed, block and compressed size
+            sizes = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:16], "little")
+            if sizes != (self.layout.chunk_bytes(array), length):
+                raise self.corrupt(path, shard, f"has a garbled chunk at byte {offset:,}")
 
     def read(
         self,
@@ -106,9 +138,12 @@ class ShardFiles:
         buffers: Any = [out.reshape(-1)] if out.flags.c_contiguous else list(out)
         wanted = len(out) * image_bytes
         fd = file.direct_fd() if direct and _aligned(buffers, start, wanted) else None
-        done = os.preadv(file.fd if fd is None else fd, buffers, start)
+        path = shard_path(self.store, hook, array, shard)
+        try:
+            done = os.preadv(file.fd if fd is None else fd, buffers, start)
+        except OSError as error:
+            raise self.corrupt(path, shard, f"cannot be read ({error.strerror})") from error
         if done != wanted:  # the kernel reads up to 2 GiB at once; anything else is a file cut while we read
-            path = shard_path(self.store, hook, array, shard)
             raise self.corrupt(path, shard, f"ended early ({done:,} of {wanted:,} bytes)")
 
     def corrupt(self, path: Path, shard: int, what: str) -> CorruptError:
@@ -144,9 +179,15 @@ def _aligned(buffers: list[NDArray[Any]], start: int, n_bytes: int) -> bool:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialized array that begins at a page, as reads past the page cache want it."""
-    n_bytes = max(1, math.prod(shape) * dtype.itemsize)
-    return np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+    """A zeroed array that begins at a page, as reads past the page cache want it, in huge pages where there are some:
+    reading into it and gathering from it touch all of it in random order.
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = mmap.mmap(-1, max(1, n_bytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, n_bytes).view(dtype).reshape(shape)
 
 
 def available_bytes() -> int:

@@ -53,7 +53,9 @@ class ChannelStatistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
-        return cls(value["count"], np.array(value["sum"]), np.array(value["sum_squares"]), value["absmax"])
+        """Raises KeyError, TypeError, ValueError or OverflowError when `value` is none."""
+        total, squares = (np.array(value[name], dtype=np.float64) for name in ("sum", "sum_squares"))
+        return cls(int(value["count"]), total, squares, float(value["absmax"]))
 
 
 def merge_statistics(

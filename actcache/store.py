@@ -6,8 +6,9 @@ JSON files and the footer of images.parquet; what a store claims about itself is
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.artifact import Artifact, open_artifact, read_manifest, require_complete
-from actcache.codecs import check_codec, check_dtype
+from actcache.codecs import check_dtype
 from actcache.commits import read_record
 from actcache.errors import CorruptError, SettingsError
-from actcache.files import check_file, crc32c, is_digest, is_remote
+from actcache.files import check_file, crc32c, is_digest, is_remote, open_plain
 from actcache.hook_point import HookPoint
-from actcache.layout import StoreLayout
+from actcache.settings import hook_points_of, layout_of, zarr_arguments
 from actcache.shards import ARRAYS, ShardFiles, available_bytes, image_runs, shard_path
 from actcache.statistics import ChannelStatistics
 
@@ -39,43 +40,20 @@ _THREADED_BYTES = 1 << 22
 """A read smaller than this is done by the calling thread: handing work over costs as much as 1 MB."""
 
 
-def layout_of(settings: Mapping[str, Any]) -> StoreLayout:
-    """The layout that a store's settings describe. Raises CorruptError when they describe none."""
-    try:
-        rows, columns = settings["grid"]
-        layout = StoreLayout(
-            n_images=settings["n_images"],
-            grid=(rows, columns),
-            d_model=settings["d_model"],
-            n_extra=settings["n_extra"],
-            chunk_images=settings["chunk_images"],
-            shard_images=settings["shard_images"],
-            itemsize=check_dtype(settings["dtype"]).itemsize,
-        )
-        check_codec(settings["codec"])
-        layout.check()
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"These settings describe no store: {error}. Expected what docs/format.md lists.") from error
-    return layout
-
-
-def expected_files(settings: Mapping[str, Any], shard: int) -> dict[str, int]:
-    """Names of a shard's files, relative to the store, and their sizes when stored raw."""
-    layout = layout_of(settings)
-    return {
-        str(shard_path(Path(), HookPoint.parse(hook), array, shard)): layout.shard_bytes(array, shard)
-        for hook in settings["hook_points"]
-        for array in layout.arrays()
-    }
-
-
 def read_images(store: Path) -> pa.Table:
     """images.parquet of a store, complete or not. Raises CorruptError."""
+    with _images_file(store) as file:
+        return pq.read_table(file)
+
+
+@contextmanager
+def _images_file(store: Path) -> Iterator[Any]:
     try:
-        with (store / IMAGES_FILE).open("rb") as file:
-            return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{store / IMAGES_FILE} cannot be read ({error}). Extract the store again.") from error
+        with open_plain(store / IMAGES_FILE) as file:
+            yield file
+    except (OSError, ValueError, pa.ArrowException) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorruptError(f"{store / IMAGES_FILE} cannot be read ({what}). Run `verify {store} --repair`.") from error
 
 
 class ActivationStore:
@@ -90,9 +68,9 @@ class ActivationStore:
         self.path = artifact.path
         self.layout = layout_of(artifact.settings)
         self.dtype = check_dtype(artifact.settings["dtype"])
-        self.hook_points = tuple(HookPoint.parse(text) for text in artifact.settings["hook_points"])
+        self.hook_points = hook_points_of(artifact.settings)
         require_complete(artifact, self.layout.n_shards, "extract")
-        self._manifest = read_manifest(artifact)
+        self._manifest = self._check(read_manifest(artifact))
         self._files = ShardFiles(self.path, self.layout)
         self._zarr: dict[tuple[HookPoint, str], Any] = {}
         self._seen: set[Path] = set()
@@ -129,12 +107,39 @@ class ActivationStore:
     def n_tokens(self) -> int:
         return self.layout.n_tokens
 
+    def _check(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The manifest, if it speaks of a store like this one; raises CorruptError before anything is sized by it."""
+        try:
+            failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has none
+            names = [self.artifact.settings[name] for name in ("model_id", "rows_id", "precision")]
+            parts = [
+                ChannelStatistics.from_json(manifest["statistics"][str(hook)][kind])
+                for hook in self.hook_points
+                for kind in ("cls", "patch")
+            ]
+            shapes = {part.sum.shape for part in parts} | {part.sum_squares.shape for part in parts}
+            sound = shapes == {(self.layout.d_model,)} and all(0 <= image < self.n_images for image in failed)
+            sound = sound and all(isinstance(name, str) for name in names)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            sound = False
+        if not sound:
+            raise CorruptError(f"The manifest of {self.path} is another store's. Run `verify {self.path} --repair`.")
+        with _images_file(self.path) as file:
+            self._check_rows(pq.read_metadata(file).num_rows)
+        return manifest
+
+    def _check_rows(self, n_rows: int) -> None:
+        if n_rows != self.n_images:
+            raise CorruptError(
+                f"{self.path / IMAGES_FILE} has {n_rows:,} rows, expected {self.n_images:,}. "
+                f"Run `verify {self.path} --repair`."
+            )
+
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet: one row a stored image, in stored order."""
         table = read_images(self.path)
-        if table.num_rows != self.n_images:
-            raise CorruptError(f"{self.path / IMAGES_FILE} has {table.num_rows:,} rows, expected {self.n_images:,}.")
+        self._check_rows(table.num_rows)
         return table
 
     @cached_property
@@ -237,53 +242,54 @@ class ActivationStore:
                     done.result()
         return out
 
-    def read_chunks(
+    @property
+    def reads_chunks(self) -> bool:
+        """Whether `read_chunk` works here: the store is raw and on a local disk."""
+        return self._direct
+
+    @cached_property
+    def past_cache(self) -> bool:
+        """Whether a hook point is larger than half of the memory available: a page cache that cannot hold it gains
+        nothing and costs six times the processor time (0.49 against 0.08 s a GB).
+        """
+        layout = self.layout
+        return self.n_images * layout.n_tokens * layout.d_model * layout.itemsize > available_bytes() / 2
+
+    def read_chunk(
         self,
         layer: int | HookPoint | None,
-        chunks: NDArray[np.integer],
+        block: int,
+        row: int,
         out: NDArray[Any],
         *,
-        n_threads: int = _THREADS,
-        direct: bool | None = None,
+        array: str = "patches",
+        past_cache: bool | None = None,
     ) -> None:
-        """Read whole chunks of the patches array, one system call each: the fastest way in, for shuffled reading.
+        """Read one whole chunk by one system call: the fastest way in, for shuffled reading. For use by threads.
 
         Args:
-            chunks: [n, 2] (block, patch row), blocks counted over the whole store (image // chunk_images).
-            out: C-contiguous [n, chunk_images, columns, D] of the store's dtype; a short last block's rest is zeros.
-            direct: past the page cache, into memory from `aligned_empty`; by default where the hook point is larger
-                than half of the memory available: a cache that cannot hold it costs ten times the processor time
-                (0.06 against 0.4-0.7 s a GB) and gains nothing.
+            block: counted over the whole store: image // chunk_images.
+            row: patch row; 0 for `cls`.
+            out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) of the store's dtype. A short last
+                block is followed by zeros.
+            past_cache: O_DIRECT, where `out` begins at a page (`aligned_empty`); by default as `past_cache` says.
 
         Raises:
-            SettingsError: a chunk that is not stored; a store that is compressed or remote.
-            CorruptError: a shard is missing or short.
+            SettingsError: a chunk or array that is not stored; a store that is compressed or remote.
+            CorruptError: the shard is missing or short.
         """
         hook, layout = self.hook_point(layer), self.layout
         if not self._direct:
             raise SettingsError(f"{self.path} is compressed or remote: its chunks cannot be read directly.")
-        n_blocks = -(-self.n_images // layout.chunk_images)
-        low, high = (chunks.min(0), chunks.max(0)) if len(chunks) else ((0, 0), (0, 0))
-        if min(low) < 0 or high[0] >= n_blocks or high[1] >= layout.grid[0]:
-            raise SettingsError(f"Chunks must lie in blocks 0..{n_blocks - 1} and rows 0..{layout.grid[0] - 1}.")
-        if out.shape != (len(chunks), *layout.chunk_shape("patches")) or out.dtype != self.dtype:
-            raise SettingsError(f"out must be {self.dtype} of shape {(len(chunks), *layout.chunk_shape('patches'))}.")
-
-        if direct is None:
-            direct = self.n_images * layout.n_tokens * layout.d_model * layout.itemsize > available_bytes() / 2
-
-        def read(part: range) -> None:
-            for i in part:
-                shard, block = divmod(int(chunks[i, 0]), layout.blocks_per_shard)
-                first = block * layout.chunk_images
-                self._files.read(hook, "patches", shard, int(chunks[i, 1]), first, out[i], direct=direct)
-
-        if n_threads == 1 or out.nbytes < _THREADED_BYTES:
-            read(range(len(chunks)))
-            return
-        with ThreadPoolExecutor(n_threads) as pool:
-            for done in [pool.submit(read, range(i, len(chunks), n_threads)) for i in range(n_threads)]:
-                done.result()
+        n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
+        if not (0 <= block < n_blocks and 0 <= row < n_rows):
+            raise SettingsError(f"Chunk ({block}, {row}) does not exist: {n_blocks} blocks, {n_rows} rows.")
+        if out.shape != layout.chunk_shape(array) or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise SettingsError(f"out must be C-contiguous {self.dtype} of shape {layout.chunk_shape(array)}.")
+        shard, block = divmod(block, layout.blocks_per_shard)
+        direct = self.past_cache if past_cache is None else past_cache
+        view = out[:, None] if array == "cls" else out
+        self._files.read(hook, array, shard, row, block * layout.chunk_images, view, direct=direct)
 
     def _token_parts(self, tokens: Tokens) -> list[tuple[str, slice]]:
         """(array, where its tokens go in the output)."""
@@ -339,13 +345,18 @@ class ActivationStore:
             if is_remote(source):
                 options = dict(source.storage_options)
                 source = zarr.storage.FsspecStore.from_url(str(source), storage_options=options, read_only=True)
+            name = f"{ARRAYS}/{hook}/{array}/zarr.json"
+            if not is_remote(self.path):
+                self._files.check_inside(self.path / name)
             found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
-            expected = self.layout.array_shape(array), self.dtype, self.layout.chunk_shape(array)
-            if (found.shape, found.dtype, found.chunks) != expected:
-                raise CorruptError(
-                    f"{ARRAYS}/{hook}/{array}/zarr.json of {self.path} describes {found.shape} {found.dtype} in chunks "
-                    f"of {found.chunks}, expected {expected}. Run `verify {self.path} --repair`."
-                )
+            planned = zarr.create_array({}, **zarr_arguments(self.artifact.settings, array))
+            for field in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"):
+                ours, theirs = getattr(planned.metadata, field), getattr(found.metadata, field, None)
+                if ours != theirs:
+                    raise CorruptError(
+                        f"{name} of {self.path} says {field} {theirs}, expected {ours}. "
+                        f"Run `verify {self.path} --repair`."
+                    )
             self._zarr[hook, array] = found
         return self._zarr[hook, array]
 
@@ -356,22 +367,26 @@ class ActivationStore:
             self._files.open(hook, array, shard)
             if chosen is not None:
                 self._check_chunks(hook, array, shard, np.unique(chosen // self.layout.chunk_images))
-        elif chosen is not None:
-            if problem := check_file(path, self._digest(path, shard)):
-                raise self._files.corrupt(path, shard, problem)
+            return
+        if not is_remote(self.path):
+            self._files.check_index(hook, array, shard)
         elif path not in self._seen:  # zarr would answer zeros
             if not path.exists() or not path.stat().st_size:
                 raise self._files.corrupt(path, shard, "is missing or empty")
             self._seen.add(path)
+        if chosen is not None and (problem := check_file(path, self._digest(path, shard))):
+            raise self._files.corrupt(path, shard, problem)
 
     def _check_chunks(self, hook: HookPoint, array: str, shard: int, blocks: NDArray[np.integer]) -> None:
         path = shard_path(self.path, hook, array, shard)
         pieces = self._digest(path, shard)["pieces"]
-        chunk: Any = np.empty(self.layout.chunk_bytes(array), dtype=np.uint8)
-        file = self._files.open(hook, array, shard)
+        if len(pieces) != self.layout.n_blocks(shard) * self.layout.n_rows(array) + 1:
+            raise self._files.corrupt(path, shard, "has a garbled commit record")
+        n_images = self.layout.chunk_images
+        chunk = np.empty((n_images, self.layout.chunk_bytes(array) // n_images), dtype=np.uint8)
         for block in blocks.tolist():
             for row in range(self.layout.n_rows(array)):
-                os.preadv(file.fd, [chunk], self.layout.chunk_offset(array, shard, block, row))
+                self._files.read(hook, array, shard, row, block * self.layout.chunk_images, chunk)
                 if crc32c(chunk) != pieces[row * self.layout.n_blocks(shard) + block][1]:
                     what = f"differs from what was written (block {block}, patch row {row})"
                     raise self._files.corrupt(path, shard, what)

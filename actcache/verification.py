@@ -4,19 +4,28 @@ In: any artifact, complete or not. Out: a list of problems, each naming the file
 with the digest in the manifest or, for shards, in their commit records (which the manifest covers in turn).
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from actcache.artifact import ARTIFACT_FILE, MANIFEST_FILE, Artifact, list_files, open_artifact, read_manifest
 from actcache.commits import COMMITS, committed_shards, read_record, record_path
 from actcache.errors import CorruptError
-from actcache.files import check_file, encode_json, is_digest, is_remote
-from actcache.store import expected_files, layout_of
+from actcache.files import check_file, encode_json, is_digest, is_remote, open_plain
+from actcache.settings import expected_files, hook_points_of, layout_of
+from actcache.store import IMAGES_FILE, read_images
+
+LINK, FOREIGN = "is a link", "was not written by this artifact"
+"""What is wrong with a file that repair() removes, and with one that it leaves alone."""
+
+_SHOWN = 100
+"""Missing shards that are listed: a store may claim any number."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,9 @@ class Problem:
     shard: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.what}"
+        """One line, whatever the file is called."""
+        text = f"{self.file}: {self.what}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,17 @@ def verify(
     """
     artifact = open_artifact(path)
     expected, problems = _expected_files(artifact)
+    problems += _check_store(artifact)
     found = set(list_files(artifact.path))
     linked = {name for name in found if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
-    problems += [Problem(name, "is a link", expected.get(name, _NOTHING).shard) for name in sorted(linked)]
+    problems += [Problem(name, LINK, expected.get(name, _NOTHING).shard) for name in sorted(linked)]
     problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - found)]
-    if artifact.complete:
+    if artifact.complete and not any(problem.file == MANIFEST_FILE for problem in problems):
         known = {*expected, *linked, ARTIFACT_FILE, MANIFEST_FILE, *(problem.file for problem in problems)}
-        problems += [Problem(name, "was not written by this artifact") for name in sorted(found - known)]
+        with suppress(CorruptError):  # files whose record is damaged
+            for shard in {problem.shard for problem in problems if artifact.kind == "acts"} - {None}:
+                known |= expected_files(artifact.settings, cast(int, shard)).keys()
+        problems += [Problem(name, FOREIGN) for name in sorted(found - known)]
     present = sorted(set(expected) & found - linked)
     total = sum(expected[name].digest["bytes"] for name in present)
     done = 0
@@ -83,7 +98,9 @@ def verify(
             done += expected[name].digest["bytes"]
             if on_progress:
                 on_progress(done, total)
-    return Verification(artifact.path, artifact.kind, artifact.complete, len(present), total, tuple(problems))
+    return Verification(
+        artifact.path, artifact.kind, artifact.complete, len(present), total, tuple(dict.fromkeys(problems))
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,10 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Prob
     """Digest of every file that should be there, and what is wrong with the records themselves."""
     files: dict[str, _Expected] = {}
     problems: list[Problem] = []
-    shards = committed_shards(artifact.path)
+    try:
+        shards = committed_shards(artifact.path)
+    except CorruptError:  # a link, which is named as such
+        shards = set()
     records = {str(record_path(Path(), shard)): shard for shard in shards}
     if artifact.complete:
         try:
@@ -129,7 +149,8 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Prob
 def _check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
     """A JSON file's digest covers what it says; a changed byte that says the same, such as a space, is found here."""
     try:
-        data = (path / name).read_bytes()
+        with open_plain(path / name) as file:
+            data = file.read()
         value = json.loads(data)
         same = not isinstance(value, dict) or encode_json(value) == data
     except (OSError, ValueError, RecursionError):
@@ -147,6 +168,30 @@ def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None)
     return []
 
 
+def _check_store(artifact: Artifact) -> Iterator[Problem]:
+    """What an activation store must have beside the files that its records and its manifest name."""
+    if artifact.kind != "acts":
+        return
+    try:
+        n_shards, n_images = layout_of(artifact.settings).n_shards, layout_of(artifact.settings).n_images
+        hook_points_of(artifact.settings)
+    except CorruptError as error:
+        yield Problem(ARTIFACT_FILE, str(error))
+        return
+    if artifact.complete:
+        with suppress(CorruptError):
+            there = committed_shards(artifact.path)
+            absent = itertools.islice((shard for shard in range(n_shards) if shard not in there), _SHOWN)
+            yield from (Problem(str(record_path(Path(), shard)), "is missing", shard) for shard in absent)
+    else:  # no manifest holds the checksum of the table yet
+        try:
+            n_rows = read_images(artifact.path).num_rows
+            if n_rows != n_images:
+                yield Problem(IMAGES_FILE, f"has {n_rows:,} rows, expected {n_images:,}")
+        except CorruptError as error:
+            yield Problem(IMAGES_FILE, str(error))
+
+
 def _check_record(artifact: Artifact, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
     """What an activation store's record must say, whatever its checksum."""
     if artifact.kind != "acts":
@@ -161,7 +206,10 @@ def _check_record(artifact: Artifact, shard: int, record: Mapping[str, Any]) -> 
         yield f"is the record of shard {shard}, and there are {layout.n_shards}"
     elif set(record["files"]) != set(expected):
         yield "does not list the files of its shard"
-    elif artifact.settings["codec"] == "raw" and any(record["files"][n].get("bytes") != b for n, b in expected.items()):
+    elif artifact.settings["codec"] == "raw" and any(
+        is_digest(record["files"][name]) and record["files"][name]["bytes"] != n_bytes
+        for name, n_bytes in expected.items()
+    ):
         yield "lists files of another size than the settings say"
     images = layout.shard_range(shard)
     if record.get("images") != [images.start, images.stop]:

@@ -9,7 +9,9 @@ Importing this needs neither torch nor a model, so the commit protocol is tested
 import itertools
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -18,17 +20,29 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache.artifact import Artifact, begin_artifact, open_artifact, seal_artifact
-from actcache.codecs import check_dtype, chunk_encoder, zarr_compressor
+from actcache.artifact import Artifact, begin_artifact, list_files, open_artifact, seal_artifact
+from actcache.codecs import check_dtype, chunk_encoder
 from actcache.commits import missing_shards, read_records, record_path, write_record
-from actcache.errors import StorageError
-from actcache.files import check_file, crc32c, is_remote, publish, read_json, storage_errors, temporary_path, write_json
+from actcache.errors import CorruptError, StorageError
+from actcache.files import (
+    check_file,
+    crc32c,
+    is_remote,
+    make_folders,
+    publish,
+    read_json,
+    storage_errors,
+    temporary_path,
+    write_atomic,
+    write_json,
+)
 from actcache.hook_point import HookPoint
 from actcache.images import ImagePlan
-from actcache.layout import StoreLayout
+from actcache.layout import INDEX_ABSENT, StoreLayout
+from actcache.settings import hook_points_of, layout_of, zarr_arguments
 from actcache.shards import ARRAYS, shard_path
 from actcache.statistics import ChannelStatistics, merge_statistics
-from actcache.store import GROUP, IMAGES_FILE, layout_of
+from actcache.store import GROUP, IMAGES_FILE, read_images
 
 
 def begin_store(
@@ -42,11 +56,12 @@ def begin_store(
 ) -> Artifact:
     """Create the store's directory (plan, zarr metadata, no data), or find the one made with the same settings.
 
+    Where an unfinished one lost or garbled the plan or the metadata, they are written again.
+
     Args:
         settings: the fields that name the bytes, see docs/format.md; they describe the layout too.
     """
-
-    return begin_artifact(
+    artifact = begin_artifact(
         path,
         "acts",
         settings=settings,
@@ -55,12 +70,44 @@ def begin_store(
         prepare=lambda folder: write_fixed_files(folder, plan, settings),
         overwrite=overwrite,
     )
+    if not artifact.complete:
+        _restore_fixed_files(artifact, plan)
+    return artifact
 
 
 def write_fixed_files(folder: Path, plan: ImagePlan, settings: Mapping[str, Any]) -> None:
     """The plan and the zarr metadata: what is there before the first shard and never changes."""
     pq.write_table(plan.table, folder / IMAGES_FILE)
     _write_zarr_metadata(folder / ARRAYS, settings)
+
+
+def _restore_fixed_files(artifact: Artifact, plan: ImagePlan) -> None:
+    """The seal will vouch for these files; compared by content, since another zarr or pyarrow spells them otherwise."""
+    with storage_errors(artifact.path), tempfile.TemporaryDirectory() as scratch:
+        write_fixed_files(Path(scratch), plan, artifact.settings)
+        for name in list_files(Path(scratch)):
+            path = artifact.path / name
+            try:
+                if name == IMAGES_FILE:
+                    same = read_images(artifact.path).equals(plan.table)
+                else:
+                    same = _without_seal(read_json(path)) == _without_seal(read_json(Path(scratch) / name))
+            except CorruptError:
+                same = False
+            if not same:
+                if not is_remote(path):
+                    make_folders(path.parent)
+                write_atomic(path, (Path(scratch) / name).read_bytes())
+
+
+def _without_seal(metadata: Any) -> Any:
+    """zarr metadata as it is before seal_store() adds to it."""
+    try:
+        ours = metadata["attributes"][GROUP]
+        kept = {name: value for name, value in ours.items() if name not in ("store_id", "complete")}
+        return {**metadata, "attributes": {**metadata["attributes"], GROUP: kept}}
+    except (KeyError, TypeError, AttributeError):  # an array's
+        return metadata
 
 
 def seal_store(path: Path) -> None:
@@ -113,12 +160,16 @@ class ShardWriter:
         self.layout = layout_of(artifact.settings)
         self.dtype = check_dtype(artifact.settings["dtype"])
         self.codec = artifact.settings["codec"]
-        self.hook_points = [HookPoint.parse(text) for text in artifact.settings["hook_points"]]
-        self._files = {
-            (hook, array): _ShardFile(shard_path(self.path, hook, array, shard), self.layout, array, shard, self.codec)
-            for hook in self.hook_points
-            for array in self.layout.arrays()
-        }
+        self.hook_points = hook_points_of(artifact.settings)
+        self._files: dict[tuple[HookPoint, str], _ShardFile] = {}
+        try:
+            with storage_errors(self.path):
+                for hook, array in itertools.product(self.hook_points, self.layout.arrays()):
+                    path = shard_path(self.path, hook, array, shard)
+                    self._files[hook, array] = _ShardFile(path, self.layout, array, shard, self.codec)
+        except BaseException:
+            self._abandon()
+            raise
         self._statistics: dict[str, dict[str, ChannelStatistics]] = {}
 
     def __enter__(self) -> "ShardWriter":
@@ -127,6 +178,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
         for file in self._files.values():
             file.abandon()
 
@@ -175,10 +229,11 @@ class ShardWriter:
                 if digest is None:  # another worker was first, with other low bits: its bytes stay, so describe them
                     ours = False
                     path = shard_path(self.path, hook, array, self.shard)
-                    digest = digest_shard(path, self.layout.index_bytes(array))
+                    digest = digest_shard(path, self.layout, array, self.shard, self.codec)
                 digests[str(file.path.relative_to(self.path))] = digest
             if not ours:
-                self._statistics = scan_statistics(self.path, self.layout, self.hook_points, self.shard, failed)
+                self._statistics, zeros = scan_shard(self.path, self.layout, self.hook_points, self.shard)
+                failed = {image: failed.get(image, "could not be read") for image in zeros}
             images = self.layout.shard_range(self.shard)
             write_record(
                 self.path,
@@ -207,9 +262,10 @@ class _ShardFile:
             fd, name = tempfile.mkstemp(prefix="shard-", suffix=".tmp")
             self.temporary, self.fd = Path(name), cast("int | None", fd)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         self.temporary = temporary_path(path)
-        self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self.temporary.unlink(missing_ok=True)  # a killed process of our number may have linked it to the final name
+        self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def write_chunk(self, block: int, row: int, values: NDArray[Any]) -> None:
         assert self.fd is not None
@@ -235,8 +291,8 @@ class _ShardFile:
         index += crc32c(index).to_bytes(4, "little")
         _pwrite_all(self.fd, np.frombuffer(index, dtype=np.uint8), self.end)
         os.fsync(self.fd)
-        os.close(self.fd)
-        self.fd = None
+        fd, self.fd = self.fd, None
+        os.close(fd)  # some file systems say only here that they are full
         pieces = [list(self.pieces[offset]) for offset in sorted(self.pieces)]
         digest = {"bytes": self.end + len(index), "pieces": [*pieces, [len(index), crc32c(index)]]}
         if is_remote(self.path):
@@ -247,10 +303,11 @@ class _ShardFile:
         return digest if publish(self.temporary, self.path) or check_file(self.path, digest) is None else None
 
     def abandon(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-        self.temporary.unlink(missing_ok=True)  # also where the naming failed
+        fd, self.fd = self.fd, None
+        with suppress(OSError):  # what stays is litter, and the error that brought us here matters more
+            if fd is not None:
+                os.close(fd)
+            self.temporary.unlink(missing_ok=True)  # also where the naming failed
 
 
 def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
@@ -259,53 +316,67 @@ def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
         done += os.pwrite(fd, view[done:], offset + done)
 
 
-def digest_shard(path: Path, index_bytes: int) -> dict[str, Any]:
+def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> dict[str, Any]:
     """Digest of a shard that is on disk, a piece a chunk, as the writer would have recorded it.
 
     Raises:
-        StorageError: the shard's own index does not describe it.
+        StorageError: it cannot be read, or its own index does not describe it.
     """
+    size, n_index = path.stat().st_size, layout.index_bytes(array)
+    if path.is_symlink() or not path.is_file() or size <= n_index:
+        raise _not_whole(path)
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    index = data[-index_bytes:]
+    index = data[-n_index:]
     entries = index[:-4].view("<u8").reshape(-1, 2)
-    entries = entries[entries[:, 0] != 2**64 - 1]
+    if codec == "raw" and (entries != layout.raw_index(array, shard)).any():
+        raise _not_whole(path)
+    entries = entries[entries[:, 0] != INDEX_ABSENT]
     entries = entries[np.argsort(entries[:, 0])]
-    edges = [*entries[:, 0].tolist(), data.size - index_bytes]
-    sound = edges[0] == 0 and (np.diff(edges) == entries[:, 1]).all()
-    if not sound or crc32c(index[:-4]) != int.from_bytes(index[-4:].tobytes(), "little"):
-        raise StorageError(f"{path} lies there without a record and is not whole. Remove it and run the command again.")
-    pieces = [[stop - start, crc32c(data[start:stop])] for start, stop in itertools.pairwise(edges)]
-    return {"bytes": data.size, "pieces": [*pieces, [index_bytes, crc32c(index)]]}
+    edges = [*entries[:, 0].tolist(), size - n_index]
+    sound = edges[0] == 0 and all(
+        stop - start == n for (start, stop), n in zip(pairwise(edges), entries[:, 1], strict=True)
+    )
+    if (
+        not sound
+        or len(entries) != layout.n_blocks(shard) * layout.n_rows(array)
+        or crc32c(index[:-4]) != int.from_bytes(index[-4:].tobytes(), "little")
+    ):
+        raise _not_whole(path)
+    pieces = [[stop - start, crc32c(data[start:stop])] for start, stop in pairwise(edges)]
+    return {"bytes": size, "pieces": [*pieces, [n_index, crc32c(index)]]}
 
 
-def scan_statistics(
-    store: Path, layout: StoreLayout, hook_points: Sequence[HookPoint], shard: int, failed: Collection[int]
-) -> dict[str, dict[str, ChannelStatistics]]:
-    """Statistics of a shard that is on disk, through zarr."""
+def _not_whole(path: Path) -> StorageError:
+    return StorageError(f"{path} lies there without a record and is not whole. Remove it and run the command again.")
+
+
+def scan_shard(
+    store: Path, layout: StoreLayout, hook_points: Sequence[HookPoint], shard: int
+) -> tuple[dict[str, dict[str, ChannelStatistics]], list[int]]:
+    """Statistics of a shard that is on disk, through zarr, and its images that are all zeros: the failed ones."""
     import zarr
 
     images = layout.shard_range(shard)
-    valid = np.array([image not in failed for image in images])
-    return {
+    group: Any = zarr.open_group(store / ARRAYS, mode="r")
+    zeros = np.ones(len(images), dtype=bool)
+    for hook in hook_points:
+        zeros &= ~group[f"{hook}/cls"][images.start : images.stop].any(1)
+    statistics = {
         str(hook): {
             kind: ChannelStatistics.of(
-                np.asarray(
-                    cast(Any, zarr.open_array(store / ARRAYS, path=f"{hook}/{array}", mode="r"))[
-                        images.start : images.stop
-                    ]
-                )[valid].reshape(-1, layout.d_model)
+                group[f"{hook}/{array}"][images.start : images.stop][~zeros].reshape(-1, layout.d_model)
             )
             for kind, array in (("patch", "patches"), ("cls", "cls"))
         }
         for hook in hook_points
     }
+    return statistics, (images.start + np.flatnonzero(zeros)).tolist()
 
 
 def _write_zarr_metadata(path: Path, settings: Mapping[str, Any]) -> None:
     import zarr
 
     layout = layout_of(settings)
-    dtype = check_dtype(settings["dtype"])
     group = zarr.create_group(path, attributes={GROUP: {**settings, "complete": False}}, zarr_format=3)
     names = {
         "patches": ("image", "patch", "channel"),
@@ -315,15 +386,9 @@ def _write_zarr_metadata(path: Path, settings: Mapping[str, Any]) -> None:
     for hook in settings["hook_points"]:
         folder = group.create_group(hook)
         for array in layout.arrays():
-            shape = layout.array_shape(array)
             folder.create_array(
                 array,
-                shape=shape,
-                dtype=dtype,
-                chunks=layout.chunk_shape(array),
-                shards=(layout.shard_images, *shape[1:]),
-                compressors=zarr_compressor(settings["codec"], layout.itemsize),
-                fill_value=0,
+                **zarr_arguments(settings, array),
                 dimension_names=names[array],
                 attributes={"grid": list(layout.grid), "patch_size": settings["patch_size"]}
                 if array == "patches"

@@ -18,8 +18,8 @@ from analysis.recovery import Labeled, Recovered, recover_concepts
 from analysis.report import write_report
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
-LAYER = 2
-SAE = SAEConfig(n_latents=256, k=4)
+LAYER = 3
+SAE = SAEConfig(variant="batchtopk", n_latents=64, k=4)
 STEPS = 800
 AUROC_BAR = 0.95
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench_read import make_store
+from bench_read import make_store, read_chunks
 from common import emit, parser
 
 from actcache import aligned_empty
@@ -67,7 +67,7 @@ def main() -> None:
                     started, used = time.perf_counter(), time.process_time()
                     for first in range(0, len(chunks), len(buffer)):
                         part = chunks[first : first + len(buffer)]
-                        store.read_chunks(None, part, buffer[: len(part)], n_threads=threads, direct=direct)
+                        read_chunks(store, part, buffer, threads, past_cache=direct)
                     gigabytes = len(chunks) * buffer[0].nbytes / 1e9
                     seconds, used = time.perf_counter() - started, time.process_time() - used
                     rates.setdefault(f"{name}_{threads}", []).append((gigabytes / seconds, used / gigabytes))

@@ -62,7 +62,7 @@ def main() -> None:
     bare_rate = n_batches * options.batch_size / bare
     rate = len(uris) / statistics.median(seconds)
     last = [HookPoint(tower.n_layers - 1)]
-    stopped, full, stop_speedup = pairs(
+    _, full, stop_speedup = pairs(
         lambda: tower.run(batch, [HookPoint(options.stop_layer)]), lambda: tower.run(batch, last), 5
     )
     emit(

@@ -1,7 +1,7 @@
 """What an SAE is punished for: tensors in, scalar out.
 
-topk: L = ||x' - x^'||^2 / ||x' - mean x'||^2 over the batch, plus AuxK: the residual, reconstructed from the k_aux
-strongest dead latents, with the residual's own variance as the unit (Gao et al. 2024, arXiv 2406.04093, A.2).
+topk, batchtopk: L = ||x' - x^'||^2 / ||x' - mean x'||^2 over the batch, plus AuxK: the residual, reconstructed from the
+k_aux strongest dead latents, with the residual's own variance as the unit (Gao et al. 2024, arXiv 2406.04093, A.2).
 relu: PatchSAE's code, `reconstruction` = mean over tokens and channels of (x^ - x)^2 / ||x||_2 (the norm is not
 squared), plus l1 * mean over tokens of ||z||_1. lambda = 8e-5 is meaningful with this normalization only.
 """
@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from saetrain.sae import SAE
-from saetrain.sparse import topk_autoencode
+from saetrain.sparse import Ragged, autoencode, flatten, select_batch_topk, select_topk, topk_autoencode
+
+THRESHOLD_RATE = 0.01
+"""How fast batchtopk's threshold of inference follows the smallest active value of a batch (0.999 as decay of peers
+takes thousands of steps to settle)."""
 
 
 class Loss(NamedTuple):
@@ -28,8 +32,9 @@ class Loss(NamedTuple):
 
 
 def topk_loss(sae: SAE, x: Tensor, dead: Tensor, *, aux: float, bfloat16: bool) -> Loss:
-    """Loss of a top-k SAE on normalized rows x [B, D]; `dead` [F] bool."""
-    decoding, code = topk_autoencode(x, sae.encoder, sae.bias(), sae.decoder, sae.config.k, bfloat16=bfloat16)
+    """Loss of a top-k or batch-top-k SAE on normalized rows x [B, D]; `dead` [F] bool."""
+    code = _select(sae, x, bfloat16=bfloat16)
+    decoding, _ = autoencode(x, sae.encoder, sae.bias(), sae.decoder, code)
     residual = x - sae.b_dec - decoding
     squared_error = residual.square().sum()
     reconstruction = squared_error / _total_variance(x)
@@ -47,6 +52,17 @@ def topk_loss(sae: SAE, x: Tensor, dead: Tensor, *, aux: float, bfloat16: bool) 
         active.sum(),
         fired,
     )
+
+
+@torch.no_grad()
+def _select(sae: SAE, x: Tensor, *, bfloat16: bool) -> Ragged:
+    """The active entries of a batch. For batchtopk the running threshold of inference is moved towards its smallest."""
+    if sae.config.variant == "topk":
+        return flatten(select_topk(x, sae.encoder, sae.bias(), sae.config.k, bfloat16=bfloat16))
+    guess = float(sae.threshold)
+    code, smallest = select_batch_topk(x, sae.encoder, sae.bias(), sae.config.k, guess, bfloat16=bfloat16)
+    sae.threshold.fill_(smallest if guess <= 0 else guess + THRESHOLD_RATE * (smallest - guess))
+    return code
 
 
 def _aux_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, *, bfloat16: bool) -> Tensor:

@@ -1,16 +1,45 @@
-"""Which rows come when: pure functions of (seed, epoch, window). No files, no torch.
+"""Which rows come when: pure functions of (seed, epoch, stream, window). No files, no torch.
 
-An epoch visits every training row once. Blocks of images are permuted, as many as fit the pool form a window, and the
-rows of a window are permuted; batches are cut from that stream and the partial last one is dropped. When all rows fit
-the pool, this is one full permutation.
+In: how many rows each *unit* gives (a unit is what is read at once: one chunk of a store). Out: windows of units, and
+the order of rows in each. An epoch visits every row once. Its units are permuted and cut into virtual streams of equal
+length; a stream is cut into windows; a window's rows are permuted. A batch takes the next batch_size / n_streams rows
+of every stream, one behind the other. The windows of different streams end at different times (the first one of
+stream v has (v + 1) / n_streams of the others' size), so that a batch always comes from windows of every age, and only
+about one window has to be read while another is used up. Where everything fits the pool there is one window.
+
+The position in the stream is (epoch, step): any step of any epoch is found without walking there. The partial last
+batch of an epoch is dropped.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 HELD_OUT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows `start`..`start + n_rows` of a stream, from consecutive units of the epoch's order.
+
+    Attributes:
+        units: [n].
+        skip, stop: [n], which of each unit's rows belong to it; a unit is cut where a stream begins or ends only.
+    """
+
+    stream: int
+    number: int
+    start: int
+    units: NDArray[np.int64]
+    skip: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    @property
+    def n_rows(self) -> int:
+        return int((self.stop - self.skip).sum())
 
 
 def split_images(n_images: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -37,34 +66,56 @@ def n_held_out(n_images: int) -> int:
     return min(n_images - 1, max(1, round(HELD_OUT_SHARE * n_images)))
 
 
-def plan_windows(
-    blocks: Sequence[NDArray[np.int64]],
-    *,
-    tokens_per_image: int,
-    block_images: int,
-    pool_tokens: int,
-    seed: int,
-    epoch: int,
-) -> list[NDArray[np.int64]]:
-    """Images of each window of an epoch; every image is in exactly one.
+def count_steps(n_rows: int, batch_size: int) -> int:
+    """Whole batches in an epoch."""
+    return n_rows // batch_size
+
+
+def plan_epoch(
+    counts: NDArray[np.int64], *, batch_size: int, n_streams: int, window_rows: int, seed: int, epoch: int
+) -> list[list[Window]]:
+    """The windows of each stream of an epoch, in order.
 
     Args:
-        blocks: images to visit, in parts that are read together.
-        block_images: images of a whole block (a store's chunk_images).
+        counts: [U] rows of each unit, above 0.
+        n_streams: divides batch_size.
+        window_rows: rows of a window, rounded to whole units; at least all rows: one window for every stream.
     """
-    order = _generator(seed, epoch).permutation(len(blocks))
-    per_window = max(1, pool_tokens // (tokens_per_image * block_images))
-    if sum(map(len, blocks)) * tokens_per_image <= pool_tokens:  # also where the last block is short
-        per_window = len(blocks)
+    order = _generator(seed, epoch).permutation(len(counts))
+    edges = np.concatenate([[0], np.cumsum(counts[order])])
+    length = count_steps(int(edges[-1]), batch_size) * (batch_size // n_streams)
     return [
-        np.concatenate([blocks[b] for b in order[first : first + per_window]])
-        for first in range(0, len(order), per_window)
+        _cut_stream(order, edges, stream, stream * length, (stream + 1) * length, window_rows, n_streams)
+        for stream in range(n_streams)
     ]
 
 
-def window_order(n_rows: int, *, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+def _cut_stream(
+    order: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    stream: int,
+    begin: int,
+    end: int,
+    window_rows: int,
+    n_streams: int,
+) -> list[Window]:
+    first = max(1, window_rows * (stream + 1) // n_streams)
+    wanted = np.arange(begin + first, end, max(1, window_rows))
+    inner = np.unique(edges[np.searchsorted(edges, wanted)])  # at the borders of units
+    cuts = [begin, *inner[(inner > begin) & (inner < end)].tolist(), end]
+    windows = []
+    for number, (low, high) in enumerate(pairwise(cuts)):
+        a = int(np.searchsorted(edges, low, side="right")) - 1
+        b = int(np.searchsorted(edges, high, side="left"))
+        skip = np.maximum(low - edges[a:b], 0)
+        stop = np.minimum(high, edges[a + 1 : b + 1]) - edges[a:b]
+        windows.append(Window(stream, number, low - begin, order[a:b], skip, stop))
+    return windows
+
+
+def window_order(n_rows: int, *, seed: int, epoch: int, stream: int, window: int) -> NDArray[np.int64]:
     """Permutation of a window's rows."""
-    return _generator(seed, epoch, 1 + window).permutation(n_rows)
+    return _generator(seed, epoch, 1 + stream, window).permutation(n_rows)
 
 
 def _generator(*words: int) -> np.random.Generator:

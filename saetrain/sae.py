@@ -19,18 +19,20 @@ from torch.nn import functional as F
 
 from actcache import CorruptError
 from saetrain.config import SAEConfig
-from saetrain.sparse import BLOCK_ROWS, select_topk
+from saetrain.sparse import select_above, select_topk
 
 
 class SAE(nn.Module):
     """A sparse autoencoder over rows [B, D].
 
     Parameters: encoder [F, D], b_enc [F], decoder [F, D] (unit rows: the dictionary), b_dec [D].
-    Buffers: mean [D], scale [].
+    Buffers: mean [D], scale []; batchtopk: threshold [], the pre-activation above which a latent is active when rows
+    are encoded one by one.
     """
 
     mean: Tensor
     scale: Tensor
+    threshold: Tensor
 
     def __init__(self, config: SAEConfig, d_model: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -48,6 +50,8 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
+        if config.variant == "batchtopk":
+            self.register_buffer("threshold", torch.zeros(()))
 
     @classmethod
     def load(cls, path: str | Path, config: SAEConfig) -> "SAE":
@@ -88,13 +92,11 @@ class SAE(nn.Module):
             values = code.values.gather(1, order)
             rows, columns = torch.nonzero(values, as_tuple=True)
             return rows, latents[rows, columns], values[rows, columns]
-        parts = []
-        for first in range(0, max(len(x), 1), BLOCK_ROWS):  # no rows: one empty block
-            z = F.linear(x[first : first + BLOCK_ROWS], self.encoder, bias).relu_()
-            rows, latents = torch.nonzero(z, as_tuple=True)
-            parts.append((rows + first, latents, z[rows, latents]))
-        rows, latents, values = (torch.cat(column) for column in zip(*parts, strict=True))
-        return rows, latents, values
+        if not len(x):
+            return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0)
+        threshold = float(self.threshold) if self.config.variant == "batchtopk" else 0.0
+        ragged = select_above(x, self.encoder, bias, threshold)
+        return ragged.rows(), ragged.latents, ragged.values
 
     @torch.no_grad()
     def decode(self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int) -> Tensor:

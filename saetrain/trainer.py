@@ -84,6 +84,8 @@ def train(
         batch_size=config.batch_size,
         seed=config.seed,
         pool_tokens=config.pool_tokens,
+        n_streams=config.n_streams,
+        pin_memory=target.type == "cuda",
     )
     _, held_out = split_images([member.n_images for member in stores.stores])
     held_out = held_out[stores.valid[held_out]]
@@ -120,9 +122,9 @@ def train(
     try:
         while step < config.n_steps:
             before = time.perf_counter()
-            x = model.normalize(next(batches).activations.to(target))
+            x = model.normalize(next(batches).activations.to(target, non_blocking=True))
             waited += time.perf_counter() - before
-            if sae_config.variant == "topk":
+            if sae_config.variant != "relu":
                 loss = topk_loss(model, x, silent > config.dead_tokens, aux=config.aux, bfloat16=bfloat16)
             else:
                 loss = relu_loss(model, x, bfloat16=bfloat16)

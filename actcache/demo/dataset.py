@@ -28,7 +28,7 @@ from actcache.files import (
     read_json,
 )
 
-IMAGE_SIZE = 48
+IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)

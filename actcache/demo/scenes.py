@@ -23,7 +23,7 @@ COLORS = {
     "white": (240, 240, 240),
 }
 TEXTURES = ("solid", "striped", "dotted", "checkered")
-SIZES = {"small": (0.29, 0.34), "large": (0.48, 0.58)}
+SIZES = {"small": (0.32, 0.38), "large": (0.55, 0.66)}
 """Diameter as a share of the image's width."""
 BACKGROUNDS = ("grass", "sky", "sand", "night", "brick")
 POSITIONS = ("left", "right", "top", "bottom", "center")
@@ -97,7 +97,7 @@ def sample_scene(seed: int, index: int) -> Scene:
     return _sample(_generator(seed, index))
 
 
-def render_scene(seed: int, index: int, image_size: int = 48) -> tuple[Scene, NDArray[np.uint8], NDArray[np.uint8]]:
+def render_scene(seed: int, index: int, image_size: int = 64) -> tuple[Scene, NDArray[np.uint8], NDArray[np.uint8]]:
     """(scene, pixels [H, W, 3], object map [H, W]: 0 background, i the scene's i-th object)."""
     rng = _generator(seed, index)
     scene = _sample(rng)
@@ -106,7 +106,7 @@ def render_scene(seed: int, index: int, image_size: int = 48) -> tuple[Scene, ND
     for number, thing in enumerate(scene.objects, start=1):
         mask = object_mask(thing, image_size)
         color = np.array(COLORS[thing.color]) + rng.normal(0, 8, 3)
-        shade = np.where(_texture(thing.texture, image_size, rng), 1.0, 0.18)[..., None]
+        shade = np.where(_texture(thing.texture, image_size, rng), 1.0, 0.3)[..., None]
         pixels = np.where(mask[..., None], color * shade, pixels)
         objects[mask] = number
     pixels += rng.normal(0, 5, pixels.shape)

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from saetrain.sparse import BLOCK_ROWS, Code, decode, select_topk, topk_autoencode, topk_dense
+from saetrain.sparse import (
+    BLOCK_ROWS,
+    Code,
+    Ragged,
+    autoencode,
+    decode,
+    ragged_dense,
+    select_above,
+    select_batch_topk,
+    select_topk,
+    topk_autoencode,
+    topk_dense,
+)
 
 Step = Callable[..., tuple[Tensor, Code]]
 D = 12
@@ -124,3 +136,57 @@ def test_bfloat16_gradients_point_the_same_way() -> None:
     close = run_step(rounded, x, parameters, 8)
     for a, b in zip([exact[0], *exact[2]], [close[0], *close[2]], strict=True):
         assert float(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0)) > 0.98
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any number of active latents a row
+
+
+def unroll(code: Ragged, n_latents: int) -> Tensor:
+    return torch.zeros(len(code.starts) - 1, n_latents).index_put((code.rows(), code.latents), code.values)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, 100.0], ids=["all positive", "some", "none"])
+@pytest.mark.parametrize("n_rows", [1, 256, 700])
+def test_entries_above_a_threshold_are_those_of_the_dense_product(n_rows: int, threshold: float) -> None:
+    x, (encoder, bias, _) = random_rows(n_rows), random_parameters(60)
+    z = x @ encoder.T + bias
+    code = select_above(x, encoder, bias, threshold)
+    torch.testing.assert_close(unroll(code, 60), torch.where(z > threshold, z, 0.0))
+
+
+@pytest.mark.parametrize("guess", [0.0, 0.5, 2.0, 50.0], ids=["none", "low", "near", "too high"])
+@pytest.mark.parametrize(("n_rows", "k"), [(1, 3), (300, 4), (700, 11)])
+def test_batch_topk_keeps_the_largest_of_the_batch_whatever_the_guess(n_rows: int, k: int, guess: float) -> None:
+    x, (encoder, bias, _) = random_rows(n_rows), random_parameters(60, shift=0)
+    z = (x @ encoder.T + bias).relu()
+    kept = torch.zeros_like(z).flatten()
+    largest = z.flatten().topk(k * n_rows)
+    kept[largest.indices] = largest.values
+    code, smallest = select_batch_topk(x, encoder, bias, k, guess)
+    torch.testing.assert_close(unroll(code, 60), kept.view_as(z))
+    assert smallest == pytest.approx(float(largest.values[-1]), rel=1e-5)
+    assert (code.starts.diff() >= 0).all()
+
+
+def test_batch_topk_with_too_few_positive_entries_keeps_these() -> None:
+    x, (encoder, bias, _) = random_rows(50), random_parameters(20, shift=-8)
+    z = (x @ encoder.T + bias).relu()
+    for guess in (0.0, 3.0):
+        code, _ = select_batch_topk(x, encoder, bias, 15, guess)
+        torch.testing.assert_close(unroll(code, 20), z)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, 100.0])
+def test_ragged_values_and_gradients_equal_dense_autograd(threshold: float) -> None:
+    """Also through the values, as an L1 penalty goes."""
+    x, parameters = random_rows(300), random_parameters(40)
+    results = []
+    for step in (autoencode, ragged_dense):
+        leaves = [parameter.clone().requires_grad_() for parameter in parameters]
+        code = select_above(x, parameters[0], parameters[1], threshold)
+        out, values = step(x, *leaves, code)
+        torch.autograd.backward((out * random_rows(*out.shape, seed=2)).sum() + 0.3 * values.sum())
+        results.append([out.detach(), values.detach(), *(leaf.grad for leaf in leaves)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
