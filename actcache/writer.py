@@ -6,12 +6,13 @@ written last; memory holds one chunk. Several workers may write one shard: the f
 Importing this needs neither torch nor a model, so the commit protocol is tested with plain arrays.
 """
 
+import io
 import itertools
+import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -20,10 +21,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache.artifact import Artifact, begin_artifact, list_files, open_artifact, seal_artifact
+from actcache.artifact import Artifact, begin_artifact, open_artifact, seal_artifact
 from actcache.codecs import check_dtype, chunk_encoder
 from actcache.commits import missing_shards, read_records, record_path, write_record
-from actcache.errors import CorruptError, StorageError
+from actcache.errors import CorruptError
 from actcache.files import (
     check_file,
     crc32c,
@@ -38,7 +39,8 @@ from actcache.files import (
 )
 from actcache.hook_point import HookPoint
 from actcache.images import ImagePlan
-from actcache.layout import INDEX_ABSENT, StoreLayout
+from actcache.layout import StoreLayout
+from actcache.leftovers import digest_shard, scan_shard
 from actcache.settings import hook_points_of, layout_of, zarr_arguments
 from actcache.shards import ARRAYS, shard_path
 from actcache.statistics import ChannelStatistics, merge_statistics
@@ -78,26 +80,32 @@ def begin_store(
 def write_fixed_files(folder: Path, plan: ImagePlan, settings: Mapping[str, Any]) -> None:
     """The plan and the zarr metadata: what is there before the first shard and never changes."""
     pq.write_table(plan.table, folder / IMAGES_FILE)
-    _write_zarr_metadata(folder / ARRAYS, settings)
+    for name, data in _zarr_metadata(settings).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def _restore_fixed_files(artifact: Artifact, plan: ImagePlan) -> None:
     """The seal will vouch for these files; compared by content, since another zarr or pyarrow spells them otherwise."""
-    with storage_errors(artifact.path), tempfile.TemporaryDirectory() as scratch:
-        write_fixed_files(Path(scratch), plan, artifact.settings)
-        for name in list_files(Path(scratch)):
+    with storage_errors(artifact.path):
+        try:
+            whole = read_images(artifact.path).equals(plan.table)
+        except CorruptError:
+            whole = False
+        if not whole:
+            buffer = io.BytesIO()
+            pq.write_table(plan.table, buffer)
+            write_atomic(artifact.path / IMAGES_FILE, buffer.getvalue())
+        for name, data in _zarr_metadata(artifact.settings).items():
             path = artifact.path / name
             try:
-                if name == IMAGES_FILE:
-                    same = read_images(artifact.path).equals(plan.table)
-                else:
-                    same = _without_seal(read_json(path)) == _without_seal(read_json(Path(scratch) / name))
+                whole = _without_seal(read_json(path)) == _without_seal(json.loads(data))
             except CorruptError:
-                same = False
-            if not same:
+                whole = False
+            if not whole:
                 if not is_remote(path):
                     make_folders(path.parent)
-                write_atomic(path, (Path(scratch) / name).read_bytes())
+                write_atomic(path, data)
 
 
 def _without_seal(metadata: Any) -> Any:
@@ -316,68 +324,13 @@ def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
         done += os.pwrite(fd, view[done:], offset + done)
 
 
-def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> dict[str, Any]:
-    """Digest of a shard that is on disk, a piece a chunk, as the writer would have recorded it.
-
-    Raises:
-        StorageError: it cannot be read, or its own index does not describe it.
-    """
-    size, n_index = path.stat().st_size, layout.index_bytes(array)
-    if path.is_symlink() or not path.is_file() or size <= n_index:
-        raise _not_whole(path)
-    data = np.memmap(path, dtype=np.uint8, mode="r")
-    index = data[-n_index:]
-    entries = index[:-4].view("<u8").reshape(-1, 2)
-    if codec == "raw" and (entries != layout.raw_index(array, shard)).any():
-        raise _not_whole(path)
-    entries = entries[entries[:, 0] != INDEX_ABSENT]
-    entries = entries[np.argsort(entries[:, 0])]
-    edges = [*entries[:, 0].tolist(), size - n_index]
-    sound = edges[0] == 0 and all(
-        stop - start == n for (start, stop), n in zip(pairwise(edges), entries[:, 1], strict=True)
-    )
-    if (
-        not sound
-        or len(entries) != layout.n_blocks(shard) * layout.n_rows(array)
-        or crc32c(index[:-4]) != int.from_bytes(index[-4:].tobytes(), "little")
-    ):
-        raise _not_whole(path)
-    pieces = [[stop - start, crc32c(data[start:stop])] for start, stop in pairwise(edges)]
-    return {"bytes": size, "pieces": [*pieces, [n_index, crc32c(index)]]}
-
-
-def _not_whole(path: Path) -> StorageError:
-    return StorageError(f"{path} lies there without a record and is not whole. Remove it and run the command again.")
-
-
-def scan_shard(
-    store: Path, layout: StoreLayout, hook_points: Sequence[HookPoint], shard: int
-) -> tuple[dict[str, dict[str, ChannelStatistics]], list[int]]:
-    """Statistics of a shard that is on disk, through zarr, and its images that are all zeros: the failed ones."""
-    import zarr
-
-    images = layout.shard_range(shard)
-    group: Any = zarr.open_group(store / ARRAYS, mode="r")
-    zeros = np.ones(len(images), dtype=bool)
-    for hook in hook_points:
-        zeros &= ~group[f"{hook}/cls"][images.start : images.stop].any(1)
-    statistics = {
-        str(hook): {
-            kind: ChannelStatistics.of(
-                group[f"{hook}/{array}"][images.start : images.stop][~zeros].reshape(-1, layout.d_model)
-            )
-            for kind, array in (("patch", "patches"), ("cls", "cls"))
-        }
-        for hook in hook_points
-    }
-    return statistics, (images.start + np.flatnonzero(zeros)).tolist()
-
-
-def _write_zarr_metadata(path: Path, settings: Mapping[str, Any]) -> None:
+def _zarr_metadata(settings: Mapping[str, Any]) -> dict[str, bytes]:
+    """name -> content of every zarr.json. Made in memory: on a disk, zarr's threads still write when one has failed."""
     import zarr
 
     layout = layout_of(settings)
-    group = zarr.create_group(path, attributes={GROUP: {**settings, "complete": False}}, zarr_format=3)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(files, attributes={GROUP: {**settings, "complete": False}}, zarr_format=3)
     names = {
         "patches": ("image", "patch", "channel"),
         "extra": ("image", "extra", "channel"),
@@ -394,3 +347,4 @@ def _write_zarr_metadata(path: Path, settings: Mapping[str, Any]) -> None:
                 if array == "patches"
                 else {},
             )
+    return {f"{ARRAYS}/{name}": data.to_bytes() for name, data in files.items()}

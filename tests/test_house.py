@@ -16,7 +16,7 @@ RANK = {"actcache": 0, "saetrain": 1, "analysis": 2, "cli": 3}
 ROOMS = {
     "open_clip": {"actcache/vision_tower", "actcache/plan", "actcache/demo/training"},
     "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery"},
-    "zarr": {"actcache/writer", "actcache/store", "actcache/codecs", "saetrain/codes"},
+    "zarr": {"actcache/writer", "actcache/leftovers", "actcache/store", "actcache/codecs", "saetrain/codes"},
     "numcodecs": {"actcache/codecs"},
     "torch": {
         "actcache/vision_tower", "actcache/extraction", "actcache/plan", "actcache/demo/training",

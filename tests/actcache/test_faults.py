@@ -217,7 +217,7 @@ def test_an_error_at_any_step_is_one_line_and_the_same_command_resumes(
     tmp_path: Path, expected: dict[str, bytes], code: int
 ) -> None:
     messages = []
-    for step in range(1, count_steps(tmp_path, FIELDS) + 1, 1 if code == errno.EIO else 2):
+    for step in range(1, count_steps(tmp_path, FIELDS) + 1):
         path = tmp_path / f"{step}.acts"
 
         def fail(n: int, name: str, at: int = step) -> None:
@@ -236,7 +236,7 @@ def test_an_error_at_any_step_is_one_line_and_the_same_command_resumes(
         assert all_bytes(path) == expected, f"{os.strerror(code)} at step {step}"
         shutil.rmtree(path)
     assert list(tmp_path.iterdir()) == []
-    assert len(messages) > 35
+    assert len(messages) > 60
     pattern = re.compile(
         rf"{tmp_path}/\d+\.acts.* cannot be written: {os.strerror(code)}\. .*run the same command again.*"
     )
@@ -343,7 +343,7 @@ def test_two_writers_of_the_same_shards_end_with_one_whole_store(
 ) -> None:
     """One is stopped before its n-th call, for every n, while the other runs to its end; then it goes on."""
     choices, truths = set(), (shifted(FIELDS, 1), shifted(FIELDS, 0))
-    for step in itertools.count(1, 1 if low_bits else 3):
+    for step in itertools.count(1):
         path = tmp_path / f"{step}.acts"
         if writers.run(path, FIELDS, at=step, how="SIGSTOP", low_bits=low_bits):
             break

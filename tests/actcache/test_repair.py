@@ -1,19 +1,17 @@
 """repair(): what is damaged is computed again, and only that; the result is the store as it was, byte for byte."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+import cli
 from actcache import ActivationStore, SettingsError, extract, repair, verify
 
-ROOT = Path(__file__).parents[2]
 HOOK = "activations.zarr/blocks.1.hook_resid_post"
 SHARD = f"{HOOK}/patches/c/1/0/0"
 Model = dict[str, str]
@@ -189,17 +187,11 @@ def test_the_command_line_names_the_command_that_repairs_and_runs_it(folder: Pat
     expected = all_bytes(store)
     flip(store / SHARD)
 
-    def command_line(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", str(ROOT / "cli.py"), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "400"}
-        )
-
-    found = command_line("verify", str(store))
-    assert found.returncode == 1
+    found = CliRunner().invoke(cli.app, ["verify", str(store)])
+    assert found.exit_code == 1
     assert SHARD in found.stdout
-    assert f"patchsae verify {store} --repair" in " ".join(found.stdout.split())
-    repaired = command_line("--json", "verify", str(store), "--repair")
-    assert repaired.returncode == 0, repaired.stderr
+    assert f"patchsae verify {store} --repair" in found.stdout.replace("\n", "")
+    repaired = CliRunner().invoke(cli.app, ["--json", "verify", str(store), "--repair"])
+    assert repaired.exit_code == 0, repaired.output
     assert json.loads(repaired.stdout)["ok"] is True
     assert all_bytes(store) == expected
