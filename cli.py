@@ -131,7 +131,7 @@ def extract(
     precision: Annotated[
         str, typer.Option(help="What is computed: auto, float32, bfloat16 (branches; the stream stays float32).")
     ] = "auto",
-    codec: Annotated[str, typer.Option(help="raw, lz4 or zstd (lossless).")] = "raw",
+    codec: Annotated[str, typer.Option(help="raw or zstd (lossless).")] = "raw",
     shard_images: Annotated[int | None, typer.Option(help="Images a shard, a multiple of 16.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take a random sample of so many images.")] = None,
     seed: Annotated[int, typer.Option(help="Of the stored order.")] = 0,

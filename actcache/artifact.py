@@ -192,8 +192,12 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     """
     path = artifact_path(path)
     wanted = f"a {kind} artifact" if kind else "an artifact"
-    if not (path / ARTIFACT_FILE).is_file():
+    try:
+        there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
+    except OSError as error:  # no right to look, a name too long
+        there, reason = False, f"cannot be opened ({error.strerror})"
+    if not there:
         raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; check the path.")
     value = read_json(path / ARTIFACT_FILE, _REMAKE)
     try:

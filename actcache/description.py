@@ -46,11 +46,11 @@ def _size(path: Path) -> int:
 
 def _state(artifact: Artifact, name: str) -> str:
     """Whether a parent lies where the artifact remembers it."""
-    path = artifact.parent_path(name)
-    if name == "images":
-        return "there" if path.is_dir() else "not there"
     try:
+        path = artifact.parent_path(name)
+        if name == "images":
+            return "there" if path.is_dir() else "not there"
         found = open_artifact(path)
-    except OSError:
+    except Exception:  # file systems raise what they like about a path that anybody may have written
         return "not there"
     return "there" if found.id == artifact.parents[name].id else "another one is there"

@@ -70,7 +70,7 @@ def extract(
         sites: where in each of these blocks: resid_post, resid_mid, attn_out, mlp_out.
         dtype: what is stored, float16 or float32.
         precision: what is computed: auto, float32 or bfloat16 (float32 stream, bfloat16 branches).
-        codec: raw, lz4 or zstd (lossless).
+        codec: raw or zstd (lossless).
         shard_images: images a shard, a multiple of 16; chosen from the number of images when None.
         limit: take only so many images, a random sample.
         seed: of the stored order.

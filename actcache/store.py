@@ -242,11 +242,6 @@ class ActivationStore:
                     done.result()
         return out
 
-    @property
-    def reads_chunks(self) -> bool:
-        """Whether `read_chunk` works here: the store is raw and on a local disk."""
-        return self._direct
-
     @cached_property
     def past_cache(self) -> bool:
         """Whether a hook point is larger than half of the memory available: a page cache that cannot hold it gains
@@ -265,7 +260,9 @@ class ActivationStore:
         array: str = "patches",
         past_cache: bool | None = None,
     ) -> None:
-        """Read one whole chunk by one system call: the fastest way in, for shuffled reading. For use by threads.
+        """Read one whole chunk: the fastest way in, for shuffled reading. For use by threads.
+
+        A raw local chunk takes one system call. Compressed and remote ones go through zarr.
 
         Args:
             block: counted over the whole store: image // chunk_images.
@@ -275,21 +272,25 @@ class ActivationStore:
             past_cache: O_DIRECT, where `out` begins at a page (`aligned_empty`); by default as `past_cache` says.
 
         Raises:
-            SettingsError: a chunk or array that is not stored; a store that is compressed or remote.
+            SettingsError: a chunk or array that is not stored.
             CorruptError: the shard is missing or short.
         """
         hook, layout = self.hook_point(layer), self.layout
-        if not self._direct:
-            raise SettingsError(f"{self.path} is compressed or remote: its chunks cannot be read directly.")
         n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
         if not (0 <= block < n_blocks and 0 <= row < n_rows):
             raise SettingsError(f"Chunk ({block}, {row}) does not exist: {n_blocks} blocks, {n_rows} rows.")
         if out.shape != layout.chunk_shape(array) or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise SettingsError(f"out must be C-contiguous {self.dtype} of shape {layout.chunk_shape(array)}.")
         shard, block = divmod(block, layout.blocks_per_shard)
-        direct = self.past_cache if past_cache is None else past_cache
-        view = out[:, None] if array == "cls" else out
-        self._files.read(hook, array, shard, row, block * layout.chunk_images, view, direct=direct)
+        first, view = block * layout.chunk_images, out[:, None] if array == "cls" else out
+        if self._direct:
+            direct = self.past_cache if past_cache is None else past_cache
+            self._files.read(hook, array, shard, row, first, view, direct=direct)
+        else:
+            self._check_shard(hook, array, shard, None)
+            stored = min(layout.chunk_images, self.n_images - (shard * layout.shard_images + first))
+            self._read_through_zarr(hook, array, shard, first, view[:stored], row)
+            view[stored:] = 0
 
     def _token_parts(self, tokens: Tokens) -> list[tuple[str, slice]]:
         """(array, where its tokens go in the output)."""
@@ -325,10 +326,14 @@ class ActivationStore:
             columns = out.shape[1] // self.layout.n_rows(array)
             self._files.read(hook, array, shard, row, first, out[:, row * columns : (row + 1) * columns])
 
-    def _read_through_zarr(self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any]) -> None:
-        start = shard * self.layout.shard_images + first
+    def _read_through_zarr(
+        self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any], row: int = 0
+    ) -> None:
+        """Tokens of images from `first` of a shard on, those from patch row `row` on, as many as `out` [I, T, D] has."""
+        start, columns = shard * self.layout.shard_images + first, row * self.layout.grid[1]
+        part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
         try:
-            values = np.asarray(self._zarr_array(hook, array)[start : start + len(out)])
+            values = np.asarray(self._zarr_array(hook, array)[part[:1] if array == "cls" else part])
         except CorruptError:
             raise
         except Exception as error:  # zarr, its codecs and file systems raise what they like

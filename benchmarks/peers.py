@@ -5,15 +5,17 @@
     python benchmarks/peers.py --peers-python DIR/bin/python --quality --data train.acts --held-out test.acts --json
 
 Every entry (peer:precision) is a process of its own with the same threads, run alone, one after the other, for so
-many rounds; `ratio` is the median over rounds of ours / the peer's tokens a second, and `share_of_limit` the share of
-the bfloat16 encoder GEMM [B, D] x [D, F] alone, measured in the same rounds. --quality trains each for the same
-tokens and evaluates all with the one numpy evaluator below on rows that none has seen.
+many rounds. `ratio` is the median over rounds of ours / the peer's tokens a second; `share_of_limit` the share of the
+bfloat16 encoder GEMM [B, D] x [D, F] alone, measured in the same rounds; `others_cpus` the processors that other
+processes kept busy meanwhile, without which no figure here can be trusted. --quality trains each for the same tokens
+and evaluates all with the one numpy evaluator below on rows that none has seen.
 """
 
 import argparse
 import importlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -113,6 +115,7 @@ def run(entry: str, options: argparse.Namespace, data: Path, **more: Any) -> dic
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
     limit_kb = (memory_kb("/proc/meminfo", "MemAvailable") or 1 << 60) - (3 << 19)  # 1.5 GB are left to others
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        before = busy_s()
         process = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, **threads})
         started, stopped = time.monotonic(), ""
         while process.poll() is None:
@@ -124,15 +127,27 @@ def run(entry: str, options: argparse.Namespace, data: Path, **more: Any) -> dic
             if stopped:
                 process.kill()
                 process.wait()
+        others = max(0.0, busy_s() - before) / (time.monotonic() - started)
         out.seek(0)
         errors.seek(0)
         lines, last = out.read().splitlines(), [line for line in errors.read().splitlines() if line.strip()]
     if process.returncode:
-        return {"failed": stopped or (last[-1][:200] if last else f"exit {process.returncode}")}
-    result: dict[str, Any] = json.loads(lines[-1])
+        why = [line for line in last if "Error" in line] or last or [f"exit {process.returncode}"]
+        return {"failed": stopped or why[-1][:200]}
+    result: dict[str, Any] = json.loads(lines[-1]) | {"others_cpus": others}
     if peer == "ours":
         result |= json.loads(last[-1])
     return result
+
+
+def busy_s() -> float:
+    """CPU seconds of the machine so far, less those of our finished processes: what others took. 0 without /proc."""
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        user, nice, system = map(int, Path("/proc/stat").read_text().split(maxsplit=4)[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
 
 
 def memory_kb(path: str, field: str) -> int | None:
@@ -177,6 +192,7 @@ def speed(options: argparse.Namespace, data: Path, entries: list[str]) -> dict[s
             "ratio": statistics.median(ratios) if ratios else None,
             "ratios": ratios,
             "peak_rss_gb": max(found[entry]["peak_rss_gb"] for found in with_it),
+            "others_cpus": [round(found[entry]["others_cpus"], 2) for found in with_it],
         }
         if "l0" in with_it[0][entry]:
             table[entry]["l0"] = statistics.median(found[entry]["l0"] for found in with_it)

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_store import make_settings, make_values, write_store
 
-from actcache import ActivationStore, PipelineError, crc32c, describe, digest, file_digest, verify
+from actcache import ActivationStore, ArtifactNotFoundError, PipelineError, crc32c, describe, digest, file_digest, verify
 from actcache.artifact import Parent, artifact_id
 from actcache.files import encode_json
 from actcache.writer import read_statistics
@@ -87,10 +87,9 @@ def use(path: Path) -> list[str]:
             attempt(lambda t=tokens: store.statistics(None, t).mean)  # type: ignore[misc]
         for what in ("images", "failed", "valid", "model_id", "past_cache"):
             attempt(lambda w=what: getattr(store, w))  # type: ignore[misc]
-        if store.reads_chunks:
-            shape = store.layout.chunk_shape("patches")
-            chunk = np.empty(shape if store.layout.chunk_bytes("patches") < 1e6 else (1, 1, 1), store.dtype)
-            attempt(lambda: store.read_chunk(None, 0, 0, chunk))
+        shape = store.layout.chunk_shape("patches")
+        chunk = np.empty(shape if store.layout.chunk_bytes("patches") < 1e6 else (1, 1, 1), store.dtype)
+        attempt(lambda: store.read_chunk(None, 0, 0, chunk))
     assert all("\n" not in text for text in errors), errors
     return errors
 
@@ -148,6 +147,12 @@ def change_settings(path: Path, change: Callable[[dict[str, Any]], object]) -> N
     change(artifact["settings"])
     (path / "artifact.json").write_text(json.dumps(artifact))
     sign_all(path)
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_artifact(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300), tmp_path / ("a/" * 3000)):
+        with pytest.raises(ArtifactNotFoundError, match=r"cannot be opened .*name too long"):
+            verify(path)
 
 
 def test_a_store_that_was_only_signed_again_is_read(store: Path) -> None:
@@ -457,6 +462,16 @@ def test_a_signed_record_of_any_content_is_an_error(store: Path, number: int) ->
     sign(store / "commits" / "000000.json", lambda record: record.update(RECORDS[number]))
     sign_manifest(store)
     assert use(store)
+
+
+@pytest.mark.parametrize("where", ["x" * 300, "/", "../" * 3000, "\n", "file:///etc", "nothing://x", "\ud800"])
+def test_a_parent_may_be_said_to_lie_anywhere(store: Path, where: str) -> None:
+    artifact = json.loads((store / "artifact.json").read_text())
+    artifact["parents"]["images"]["path"] = where
+    (store / "artifact.json").write_text(json.dumps(artifact))
+    sign_all(store)
+    assert reads_right(store)
+    use(store)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

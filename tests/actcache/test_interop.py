@@ -29,7 +29,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=["raw", "lz4", "zstd"])
+@pytest.fixture(scope="module", params=["raw", "zstd"])
 def store(request: pytest.FixtureRequest, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """(the zarr group's folder, {(hook point, array): values that were written})."""
     fields = make_settings(N_IMAGES, codec=request.param, dtype=dtype, hook_points=HOOKS, n_extra=N_EXTRA)

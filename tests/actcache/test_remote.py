@@ -117,7 +117,7 @@ def test_damage_is_found_and_a_missing_object_is_no_zeros(
     bucket: str, tiny_images: Path, tiny_model: dict[str, str]
 ) -> None:
     path = f"{bucket}/damaged.acts"
-    store = extract(tiny_images, path, **tiny_model, layers=[0], shard_images=16, codec="lz4")
+    store = extract(tiny_images, path, **tiny_model, layers=[0], shard_images=16, codec="zstd")
     shard = store.path / "activations.zarr/blocks.0.hook_resid_post/patches/c/1/0/0"
     data = bytearray(shard.read_bytes())
     data[100] ^= 1

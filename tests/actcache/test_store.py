@@ -100,12 +100,11 @@ def test_a_plain_zarr_reader_gets_the_same_values(
     assert group["blocks.2.hook_resid_post/patches"].metadata.dimension_names == ("image", "patch", "channel")
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_compression_changes_bytes_not_values(
-    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], oracle: Oracle, codec: str
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], oracle: Oracle
 ) -> None:
     store = extract(
-        tiny_images, tmp_path / "x.acts", **tiny_model, layers=[2], codec=codec, shard_images=32, precision="float32"
+        tiny_images, tmp_path / "x.acts", **tiny_model, layers=[2], codec="zstd", shard_images=32, precision="float32"
     )
     np.testing.assert_array_equal(store.read(images=[3, 70, 31, 32], check=True), oracle[2][[3, 70, 31, 32]])
     np.testing.assert_array_equal(store.read(tokens="cls"), oracle[2][:, :1])
