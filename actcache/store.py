@@ -329,7 +329,7 @@ class ActivationStore:
     def _read_through_zarr(
         self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any], row: int = 0
     ) -> None:
-        """Tokens of images from `first` of a shard on, those from patch row `row` on, as many as `out` [I, T, D] has."""
+        """Images from `first` of a shard on, tokens from patch row `row` on, as many as `out` [I, T, D] has."""
         start, columns = shard * self.layout.shard_images + first, row * self.layout.grid[1]
         part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
         try:

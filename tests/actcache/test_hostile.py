@@ -25,7 +25,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_store import make_settings, make_values, write_store
 
-from actcache import ActivationStore, ArtifactNotFoundError, PipelineError, crc32c, describe, digest, file_digest, verify
+from actcache import (
+    ActivationStore,
+    ArtifactNotFoundError,
+    PipelineError,
+    crc32c,
+    describe,
+    digest,
+    file_digest,
+    verify,
+)
 from actcache.artifact import Parent, artifact_id
 from actcache.files import encode_json
 from actcache.writer import read_statistics
