@@ -5,6 +5,8 @@ Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one 
 """
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -443,10 +445,12 @@ def progress(verb: str, unit: str) -> Iterator[Report]:
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=stderr, disable=options.quiet) as bar:
+    with Progress(*columns, console=stderr, disable=options.quiet) as bar, interrupts() as interrupted:
         task = bar.add_task(verb, total=None, text="", visible=False)
 
         def report(done: int, total: int, note: str = "") -> None:
+            if interrupted():
+                raise KeyboardInterrupt
             speed = bar.tasks[0].speed or 0.0
             if unit == "bytes":
                 text = f"{decimal(done)}/{decimal(total)}  {decimal(int(speed))}/s"
@@ -455,6 +459,24 @@ def progress(verb: str, unit: str) -> Iterator[Report]:
             bar.update(task, completed=done, total=total, text=text, visible=True)
 
         yield report
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT has come: its exception is lost when it comes up in a destructor or a callback of C code."""
+    seen = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal seen
+        seen = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield lambda: seen
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

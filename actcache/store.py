@@ -33,7 +33,12 @@ GROUP = "actcache"
 """Name of the zarr group's attribute that holds the store's settings."""
 
 Tokens = Literal["all", "patch", "cls"]
-TOKENS: tuple[Tokens, ...] = ("all", "patch", "cls")
+_PARTS: dict[Tokens, list[tuple[str, slice]]] = {
+    "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
+    "patch": [("patches", slice(0, None))],
+    "cls": [("cls", slice(0, 1))],
+}
+"""(array, where its tokens go in the output)."""
 
 _THREADS = max(1, min(8, os.cpu_count() or 1))
 _THREADED_BYTES = 1 << 22
@@ -186,8 +191,8 @@ class ActivationStore:
 
     def n_read_tokens(self, tokens: Tokens) -> int:
         """Tokens an image gives under `tokens`. Raises SettingsError for another word."""
-        if tokens not in TOKENS:
-            raise SettingsError(f"tokens must be one of {', '.join(TOKENS)}, got {tokens!r}.")
+        if tokens not in _PARTS:
+            raise SettingsError(f"tokens must be one of {', '.join(_PARTS)}, got {tokens!r}.")
         return {"all": self.n_tokens, "patch": self.layout.n_patches, "cls": 1}[tokens]
 
     def read(
@@ -216,19 +221,17 @@ class ActivationStore:
         hook = self.hook_point(layer)
         n_tokens = self.n_read_tokens(tokens)
         positions = self._positions(images)
-        parts = self._token_parts(tokens)
         for shard, chosen in self._by_shard(positions):
-            for array, _ in parts:  # before memory is taken: a store may claim any size
+            for array, _ in _PARTS[tokens]:  # before memory is taken: a store may claim any size
                 self._check_shard(hook, array, shard, chosen if check else None)
         shape = (len(positions), n_tokens, self.layout.d_model)
         if out is None:
             out = np.empty(shape, dtype=self.dtype)
-        elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise SettingsError(f"out must be a C-contiguous {self.dtype} array of shape {shape}.")
+        self._check_out(out, shape)
         jobs = [
             (hook, array, *divmod(int(positions[start]), self.layout.shard_images), out[start:stop, columns])
             for start, stop in image_runs(positions, self.layout.shard_images)
-            for array, columns in parts
+            for array, columns in _PARTS[tokens]
         ]
         if not self._direct:
             for job in jobs:
@@ -260,9 +263,7 @@ class ActivationStore:
         array: str = "patches",
         past_cache: bool | None = None,
     ) -> None:
-        """Read one whole chunk: the fastest way in, for shuffled reading. For use by threads.
-
-        A raw local chunk takes one system call. Compressed and remote ones go through zarr.
+        """Read one whole chunk. For use by threads. A raw local one takes one system call, others go through zarr.
 
         Args:
             block: counted over the whole store: image // chunk_images.
@@ -279,8 +280,7 @@ class ActivationStore:
         n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
         if not (0 <= block < n_blocks and 0 <= row < n_rows):
             raise SettingsError(f"Chunk ({block}, {row}) does not exist: {n_blocks} blocks, {n_rows} rows.")
-        if out.shape != layout.chunk_shape(array) or out.dtype != self.dtype or not out.flags.c_contiguous:
-            raise SettingsError(f"out must be C-contiguous {self.dtype} of shape {layout.chunk_shape(array)}.")
+        self._check_out(out, layout.chunk_shape(array))
         shard, block = divmod(block, layout.blocks_per_shard)
         first, view = block * layout.chunk_images, out[:, None] if array == "cls" else out
         if self._direct:
@@ -292,13 +292,9 @@ class ActivationStore:
             self._read_through_zarr(hook, array, shard, first, view[:stored], row)
             view[stored:] = 0
 
-    def _token_parts(self, tokens: Tokens) -> list[tuple[str, slice]]:
-        """(array, where its tokens go in the output)."""
-        return {
-            "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
-            "cls": [("cls", slice(0, 1))],
-            "patch": [("patches", slice(0, None))],
-        }[tokens]
+    def _check_out(self, out: NDArray[Any], shape: tuple[int, ...]) -> None:
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise SettingsError(f"out must be a C-contiguous {self.dtype} array of shape {shape}.")
 
     def _by_shard(self, positions: NDArray[np.integer]) -> list[tuple[int, NDArray[np.integer]]]:
         """(shard, images counted from the shard's first)."""
@@ -334,9 +330,9 @@ class ActivationStore:
         part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
         try:
             values = np.asarray(self._zarr_array(hook, array)[part[:1] if array == "cls" else part])
-        except CorruptError:
-            raise
         except Exception as error:  # zarr, its codecs and file systems raise what they like
+            if isinstance(error, CorruptError):
+                raise
             path = shard_path(self.path, hook, array, shard)
             raise self._files.corrupt(path, shard, f"cannot be decoded ({error})") from error
         out[:] = values[:, None] if array == "cls" else values
