@@ -4,12 +4,14 @@ Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one 
 130 interrupted (the same command resumes). Importing this loads neither torch nor zarr nor dask.
 """
 
+import itertools
 import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -181,22 +183,28 @@ def extract(
 def train(
     store: StorePaths,
     run: RunPath,
-    layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
     site: Annotated[str | None, typer.Option(help="Which site of that layer, where the store holds several.")] = None,
-    variant: Annotated[
-        str, typer.Option(help="topk, batchtopk, or relu with an L1 penalty (PatchSAE).")
-    ] = SAEConfig.variant,
-    n_latents: Annotated[
-        int | None, typer.Option(help="Dictionary size; 16 x the model's width.")
-    ] = SAEConfig.n_latents,
-    k: Annotated[int, typer.Option(help="Active latents a token; with batchtopk on average.")] = SAEConfig.k,
-    l1: Annotated[float, typer.Option(help="Weight of the L1 penalty (relu).")] = SAEConfig.l1,
+    variant: Annotated[list[str], typer.Option(help="topk, batchtopk, relu (PatchSAE), jumprelu or gated.")] = [  # noqa: B006
+        SAEConfig.variant
+    ],
+    n_latents: Annotated[list[int] | None, typer.Option(help="Dictionary size; 16 x the model's width.")] = None,
+    k: Annotated[list[int], typer.Option(help="Active latents a token; with batchtopk on average.")] = [SAEConfig.k],  # noqa: B006
+    prefixes: Annotated[
+        str | None, typer.Option(help="Nested dictionaries (Matryoshka), as shares: 1/8,1/4,1/2,1. Top-k variants.")
+    ] = None,
+    l1: Annotated[list[float] | None, typer.Option(help="Weight of the penalty (relu, gated, jumprelu).")] = None,
+    target_l0: Annotated[
+        list[float] | None, typer.Option(help="Active latents that the penalty is steered to (relu, gated, jumprelu).")
+    ] = None,
+    penalty: Annotated[str, typer.Option(help="Of jumprelu: quadratic or tanh.")] = SAEConfig.penalty,
+    bandwidth: Annotated[float, typer.Option(help="Window around jumprelu's thresholds.")] = SAEConfig.bandwidth,
     normalize: Annotated[
         str | None, typer.Option(help="center or none; by default none for relu, else center.")
     ] = SAEConfig.normalize,
     n_steps: Annotated[int, typer.Option(help="Updates.")] = TrainConfig.n_steps,
     batch_size: Annotated[int, typer.Option(help="Tokens an update.")] = TrainConfig.batch_size,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; derived from n_latents.")] = TrainConfig.lr,
+    lr: Annotated[list[float] | None, typer.Option(help="Peak learning rate; derived from n_latents.")] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(help="Linear warm-up; 500, or a tenth of a short run.")
     ] = TrainConfig.warmup_steps,
@@ -204,8 +212,14 @@ def train(
         float, typer.Option(help="Linear decay over the last share of the steps.")
     ] = TrainConfig.decay_fraction,
     aux: Annotated[
-        float, typer.Option(help="Weight of AuxK, which revives dead latents (top-k ones).")
+        float | None, typer.Option(help="Weight of AuxK, which revives dead latents; 1/32, for relu 0.")
     ] = TrainConfig.aux,
+    ghost: Annotated[
+        bool | None, typer.Option(help="PatchSAE's ghost gradients, in place of AuxK; by default for relu.")
+    ] = TrainConfig.ghost,
+    resample_every: Annotated[
+        int, typer.Option(help="Steps between replacements of dead latents by tokens; 0: never.")
+    ] = TrainConfig.resample_every,
     dead_tokens: Annotated[
         int, typer.Option(help="A latent silent for so many tokens is dead.")
     ] = TrainConfig.dead_tokens,
@@ -213,24 +227,45 @@ def train(
     tokens: Annotated[str, typer.Option(help="all, patch or cls.")] = TrainConfig.tokens,
     pool_tokens: Annotated[int, typer.Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
     n_streams: Annotated[int, typer.Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,
+    init: Annotated[str, typer.Option(help="First dictionary: random, or data (of tokens).")] = TrainConfig.init,
+    where: Annotated[
+        str | None, typer.Option(help='Images to train on, by columns of images.parquet: "label < 10".')
+    ] = TrainConfig.where,
     precision: Annotated[
         str | None, typer.Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
     ] = TrainConfig.precision,
-    seed: Annotated[int, typer.Option(help="Of initial weights and order.")] = TrainConfig.seed,
+    seed: Annotated[list[int], typer.Option(help="Of initial weights and order.")] = [TrainConfig.seed],  # noqa: B006
     device: Device = "auto",
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes."""
+    """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes.
+
+    --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given several times: all
+    combinations are trained on one stream, and RUN is a folder of runs.
+    """
+    from saetrain import sweep
     from saetrain import train as run_train
 
-    sae = SAEConfig(variant=variant, n_latents=n_latents, k=k, l1=l1, normalize=normalize)
-    config = TrainConfig(
-        n_steps=n_steps, batch_size=batch_size, lr=lr, warmup_steps=warmup_steps, decay_fraction=decay_fraction,
-        aux=aux, dead_tokens=dead_tokens, clip_norm=clip_norm, tokens=tokens, pool_tokens=pool_tokens,
-        n_streams=n_streams, precision=precision, seed=seed,
-    )  # fmt: skip
+    members = [
+        (
+            hook_point(one_layer, site),
+            SAEConfig(
+                variant=one_variant, n_latents=size, k=one_k, l1=one_l1, target_l0=one_target, penalty=penalty,
+                bandwidth=bandwidth, normalize=normalize, prefixes=read_shares(prefixes),
+            ),
+            TrainConfig(
+                n_steps=n_steps, batch_size=batch_size, lr=one_lr, warmup_steps=warmup_steps,
+                decay_fraction=decay_fraction, aux=aux, ghost=ghost, resample_every=resample_every,
+                dead_tokens=dead_tokens, clip_norm=clip_norm, tokens=tokens, pool_tokens=pool_tokens,
+                n_streams=n_streams, init=init, where=where, precision=precision, seed=one_seed,
+            ),
+        )
+        for one_layer, one_variant, size, one_k, one_l1, one_target, one_lr, one_seed in itertools.product(
+            *([*(values or [None])] for values in (layer, variant, n_latents, k, l1, target_l0, lr, seed))
+        )
+    ]  # fmt: skip
     with progress("train", "steps") as report:
 
         def show(step: int, total: int, metrics: dict[str, Any]) -> None:
@@ -240,11 +275,16 @@ def train(
                 "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics),
             )
 
-        opened = run_train(
-            store, run, layer=hook_point(layer, site), sae=sae, config=config, device=device, log_every=log_every,
-            checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=show,
-        )  # fmt: skip
-    emit({"run": str(run), "run_id": opened.run_id, "quality": opened.quality}, repr(opened))
+        speed: dict[str, Any] = {
+            "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
+        }  # fmt: skip
+        if len(members) > 1:
+            runs = sweep(store, run, members, **speed, on_progress=show)
+        else:
+            one_layer, sae, config = members[0]
+            runs = [run_train(store, run, layer=one_layer, sae=sae, config=config, **speed, on_progress=show)]
+    facts = [{"run": str(one.path), "run_id": one.run_id, "quality": one.quality} for one in runs]
+    emit(facts[0] if len(members) == 1 else {"runs": facts}, "\n".join(map(repr, runs)))
 
 
 @app.command(epilog="Example: patchsae encode runs/l10 val.acts val.codes")
@@ -367,6 +407,16 @@ def verify(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Showing
+
+
+def read_shares(text: str | None) -> tuple[float, ...]:
+    """1/8,1/2,1 -> numbers."""
+    from actcache import SettingsError
+
+    try:
+        return tuple(float(Fraction(part)) for part in text.split(",")) if text else ()
+    except (ValueError, ZeroDivisionError) as error:
+        raise SettingsError(f"--prefixes must be shares such as 1/8,1/4,1/2,1, got {text!r}.") from error
 
 
 def hook_point(layer: int | None, site: str | None) -> Any:

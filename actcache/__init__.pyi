@@ -37,6 +37,7 @@ from .files import (
     write_atomic,
     write_json,
 )
+from .filter import select_images
 from .group import StoreGroup, Stores, open_stores
 from .hook_point import HookPoint
 from .images import (
@@ -144,6 +145,7 @@ __all__ = [
     "require_complete",
     "resize_image",
     "seal_artifact",
+    "select_images",
     "temporary_path",
     "verify",
     "write_atomic",

@@ -44,22 +44,23 @@ def our_peer(options: argparse.Namespace) -> Any:
     import torch
 
     from saetrain import SAE, SAEConfig
-    from saetrain.objective import relu_loss, topk_loss
+    from saetrain.config import TrainConfig
+    from saetrain.objective import add_gradients
     from saetrain.optimizer import apply_update, make_optimizer
 
     worker = importlib.import_module("peer_worker")
-    config = SAEConfig(options.variant, options.n_latents, options.k, options.l1, normalize="none")
-    sae = SAE(config.resolve(options.d_model), options.d_model, seed=options.seed)
+    nested = options.variant == "matryoshka"
+    config = SAEConfig(
+        "batchtopk" if nested else options.variant, options.n_latents, options.k, l1=options.l1, normalize="none",
+        prefixes=(1 / 8, 1 / 4, 1 / 2, 1) if nested else (),
+    ).resolve(options.d_model)  # fmt: skip
+    training = TrainConfig(precision=options.precision, aux=1 / 32, ghost=False).resolve(config, "float32")
+    sae = SAE(config, options.d_model, seed=options.seed)
     optimizer = make_optimizer(sae)
     silent = torch.zeros(options.n_latents, dtype=torch.int64)
-    bfloat16 = options.precision == "bfloat16"
 
     def our_step(x: Any, step: int) -> Any:
-        if options.variant == "relu":
-            loss = relu_loss(sae, x, bfloat16=bfloat16)
-        else:
-            loss = topk_loss(sae, x, silent > options.dead_tokens, aux=1 / 32, bfloat16=bfloat16)
-        torch.autograd.backward(loss.total)
+        loss = add_gradients(sae, x, silent > options.dead_tokens, training)
         apply_update(sae, optimizer, learning_rate=options.lr * worker.rate(options, step), clip_norm=1.0)
         silent.add_(len(x)).masked_fill_(loss.fired, 0)
         return loss

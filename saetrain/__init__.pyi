@@ -6,7 +6,7 @@ from .metrics import evaluate
 from .order import held_out_images, split_images, train_images
 from .run import Run
 from .sae import SAE
-from .trainer import train
+from .trainer import sweep, train
 
 __all__ = [
     "SAE",
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "held_out_images",
     "split_images",
+    "sweep",
     "train",
     "train_images",
 ]

@@ -1,9 +1,18 @@
-"""One update: clip, keep the dictionary on the unit sphere, Adam (fused: 10 ms a matrix against 45 with foreach)."""
+"""One update: sum over processes, clip, unit rows, Adam (fused: 10 ms a matrix; foreach: 45).
+
+Whatever passes over the dictionary does so by blocks of rows that stay in cache.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from saetrain.processes import all_sum
 from saetrain.sae import SAE
+from saetrain.sparse import gradient
+
+_BLOCK_ROWS = 1024
 
 
 def make_optimizer(sae: SAE) -> torch.optim.Adam:
@@ -12,21 +21,40 @@ def make_optimizer(sae: SAE) -> torch.optim.Adam:
 
 @torch.no_grad()
 def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float, clip_norm: float) -> None:
-    """Step along the gradients in place.
+    """Step along the gradients in place, and leave them at zero.
 
     The part of each decoder gradient that is parallel to its row only changes the row's length, which the
     renormalization takes back; it is removed first, so that Adam's moments do not see it (Bricken et al. 2023).
     """
-    decoder, grad = sae.decoder, sae.decoder.grad
-    assert grad is not None
-    grad -= (grad * decoder).sum(1, keepdim=True) * decoder
+    grads = [all_sum(gradient(parameter)) for parameter in sae.parameters()]
+    for row, grad in zip(_blocks(sae.decoder), _blocks(gradient(sae.decoder)), strict=True):
+        grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
     if clip_norm:
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), clip_norm)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        if norm > clip_norm:  # most often it is not, and a pass over all gradients is saved
+            torch._foreach_mul_(grads, clip_norm / (norm + 1e-6))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(1e-8))
-    optimizer.zero_grad(set_to_none=True)
+    for row in _blocks(sae.decoder):
+        row.div_(row.norm(dim=1, keepdim=True).clamp_min(1e-8))
+    if sae.config.variant == "jumprelu":
+        sae.threshold.clamp_min_(0.0)
+    torch._foreach_zero_(grads)
+
+
+def _blocks(matrix: Tensor) -> Iterator[Tensor]:
+    for first in range(0, len(matrix), _BLOCK_ROWS):
+        yield matrix.detach()[first : first + _BLOCK_ROWS]
+
+
+def reset_latents(sae: SAE, optimizer: torch.optim.Adam, index: Tensor) -> None:
+    """Forget Adam's moments of some latents, whose weights were replaced."""
+    for parameter in sae.parameters():
+        state = optimizer.state.get(parameter)
+        if state and len(parameter) == sae.config.size:
+            state["exp_avg"][index] = 0
+            state["exp_avg_sq"][index] = 0
 
 
 def optimizer_tensors(sae: SAE, optimizer: torch.optim.Adam) -> dict[str, Tensor]:

@@ -2,16 +2,17 @@
 
 artifact.json         configs, hook point, d_model; parent: the store
 metrics.jsonl         one object a logged step; held-out quality under "held_out"
-checkpoints/          step-00001000.safetensors (weights, Adam, dead counters, step); the last two are kept
+checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) + .json (checksum); the last two are kept
 sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale
 manifest.json         the seal, with the final quality
 """
 
 import json
+import logging
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from actcache import (
     Artifact,
@@ -20,9 +21,12 @@ from actcache import (
     IncompleteError,
     ParentMismatchError,
     StoreGroup,
+    crc32c,
     open_artifact,
+    read_json,
     read_manifest,
     write_atomic,
+    write_json,
 )
 from saetrain.config import SAEConfig, TrainConfig
 
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from saetrain.sae import SAE
+
+logger = logging.getLogger(__name__)
 
 SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
@@ -119,31 +125,48 @@ def run_settings(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, train
 # Checkpoints and metrics
 
 
-def save_checkpoint(path: Path, step: int, tensors: "dict[str, Tensor]") -> None:
-    """Write a checkpoint whole, then drop all but the last two."""
+class Checkpoint(NamedTuple):
+    """What a run goes on from: after `step` updates."""
+
+    step: int
+    weight: float  # of the penalty, which a target_l0 moves
+    tensors: "dict[str, Tensor]"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint whole, then drop all but the last two.
+
+    The tensors come first, then a JSON file that says what they must be: without it there is no checkpoint.
+    """
     from safetensors.torch import save
 
     folder = path / CHECKPOINTS
     folder.mkdir(exist_ok=True)
-    write_atomic(folder / f"step-{step:08d}.safetensors", save(tensors, {"step": str(step)}))
+    data = save(checkpoint.tensors)
+    file = folder / f"step-{checkpoint.step:08d}.safetensors"
+    write_atomic(file, data)
+    fields = {"step": checkpoint.step, "weight": checkpoint.weight, "bytes": len(data), "crc32c": crc32c(data)}
+    write_json(file.with_suffix(".json"), fields)
     for old in _checkpoints(path)[:-N_KEPT]:
         old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> "tuple[int, dict[str, Tensor]] | None":
-    """The latest checkpoint as (step, tensors); None when there is none. Raises CorruptError when it is torn."""
-    import safetensors
-    from safetensors.torch import load_file
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """The latest whole checkpoint; None when there is none. A torn one is passed over with a warning."""
+    from safetensors.torch import load
 
-    files = _checkpoints(path)
-    if not files:
-        return None
-    try:
-        return latest_step(path), load_file(files[-1])
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CorruptError(
-            f"{files[-1]} is not a whole checkpoint ({error}). Remove it and run train again."
-        ) from error
+    for file in reversed(_checkpoints(path)):
+        tensors = file.with_suffix(".safetensors")
+        try:
+            fields = read_json(file)
+            data = tensors.read_bytes()
+            if len(data) != fields["bytes"] or crc32c(data) != fields["crc32c"]:
+                raise CorruptError(f"{tensors} differs from what was written")
+            return Checkpoint(int(fields["step"]), float(fields["weight"]), load(data))
+        except (OSError, CorruptError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s is not a whole checkpoint (%s): going on from the one before.", tensors, error)
+    return None
 
 
 def latest_step(path: Path) -> int:
@@ -152,7 +175,7 @@ def latest_step(path: Path) -> int:
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    return sorted((path / CHECKPOINTS).glob("step-*.safetensors"))
+    return sorted((path / CHECKPOINTS).glob("step-*.json"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

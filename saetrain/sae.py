@@ -1,10 +1,15 @@
 """SAE: what the network is. Variants differ in their activation only.
 
     x' = (x - mean) * scale                      normalization, fixed before training
-    z  = activation(encoder (x' - b_dec) + b_enc)
-    x^ = (decoder^T z + b_dec) / scale + mean
+    z  = encoder (x' - b_dec) + b_enc
+    x^ = (decoder^T f(z) + b_dec) / scale + mean
 
-Source: PatchSAE (arXiv 2412.05276) footnote 2 for biases and centering; Gao et al. 2024 for top-k.
+f: the k largest of z, then ReLU (topk; batchtopk takes those of a whole batch, and those above a threshold when rows
+are encoded one by one); ReLU (relu); z where z > threshold (jumprelu); ReLU(exp(log_scale) (z - b_enc) + b_mag) where
+z > 0 (gated: encoder and b_enc decide, log_scale and b_mag say how much).
+
+Source: PatchSAE (arXiv 2412.05276) footnote 2 for biases and centering; Gao et al. 2024 for topk; Bussmann et al. 2024
+for batchtopk; Rajamanoharan et al. 2024 for jumprelu and gated.
 """
 
 from pathlib import Path
@@ -19,20 +24,25 @@ from torch.nn import functional as F
 
 from actcache import CorruptError
 from saetrain.config import SAEConfig
-from saetrain.sparse import select_above, select_topk
+from saetrain.sparse import Code, select_above, select_topk
+
+INITIAL_THRESHOLD = 0.1
+"""Of jumprelu, in units of x' (Anthropic, January 2025); training sets it from its first batch."""
 
 
 class SAE(nn.Module):
     """A sparse autoencoder over rows [B, D].
 
-    Parameters: encoder [F, D], b_enc [F], decoder [F, D] (unit rows: the dictionary), b_dec [D].
-    Buffers: mean [D], scale []; batchtopk: threshold [], the pre-activation above which a latent is active when rows
-    are encoded one by one.
+    Parameters: encoder [F, D], b_enc [F], decoder [F, D] (unit rows: the dictionary), b_dec [D]; jumprelu: threshold
+    [F]; gated: log_scale [F], b_mag [F].
+    Buffers: mean [D], scale []; batchtopk: threshold [].
     """
 
     mean: Tensor
     scale: Tensor
     threshold: Tensor
+    log_scale: nn.Parameter
+    b_mag: nn.Parameter
 
     def __init__(self, config: SAEConfig, d_model: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -48,6 +58,11 @@ class SAE(nn.Module):
         self.encoder = nn.Parameter(encoder)
         self.b_enc = nn.Parameter(torch.zeros(config.size))
         self.b_dec = nn.Parameter(torch.zeros(d_model))
+        if config.variant == "jumprelu":
+            self.threshold = nn.Parameter(torch.full((config.size,), INITIAL_THRESHOLD))
+        if config.variant == "gated":
+            self.log_scale = nn.Parameter(torch.zeros(config.size))
+            self.b_mag = nn.Parameter(torch.zeros(config.size))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
         if config.variant == "batchtopk":
@@ -78,25 +93,28 @@ class SAE(nn.Module):
         """x' -> activations."""
         return x / self.scale + self.mean
 
-    def bias(self) -> Tensor:
-        """b_enc - encoder b_dec [F]: subtracts b_dec from the input without touching the rows."""
-        return self.b_enc - self.encoder @ self.b_dec
+    def activate(self, z: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
+        """f(z) of entries that are active: [N] of the given latents, or [B, F]. Without jumprelu's threshold."""
+        if self.config.variant == "gated":
+            return ((z - self.b_enc[latents]) * self.log_scale.exp()[latents] + self.b_mag[latents]).relu()
+        return z.relu()
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Activations [B, D] -> the active entries (row, latent, value), sorted by row, then latent; float32 math."""
-        x, bias = self.normalize(x), self.bias()
-        if self.config.variant == "topk":
-            code = select_topk(x, self.encoder, bias, self.config.k)
-            latents, order = code.latents.sort(dim=1)
-            values = code.values.gather(1, order)
-            rows, columns = torch.nonzero(values, as_tuple=True)
-            return rows, latents[rows, columns], values[rows, columns]
         if not len(x):
-            return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0)
-        threshold = float(self.threshold) if self.config.variant == "batchtopk" else 0.0
-        ragged = select_above(x, self.encoder, bias, threshold)
-        return ragged.rows(), ragged.latents, ragged.values
+            return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0).float()
+        centered, variant = self.normalize(x) - self.b_dec, self.config.variant
+        if variant == "topk":
+            code = _sort_rows(select_topk(centered, self.encoder, self.b_enc, self.config.k), self.config.k)
+        else:
+            threshold = self.threshold if variant in ("batchtopk", "jumprelu") else 0.0
+            code = select_above(centered, self.encoder, self.b_enc, threshold)
+        rows, latents, values = code.rows, code.latents, self.activate(code.values, code.latents)
+        active = values > 0
+        if not active.all():
+            rows, latents, values = rows[active], latents[active], values[active]
+        return rows, latents, values
 
     @torch.no_grad()
     def decode(self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int) -> Tensor:
@@ -104,3 +122,9 @@ class SAE(nn.Module):
         starts = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))[:-1]
         summed = F.embedding_bag(latents, self.decoder, starts, per_sample_weights=values, mode="sum")
         return self.denormalize(summed + self.b_dec)
+
+
+def _sort_rows(code: Code, k: int) -> Code:
+    """By latent within each row of k entries."""
+    latents, order = code.latents.view(-1, k).sort(dim=1)
+    return Code(code.starts, latents.flatten(), code.values.view(-1, k).gather(1, order).flatten())

@@ -1,90 +1,147 @@
 """Sparse forward and backward of a code: no (tokens x latents) array outlives a block of rows.
 
-In: centered rows x [B, D], encoder [F, D], bias [F], decoder [F, D]. Out: the active (latent, value) pairs of each row,
-k of them or any number, and their decoding. The encoder GEMM runs over blocks of 256 rows, whose active entries are
-found while the block is in cache; everything after costs O(active D). `topk_dense` and `ragged_dense` are the
-references the tests compare values and gradients with.
+In: centered rows x [B, D], encoder [F, D], b_enc [F], decoder [F, D]. Out: the active (latent, value) pairs of each
+row, k of them or any number, and their decoding. The encoder GEMM runs over blocks of 256 rows, whose active entries
+are found while the block is in cache; everything after costs O(active D), on one sparse layout for all variants.
+`preactivations` and `decode` are the two ends that autograd sees; what lies between (an activation, a penalty) is plain
+torch on [N] entries. Gradients of encoder and decoder are added to `.grad` in place: 300 MB a step are not allocated.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from saetrain.processes import all_gather, all_sum, rank
+
 BLOCK_ROWS = 256
+Lap = Callable[[str], None]
+"""Told what has just been done, by who measures time."""
 
 
-class Code(NamedTuple):
-    """The active latents of each row, in no particular order. A value of 0 is not active."""
-
-    latents: Tensor  # [B, K] int64
-    values: Tensor  # [B, K] float32, >= 0
-
-
-def select_topk(x: Tensor, encoder: Tensor, bias: Tensor, k: int, *, bfloat16: bool = False) -> Code:
-    """ReLU of the k largest pre-activations of each row. No gradients.
-
-    Args:
-        bfloat16: multiply in bfloat16 (4-7x faster where the hardware has it); values are then rounded to 8 bits.
-    """
-    latents = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    values = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    weight, offset, rows = encoder.to(dtype).T, bias.to(dtype), x.to(dtype)
-    for first in range(0, len(x), BLOCK_ROWS):
-        block = slice(first, first + BLOCK_ROWS)
-        top = torch.addmm(offset, rows[block], weight).topk(k, dim=1, sorted=False)
-        values[block] = top.values.float()
-        latents[block] = top.indices
-    return Code(latents, values.relu_())
-
-
-def decode(code: Code, decoder: Tensor) -> Tensor:
-    """Sum of the active decoder rows, weighted: [B, D]."""
-    return F.embedding_bag(code.latents, decoder, per_sample_weights=code.values, mode="sum")
-
-
-class Ragged(NamedTuple):
-    """A code with any number of active latents a row, row after row. A value of 0 is not active."""
+@dataclass(frozen=True)
+class Code:
+    """The active latents of rows, row after row. A value that is not above 0 is not active."""
 
     starts: Tensor  # [B + 1] int64
     latents: Tensor  # [N] int64
-    values: Tensor  # [N] float32, >= 0
+    values: Tensor  # [N] float32: pre-activations
 
+    @cached_property
     def rows(self) -> Tensor:
         """[N]: the row of each entry."""
+        counts = self.starts.diff()
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def by_latent(self, n_latents: int) -> tuple[Tensor, Tensor]:
+        """(starts [F + 1], order [N]): the entries sorted by latent, rows ascending."""
+        if "_by_latent" not in self.__dict__:
+            counts = torch.bincount(self.latents, minlength=n_latents)
+            order = torch.argsort(self.latents, stable=True)
+            self.__dict__["_by_latent"] = F.pad(counts.cumsum(0), (1, 0)), order
+        found: tuple[Tensor, Tensor] = self.__dict__["_by_latent"]
+        return found
+
+    def keep(self, mask: Tensor) -> "Code":
+        """The entries where `mask` [N] is true."""
+        counts = torch.bincount(self.rows[mask], minlength=len(self.starts) - 1)
+        return Code(F.pad(counts.cumsum(0), (1, 0)), self.latents[mask], self.values[mask])
+
+    def by_prefix(self, prefixes: Sequence[int]) -> tuple["Code", Tensor]:
+        """The entries of the first prefix's latents as rows 0..B, those added by the second as rows B..2B, ...
+
+        Returns:
+            (code of m B rows, order [N]: which entry each one was).
+        """
+        edges = torch.tensor(prefixes, device=self.latents.device)
         n_rows = len(self.starts) - 1
-        return torch.repeat_interleave(torch.arange(n_rows, device=self.starts.device), self.starts.diff())
+        row = torch.bucketize(self.latents, edges, right=True) * n_rows + self.rows
+        order = torch.argsort(row, stable=True)
+        starts = F.pad(torch.bincount(row, minlength=n_rows * len(prefixes)).cumsum(0), (1, 0))
+        return Code(starts, self.latents[order], self.values[order]), order
 
 
-def flatten(code: Code) -> Ragged:
-    """The same entries, K a row."""
-    n_rows, k = code.latents.shape
-    starts = torch.arange(0, n_rows * k + 1, k, device=code.latents.device)
-    return Ragged(starts, code.latents.flatten(), code.values.flatten())
+# ---------------------------------------------------------------------------------------------------------------------
+# Selection: no gradients
 
 
-def select_above(x: Tensor, encoder: Tensor, bias: Tensor, threshold: float, *, bfloat16: bool = False) -> Ragged:
-    """Pre-activations above a threshold of at least 0, found while their block is in cache. No gradients."""
+def _blocks(x: Tensor, encoder: Tensor, b_enc: Tensor, bfloat16: bool, lap: Lap) -> Any:
+    """(rows, pre-activations [b, F]) of 256 rows at a time, in memory that the next block takes over.
+
+    bfloat16 is 4-7 times faster where the hardware has it; the values are rounded to 8 bits.
+    """
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    weight, offset, rows = encoder.to(dtype).T, bias.to(dtype), x.to(dtype)
-    counts, latents, values = [], [], []
+    weight, offset, rows = encoder.to(dtype).T, b_enc.to(dtype), x.to(dtype)
+    out = torch.empty(BLOCK_ROWS, len(encoder), dtype=dtype, device=x.device)
     for first in range(0, len(x), BLOCK_ROWS):
-        z = torch.addmm(offset, rows[first : first + BLOCK_ROWS], weight)
-        active = torch.nonzero(z > threshold)
+        block = slice(first, min(first + BLOCK_ROWS, len(x)))
+        z = out[: block.stop - first]
+        torch.addmm(offset, rows[block], weight, out=z)
+        lap("encode")
+        yield block, z
+
+
+def _silent(name: str) -> None:
+    pass
+
+
+@torch.no_grad()
+def select_topk(
+    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = _silent
+) -> Code:
+    """The k largest pre-activations of each row, whatever their sign."""
+    latents = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    values = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
+    for block, z in _blocks(x, encoder, b_enc, bfloat16, lap):
+        top = z.topk(k, dim=1, sorted=False)
+        values[block] = top.values
+        latents[block] = top.indices
+        lap("select")
+    starts = torch.arange(0, len(x) * k + 1, k, device=x.device)
+    return Code(starts, latents.flatten(), values.flatten())
+
+
+@torch.no_grad()
+def select_above(
+    x: Tensor,
+    encoder: Tensor,
+    b_enc: Tensor,
+    threshold: float | Tensor,
+    *,
+    bfloat16: bool = False,
+    max_share: float = 1.0,
+    lap: Lap = _silent,
+) -> Code:
+    """Pre-activations above a threshold, one for all or [F].
+
+    Args:
+        max_share: when more of the first block's entries are above, only that block is looked at: the code covers its
+            rows alone, and the caller sees that it is too dense to be worth while.
+    """
+    counts, latents, values = [], [], []
+    for block, z in _blocks(x, encoder, b_enc, bfloat16, lap):
+        active = torch.nonzero(z > (threshold.to(z.dtype) if isinstance(threshold, Tensor) else threshold))
         counts.append(torch.bincount(active[:, 0], minlength=len(z)))
         latents.append(active[:, 1])
         values.append(z[active[:, 0], active[:, 1]].float())
-    starts = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-    return Ragged(starts, torch.cat(latents), torch.cat(values))
+        lap("select")
+        if block.start == 0 and len(active) > max_share * z.numel():
+            break
+    return Code(F.pad(torch.cat(counts).cumsum(0), (1, 0)), torch.cat(latents), torch.cat(values))
 
 
+@torch.no_grad()
 def select_batch_topk(
-    x: Tensor, encoder: Tensor, bias: Tensor, k: int, guess: float, *, bfloat16: bool = False
-) -> tuple[Ragged, float]:
+    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, guess: float, *, bfloat16: bool = False, lap: Lap = _silent
+) -> tuple[Code, float]:
     """The k x B largest positive pre-activations of the batch (BatchTopK; Bussmann et al. 2024, arXiv 2412.06410).
+
+    Of the batches of all processes together. Of equal values the first ones are taken.
 
     Args:
         guess: a threshold that about k a row exceed, such as the last batch's. Entries above 0.8 of it are collected
@@ -93,88 +150,102 @@ def select_batch_topk(
     Returns:
         (code, the smallest value that was kept).
     """
-    wanted = k * len(x)
     if guess <= 0:
-        z = torch.addmm(bias, x[:BLOCK_ROWS], encoder.T).flatten()
-        guess = max(0.0, float(z.topk(min(k * min(len(x), BLOCK_ROWS), len(z))).values[-1]))
-    code = select_above(x, encoder, bias, 0.8 * guess, bfloat16=bfloat16)
-    if len(code.values) < wanted and guess > 0:
-        code = select_above(x, encoder, bias, 0.0, bfloat16=bfloat16)
-    if len(code.values) > wanted:
-        kept = code.values.topk(wanted, sorted=False).indices.sort().values  # in the order of rows
-        counts = torch.bincount(code.rows()[kept], minlength=len(x))
-        code = Ragged(F.pad(counts.cumsum(0), (1, 0)), code.latents[kept], code.values[kept])
-    return code, float(code.values.min()) if len(code.values) else 0.0
+        z = torch.addmm(b_enc, x[:BLOCK_ROWS], encoder.T).flatten()
+        own = z.topk(min(k * min(len(x), BLOCK_ROWS), len(z))).values[-1:]
+        guess = max(0.0, float(torch.cat(all_gather(own)).min()))
+    code = select_above(x, encoder, b_enc, 0.8 * guess, bfloat16=bfloat16, lap=lap)
+    candidates = all_gather(code.values)
+    wanted = k * int(all_sum(torch.tensor(len(x), device=x.device)))
+    if sum(map(len, candidates)) < wanted and guess > 0:
+        code = select_above(x, encoder, b_enc, 0.0, bfloat16=bfloat16, lap=lap)
+        candidates = all_gather(code.values)
+    everything = torch.cat(candidates)
+    if len(everything) > wanted:
+        floor = everything.topk(wanted, sorted=False).values.min()
+        room = wanted - int((everything > floor).sum())
+        room -= sum(int((values == floor).sum()) for values in candidates[: rank()])
+        ties = code.values == floor
+        code = code.keep((code.values > floor) | (ties & (ties.cumsum(0) <= room)))
+        lap("select")
+        return code, float(floor)
+    return code, float(everything.min()) if len(everything) else 0.0
 
 
-class _Autoencode(torch.autograd.Function):
-    """encoder, bias, decoder and a code -> decoding and values, with gradients from active entries only.
+# ---------------------------------------------------------------------------------------------------------------------
+# The two ends that take gradients
 
-    With G_v = dL/dvalues + <dL/ddecoding, decoder[latent]> where value > 0 (ReLU), and S the sparse [F, B] matrix of
-    one entry an active pair: d decoder = S(values) g, d encoder = S(G_v) x, d bias = S(G_v) 1.
+
+class _PreActivations(torch.autograd.Function):
+    """x - b_dec, encoder, b_enc -> z of the entries. With S [F, B] the gradient of z, one entry an active pair:
+    d encoder = S (x - b_dec), d b_enc = S 1, d b_dec = -encoder^T d b_enc.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, starts: Tensor, latents: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, decoder, starts, latents, v)
-        return F.embedding_bag(latents, decoder, starts[:-1], per_sample_weights=v, mode="sum"), v.clone()
+    def forward(ctx: Any, b_enc: Tensor, b_dec: Tensor, x: Tensor, encoder: Tensor, code: Code) -> Tensor:
+        ctx.x, ctx.b_dec, ctx.encoder, ctx.code = x, b_dec.detach(), encoder, code
+        return code.values.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        grad, extra = grads[0].contiguous(), grads[1]  # [B, D], [N]
-        x, decoder, starts, latents, values = ctx.saved_tensors
-        n_latents, n_rows = len(decoder), len(x)
-        pattern = _csr(starts, latents, torch.zeros_like(values), (n_rows, n_latents))
-        grad_values = torch.sparse.sampled_addmm(pattern, grad, decoder.T, beta=0.0).values()
-        grad_values = (grad_values + extra) * (values > 0)
-        order = torch.argsort(latents, stable=True)
-        by_latent = F.pad(torch.bincount(latents, minlength=n_latents).cumsum(0), (1, 0))
-        row_of = Ragged(starts, latents, values).rows()[order]
-        shape = (n_latents, n_rows)
-        grad_decoder = _csr(by_latent, row_of, values[order], shape) @ grad
-        grad_encoder = _csr(by_latent, row_of, grad_values[order], shape) @ x
-        grad_bias = torch.zeros(n_latents, device=x.device).index_add_(0, latents, grad_values)
-        return None, grad_encoder, grad_bias, grad_decoder, None, None, None
+        x, encoder, code = ctx.x, ctx.encoder, ctx.code
+        starts, order = code.by_latent(len(encoder))
+        gradient = _csr(starts, code.rows[order], grads[0][order], (len(encoder), len(x)))
+        _add_product(encoder, gradient, x - ctx.b_dec)
+        grad_bias = (gradient @ x.new_ones(len(x), 1)).squeeze(1)
+        return grad_bias, -(grad_bias @ encoder.detach()), None, None, None
 
 
-def autoencode(x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, code: Ragged) -> tuple[Tensor, Tensor]:
-    """(decoding [B, D], values [N]) of a code that was selected from x by encoder and bias; both take gradients.
-
-    x takes none. Through `values` a penalty on the code reaches encoder and bias.
+class _Decode(torch.autograd.Function):
+    """values, decoder -> their decoding. With S [F, B] the values and g the gradient: d values = <g, decoder[latent]>,
+    d decoder = S g.
     """
-    decoding, values = _Autoencode.apply(x, encoder, bias, decoder, *code)
-    return decoding, values
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, decoder: Tensor, code: Code, trained: bool) -> Tensor:
+        ctx.values, ctx.decoder, ctx.code, ctx.trained = values.detach(), decoder, code, trained
+        return F.embedding_bag(
+            code.latents, decoder.detach(), code.starts[:-1], per_sample_weights=values.detach(), mode="sum"
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad, code, decoder = grads[0].contiguous(), ctx.code, ctx.decoder
+        shape = (len(grad), len(decoder))
+        pattern = _csr(code.starts, code.latents, torch.zeros_like(ctx.values), shape)
+        grad_values = torch.sparse.sampled_addmm(pattern, grad, decoder.detach().T, beta=0.0).values()
+        if ctx.trained:
+            starts, order = code.by_latent(len(decoder))
+            _add_product(decoder, _csr(starts, code.rows[order], ctx.values[order], shape[::-1]), grad)
+        return grad_values, None, None, None
 
 
-def topk_autoencode(
-    x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int, *, bfloat16: bool = False
-) -> tuple[Tensor, Code]:
-    """Encode, select and decode with sparse gradients. Returns (decoding [B, D], code). x takes no gradient."""
-    with torch.no_grad():
-        code = select_topk(x, encoder, bias, k, bfloat16=bfloat16)
-    return autoencode(x, encoder, bias, decoder, flatten(code))[0], code
+def preactivations(x: Tensor, b_dec: Tensor, encoder: Tensor, b_enc: Tensor, code: Code) -> Tensor:
+    """z of the entries of a code that was selected from x - b_dec by encoder and b_enc: [N]. x takes no gradient."""
+    z: Tensor = _PreActivations.apply(b_enc, b_dec, x, encoder, code)
+    return z
 
 
-def topk_dense(x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int) -> tuple[Tensor, Code]:
-    """The same by plain autograd on dense tensors: the reference for `topk_autoencode`."""
-    top = F.linear(x, encoder, bias).topk(k, dim=1, sorted=False)
-    values = top.values.relu()
-    dense = torch.zeros(len(x), len(decoder), device=x.device).scatter(1, top.indices, values)
-    return dense @ decoder, Code(top.indices, values)
+def decode(values: Tensor, decoder: Tensor, code: Code, *, trained: bool = True) -> Tensor:
+    """Sum of the active decoder rows, weighted by `values` [N]: [B, D]. `trained`: the decoder takes a gradient."""
+    decoding: Tensor = _Decode.apply(values, decoder, code, trained)
+    return decoding
 
 
-def ragged_dense(x: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, code: Ragged) -> tuple[Tensor, Tensor]:
-    """`autoencode` by plain autograd on dense tensors, the selection taken from `code`."""
-    rows = code.rows()
-    z = F.linear(x, encoder, bias)
-    kept = torch.zeros_like(z).index_put((rows, code.latents), torch.ones_like(code.values))
-    dense = z.relu() * kept
-    return dense @ decoder, dense[rows, code.latents]
+def _add_product(parameter: Tensor, matrix: Tensor, rows: Tensor) -> None:
+    """parameter.grad += matrix @ rows."""
+    grad = gradient(parameter)
+    torch.addmm(grad, matrix, rows, out=grad)
 
 
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def gradient(parameter: Tensor) -> Tensor:
+    """parameter.grad, zeros where there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

@@ -1,48 +1,44 @@
-"""train(): the loop, told top to bottom. A store in, a finished Run out; no model is needed.
+"""train() and sweep(): the loop, told top to bottom. Stores in, finished Runs out; no model is needed.
 
-Promises: the same call resumes from the last checkpoint with the same batches; held-out images are never trained on;
-a loss that is not finite stops the run and keeps the last checkpoint.
+Promises: the same call resumes from the last checkpoint with the same batches, bit for bit; held-out images are never
+trained on; SIGINT and SIGTERM write a checkpoint first; a loss that is not finite stops the run and keeps the state
+before it. SAEs of one stream (the same tokens, images, batch size, pool and seed) share one pass over the data,
+whatever their layer, variant or width; each has its own run directory, and is the run that train() alone would make.
 """
 
-import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import (
     HookPoint,
-    NonFiniteError,
     SettingsError,
     StoreGroup,
     Stores,
-    begin_artifact,
     choose_device,
     has_cpu_bfloat16,
     open_stores,
-    remove_litter,
-    seal_artifact,
-    write_atomic,
+    select_images,
 )
 from saetrain.config import SAEConfig, TrainConfig
 from saetrain.loader import ActivationLoader
-from saetrain.metrics import evaluate
-from saetrain.objective import Loss, relu_loss, topk_loss
-from saetrain.optimizer import apply_update, load_optimizer_tensors, make_optimizer, optimizer_tensors
 from saetrain.order import split_images
-from saetrain.run import (
-    SAE_FILE,
-    Run,
-    append_metrics,
-    load_checkpoint,
-    run_settings,
-    save_checkpoint,
-    truncate_metrics,
-)
-from saetrain.sae import SAE
+from saetrain.processes import any_of_all, join_processes, rank, world_size
+from saetrain.run import Run
+from saetrain.training import Laps, Training
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+_INIT_IMAGES = 512
+"""Images that initial weights are taken from."""
 
 
 def train(
@@ -56,12 +52,12 @@ def train(
     log_every: int = 50,
     checkpoint_every: int = 1000,
     overwrite: bool = False,
-    on_progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Run:
     """Train one SAE on one hook point of a store.
 
     The same call twice is safe: complete, it returns the run; interrupted, it resumes; with other settings it raises
-    and shows the differing fields.
+    and shows the differing fields. Under torchrun the processes share each batch.
 
     Args:
         store: one, or several of one model; each gives its last 5 % of images as held-out ones.
@@ -72,138 +68,212 @@ def train(
     Raises:
         IncompleteError (store), SettingsError, NonFiniteError.
     """
-    stores = open_stores(store)
-    hook_point = stores.hook_point(layer)
-    sae_config = (sae or SAEConfig()).resolve(stores.layout.d_model)
-    target = choose_device(device)
-    config = (config or TrainConfig()).resolve(sae_config, _default_precision(target))
+    stores, target = open_stores(store), join_processes(choose_device(device))
+    training = _begin(run, stores, stores.hook_point(layer), sae, config, target, overwrite)
+    return _train([training], stores, log_every, checkpoint_every, on_progress)[0]
+
+
+def sweep(
+    store: Stores | StoreGroup,
+    runs: str | Path,
+    members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]],
+    *,
+    device: str = "auto",
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[Run]:
+    """Train many SAEs, those of one stream together: one pass over the data for all.
+
+    Args:
+        runs: a folder; each run lies in it under a name made of what differs between them.
+        members: (layer, SAE, training) of each.
+        on_progress: steps are counted over all members.
+
+    Raises:
+        SettingsError: two members are the same. Others as train().
+    """
+    stores, target = open_stores(store), join_processes(choose_device(device))
+    names = name_runs(members)
+    trainings = [
+        _begin(Path(runs) / name, stores, stores.hook_point(layer), sae, config, target, overwrite)
+        for name, (layer, sae, config) in zip(names, members, strict=True)
+    ]
+    streams: dict[tuple[Any, ...], list[Training]] = {}
+    for training in trainings:
+        streams.setdefault(_stream(training.config), []).append(training)
+    before, total = 0, sum(training.config.n_steps for training in trainings)
+
+    def report(done: int, _: int, line: dict[str, Any]) -> None:
+        if on_progress:
+            on_progress(before + done, total, line)
+
+    finished: dict[Path, Run] = {}
+    for group in streams.values():
+        finished |= {run.path: run for run in _train(group, stores, log_every, checkpoint_every, report)}
+        before += sum(training.config.n_steps for training in group)
+    return [finished[training.path] for training in trainings]
+
+
+def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]]) -> list[str]:
+    """A name for each member, of the fields that differ: "layer5-k32", ..."""
+    fields = [{"layer": layer, **vars(sae), **vars(config)} for layer, sae, config in members]
+    varied = [name for name in fields[0] if len({str(field[name]) for field in fields}) > 1]
+    names = ["-".join(f"{name}{field[name]}" for name in varied) or "run" for field in fields]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"Two SAEs of the sweep are the same: {', '.join(sorted(names))}.")
+    return [name.replace("/", "_").replace(" ", "") for name in names]
+
+
+def _stream(config: TrainConfig) -> tuple[Any, ...]:
+    """What two runs must share to be fed by one stream."""
+    return (config.tokens, config.batch_size, config.pool_tokens, config.n_streams, config.seed, config.where)
+
+
+def _begin(
+    run: str | Path,
+    stores: StoreGroup,
+    hook_point: HookPoint,
+    sae: SAEConfig | None,
+    config: TrainConfig | None,
+    device: torch.device,
+    overwrite: bool,
+) -> Training:
+    resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
+    settings = (config or TrainConfig()).resolve(resolved, _default_precision(device))
+    _make_loader(stores, [hook_point], settings, device)  # what cannot be trained is found out before anything is made
+    return Training(run, stores, hook_point, resolved, settings, device, overwrite=overwrite)
+
+
+def _make_loader(
+    stores: StoreGroup, hook_points: Sequence[HookPoint], config: TrainConfig, device: torch.device
+) -> tuple[ActivationLoader, NDArray[np.int64]]:
+    """(the stream, the held-out images)."""
+    training, held_out = split_images([member.n_images for member in stores.stores])
+    wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
+    held_out = held_out[wanted[held_out]]
+    if not len(held_out):  # found out now, not after the last step
+        which = f" that --where {config.where!r} leaves" if config.where else ""
+        raise SettingsError(f"No readable image of {stores.path}{which} is held out; extract more images.")
     loader = ActivationLoader(
         stores,
-        hook_point,
+        list(hook_points),
         tokens=config.tokens,
+        images=training[wanted[training]],
         batch_size=config.batch_size,
         seed=config.seed,
         pool_tokens=config.pool_tokens,
         n_streams=config.n_streams,
-        pin_memory=target.type == "cuda",
+        rank=rank(),
+        world_size=world_size(),
+        pin_memory=device.type == "cuda",
     )
-    _, held_out = split_images([member.n_images for member in stores.stores])
-    held_out = held_out[stores.valid[held_out]]
-    if not len(held_out):  # found out now, not after the last step
-        raise SettingsError(f"No readable image of {stores.path} is held out; extract more images.")
-    artifact = begin_artifact(
-        run,
-        "run",
-        settings=run_settings(stores, hook_point, sae_config, config),
-        parents=stores.parents(),
-        provenance={"torch": torch.__version__, "device": target.type},
-        prepare=lambda folder: None,
-        overwrite=overwrite,
-    )
-    if artifact.complete:
-        return Run.open(artifact.path)
-    path = artifact.path
-    remove_litter(path)
+    return loader, held_out
 
-    model = _new_sae(stores, hook_point, sae_config, config).to(target)
-    optimizer = make_optimizer(model)
-    silent = torch.zeros(sae_config.size, dtype=torch.int64, device=target)  # tokens since each latent last fired
-    step = 0
-    if checkpoint := load_checkpoint(path):
-        step, tensors = checkpoint
-        silent = tensors.pop("silent").to(target)
-        model.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("adam.")})
-        load_optimizer_tensors(model, optimizer, {name: value.to(target) for name, value in tensors.items()})
-    truncate_metrics(path, step)
 
-    bfloat16 = config.precision == "bfloat16"
-    started, first_step, waited = time.perf_counter(), step, 0.0
+def _train(
+    trainings: list[Training], stores: StoreGroup, log_every: int, checkpoint_every: int, on_progress: Progress | None
+) -> list[Run]:
+    """Train what one stream feeds, from the least advanced on; one that is further waits for the others."""
+    config, device = trainings[0].config, trainings[0].device
+    open_ones = [training for training in trainings if not training.complete]
+    hook_points = list(dict.fromkeys(training.hook_point for training in open_ones))
+    if open_ones:
+        loader, held_out = _make_loader(stores, hook_points, config, device)
+        for training in open_ones:
+            training.start(_first_rows(stores, training))
+        with _signals() as stopped:
+            _loop(open_ones, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
+        return [training.finish(held_out) for training in trainings]
+    return [Run.open(training.path) for training in trainings]
+
+
+def _loop(
+    trainings: list[Training],
+    loader: ActivationLoader,
+    hook_points: list[HookPoint],
+    stopped: Callable[[], bool],
+    log_every: int,
+    checkpoint_every: int,
+    on_progress: Progress | None,
+) -> None:
+    device, laps = trainings[0].device, Laps()
+    step = first_step = min(training.step for training in trainings)
+    last_step = max(training.config.n_steps for training in trainings)
+    n_total = sum(training.config.n_steps for training in trainings)
+    started, rate = time.perf_counter(), trainings[0].config.batch_size
     batches = loader.batches(step)
     try:
-        while step < config.n_steps:
-            before = time.perf_counter()
-            x = model.normalize(next(batches).activations.to(target, non_blocking=True))
-            waited += time.perf_counter() - before
-            if sae_config.variant != "relu":
-                loss = topk_loss(model, x, silent > config.dead_tokens, aux=config.aux, bfloat16=bfloat16)
-            else:
-                loss = relu_loss(model, x, bfloat16=bfloat16)
-            if not torch.isfinite(loss.total):
-                raise NonFiniteError(
-                    f"The loss is {loss.total.item()} at step {step:,}. The last checkpoint is kept in {path}. "
-                    "Train into another run with a lower --lr."
-                )
-            torch.autograd.backward(loss.total)
-            apply_update(model, optimizer, learning_rate=config.learning_rate(step), clip_norm=config.clip_norm)
-            silent = torch.where(loss.fired, 0, silent + config.batch_size)
+        while step < last_step:
+            laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
+            batch = next(batches)
+            rows = dict(zip(hook_points, (batch.activations, *batch.others), strict=True))
+            laps("wait")
+            shared: dict[tuple[HookPoint, str | None], Tensor] = {}
+            turn = [training for training in trainings if training.step == step and not training.done]
+            lines = []
+            for training in turn:
+                key = training.hook_point, training.sae.config.normalize
+                if key not in shared:
+                    shared[key] = training.sae.normalize(rows[training.hook_point].to(device, non_blocking=True))
+                    laps("normalize")
+                loss = training.update(shared[key], laps)
+                if training.step % log_every == 0 or training.done:
+                    lines.append((training, loss))
             step += 1
-            if step % log_every == 0 or step == config.n_steps:
-                seconds = time.perf_counter() - started
-                line = _metrics(step, x, loss, config, silent)
-                line |= {
-                    "tokens_per_s": (step - first_step) * config.batch_size / seconds,
-                    "wait_share": waited / seconds,
-                }
-                append_metrics(path, line)
+            if lines:
+                extra = {"tokens_per_s": (step - first_step) * rate / (time.perf_counter() - started)}
+                seconds = {name: round(value, 4) for name, value in laps.take().items()}
+                logged = [training.log(loss, {**extra, "seconds": seconds}) for training, loss in lines]
                 if on_progress:
-                    on_progress(step, config.n_steps, line)
-            if step % checkpoint_every == 0 and step < config.n_steps:
-                save_checkpoint(path, step, _state(model, optimizer, silent))
+                    on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+            stop = any_of_all(stopped(), device)
+            for training in turn:
+                if stop or (step % checkpoint_every == 0 and not training.done):
+                    training.checkpoint()
+            if stop:
+                raise KeyboardInterrupt
     finally:
         batches.close()
 
-    model = model.to("cpu").requires_grad_(False)
-    quality = evaluate(model, stores, hook_point, held_out, tokens=config.tokens)
-    fvu = quality[config.tokens]["fvu"]
-    if not math.isfinite(fvu):  # the last update's doing
-        raise NonFiniteError(
-            f"The held-out fvu is {fvu} after step {step:,}. The last checkpoint is kept in {path}. "
-            "Train into another run with a lower --lr."
-        )
-    quality["dead"] = float((silent > config.dead_tokens).float().mean())
-    _finish(path, model, quality)
-    return Run.open(path)
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT or SIGTERM has come. The step under way is finished; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    seen: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, config: TrainConfig) -> SAE:
-    """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
-    model = SAE(sae, store.layout.d_model, seed=config.seed)
-    statistics = store.statistics(hook_point, config.tokens)  # type: ignore[arg-type]
-    if sae.normalize == "center":
-        model.set_normalization(statistics.mean, float(statistics.variance.sum()))
-    else:
-        with torch.no_grad():
-            model.b_dec.copy_(torch.from_numpy(statistics.mean))
-    return model
+def _first_rows(stores: StoreGroup, training: Training) -> Callable[[], Tensor]:
+    """Tokens of the first training images, in a random order: stored order is random already."""
 
+    def read() -> Tensor:
+        images, _ = split_images([member.n_images for member in stores.stores])
+        config = training.config
+        wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
+        images = images[wanted[images]][:_INIT_IMAGES]
+        values = stores.read(training.hook_point, images=images, tokens=config.tokens)  # type: ignore[arg-type]
+        rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
+        return rows[order[: max(training.sae.config.size, 4096)]]
 
-def _metrics(step: int, x: Tensor, loss: Loss, config: TrainConfig, silent: Tensor) -> dict[str, Any]:
-    variance = float((x - x.mean(0)).square().sum())
-    return {
-        "step": step,
-        "loss": float(loss.total.detach()),
-        "reconstruction": float(loss.reconstruction),
-        "sparsity": float(loss.sparsity),
-        "fvu": float(loss.squared_error) / max(variance, 1e-12),
-        "l0": float(loss.n_active) / len(x),
-        "dead": float((silent > config.dead_tokens).float().mean()),
-        "lr": config.learning_rate(step - 1),
-    }
-
-
-def _state(model: SAE, optimizer: torch.optim.Adam, silent: Tensor) -> dict[str, Tensor]:
-    return {**model.state_dict(), **optimizer_tensors(model, optimizer), "silent": silent}
-
-
-def _finish(path: Path, model: SAE, quality: dict[str, Any]) -> None:
-    """Write the SAE, drop the checkpoints, seal."""
-    import shutil
-
-    from safetensors.torch import save
-
-    write_atomic(path / SAE_FILE, save(model.state_dict()))
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
-    seal_artifact(path, quality=quality)
+    return read
 
 
 def _default_precision(device: torch.device) -> str:

@@ -21,10 +21,11 @@ ROOMS = {
     "torch": {
         "actcache/vision_tower", "actcache/extraction", "actcache/plan", "actcache/demo/training",
         "saetrain/encoding", "saetrain/loader", "saetrain/metrics", "saetrain/objective", "saetrain/optimizer",
-        "saetrain/run", "saetrain/sae", "saetrain/sparse", "saetrain/trainer",
+        "saetrain/processes", "saetrain/revival", "saetrain/run", "saetrain/sae", "saetrain/sparse", "saetrain/trainer",
+        "saetrain/training",
     },
     "torchvision": {"actcache/plan"},
-    "safetensors": {"actcache/demo/training", "saetrain/run", "saetrain/sae", "saetrain/trainer"},
+    "safetensors": {"actcache/demo/training", "saetrain/run", "saetrain/sae", "saetrain/training"},
     "dask": {"analysis/join", "analysis/reduction"},
     "bokeh": {"analysis/report"},
     "jinja2": {"analysis/report"},

@@ -8,9 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saetrain import SAE, SAEConfig
-from saetrain.objective import relu_loss, topk_loss
-from saetrain.optimizer import apply_update, load_optimizer_tensors, make_optimizer, optimizer_tensors
+from saetrain import SAE, SAEConfig, TrainConfig
+from saetrain.objective import add_gradients
+from saetrain.optimizer import (
+    apply_update,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    reset_latents,
+)
 
 MakeSAE = Callable[..., SAE]
 N_LATENTS, D = 40, 12
@@ -20,11 +26,8 @@ X = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
 
 
 def compute_gradients(sae: SAE) -> None:
-    if sae.config.variant == "topk":
-        loss = topk_loss(sae, X, torch.zeros(N_LATENTS, dtype=torch.bool), aux=0, bfloat16=False)
-    else:
-        loss = relu_loss(sae, X, bfloat16=False)
-    torch.autograd.backward(loss.total)
+    config = TrainConfig(precision="float32", aux=0.0, ghost=False)
+    add_gradients(sae, X, torch.zeros(N_LATENTS, dtype=torch.bool), config)
 
 
 def update(sae: SAE, optimizer: torch.optim.Adam, learning_rate: float = 0.01, clip_norm: float = 1.0) -> None:
@@ -86,7 +89,7 @@ def test_an_update_is_adams(random_sae: MakeSAE) -> None:
         mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
         expected -= rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
         np.testing.assert_allclose(sae.b_enc.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
-    assert all(parameter.grad is None for parameter in sae.parameters())
+    assert not any(parameter.grad.any() for parameter in sae.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize("config", [TOPK, RELU], ids=["topk", "relu"])
@@ -121,3 +124,20 @@ def test_a_state_without_its_moments_would_not_be_bit_equal(random_sae: MakeSAE)
     update(sae, optimizer)
     update(twin, make_optimizer(twin))
     assert not torch.equal(sae.encoder, twin.encoder)
+
+
+def test_a_replaced_latent_starts_with_no_moments(random_sae: MakeSAE) -> None:
+    sae = random_sae(TOPK)
+    optimizer = make_optimizer(sae)
+    for _ in range(3):
+        update(sae, optimizer)
+    before = {name: value.clone() for name, value in optimizer_tensors(sae, optimizer).items()}
+    reset_latents(sae, optimizer, torch.tensor([3, 7]))
+    kept = torch.ones(N_LATENTS, dtype=torch.bool)
+    kept[[3, 7]] = False
+    for name, value in optimizer_tensors(sae, optimizer).items():
+        if name.endswith("step") or "b_dec" in name:
+            assert torch.equal(value, before[name])
+        else:
+            assert not value[~kept].any()
+            assert torch.equal(value[kept], before[name][kept])

@@ -5,13 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from actcache import ActivationStore, CorruptError, HookPoint, SettingsError
 from saetrain import SAE, SAEConfig, TrainConfig, evaluate
-from saetrain.objective import relu_loss, topk_loss
-from saetrain.optimizer import apply_update, load_optimizer_tensors, make_optimizer, optimizer_tensors
-from saetrain.sparse import select_topk, topk_autoencode, topk_dense
 
 
 def random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> SAE:
@@ -25,42 +21,28 @@ def random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> SAE:
     return sae
 
 
-@pytest.mark.parametrize(("rows", "n_latents", "k"), [(1, 8, 1), (100, 40, 5), (256, 64, 64), (700, 300, 7)])
-def test_the_sparse_step_equals_dense_autograd(rows: int, n_latents: int, k: int) -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(rows, 12), torch.randn(rows, 12)
-    parameters = [torch.randn(n_latents, 12), torch.randn(n_latents) - 0.5, torch.randn(n_latents, 12)]
-    grads, outs = [], []
-    for function in (topk_autoencode, topk_dense):
-        leaves = [p.clone().requires_grad_() for p in parameters]
-        out, code = function(x, *leaves, k)
-        torch.autograd.backward((out * weight).sum())
-        grads.append([leaf.grad for leaf in leaves])
-        outs.append((out.detach(), torch.zeros(rows, n_latents).scatter(1, code.latents, code.values)))
-    torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
-    for sparse, dense in zip(*grads, strict=True):
-        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-4)
-
-
-def test_bfloat16_selects_nearly_the_same() -> None:
-    torch.manual_seed(0)
-    x, encoder, bias = torch.randn(500, 64), torch.randn(256, 64), torch.randn(256)
-    exact = select_topk(x, encoder, bias, 8)
-    rounded = select_topk(x, encoder, bias, 8, bfloat16=True)
-    shared = [len(set(a) & set(b)) for a, b in zip(exact.latents.tolist(), rounded.latents.tolist(), strict=True)]
-    assert sum(shared) / (500 * 8) > 0.97
-    assert float((exact.values.sum() - rounded.values.sum()).abs() / exact.values.sum()) < 0.01
-
-
-@pytest.mark.parametrize("variant", ["topk", "relu"])
+@pytest.mark.parametrize("variant", ["topk", "batchtopk", "relu", "jumprelu", "gated"])
 def test_encoding_and_decoding_follow_the_formulas(variant: str) -> None:
     sae = random_sae(SAEConfig(variant=variant, n_latents=30, k=4, normalize="center"))
     x = torch.randn(300, 12, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
+        if variant == "batchtopk":
+            sae.threshold.fill_(0.7)
+        if variant == "jumprelu":
+            sae.threshold.uniform_(0.2, 1.5)
+        if variant == "gated":
+            sae.log_scale.normal_(0, 0.3)
+            sae.b_mag.normal_(0, 0.5)
         z = ((x - sae.mean) * sae.scale - sae.b_dec) @ sae.encoder.T + sae.b_enc
         if variant == "topk":
             z = torch.zeros_like(z).scatter(1, z.topk(4).indices, z.topk(4).values)
+        if variant in ("batchtopk", "jumprelu"):
+            z = z * (z > sae.threshold)
+        if variant == "gated":
+            inside = ((x - sae.mean) * sae.scale - sae.b_dec) @ (sae.encoder * sae.log_scale.exp()[:, None]).T
+            z = (inside + sae.b_mag).relu() * (z > 0)
         z = z.relu()
+        assert z.any()
         rows, latents, values = sae.encode(x)
         torch.testing.assert_close(torch.zeros_like(z).index_put((rows, latents), values), z, rtol=1e-4, atol=1e-4)
         key = rows * 30 + latents
@@ -91,96 +73,6 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
             SAE.load(tmp_path / "bad", sae.config)
     with pytest.raises(CorruptError):
         SAE.load(tmp_path / "good", SAEConfig(n_latents=21, k=2).resolve(6))
-
-
-def test_topk_loss_is_fvu_plus_auxk_on_dead_latents_only() -> None:
-    sae = random_sae(SAEConfig(n_latents=40, k=4))
-    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(3))
-    dead = torch.zeros(40, dtype=torch.bool)
-    dead[30:] = True
-    with torch.no_grad():  # dead latents: never among the strongest
-        sae.b_enc[30:] -= 50
-    alone = topk_loss(sae, x, torch.zeros(40, dtype=torch.bool), aux=1 / 32, bfloat16=False)
-    both = topk_loss(sae, x, dead, aux=1 / 32, bfloat16=False)
-    z = F.linear(x - sae.b_dec, sae.encoder, sae.b_enc)
-    top = z.topk(4)
-    reconstruction = torch.zeros_like(z).scatter(1, top.indices, top.values.relu()) @ sae.decoder + sae.b_dec
-    variance = (x - x.mean(0)).square().sum()
-    torch.testing.assert_close(alone.total, (x - reconstruction).square().sum() / variance)
-    residual = (x - reconstruction).detach()
-    k_aux = min(10, 12 // 2)
-    strongest = z[:, 30:].topk(k_aux)
-    revived = torch.zeros(64, 10).scatter(1, strongest.indices, strongest.values.relu()) @ sae.decoder[30:]
-    aux = (residual - revived).square().sum() / (residual - residual.mean(0)).square().sum()
-    torch.testing.assert_close(both.total - alone.total, aux / 32, rtol=1e-4, atol=1e-6)
-    assert not alone.fired[30:].any()
-    assert int(alone.n_active) == int((top.values > 0).sum())
-
-
-def test_auxk_reaches_only_the_dead() -> None:
-    sae = random_sae(SAEConfig(n_latents=40, k=4))
-    x = torch.randn(64, 12)
-    dead = torch.arange(40) >= 30
-    with torch.no_grad():
-        sae.b_enc[30:] -= 1.0
-
-    def gradient(aux: float) -> torch.Tensor:
-        sae.zero_grad()
-        torch.autograd.backward(topk_loss(sae, x, dead, aux=aux, bfloat16=False).total)
-        assert sae.decoder.grad is not None
-        return sae.decoder.grad.clone()
-
-    change = gradient(1.0) - gradient(0.0)
-    assert change[30:].abs().max() > 1e-6
-    assert change[:30].abs().max() == 0
-
-
-def test_relu_loss_is_patchsaes() -> None:
-    """mean over tokens and channels of (x^ - x)^2 / ||x||_2, plus l1 * mean ||z||_1."""
-    sae = random_sae(SAEConfig(variant="relu", n_latents=30, l1=0.01))
-    x = torch.randn(50, 12) + 1
-    loss = relu_loss(sae, x, bfloat16=False)
-    with torch.no_grad():
-        z = ((x - sae.b_dec) @ sae.encoder.T + sae.b_enc).relu().numpy().astype(np.float64)
-        reconstruction = z @ sae.decoder.numpy() + sae.b_dec.numpy()
-    error = (reconstruction - x.numpy()) ** 2 / np.linalg.norm(x.numpy(), axis=1, keepdims=True)
-    assert float(loss.total.detach()) == pytest.approx(error.mean() + 0.01 * z.sum(1).mean(), rel=1e-5)
-    assert int(loss.n_active) == (z > 0).sum()
-
-
-def test_an_update_keeps_the_dictionary_on_the_sphere_and_resumes_exactly() -> None:
-    x = torch.randn(64, 12)
-
-    def update(sae: SAE, optimizer: torch.optim.Adam) -> None:
-        loss = topk_loss(sae, x, torch.zeros(40, dtype=torch.bool), aux=0, bfloat16=False)
-        torch.autograd.backward(loss.total)
-        apply_update(sae, optimizer, learning_rate=0.01, clip_norm=1.0)
-
-    sae = random_sae(SAEConfig(n_latents=40, k=4))
-    optimizer = make_optimizer(sae)
-    update(sae, optimizer)
-    tensors = {name: value.clone() for name, value in optimizer_tensors(sae, optimizer).items()}
-    twin = random_sae(SAEConfig(n_latents=40, k=4), seed=9)
-    twin.load_state_dict(sae.state_dict())
-    twin_optimizer = make_optimizer(twin)
-    load_optimizer_tensors(twin, twin_optimizer, tensors)
-    for _ in range(3):
-        update(sae, optimizer)
-        update(twin, twin_optimizer)
-    for a, b in zip(sae.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
-    torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(40))
-
-
-def test_the_parallel_part_of_a_gradient_is_removed() -> None:
-    sae = random_sae(SAEConfig(n_latents=40, k=4))
-    optimizer = make_optimizer(sae)
-    before = sae.decoder.detach().clone()
-    for parameter in sae.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    sae.decoder.grad = 3 * before  # wholly parallel
-    apply_update(sae, optimizer, learning_rate=0.1, clip_norm=0)
-    assert optimizer.state[sae.decoder]["exp_avg"].abs().max() < 1e-6  # of a gradient whose rows had norm 3
 
 
 @pytest.mark.parametrize("tokens", ["all", "patch", "cls"])
@@ -224,12 +116,21 @@ def test_configs_derive_and_refuse() -> None:
     assert SAEConfig(variant="relu").resolve(768).normalize == "none"
     config = TrainConfig(n_steps=1000).resolve(SAEConfig(n_latents=2**14).resolve(8), "float32")
     assert (config.lr, config.warmup_steps, config.precision) == (2e-4, 100, "float32")
+    assert (config.aux, config.ghost) == (1 / 32, False)
+    relu = TrainConfig().resolve(SAEConfig("relu").resolve(768), "float32")
+    assert (relu.lr, relu.aux, relu.ghost) == (4e-4, 0.0, True)
+    assert SAEConfig("jumprelu", k=20).resolve(768).target_l0 == 20
+    assert SAEConfig("topk", 8, 2, prefixes=[0.5, 1]).resolve(8).nested == (4, 8)  # type: ignore[arg-type]
     rates = [config.learning_rate(step) for step in range(1000)]
     assert max(rates) == 2e-4
     assert rates[0] == pytest.approx(2e-6)
     assert 0 < rates[-1] < 2e-6
     for wrong in (
-        SAEConfig(variant="gated"), SAEConfig(k=0), SAEConfig(n_latents=8, k=9), SAEConfig(n_latents=0),
+        SAEConfig(variant="crosscoder"), SAEConfig(k=0), SAEConfig(prefixes=(0.5, 1, 1.1), n_latents=8, k=2),
+        SAEConfig(prefixes=(0.5, 0.51, 1), n_latents=8, k=2), SAEConfig("relu", 8, prefixes=(0.5, 1)),
+        SAEConfig("gated", 8, 2, target_l0=9), SAEConfig("relu", 8, target_l0=0),
+        SAEConfig("jumprelu", 8, 2, bandwidth=0),
+        SAEConfig("jumprelu", 8, 2, penalty="l2"), SAEConfig(n_latents=8, k=9), SAEConfig(n_latents=0),
         SAEConfig(normalize="z"), SAEConfig(l1=-1.0),
     ):  # fmt: skip
         with pytest.raises(SettingsError, match="--"):
@@ -239,6 +140,9 @@ def test_configs_derive_and_refuse() -> None:
         TrainConfig(batch_size=0),
         TrainConfig(precision="int8"),
         TrainConfig(decay_fraction=2),
+        TrainConfig(init="zeros"),
+        TrainConfig(ghost=True),
+        TrainConfig(aux=-1),
     ):
         with pytest.raises(SettingsError):
             bad.resolve(sae, "float32")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from actcache import (
     verify,
 )
 from saetrain import CodeStore, Run, SAEConfig, TrainConfig, encode, train
+from saetrain.revival import init_from_rows, init_thresholds, resample
 
 TOPK = SAEConfig(n_latents=96, k=3)
 RELU = SAEConfig(variant="relu", n_latents=96, l1=0.002)
-SHORT = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000)
+SHORT = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000, resample_every=30)
 
 
 def test_it_finds_the_planted_dictionary(tmp_path: Path, planted_store: Path, atoms: np.ndarray) -> None:
@@ -48,7 +50,19 @@ def test_relu_learns_and_keeps_unit_rows(tmp_path: Path, planted_store: Path) ->
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"]
 
 
-@pytest.mark.parametrize("sae", [TOPK, RELU], ids=["topk", "relu"])
+EVERY = {
+    "topk": TOPK,
+    "batchtopk": SAEConfig("batchtopk", 96, 3),
+    "nested": SAEConfig("topk", 96, 3, prefixes=(1 / 8, 1 / 2, 1)),
+    "relu": RELU,
+    "relu steered": SAEConfig("relu", 96, target_l0=5, normalize="center"),
+    "jumprelu": SAEConfig("jumprelu", 96, 3),
+    "jumprelu tanh": SAEConfig("jumprelu", 96, 3, penalty="tanh"),
+    "gated": SAEConfig("gated", 96, 3),
+}
+
+
+@pytest.mark.parametrize("sae", EVERY.values(), ids=EVERY)
 def test_interrupted_and_repeated_it_gives_the_same_bytes(tmp_path: Path, planted_store: Path, sae: SAEConfig) -> None:
     def stop(step: int, total: int, metrics: dict[str, Any]) -> None:
         if step == 50:
@@ -74,7 +88,7 @@ def test_interrupted_and_repeated_it_gives_the_same_bytes(tmp_path: Path, plante
 KILLED = """
 import os, signal, sys
 from saetrain import SAEConfig, TrainConfig, train
-config = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000)
+config = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000, resample_every=30)
 def stop(step, total, metrics):
     if step == 70:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -98,13 +112,17 @@ def test_a_finished_run_is_returned_and_other_settings_are_refused(tmp_path: Pat
     run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
     before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
     assert train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT, log_every=7).run_id == run.run_id
-    other = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000, seed=1)
+    other = TrainConfig(n_steps=90, batch_size=256, lr=3e-3, dead_tokens=5000, pool_tokens=2000, resample_every=30,
+                        seed=1)  # fmt: skip
     with pytest.raises(SettingsError, match=r"train\.seed: 0 there, 1 asked for"):
         train(planted_store, tmp_path / "run", sae=TOPK, config=other)
     assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
 
 
-def test_a_torn_checkpoint_is_named(tmp_path: Path, planted_store: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no record", "record cut"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, planted_store: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     def stop(step: int, total: int, metrics: dict[str, Any]) -> None:
         if step == 50:
             raise KeyboardInterrupt
@@ -113,18 +131,110 @@ def test_a_torn_checkpoint_is_named(tmp_path: Path, planted_store: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         train(planted_store, tmp_path / "run", **wanted, on_progress=stop)
     last = tmp_path / "run" / "checkpoints" / "step-00000040.safetensors"
-    last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(CorruptError, match=r"step-00000040\.safetensors is not a whole checkpoint"):
-        train(planted_store, tmp_path / "run", **wanted)
-    last.unlink()  # what the message says
-    assert train(planted_store, tmp_path / "run", **wanted).metrics[-1]["step"] == 90
+    data, record = last.read_bytes(), last.with_suffix(".json")
+    if damage == "no record":
+        record.unlink()
+    elif damage == "record cut":
+        record.write_text(record.read_text()[:-5])
+    else:
+        last.write_bytes(data[:-100] if damage == "cut" else data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    seen: list[int] = []
+    run = train(planted_store, tmp_path / "run", **wanted, on_progress=lambda step, n, m: seen.append(step))
+    assert seen[0] == 30  # from step 20 on
+    assert ("not a whole checkpoint" in caplog.text) == (damage != "no record")
+    whole = train(planted_store, tmp_path / "whole", **wanted)
+    assert (run.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, planted_store: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_of_the_step_under_way(tmp_path: Path, planted_store: Path, number: int) -> None:
+    import os
+
+    def stop(step: int, total: int, metrics: dict[str, Any]) -> None:
+        if step == 50:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    wanted: dict[str, Any] = {"sae": TOPK, "config": SHORT, "log_every": 10}
+    with pytest.raises(KeyboardInterrupt):
+        train(planted_store, tmp_path / "run", **wanted, on_progress=stop)
+    assert signal.getsignal(number) == before
+    with pytest.raises(IncompleteError, match=r"5[01] of 90 steps"):
+        Run.open(tmp_path / "run")
+    run, whole = (train(planted_store, tmp_path / name, **wanted) for name in ("run", "whole"))
+    assert (run.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    tmp_path: Path, planted_store: Path
+) -> None:
     config = TrainConfig(n_steps=200, batch_size=256, lr=1e30, clip_norm=0, warmup_steps=1)
-    with pytest.raises(NonFiniteError, match=r"at step \d+.*lower --lr"):
-        train(planted_store, tmp_path / "run", sae=RELU, config=config, checkpoint_every=1)
-    assert (tmp_path / "run" / "checkpoints").is_dir()
+    with pytest.raises(NonFiniteError, match=r"at batch \d+.*lower --lr"):
+        train(planted_store, tmp_path / "run", sae=RELU, config=config)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it starts from, which images, how many latents are active
+
+
+def test_where_chooses_images_to_train_on_and_to_judge_by(tmp_path: Path, planted_store: Path) -> None:
+    store = ActivationStore.open(planted_store)
+    config = TrainConfig(n_steps=5, batch_size=64, where="source_index % 2 == 0")
+    with pytest.raises(SettingsError, match="cannot hold"):
+        train(store, tmp_path / "run", sae=TOPK, config=config)
+    with pytest.raises(SettingsError, match="--where 'bytes < 100' leaves is held out"):
+        train(store, tmp_path / "run", sae=TOPK, config=replace(config, where="bytes < 100"))
+    assert not (tmp_path / "run").exists()
+    run = train(store, tmp_path / "run", sae=TOPK, config=replace(config, where="bytes >= 200"))
+    whole = train(store, tmp_path / "all", sae=TOPK, config=replace(config, where=None))
+    assert run.run_id != whole.run_id
+    assert run.quality["n_tokens"] == whole.quality["n_tokens"]  # held-out images come last
+
+
+def test_data_as_initial_dictionary_is_the_rows_directions(planted_store: Path, random_sae: Any) -> None:
+    sae, rows = random_sae(SAEConfig(n_latents=40, k=3), d_model=32), torch.randn(30, 32)
+    init_from_rows(sae, rows, seed=0)
+    torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(40))
+    assert torch.equal(sae.encoder, sae.decoder)
+    cosine = torch.cosine_similarity(sae.decoder[:30], rows - sae.b_dec)
+    assert cosine.min() > 0.9
+    torch.testing.assert_close(sae.decoder[30:].mm(rows[:10].T - sae.b_dec[:, None]).diag().sign(), torch.ones(10))
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "gated"])
+def test_thresholds_start_where_the_target_is_met(random_sae: Any, variant: str) -> None:
+    sae = random_sae(SAEConfig(variant, 400, target_l0=9), d_model=32)
+    rows = torch.randn(500, 32, generator=torch.Generator().manual_seed(0))
+    init_thresholds(sae, rows)
+    z = (rows - sae.b_dec) @ sae.encoder.T + sae.b_enc
+    l0 = (z > (sae.threshold if variant == "jumprelu" else 0)).sum(1).float().mean()
+    assert float(l0) == pytest.approx(9, abs=0.1)
+
+
+def test_dead_latents_are_replaced_by_what_is_badly_reconstructed(random_sae: Any) -> None:
+    sae = random_sae(SAEConfig(n_latents=40, k=3), d_model=32)
+    rows, dead = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)), torch.arange(40) >= 35
+    before = sae.decoder.clone()
+    code = sae.encode(sae.denormalize(rows))
+    residual = rows - sae.normalize(sae.decode(*code, len(rows)))
+    index = resample(sae, rows, dead, seed=0, step=10)
+    assert index.tolist() == [35, 36, 37, 38, 39]
+    assert torch.equal(sae.decoder[:35], before[:35])
+    cosine = torch.nn.functional.normalize(residual) @ sae.decoder[35:].T
+    assert cosine.max(0).values.min() > 0.999
+    assert not sae.b_enc[35:].any()
+    norms = sae.encoder.norm(dim=1)
+    torch.testing.assert_close(norms[35:], 0.2 * norms[:35].mean().expand(5))
+
+
+@pytest.mark.parametrize("name", ["relu steered", "jumprelu", "jumprelu tanh", "gated"])
+def test_l0_comes_near_its_target(tmp_path: Path, planted_store: Path, name: str) -> None:
+    config = TrainConfig(n_steps=1500, batch_size=512, lr=3e-3, dead_tokens=20_000, precision="float32")
+    run = train(planted_store, tmp_path / "run", sae=EVERY[name], config=config)
+    target = run.sae_config.target_l0
+    assert run.quality["all"]["l0"] == pytest.approx(target, rel=0.15)
+    assert run.fvu < 0.3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,4 +352,5 @@ def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) ->
 def test_metrics_are_readable_lines(planted_run: Run) -> None:
     lines = [json.loads(line) for line in (planted_run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [50, 90]
-    assert set(lines[0]) >= {"loss", "fvu", "l0", "dead", "lr", "tokens_per_s", "wait_share"}
+    assert set(lines[0]) >= {"loss", "fvu", "l0", "dead", "lr", "tokens_per_s", "seconds"}
+    assert set(lines[0]["seconds"]) >= {"wait", "encode", "select", "decode", "backward", "optimizer"}
