@@ -31,6 +31,7 @@ from saetrain.sparse import (
     _silent,
     decode,
     gradient,
+    nested_error,
     preactivations,
     select_above,
     select_batch_topk,
@@ -120,11 +121,11 @@ class _Parts(NamedTuple):
 
 
 def _measure(sae: SAE, x: Tensor, weight: float) -> _Batch:
-    x64 = x.double()
-    sums = all_sum(torch.cat([x64.sum(0), x64.square().sum()[None], x64.new_tensor([len(x)])]))
+    squares = torch.linalg.vector_norm(x, dim=1).double().square()
+    sums = all_sum(torch.cat([x.sum(0, dtype=torch.float64), squares.sum()[None], squares.new_tensor([len(x)])]))
     n_rows, variance = sums[-1], (sums[-2] - sums[:-2].square().sum() / sums[-1]).clamp_min(1e-12)
     if sae.config.variant == "relu":
-        row_weight = 1 / (n_rows * sae.d_model * x64.norm(dim=1).clamp_min(1e-6))
+        row_weight = 1 / (n_rows * sae.d_model * squares.sqrt().clamp_min(1e-6))
     else:
         row_weight = 1 / variance
     return _Batch(x, row_weight.float(), weight, n_rows, variance, sae.config.target_l0)
@@ -212,23 +213,20 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
     values, penalty, n_active = _activate(sae, z, code.latents, batch)
     if config.nested:
         nested, order = code.by_prefix(config.nested)
-        parts = decode(values[order], sae.decoder, nested).view(len(config.nested), *x.shape)
-        residuals = x - (parts.cumsum(0) + sae.b_dec)
-        reconstruction = (batch.row_weight * residuals.square().sum(2)).sum() / len(config.nested)
-        residual = residuals[-1]
+        parts = decode(values[order], sae.decoder, nested)
     else:
-        residual = x - (decode(values, sae.decoder, code) + sae.b_dec)
-        reconstruction = (batch.row_weight * residual.square().sum(1)).sum()
+        parts = decode(values, sae.decoder, code)
+    reconstruction, residual = nested_error(parts, sae.b_dec, x, batch.row_weight, max(1, len(config.nested)))
     lap("decode")
     if config.variant == "gated":
-        aside = x - (decode(z.relu(), sae.decoder, code, trained=False) + sae.b_dec.detach())
-        penalty = penalty + (batch.row_weight * aside.square().sum(1)).sum()
+        parts = decode(z.relu(), sae.decoder, code, trained=False)
+        penalty = penalty + nested_error(parts, sae.b_dec.detach(), x, batch.row_weight)[0]
     if config.variant == "jumprelu" and config.penalty == "quadratic":
         penalty = penalty * _quadratic_factor(batch, n_active)
     torch.autograd.backward(reconstruction + penalty)
     fired = torch.zeros(config.size, dtype=torch.bool, device=x.device)
     fired[code.latents[values.detach() > 0]] = True
-    return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual.detach(), fired)
+    return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual, fired)
 
 
 def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from actcache import CorruptError
 from saetrain.config import SAEConfig
-from saetrain.sparse import Code, select_above, select_topk
+from saetrain.sparse import select_above, select_topk
 
 INITIAL_THRESHOLD = 0.1
 """Of jumprelu, in units of x' (Anthropic, January 2025); training sets it from its first batch."""
@@ -106,7 +106,7 @@ class SAE(nn.Module):
             return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0).float()
         centered, variant = self.normalize(x) - self.b_dec, self.config.variant
         if variant == "topk":
-            code = _sort_rows(select_topk(centered, self.encoder, self.b_enc, self.config.k), self.config.k)
+            code = select_topk(centered, self.encoder, self.b_enc, self.config.k)
         else:
             threshold = self.threshold if variant in ("batchtopk", "jumprelu") else 0.0
             code = select_above(centered, self.encoder, self.b_enc, threshold)
@@ -122,9 +122,3 @@ class SAE(nn.Module):
         starts = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))[:-1]
         summed = F.embedding_bag(latents, self.decoder, starts, per_sample_weights=values, mode="sum")
         return self.denormalize(summed + self.b_dec)
-
-
-def _sort_rows(code: Code, k: int) -> Code:
-    """By latent within each row of k entries."""
-    latents, order = code.latents.view(-1, k).sort(dim=1)
-    return Code(code.starts, latents.flatten(), code.values.view(-1, k).gather(1, order).flatten())

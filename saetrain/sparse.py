@@ -8,12 +8,15 @@ torch on [N] entries. Gradients of encoder and decoder are added to `.grad` in p
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,20 +73,79 @@ class Code:
 # Selection: no gradients
 
 
-def _blocks(x: Tensor, encoder: Tensor, b_enc: Tensor, bfloat16: bool, lap: Lap) -> Any:
-    """(rows, pre-activations [b, F]) of 256 rows at a time, in memory that the next block takes over.
+class _Found(NamedTuple):
+    """Entries of some rows [b, F], row by row."""
 
-    bfloat16 is 4-7 times faster where the hardware has it; the values are rounded to 8 bits.
+    n_rows: int
+    places: Tensor  # [n] int64: row * F + latent
+    values: Tensor  # [n] float32
+
+
+class _Blocks:
+    """Pre-activations [b, F] of 256 rows at a time, in memory that the next block takes over, and what is found there.
+
+    bfloat16 is 4-7 times faster where the hardware has it; the values are rounded to 8 bits. On a CPU comparisons are
+    made on the numbers' bits, by numpy: positive floats are ordered as these are, and a batch's worth of 16-bit
+    integers is compared in 2 ms where torch takes 20 for bfloat16.
     """
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    weight, offset, rows = encoder.to(dtype).T, b_enc.to(dtype), x.to(dtype)
-    out = torch.empty(BLOCK_ROWS, len(encoder), dtype=dtype, device=x.device)
-    for first in range(0, len(x), BLOCK_ROWS):
-        block = slice(first, min(first + BLOCK_ROWS, len(x)))
-        z = out[: block.stop - first]
-        torch.addmm(offset, rows[block], weight, out=z)
-        lap("encode")
-        yield block, z
+
+    def __init__(self, x: Tensor, encoder: Tensor, b_enc: Tensor, bfloat16: bool) -> None:
+        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+        self.bits = torch.int16 if bfloat16 else torch.int32
+        self.weight, self.offset, self.x = (encoder.to(self.dtype).T, b_enc.to(self.dtype), x.to(self.dtype))
+        self.out = torch.empty(BLOCK_ROWS, len(encoder), dtype=self.dtype, device=x.device)
+        self.on_cpu = x.device.type == "cpu"
+        self.mask = np.empty(self.out.shape if self.on_cpu else 0, dtype=np.bool_)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for first in range(0, len(self.x), BLOCK_ROWS):
+            z = self.out[: min(BLOCK_ROWS, len(self.x) - first)]
+            torch.addmm(self.offset, self.x[first : first + len(z)], self.weight, out=z)
+            yield z
+
+    def above(self, pool: ThreadPoolExecutor, z: Tensor, threshold: Tensor, k: int | None = None) -> list[_Found]:
+        """What exceeds a threshold [], [F] or [b, 1], and of that the k largest of each row."""
+        if not self.on_cpu or bool((threshold < 0).any()):
+            places = torch.nonzero((z > threshold).view(-1)).squeeze(1)
+            return [_Found(len(z), places, z.view(-1)[places].float())]
+        bits, floor = z.view(self.bits).numpy(), threshold.to(self.dtype).view(self.bits).numpy()
+        n = torch.get_num_threads()
+        cuts = [len(z) * i // n for i in range(n + 1)]
+
+        def find(low: int, high: int) -> _Found:
+            part, part_floor = bits[low:high], floor[low:high] if floor.ndim == 2 else floor
+            places = np.flatnonzero(np.greater(part, part_floor, out=self.mask[low:high]))
+            found = part.reshape(-1)[places]
+            if k is not None:
+                kept = _largest(places // z.shape[1], found, high - low, k)
+                places, found = places[kept], found[kept]
+            return _Found(high - low, torch.from_numpy(places), torch.from_numpy(found).view(self.dtype).float())
+
+        return list(pool.map(find, cuts, cuts[1:]))
+
+
+def _largest(rows: NDArray[np.int64], values: NDArray[Any], n_rows: int, k: int) -> NDArray[np.bool_] | slice:
+    """Which of the positive entries are among the k largest of their row; of equal ones the first."""
+    starts = np.searchsorted(rows, np.arange(n_rows + 1))
+    width = int(np.diff(starts).max())
+    if width <= k:
+        return slice(None)
+    table = np.zeros((n_rows, width), values.dtype)
+    table[rows, np.arange(len(rows)) - starts[rows]] = values
+    floor = np.partition(table, width - k, axis=1)[:, width - k]
+    over, ties = values > floor[rows], values == floor[rows]
+    room = k - np.bincount(rows[over], minlength=n_rows)
+    number = np.cumsum(ties)
+    before = np.concatenate([[0], number])[starts[:-1]]
+    return over | (ties & (number - before[rows] <= room[rows]))
+
+
+def _join(n_latents: int, found: list[_Found]) -> Code:
+    """The entries of consecutive rows as one code."""
+    edges = [torch.arange(0, part.n_rows * n_latents + 1, n_latents, device=part.places.device) for part in found]
+    counts = [torch.searchsorted(part.places, edge).diff() for part, edge in zip(found, edges, strict=True)]
+    latents = torch.cat([part.places for part in found]).remainder_(n_latents)
+    return Code(F.pad(torch.cat(counts).cumsum(0), (1, 0)), latents, torch.cat([part.values for part in found]))
 
 
 def _silent(name: str) -> None:
@@ -94,16 +156,27 @@ def _silent(name: str) -> None:
 def select_topk(
     x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = _silent
 ) -> Code:
-    """The k largest pre-activations of each row, whatever their sign."""
-    latents = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    values = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
-    for block, z in _blocks(x, encoder, b_enc, bfloat16, lap):
-        top = z.topk(k, dim=1, sorted=False)
-        values[block] = top.values
-        latents[block] = top.indices
-        lap("select")
-    starts = torch.arange(0, len(x) * k + 1, k, device=x.device)
-    return Code(starts, latents.flatten(), values.flatten())
+    """The k largest pre-activations of each row, where they are above 0, by latent.
+
+    With enough latents the k-th largest maximum of groups of them bounds the k-th largest pre-activation from below: a
+    few more than k reach it, and only these are sorted (15 ms a batch where torch.topk of all takes 40).
+    """
+    n_latents, blocks, found = len(encoder), _Blocks(x, encoder, b_enc, bfloat16), []
+    size = next((size for size in (64, 32, 16, 8) if n_latents % size == 0 and n_latents // size >= 4 * k), 0)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for z in blocks:
+            lap("encode")
+            if size and blocks.on_cpu:
+                maxima = z.view(blocks.bits).view(len(z), size, -1).amax(1)
+                floor = maxima.topk(k, dim=1, sorted=False).values.amin(1).clamp_(min=1) - 1  # just below: to reach it
+                found += blocks.above(pool, z, floor.view(blocks.dtype)[:, None], k)
+            else:
+                top = z.topk(k, dim=1, sorted=False)
+                rows = torch.arange(0, z.numel(), n_latents, device=z.device)[:, None]
+                places = (top.indices + rows)[top.values > 0].sort().values
+                found.append(_Found(len(z), places, z.view(-1)[places].float()))
+            lap("select")
+    return _join(n_latents, found)
 
 
 @torch.no_grad()
@@ -117,22 +190,22 @@ def select_above(
     max_share: float = 1.0,
     lap: Lap = _silent,
 ) -> Code:
-    """Pre-activations above a threshold, one for all or [F].
+    """Pre-activations above a threshold, one for all or [F], by latent.
 
     Args:
         max_share: when more of the first block's entries are above, only that block is looked at: the code covers its
             rows alone, and the caller sees that it is too dense to be worth while.
     """
-    counts, latents, values = [], [], []
-    for block, z in _blocks(x, encoder, b_enc, bfloat16, lap):
-        active = torch.nonzero(z > (threshold.to(z.dtype) if isinstance(threshold, Tensor) else threshold))
-        counts.append(torch.bincount(active[:, 0], minlength=len(z)))
-        latents.append(active[:, 1])
-        values.append(z[active[:, 0], active[:, 1]].float())
-        lap("select")
-        if block.start == 0 and len(active) > max_share * z.numel():
-            break
-    return Code(F.pad(torch.cat(counts).cumsum(0), (1, 0)), torch.cat(latents), torch.cat(values))
+    blocks, found = _Blocks(x, encoder, b_enc, bfloat16), []
+    floor = torch.as_tensor(threshold, dtype=torch.float32, device=x.device)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for number, z in enumerate(blocks):
+            lap("encode")
+            found += blocks.above(pool, z, floor)
+            lap("select")
+            if number == 0 and sum(len(part.places) for part in found) > max_share * z.numel():
+                break
+    return _join(len(encoder), found)
 
 
 @torch.no_grad()
@@ -211,13 +284,53 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad, code, decoder = grads[0].contiguous(), ctx.code, ctx.decoder
-        shape = (len(grad), len(decoder))
-        pattern = _csr(code.starts, code.latents, torch.zeros_like(ctx.values), shape)
-        grad_values = torch.sparse.sampled_addmm(pattern, grad, decoder.detach().T, beta=0.0).values()
+        starts, order = code.by_latent(len(decoder))
+        matrix = _csr(starts, code.rows[order], ctx.values[order], (len(decoder), len(grad)))
+        # latent by latent its dictionary row stays in cache: 17 ms where row by row takes 45
+        products = torch.sparse.sampled_addmm(matrix, decoder.detach(), grad.T, beta=0.0).values()
+        grad_values = torch.empty_like(products)
+        grad_values[order] = products
         if ctx.trained:
-            starts, order = code.by_latent(len(decoder))
-            _add_product(decoder, _csr(starts, code.rows[order], ctx.values[order], shape[::-1]), grad)
+            _add_product(decoder, matrix, grad)
         return grad_values, None, None, None
+
+
+class _Error(torch.autograd.Function):
+    """parts [m B, D] that add up to decodings, b_dec -> mean over the m sums of weight ||x - b_dec - sum||^2.
+
+    All in the memory of `parts`: with p prefixes, (tokens x d_model) arrays are what a step would spend its time on.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, b_dec: Tensor, x: Tensor, weight: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        residuals = parts.view(m, *x.shape)
+        torch.sub(x - b_dec, residuals[0], out=residuals[0])
+        for i in range(1, m):
+            torch.sub(residuals[i - 1], residuals[i], out=residuals[i])
+        ctx.residuals, ctx.weight = residuals, weight / m
+        squares = torch.linalg.vector_norm(residuals, dim=2).square_().sum(0)
+        last = residuals[-1].clone()
+        ctx.mark_non_differentiable(last)
+        return (ctx.weight * squares).sum(), last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weight = (-2 * grads[0] * ctx.weight).expand(ctx.residuals.shape[1])[:, None]
+        gradient = ctx.residuals.mul_(weight)
+        for i in range(len(gradient) - 2, -1, -1):
+            gradient[i] += gradient[i + 1]
+        return gradient.view(-1, gradient.shape[2]), gradient[0].sum(0), None, None, None
+
+
+def nested_error(parts: Tensor, b_dec: Tensor, x: Tensor, weight: Tensor, m: int = 1) -> tuple[Tensor, Tensor]:
+    """(mean over m nested decodings of sum weight ||x - b_dec - decoding||^2, residual of the last [B, D]).
+
+    Args:
+        parts: [m B, D]: the first decoding, what the second adds to it, ...; overwritten.
+        weight: [B] or [].
+    """
+    error, residual = _Error.apply(parts, b_dec, x, weight, m)
+    return error, residual
 
 
 def preactivations(x: Tensor, b_dec: Tensor, encoder: Tensor, b_enc: Tensor, code: Code) -> Tensor:

@@ -66,7 +66,17 @@ def run_step(
 
 @pytest.mark.parametrize(
     ("n_rows", "n_latents", "k"),
-    [(1, 8, 1), (100, 40, 5), (255, 33, 1), (256, 64, 64), (257, 30, None), (700, 300, 7), (2 * BLOCK_ROWS, 1, 1)],
+    [
+        (1, 8, 1),
+        (100, 40, 5),
+        (255, 33, 1),
+        (256, 64, 64),
+        (257, 30, None),
+        (700, 300, 7),
+        (2 * BLOCK_ROWS, 1, 1),
+        (300, 256, 2),
+        (300, 640, 5),  # bounded by the maxima of groups first
+    ],
 )
 @pytest.mark.parametrize("shift", [-0.5, -6.0], ids=["usual", "few positive"])
 def test_values_and_all_gradients_equal_dense_autograd(
@@ -109,8 +119,7 @@ def test_rows_with_fewer_than_k_positive_pre_activations_stay_short() -> None:
     n_positive = ((x - b_dec) @ encoder.T + b_enc > 0).sum(1)
     assert 0 in n_positive
     assert 7 in n_positive.clamp(max=7)
-    values = select(x, parameters, 7).values.view(700, 7)
-    assert torch.equal((values > 0).sum(1), n_positive.clamp(max=7))
+    assert torch.equal(select(x, parameters, 7).starts.diff(), n_positive.clamp(max=7))
 
 
 @pytest.mark.parametrize("which", range(4), ids=["encoder", "b_enc", "decoder", "b_dec"])
@@ -165,6 +174,29 @@ def test_entries_by_prefix_add_up_to_the_nested_decodings() -> None:
     values = dense(code, 40)
     for n, part in zip(prefixes, parts, strict=True):
         torch.testing.assert_close(part, values[:, :n] @ parameters[2][:n], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("n_latents", [256, 250], ids=["by groups", "plainly"])
+@pytest.mark.parametrize("shift", [0, -9])
+def test_top_k_are_the_k_largest_however_they_are_found(n_latents: int, bfloat16: bool, shift: float) -> None:
+    x, (encoder, b_enc, _, _) = random_rows(600), random_parameters(n_latents, shift=shift)
+    code = select_topk(x, encoder, b_enc, 6, bfloat16=bfloat16)
+    z = x @ encoder.T + b_enc
+    if bfloat16:
+        z = torch.addmm(b_enc.bfloat16(), x.bfloat16(), encoder.bfloat16().T).float()
+    top = z.topk(6).values.relu()
+    got = dense(code, n_latents)
+    torch.testing.assert_close(got.topk(6).values, top, rtol=1e-5, atol=1e-5)  # equal ones may be others
+    assert (code.starts.diff() <= 6).all()
+    assert (code.values > 0).all()
+    key = code.rows * n_latents + code.latents
+    assert torch.equal(key, key.sort().values)
+
+
+def test_equal_values_are_cut_to_k() -> None:
+    code = select_topk(torch.ones(10, D), torch.ones(256, D), torch.zeros(256), 5)
+    assert torch.equal(code.starts.diff(), torch.full((10,), 5))
 
 
 def test_bfloat16_selects_nearly_the_same_latents() -> None:

@@ -1,0 +1,104 @@
+"""One training step of an SAE against its encoder's product alone: what the step must do anyway.
+
+Steps (selection, decoding, gradients, AuxK where latents are dead, clipping, projection, Adam, renormalization, the
+logged metrics' parts) and the product (bfloat16 where the hardware has it) by turns, on random rows with the falling
+spectrum of activations. The learning rate is so small that the active latents stay as they are; --l0 sets how many are
+active in relu, gated and jumprelu. `share_of_limit`: median of the rounds' ratios. `seconds`: of one step, by what was
+done. `dead_share` makes a part of the latents dead. `peak_gb` is the peak above the state before the SAE was made.
+"""
+
+import gc
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from common import emit, parser, timed
+from peer_worker import peak_gb
+from peers import random_rows
+
+from actcache import has_cpu_bfloat16
+from saetrain import SAE, SAEConfig, TrainConfig
+from saetrain.objective import add_gradients
+from saetrain.optimizer import apply_update, make_optimizer
+from saetrain.training import Laps
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--variant", default="topk", help="or matryoshka: batchtopk with nested prefixes")
+    arguments.add_argument("--n-latents", type=int, default=12288)
+    arguments.add_argument("--k", type=int, default=32)
+    arguments.add_argument("--l0", type=int, default=150, help="active latents a token of relu, gated, jumprelu")
+    arguments.add_argument("--batch-size", type=int, default=4096)
+    arguments.add_argument("--d-model", type=int, default=768)
+    arguments.add_argument("--precision", default=None)
+    arguments.add_argument("--dead-share", type=float, default=0.0)
+    arguments.add_argument("--warmup", type=int, default=10, help="steps that are not timed")
+    arguments.add_argument("--rounds", type=int, default=10)
+    options = arguments.parse_args()
+
+    nested = options.variant == "matryoshka"
+    variant = "batchtopk" if nested else options.variant
+    config = SAEConfig(
+        variant, options.n_latents, options.k, prefixes=(1 / 8, 1 / 4, 1 / 2, 1) if nested else (), normalize="none",
+        target_l0=None if variant in ("relu", "topk", "batchtopk") else float(options.l0),
+    ).resolve(options.d_model)  # fmt: skip
+    precision = options.precision or ("bfloat16" if has_cpu_bfloat16() else "float32")
+    training = replace(TrainConfig(precision=precision).resolve(config, precision), ghost=False)
+    rows = torch.from_numpy(random_rows(options.batch_size, options.d_model))
+    rows *= (options.d_model / rows.square().sum(1).mean()).sqrt()
+
+    before = peak_gb()
+    sae = SAE(config, options.d_model)
+    optimizer = make_optimizer(sae)
+    with torch.no_grad():
+        if variant in ("relu", "gated", "jumprelu"):
+            z = rows[:256] @ sae.encoder.T + sae.b_enc
+            floor = float(z.flatten().topk(options.l0 * 256).values[-1])
+            if variant == "jumprelu":
+                sae.threshold.fill_(floor)
+            else:
+                sae.b_enc.sub_(floor)
+    dead = torch.arange(options.n_latents) < options.dead_share * options.n_latents
+    laps, active = Laps(), 0.0
+
+    def step() -> None:
+        nonlocal active
+        loss = add_gradients(sae, rows, dead, training, lap=laps)
+        apply_update(sae, optimizer, learning_rate=1e-9, clip_norm=1.0)
+        laps("optimizer")
+        active = float(loss.n_active / loss.n_rows)
+
+    for _ in range(options.warmup):  # memory that a process touches for the first time is slow
+        step()
+    laps.take()
+    weight, x = sae.encoder.detach().bfloat16().T, rows.bfloat16()
+    if precision == "float32":
+        weight, x = weight.float(), x.float()
+    out = torch.empty(256, options.n_latents, dtype=x.dtype)
+
+    def product() -> None:
+        for first in range(0, len(x), 256):
+            torch.mm(x[first : first + 256], weight, out=out[: len(x[first : first + 256])])
+
+    product()
+    gc.collect()
+    pairs = []
+    for _ in range(options.rounds):
+        laps.last = time.perf_counter()
+        pairs.append((timed(step), timed(product)))
+    ratio = statistics.median(limit / ours for ours, limit in pairs)
+    emit(
+        options,
+        tokens_per_s=options.batch_size / statistics.median(ours for ours, _ in pairs),
+        limit_gemm_tokens_per_s=options.batch_size / statistics.median(limit for _, limit in pairs),
+        share_of_limit=ratio,
+        l0=active,
+        seconds={name: round(value / options.rounds, 4) for name, value in laps.take().items()},
+        peak_gb=peak_gb() - before,
+    )
+
+
+if __name__ == "__main__":
+    main()
