@@ -1,0 +1,60 @@
+"""Two real processes under torchrun train what one process trains: the same batches, the same losses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saetrain import Run
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from saetrain import SAEConfig, TrainConfig, train
+
+store, out = sys.argv[1], Path(sys.argv[2])
+common = dict(n_steps=20, batch_size=256, lr=1e-3, pool_tokens=2000, precision="float32", dead_tokens=600)
+for name, sae in {
+    "topk": SAEConfig("topk", 96, 3),
+    "nested": SAEConfig("batchtopk", 96, 3, prefixes=(0.25, 1)),
+    "batchtopk": SAEConfig("batchtopk", 96, 3),
+    "relu": SAEConfig("relu", 96, l1=0.002),
+    "steered": SAEConfig("relu", 96, target_l0=5, normalize="center"),
+    "jumprelu": SAEConfig("jumprelu", 96, 3),
+    "gated": SAEConfig("gated", 96, 3),
+}.items():
+    train(store, out / name, sae=sae, config=TrainConfig(**common), log_every=1)
+"""
+NAMES = ("topk", "nested", "batchtopk", "relu", "steered", "jumprelu", "gated")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> tuple[Path, Path]:
+    """(runs of one process, of two)."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for start, out in (([sys.executable], "one"), (launch, "two")):
+        done = subprocess.run(
+            [*start, str(folder / "script.py"), str(planted_store), str(folder / out)],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_give_the_losses_of_one(runs: tuple[Path, Path], name: str) -> None:
+    one, two = (Run.open(folder / name) for folder in runs)
+    assert one.run_id == two.run_id
+    assert [line["step"] for line in two.metrics] == list(range(1, 21))
+    for field in ("loss", "reconstruction", "sparsity", "revival", "fvu", "l0"):
+        a, b = (np.array([line[field] for line in run.metrics]) for run in (one, two))
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
+    assert len({line["loss"] for line in one.metrics}) == 20
+    assert any(line["revival"] for line in one.metrics) or name not in ("nested", "batchtopk")
+    torch.testing.assert_close(one.sae().decoder, two.sae().decoder, rtol=1e-2, atol=1e-3)
+    assert one.fvu == pytest.approx(two.fvu, rel=1e-3)
