@@ -1,6 +1,7 @@
 """How fast shuffled batches come from a warm store, against a random row gather in memory, and how well they are mixed.
-pool. Mixing: the mean number of tokens of the same image that a token meets in its batch, itself included, beside
-that of a full shuffle of all rows.
+
+Every epoch is read from the store through windows of a pool that holds a part of it. Mixing: the mean number of tokens
+of the same image that a token meets in its batch, itself included, beside that of a full shuffle of all rows.
 """
 
 import itertools

@@ -13,6 +13,8 @@ BLEND = 0.8
 """Share of the token in a direction of `init=data`; the rest is random (Anthropic, October 2025; saev's default)."""
 ENCODER_SHARE = 0.2
 """Norm of a resampled latent's encoder row, as share of the mean norm of the living ones (Bricken et al. 2023)."""
+THRESHOLD_STEP = 0.005
+"""In units of x'."""
 
 
 @torch.no_grad()
@@ -44,6 +46,19 @@ def init_thresholds(sae: SAE, rows: Tensor) -> None:
         sae.threshold.fill_(threshold)
     else:
         sae.b_enc.sub_(threshold)
+
+
+@torch.no_grad()
+def lower_thresholds(sae: SAE, dead: Tensor) -> None:
+    """Let dead latents of jumprelu and gated fire more easily, by a small step.
+
+    What Anthropic's pre-activation loss (January 2025) comes to under Adam, which turns a gradient of constant sign
+    into steps of constant size; AuxK alone cannot move a threshold or a gate that is never crossed.
+    """
+    if sae.config.variant == "jumprelu":
+        sae.threshold.sub_(THRESHOLD_STEP * dead).clamp_min_(0)
+    if sae.config.variant == "gated":
+        sae.b_enc.add_(THRESHOLD_STEP * dead)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from saetrain.optimizer import (
     reset_latents,
 )
 from saetrain.processes import rank, wait_for_all
-from saetrain.revival import init_from_rows, init_thresholds, resample
+from saetrain.revival import init_from_rows, init_thresholds, lower_thresholds, resample
 from saetrain.run import (
     SAE_FILE,
     Checkpoint,
@@ -163,6 +163,8 @@ class Training:
             )
         learning_rate = config.learning_rate(self.step)
         apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=config.clip_norm)
+        if config.aux:
+            lower_thresholds(self.sae, self.dead)
         self.silent = torch.where(loss.fired, 0, self.silent + config.batch_size)
         if self.sae.config.steered:
             self.weight = steer(self.weight, float(loss.n_active / loss.n_rows), self.sae.config.target_l0 or 0)

@@ -14,6 +14,10 @@ TINY: dict[str, list[str]] = {
     "bench_write": ["--images", "32", "--grid", "2", "--d-model", "32", "--pairs", "1"],
     "bench_read": ["--images", "64", "--grid", "2", "--d-model", "32", "--shards", "3", "--hook-points", "2",
                    "--repeat", "1"],
+    "bench_loader": ["--images", "64", "--grid", "2", "--d-model", "32", "--batch-size", "32", "--pool-tokens", "200",
+                     "--seconds", "0.1", "--rounds", "1"],
+    "bench_sweep": ["--members", "2", "--n-latents", "128", "--steps", "2", "--batch-size", "32", "--images", "64",
+                    "--grid", "2", "--d-model", "32", "--rounds", "1"],
     "bench_cold": ["--images", "64", "--grid", "2", "--d-model", "32", "--passes", "1"],
 }  # fmt: skip
 
@@ -39,6 +43,14 @@ def test_a_benchmark_runs_and_prints_one_object(name: str, tmp_path: Path) -> No
     numbers = [value for value in found.values() if isinstance(value, float)]
     assert numbers
     assert all(number >= 0 for number in numbers)
+
+
+@pytest.mark.parametrize("variant", ["topk", "matryoshka", "relu", "jumprelu", "gated"])
+def test_a_training_step_is_measured_beside_its_encoder_product(variant: str) -> None:
+    found = run("bench_train", "--variant", variant, "--n-latents", "256", "--k", "4", "--l0", "9", "--batch-size", "300",
+                "--d-model", "32", "--rounds", "2", "--warmup", "1", "--dead-share", "0.1")  # fmt: skip
+    assert {"share_of_limit", "limit_gemm_tokens_per_s", "tokens_per_s", "seconds", "peak_gb"} <= set(found)
+    assert 3 <= float(str(found["l0"])) <= 12
 
 
 def test_extraction_is_measured_beside_the_bare_forward(

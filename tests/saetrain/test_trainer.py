@@ -24,7 +24,7 @@ from actcache import (
     verify,
 )
 from saetrain import CodeStore, Run, SAEConfig, TrainConfig, encode, train
-from saetrain.revival import init_from_rows, init_thresholds, resample
+from saetrain.revival import init_from_rows, init_thresholds, lower_thresholds, resample
 
 TOPK = SAEConfig(n_latents=96, k=3)
 RELU = SAEConfig(variant="relu", n_latents=96, l1=0.002)
@@ -226,6 +226,21 @@ def test_dead_latents_are_replaced_by_what_is_badly_reconstructed(random_sae: An
     assert not sae.b_enc[35:].any()
     norms = sae.encoder.norm(dim=1)
     torch.testing.assert_close(norms[35:], 0.2 * norms[:35].mean().expand(5))
+
+
+def test_dead_latents_of_jumprelu_and_gated_fire_more_easily(random_sae: Any) -> None:
+    dead = torch.arange(40) >= 35
+    for variant, name, sign in (("jumprelu", "threshold", -1), ("gated", "b_enc", 1)):
+        sae = random_sae(SAEConfig(variant, 40, 3), d_model=32)
+        before = getattr(sae, name).detach().clone()
+        lower_thresholds(sae, dead)
+        change = getattr(sae, name).detach() - before
+        assert not change[~dead].any()
+        torch.testing.assert_close(change[dead], torch.full((5,), sign * 0.005))
+        for _ in range(100):
+            lower_thresholds(sae, dead)
+        if variant == "jumprelu":
+            assert sae.threshold.min() == 0
 
 
 @pytest.mark.parametrize("name", ["relu steered", "jumprelu", "jumprelu tanh", "gated"])
