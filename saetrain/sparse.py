@@ -137,7 +137,8 @@ def _largest(rows: NDArray[np.int64], values: NDArray[Any], n_rows: int, k: int)
     room = k - np.bincount(rows[over], minlength=n_rows)
     number = np.cumsum(ties)
     before = np.concatenate([[0], number])[starts[:-1]]
-    return over | (ties & (number - before[rows] <= room[rows]))
+    kept: NDArray[np.bool_] = over | (ties & (number - before[rows] <= room[rows]))
+    return kept
 
 
 def _join(n_latents: int, found: list[_Found]) -> Code:

@@ -47,8 +47,8 @@ def test_a_benchmark_runs_and_prints_one_object(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("variant", ["topk", "matryoshka", "relu", "jumprelu", "gated"])
 def test_a_training_step_is_measured_beside_its_encoder_product(variant: str) -> None:
-    found = run("bench_train", "--variant", variant, "--n-latents", "256", "--k", "4", "--l0", "9", "--batch-size", "300",
-                "--d-model", "32", "--rounds", "2", "--warmup", "1", "--dead-share", "0.1")  # fmt: skip
+    found = run("bench_train", "--variant", variant, "--n-latents", "256", "--k", "4", "--l0", "9", "--batch-size",
+                "300", "--d-model", "32", "--rounds", "2", "--warmup", "1", "--dead-share", "0.1")  # fmt: skip
     assert {"share_of_limit", "limit_gemm_tokens_per_s", "tokens_per_s", "seconds", "peak_gb"} <= set(found)
     assert 3 <= float(str(found["l0"])) <= 12
 
