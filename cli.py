@@ -245,8 +245,12 @@ def train(
     --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given several times: all
     combinations are trained on one stream, and RUN is a folder of runs.
     """
+    from actcache import find_worker
     from saetrain import sweep
     from saetrain import train as run_train
+
+    if find_worker().rank:  # the first process shows what all of them do
+        options.quiet = True
 
     members = [
         (
@@ -284,7 +288,8 @@ def train(
             one_layer, sae, config = members[0]
             runs = [run_train(store, run, layer=one_layer, sae=sae, config=config, **speed, on_progress=show)]
     facts = [{"run": str(one.path), "run_id": one.run_id, "quality": one.quality} for one in runs]
-    emit(facts[0] if len(members) == 1 else {"runs": facts}, "\n".join(map(repr, runs)))
+    if not find_worker().rank:
+        emit(facts[0] if len(members) == 1 else {"runs": facts}, "\n".join(map(repr, runs)))
 
 
 @app.command(epilog="Example: patchsae encode runs/l10 val.acts val.codes")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from actcache import find_worker
+from actcache import SettingsError, find_worker
 
 
 def world_size() -> int:
@@ -41,19 +41,25 @@ def all_gather(value: Tensor) -> list[Tensor]:
 
 
 def join_processes(device: torch.device) -> torch.device:
-    """Connect to the other processes that torchrun started; alone, do nothing. Returns this one's device.
+    """Connect to the other processes that the launcher started; alone, do nothing. Returns this one's device.
 
     Raises:
-        SettingsError: the launcher's variables make no sense.
+        SettingsError: the launcher's variables make no sense, or there is no address to meet at.
     """
     worker = find_worker()
-    if worker.alone or "MASTER_ADDR" not in os.environ:
+    if worker.alone:
         return device
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise SettingsError(
+            f"This is one of {worker.world_size} processes, but MASTER_ADDR and MASTER_PORT do not say where to meet. "
+            "Start `train` with torchrun, or set both; a run of one process needs none."
+        )
     if device.type == "cuda":
         device = torch.device("cuda", worker.local_rank)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
     return device
 
 

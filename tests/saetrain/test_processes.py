@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from saetrain import Run
+from actcache import SettingsError
+from saetrain import Run, SAEConfig, train
 
 SCRIPT = """
 import sys
@@ -58,3 +59,15 @@ def test_two_processes_give_the_losses_of_one(runs: tuple[Path, Path], name: str
     assert any(line["revival"] for line in one.metrics) or name not in ("nested", "batchtopk")
     torch.testing.assert_close(one.sae().decoder, two.sae().decoder, rtol=1e-2, atol=1e-3)
     assert one.fvu == pytest.approx(two.fvu, rel=1e-3)
+
+
+def test_processes_that_cannot_meet_are_refused(
+    tmp_path: Path, planted_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")):
+        monkeypatch.setenv(name, value)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match="one of 2 processes, but MASTER_ADDR"):
+        train(planted_store, tmp_path / "run", sae=SAEConfig("topk", 96, 3))
+    assert not (tmp_path / "run").exists()
