@@ -170,6 +170,8 @@ class TrainConfig:
             raise SettingsError(f"--init must be one of {', '.join(INITS)}, got {self.init!r}.")
         if self.ghost and sae.variant != "relu":
             raise SettingsError(f"--ghost belongs to relu; {sae.variant} is revived by --aux.")
+        if self.ghost and self.aux:
+            raise SettingsError(f"Give --ghost or --aux, not both: --aux is {self.aux}.")
         if not 0 <= self.decay_fraction <= 1:
             raise SettingsError(f"decay_fraction must lie in 0..1, got {self.decay_fraction}.")
         for name, number in (

@@ -28,10 +28,10 @@ from saetrain.sae import SAE
 from saetrain.sparse import (
     Code,
     Lap,
-    _silent,
     decode,
     gradient,
     nested_error,
+    no_lap,
     preactivations,
     select_above,
     select_batch_topk,
@@ -63,7 +63,7 @@ class Loss(NamedTuple):
 
 
 def add_gradients(
-    sae: SAE, x: Tensor, dead: Tensor, config: TrainConfig, *, weight: float | None = None, lap: Lap = _silent
+    sae: SAE, x: Tensor, dead: Tensor, config: TrainConfig, *, weight: float | None = None, lap: Lap = no_lap
 ) -> Loss:
     """Add the gradients of a batch's loss to the parameters' `.grad`.
 

@@ -4,6 +4,7 @@ Every function does nothing when the process is alone.
 """
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ def all_sum(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
 
 
 def all_gather(value: Tensor) -> list[Tensor]:

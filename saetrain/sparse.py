@@ -109,7 +109,7 @@ class _Blocks:
             places = torch.nonzero((z > threshold).view(-1)).squeeze(1)
             return [_Found(len(z), places, z.view(-1)[places].float())]
         bits, floor = z.view(self.bits).numpy(), threshold.to(self.dtype).view(self.bits).numpy()
-        n = torch.get_num_threads()
+        n = min(torch.get_num_threads(), len(z))
         cuts = [len(z) * i // n for i in range(n + 1)]
 
         def find(low: int, high: int) -> _Found:
@@ -149,13 +149,13 @@ def _join(n_latents: int, found: list[_Found]) -> Code:
     return Code(F.pad(torch.cat(counts).cumsum(0), (1, 0)), latents, torch.cat([part.values for part in found]))
 
 
-def _silent(name: str) -> None:
-    pass
+def no_lap(name: str) -> None:
+    """Nobody measures."""
 
 
 @torch.no_grad()
 def select_topk(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = _silent
+    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = no_lap
 ) -> Code:
     """The k largest pre-activations of each row, where they are above 0, by latent.
 
@@ -189,7 +189,7 @@ def select_above(
     *,
     bfloat16: bool = False,
     max_share: float = 1.0,
-    lap: Lap = _silent,
+    lap: Lap = no_lap,
 ) -> Code:
     """Pre-activations above a threshold, one for all or [F], by latent.
 
@@ -211,7 +211,7 @@ def select_above(
 
 @torch.no_grad()
 def select_batch_topk(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, guess: float, *, bfloat16: bool = False, lap: Lap = _silent
+    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, guess: float, *, bfloat16: bool = False, lap: Lap = no_lap
 ) -> tuple[Code, float]:
     """The k x B largest positive pre-activations of the batch (BatchTopK; Bussmann et al. 2024, arXiv 2412.06410).
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from actcache import (
     HookPoint,
+    NonFiniteError,
     SettingsError,
     StoreGroup,
     Stores,
@@ -70,7 +71,8 @@ def train(
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
     training = _begin(run, stores, stores.hook_point(layer), sae, config, target, overwrite)
-    return _train([training], stores, log_every, checkpoint_every, on_progress)[0]
+    _raise(_train([training], stores, log_every, checkpoint_every, on_progress), 1)
+    return Run.open(training.path)
 
 
 def sweep(
@@ -92,7 +94,8 @@ def sweep(
         on_progress: steps are counted over all members.
 
     Raises:
-        SettingsError: two members are the same. Others as train().
+        SettingsError: two members are the same.
+        NonFiniteError: some diverged; the others are finished first. Others as train().
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
     names = name_runs(members)
@@ -109,11 +112,12 @@ def sweep(
         if on_progress:
             on_progress(before + done, total, line)
 
-    finished: dict[Path, Run] = {}
+    failed: list[NonFiniteError] = []
     for group in streams.values():
-        finished |= {run.path: run for run in _train(group, stores, log_every, checkpoint_every, report)}
+        failed += _train(group, stores, log_every, checkpoint_every, report)
         before += sum(training.config.n_steps for training in group)
-    return [finished[training.path] for training in trainings]
+    _raise(failed, len(trainings))
+    return [Run.open(training.path) for training in trainings]
 
 
 def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]]) -> list[str]:
@@ -146,21 +150,25 @@ def _begin(
     return Training(run, stores, hook_point, resolved, settings, device, overwrite=overwrite)
 
 
-def _make_loader(
-    stores: StoreGroup, hook_points: Sequence[HookPoint], config: TrainConfig, device: torch.device
-) -> tuple[ActivationLoader, NDArray[np.int64]]:
-    """(the stream, the held-out images)."""
-    training, held_out = split_images([member.n_images for member in stores.stores])
+def _split(stores: StoreGroup, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) images that could be read and that `where` leaves."""
     wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
-    held_out = held_out[wanted[held_out]]
+    training, held_out = split_images([member.n_images for member in stores.stores])
+    training, held_out = training[wanted[training]], held_out[wanted[held_out]]
     if not len(held_out):  # found out now, not after the last step
         which = f" that --where {config.where!r} leaves" if config.where else ""
         raise SettingsError(f"No readable image of {stores.path}{which} is held out; extract more images.")
-    loader = ActivationLoader(
+    return training, held_out
+
+
+def _make_loader(
+    stores: StoreGroup, hook_points: Sequence[HookPoint], config: TrainConfig, device: torch.device
+) -> ActivationLoader:
+    return ActivationLoader(
         stores,
         list(hook_points),
         tokens=config.tokens,
-        images=training[wanted[training]],
+        images=_split(stores, config)[0],
         batch_size=config.batch_size,
         seed=config.seed,
         pool_tokens=config.pool_tokens,
@@ -169,56 +177,72 @@ def _make_loader(
         world_size=world_size(),
         pin_memory=device.type == "cuda",
     )
-    return loader, held_out
 
 
 def _train(
     trainings: list[Training], stores: StoreGroup, log_every: int, checkpoint_every: int, on_progress: Progress | None
-) -> list[Run]:
-    """Train what one stream feeds, from the least advanced on; one that is further waits for the others."""
-    config, device = trainings[0].config, trainings[0].device
-    open_ones = [training for training in trainings if not training.complete]
-    hook_points = list(dict.fromkeys(training.hook_point for training in open_ones))
-    if open_ones:
-        loader, held_out = _make_loader(stores, hook_points, config, device)
-        for training in open_ones:
-            training.start(_first_rows(stores, training))
-        with _signals() as stopped:
-            _loop(open_ones, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
-        return [training.finish(held_out) for training in trainings]
-    return [Run.open(training.path) for training in trainings]
+) -> list[NonFiniteError]:
+    """Train what one stream feeds, from the least advanced on; one that is further waits for the others.
+
+    Returns:
+        The errors of those that could not be finished: the others go on.
+    """
+    hook_points = list(dict.fromkeys(training.hook_point for training in trainings if not training.complete))
+    if not hook_points:
+        return []
+    loader = _make_loader(stores, hook_points, trainings[0].config, trainings[0].device)
+    for training in trainings:
+        training.start(_first_rows(stores, training))
+    with _signals() as stopped:
+        return _loop(trainings, stores, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
 
 
 def _loop(
     trainings: list[Training],
+    stores: StoreGroup,
     loader: ActivationLoader,
     hook_points: list[HookPoint],
     stopped: Callable[[], bool],
     log_every: int,
     checkpoint_every: int,
     on_progress: Progress | None,
-) -> None:
-    device, laps = trainings[0].device, Laps()
-    step = first_step = min(training.step for training in trainings)
-    last_step = max(training.config.n_steps for training in trainings)
+) -> list[NonFiniteError]:
+    device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
+    _, held_out = _split(stores, trainings[0].config)
     n_total = sum(training.config.n_steps for training in trainings)
-    started, rate = time.perf_counter(), trainings[0].config.batch_size
-    batches = loader.batches(step)
+    failed: dict[Path, NonFiniteError] = {}
+
+    def finish(training: Training) -> None:
+        try:
+            training.finish(held_out)
+        except NonFiniteError as error:
+            failed[training.path] = error
+
+    for training in trainings:
+        if training.done and not training.complete:  # stopped after its last step
+            finish(training)
+    going = [training for training in trainings if not training.done]
+    step = first_step = min((training.step for training in going), default=0)
+    started, batches = time.perf_counter(), loader.batches(step)
     try:
-        while step < last_step:
+        while going:
             laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
             batch = next(batches)
             rows = dict(zip(hook_points, (batch.activations, *batch.others), strict=True))
             laps("wait")
             shared: dict[tuple[HookPoint, str | None], Tensor] = {}
-            turn = [training for training in trainings if training.step == step and not training.done]
+            turn = [training for training in going if training.step == step]
             lines = []
             for training in turn:
                 key = training.hook_point, training.sae.config.normalize
                 if key not in shared:
                     shared[key] = training.sae.normalize(rows[training.hook_point].to(device, non_blocking=True))
                     laps("normalize")
-                loss = training.update(shared[key], laps)
+                try:
+                    loss = training.update(shared[key], laps)
+                except NonFiniteError as error:
+                    failed[training.path] = error
+                    continue
                 if training.step % log_every == 0 or training.done:
                     lines.append((training, loss))
             step += 1
@@ -230,12 +254,25 @@ def _loop(
                     on_progress(sum(training.step for training in trainings), n_total, logged[-1])
             stop = any_of_all(stopped(), device)
             for training in turn:
-                if stop or (step % checkpoint_every == 0 and not training.done):
+                if training.path not in failed and (stop or (step % checkpoint_every == 0 and not training.done)):
                     training.checkpoint()
             if stop:
                 raise KeyboardInterrupt
+            for training in turn:
+                if training.done:
+                    finish(training)
+            going = [training for training in going if not training.done and training.path not in failed]
     finally:
         batches.close()
+    return list(failed.values())
+
+
+def _raise(errors: list[NonFiniteError], n_members: int) -> None:
+    """One line for all that could not be finished."""
+    if len(errors) == 1 and n_members == 1:
+        raise errors[0]
+    if errors:
+        raise NonFiniteError(f"{len(errors)} of {n_members} SAEs were not finished, the others were. {errors[0]}")
 
 
 @contextmanager
@@ -264,10 +301,7 @@ def _first_rows(stores: StoreGroup, training: Training) -> Callable[[], Tensor]:
     """Tokens of the first training images, in a random order: stored order is random already."""
 
     def read() -> Tensor:
-        images, _ = split_images([member.n_images for member in stores.stores])
-        config = training.config
-        wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
-        images = images[wanted[images]][:_INIT_IMAGES]
+        config, images = training.config, _split(stores, training.config)[0][:_INIT_IMAGES]
         values = stores.read(training.hook_point, images=images, tokens=config.tokens)  # type: ignore[arg-type]
         rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import (
@@ -20,7 +22,6 @@ from actcache import (
     NonFiniteError,
     StoreGroup,
     begin_artifact,
-    open_artifact,
     remove_litter,
     seal_artifact,
     write_atomic,
@@ -35,12 +36,11 @@ from saetrain.optimizer import (
     optimizer_tensors,
     reset_latents,
 )
-from saetrain.processes import rank, wait_for_all
+from saetrain.processes import copy_first, rank, wait_for_all
 from saetrain.revival import init_from_rows, init_thresholds, lower_thresholds, resample
 from saetrain.run import (
     SAE_FILE,
     Checkpoint,
-    Run,
     append_metrics,
     load_checkpoint,
     run_settings,
@@ -171,6 +171,7 @@ class Training:
         self.step += 1
         if config.resample_every and self.step % config.resample_every == 0 and not self.done:
             replaced = resample(self.sae, x, self.dead, seed=config.seed, step=self.step)
+            copy_first(self.sae.parameters())  # each has seen its own rows
             reset_latents(self.sae, self.optimizer, replaced)
             self.silent[replaced] = 0
         laps("optimizer")
@@ -204,19 +205,18 @@ class Training:
             }
             save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
 
-    def finish(self, held_out: Any) -> Run:
+    def finish(self, held_out: NDArray[np.int64]) -> None:
         """Measure the quality on held-out images, write the SAE, drop the checkpoints, seal."""
         if not self.complete and rank() == 0:
             self._finish(held_out)
         wait_for_all()
         self.complete = True
-        return Run(open_artifact(self.path, "run"))
 
-    def _finish(self, held_out: Any) -> None:
+    def _finish(self, held_out: NDArray[np.int64]) -> None:
         from safetensors.torch import save
 
         tokens = self.config.tokens
-        sae = self.sae.requires_grad_(False)
+        sae = self.sae.requires_grad_(False).to("cpu")  # evaluate() reads there
         quality = evaluate(sae, self.store, self.hook_point, held_out, tokens=tokens)
         fvu = quality[tokens]["fvu"]
         if not math.isfinite(fvu):  # the last update's doing
@@ -225,7 +225,7 @@ class Training:
                 "Train into another run with a lower --lr."
             )
         quality["dead"] = float(self.dead.float().mean())
-        write_atomic(self.path / SAE_FILE, save({name: value.cpu() for name, value in sae.state_dict().items()}))
+        write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         seal_artifact(self.path, quality=quality)
 

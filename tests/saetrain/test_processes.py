@@ -14,7 +14,10 @@ from saetrain import Run, SAEConfig, train
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 from saetrain import SAEConfig, TrainConfig, train
+from saetrain.processes import all_gather, world_size
+from saetrain.training import Training
 
 store, out = sys.argv[1], Path(sys.argv[2])
 common = dict(n_steps=20, batch_size=256, lr=1e-3, pool_tokens=2000, precision="float32", dead_tokens=600)
@@ -28,6 +31,19 @@ for name, sae in {
     "gated": SAEConfig("gated", 96, 3),
 }.items():
     train(store, out / name, sae=sae, config=TrainConfig(**common), log_every=1)
+
+finish = Training.finish
+
+def compare(self, held_out):
+    weights = [all_gather(parameter.detach().flatten()) for parameter in self.sae.parameters()]
+    assert all(torch.equal(part[0], other) for part in weights for other in part[1:])
+    assert len(weights[0]) == world_size()
+    print("compared")
+    finish(self, held_out)
+
+Training.finish = compare
+config = TrainConfig(**{**common, "dead_tokens": 1}, resample_every=5)
+train(store, out / "resampled", sae=SAEConfig("topk", 96, 3), config=config)
 """
 NAMES = ("topk", "nested", "batchtopk", "relu", "steered", "jumprelu", "gated")
 
@@ -38,12 +54,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> tuple
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for start, out in (([sys.executable], "one"), (launch, "two")):
+    for n, start, out in ((1, [sys.executable], "one"), (2, launch, "two")):
         done = subprocess.run(
             [*start, str(folder / "script.py"), str(planted_store), str(folder / out)],
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("compared") == n  # all processes hold the same weights after a resampling
     return folder / "one", folder / "two"
 
 

@@ -141,7 +141,7 @@ def test_configs_derive_and_refuse() -> None:
         TrainConfig(precision="int8"),
         TrainConfig(decay_fraction=2),
         TrainConfig(init="zeros"),
-        TrainConfig(ghost=True),
+        TrainConfig(ghost=True),  # of topk
         TrainConfig(aux=-1),
     ):
         with pytest.raises(SettingsError):

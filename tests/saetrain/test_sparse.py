@@ -194,6 +194,19 @@ def test_top_k_are_the_k_largest_however_they_are_found(n_latents: int, bfloat16
     assert torch.equal(key, key.sort().values)
 
 
+@pytest.mark.parametrize("n_rows", [1, 3, 257, 259])
+def test_fewer_rows_than_threads_are_selected_too(n_rows: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        x, (encoder, b_enc, _, _) = random_rows(n_rows), random_parameters(256, shift=0)
+        assert torch.equal(select_topk(x, encoder, b_enc, 6).starts.diff(), torch.full((n_rows,), 6))
+        code = select_above(x, encoder, b_enc, 0.0)
+        assert torch.equal(code.starts.diff(), (x @ encoder.T + b_enc > 0).sum(1))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_equal_values_are_cut_to_k() -> None:
     code = select_topk(torch.ones(10, D), torch.ones(256, D), torch.zeros(256), 5)
     assert torch.equal(code.starts.diff(), torch.full((10,), 5))

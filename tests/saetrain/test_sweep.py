@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actcache import SettingsError
+from actcache import IncompleteError, NonFiniteError, SettingsError
 from saetrain import ActivationLoader, Run, SAEConfig, TrainConfig, sweep, train
 from saetrain.trainer import name_runs
 
@@ -88,6 +88,32 @@ def test_progress_counts_all_steps(tmp_path: Path, two_layers: Path) -> None:
     assert {total for _, total in seen} == {185}
     assert seen[-1] == (185, 185)
     assert [n for n, _ in seen] == sorted(n for n, _ in seen)
+
+
+def test_one_that_diverges_does_not_stop_the_others(tmp_path: Path, two_layers: Path, alone: list[Run]) -> None:
+    broken = TrainConfig(n_steps=40, batch_size=256, lr=1e30, clip_norm=0, warmup_steps=1, pool_tokens=2000)
+    members = [*MEMBERS[:2], (0, SAEConfig("relu", 48), broken)]
+    for _ in range(2):  # the second time what is finished is left alone
+        with pytest.raises(NonFiniteError, match=r"1 of 3 SAEs were not finished, the others were\. The loss is"):
+            sweep(two_layers, tmp_path / "runs", members)
+    for name, other in zip(name_runs(members)[:2], alone, strict=False):
+        assert same(Run.open(tmp_path / "runs" / name), other)
+
+
+def test_a_member_is_sealed_as_soon_as_it_is_done(tmp_path: Path, two_layers: Path) -> None:
+    def stop(done: int, total: int, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(two_layers, tmp_path / "runs", MEMBERS[1:3], log_every=10, on_progress=stop)
+    names = name_runs(MEMBERS[1:3])
+    assert Run.open(tmp_path / "runs" / names[1]).metrics[-1]["step"] == 25
+    with pytest.raises(IncompleteError):
+        Run.open(tmp_path / "runs" / names[0])
+    seen: list[tuple[int, int]] = []
+    sweep(two_layers, tmp_path / "runs", MEMBERS[1:3], on_progress=lambda n, of, line: seen.append((n, of)))
+    assert seen[-1] == (65, 65)
 
 
 def test_names_say_what_differs() -> None:
