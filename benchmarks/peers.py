@@ -77,7 +77,9 @@ def our_peer(options: argparse.Namespace) -> Any:
 
     def weights() -> Any:
         threshold = float(sae.threshold) if options.variant == "batchtopk" else 0.0
-        return worker.neutral(options, sae.encoder, sae.bias(), sae.decoder, sae.b_dec, threshold)
+        return worker.neutral(
+            options, sae.encoder, sae.b_enc - sae.encoder @ sae.b_dec, sae.decoder, sae.b_dec, threshold
+        )
 
     return train, weights
 
@@ -267,7 +269,7 @@ def rows_of(path: Path, layer: int | None) -> NDArray[np.float16]:
     store = ActivationStore.open(path)
     loader = ActivationLoader(store, layer, batch_size=1000, images=np.arange(store.n_images), pool_tokens=1 << 20)
     batches = loader.batches()
-    rows = np.concatenate([next(batches).activations.numpy() for _ in range(loader.steps_per_epoch)])
+    rows = np.concatenate([next(batches).activations.numpy().copy() for _ in range(loader.steps_per_epoch)])
     batches.close()
     return rows
 

@@ -306,6 +306,9 @@ def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: TrainC
     for parameter, part in ((sae.encoder, encoder), (sae.b_enc, b_enc), (sae.decoder, decoder)):
         assert part.grad is not None
         gradient(parameter).index_add_(0, index, part.grad)
+    if config.ghost:  # PatchSAE lets these reach b_dec too, through x - b_dec
+        assert b_enc.grad is not None
+        gradient(sae.b_dec).sub_(b_enc.grad @ encoder.detach())
     return loss
 
 

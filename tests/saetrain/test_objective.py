@@ -215,7 +215,8 @@ def test_ghost_gradients_are_patchsaes(random_sae: MakeSAE, path: str) -> None:
     _, _, residual = reference(sae, x)
     mse = residual.square() / x.norm(dim=1, keepdim=True)
     encoder, b_enc, decoder = (p.detach()[dead].requires_grad_() for p in (sae.encoder, sae.b_enc, sae.decoder))
-    ghost = ((x - sae.b_dec.detach()) @ encoder.T + b_enc).exp() @ decoder
+    b_dec = sae.b_dec.detach().requires_grad_()
+    ghost = ((x - b_dec) @ encoder.T + b_enc).exp() @ decoder
     ghost = ghost * (residual.norm(dim=1, keepdim=True) / (1e-6 + 2 * ghost.norm(dim=1, keepdim=True))).detach()
     error = (ghost - residual).square() / residual.norm(dim=1, keepdim=True)
     loss = (error * (mse / (error + 1e-6)).detach()).mean()
@@ -225,6 +226,7 @@ def test_ghost_gradients_are_patchsaes(random_sae: MakeSAE, path: str) -> None:
         change = with_ghost[name] - without[name]
         assert not change[~dead].any()
         torch.testing.assert_close(change[dead], part.grad, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(with_ghost["b_dec"] - without["b_dec"], b_dec.grad, rtol=1e-3, atol=1e-7)
 
 
 def test_without_a_dead_latent_or_a_weight_nothing_is_revived(random_sae: MakeSAE) -> None:
