@@ -304,6 +304,36 @@ def encode(
     emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
 
 
+@app.command(epilog="Example: patchsae convert runs/l10 l10-saelens --to saelens --store val.acts")
+def convert(
+    src: Annotated[Path, typer.Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="A folder of that package, or a run.")],
+    to: Annotated[
+        str | None, typer.Option(help="Of a run: saelens, dictionary_learning, sparsify or patchsae.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Activations to compare on; a checkpoint needs them to become a run.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a run for another package, or read a checkpoint of one, and report how well the two agree."""
+    from saetrain import convert as run_convert
+
+    made = run_convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
+    facts = asdict(made.parity)
+    emit(
+        {"path": str(made.path), "format": made.format, "parity": facts},
+        draw_facts(
+            {
+                "written": str(made.path),
+                "format": made.format,
+                **{n: f"{v:.3g}" if isinstance(v, float) else v for n, v in facts.items()},
+            }
+        ),
+    )
+
+
 @app.command(epilog="Example: patchsae analyze val.codes val.concepts")
 def analyze(
     codes: CodesPath,

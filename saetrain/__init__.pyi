@@ -1,5 +1,6 @@
 from .codes import CodeStore, ShardCodes
 from .config import SAEConfig, TrainConfig
+from .conversion import Conversion, Parity, convert
 from .encoding import encode
 from .loader import ActivationLoader, Batch
 from .metrics import evaluate
@@ -13,10 +14,13 @@ __all__ = [
     "ActivationLoader",
     "Batch",
     "CodeStore",
+    "Conversion",
+    "Parity",
     "Run",
     "SAEConfig",
     "ShardCodes",
     "TrainConfig",
+    "convert",
     "encode",
     "evaluate",
     "held_out_images",

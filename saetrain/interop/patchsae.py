@@ -1,0 +1,58 @@
+"""PatchSAE: one .pt file, {"cfg": a pickled config object (older: "config"), "state_dict": W_enc [D, F], b_enc, W_dec
+[F, D], b_dec}. ViT-Prisma writes the same.
+
+Its config object becomes an empty shell for its fields: nothing in the file is run.
+"""
+
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.interop.files import load_tensors, take
+from saetrain.interop.foreign import Foreign, build_sae, fold, refuse
+from saetrain.sae import SAE
+
+WEIGHTS = "out.pt"
+
+
+def read(path: Path) -> Foreign:
+    """Raises CorruptError, SettingsError for a gated or normalizing one."""
+    found = load_tensors(path)
+    tensors, config = found.get("state_dict"), found.get("cfg", found.get("config"))
+    if not isinstance(tensors, dict):
+        raise CorruptError(f'{path} has no "state_dict". Give a checkpoint of PatchSAE or ViT-Prisma.')
+    fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+    if fields.get("gated_sae") or fields.get("architecture", "standard") != "standard":
+        raise SettingsError(f"{path} is not a plain ReLU SAE, which is all that PatchSAE trains.")
+    if fields.get("normalize_activations", "none") not in ("none", None):
+        raise SettingsError(f"{path} normalizes each token (normalize_activations), which no SAE of ours does.")
+    got = take(tensors, path, W_enc=(None, None))
+    d_model, n_latents = got["W_enc"].shape
+    got |= take(tensors, path, W_dec=(n_latents, d_model), b_enc=(n_latents,), b_dec=(d_model,))
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = ((x - got["b_dec"]) @ got["W_enc"] + got["b_enc"]).relu()
+        return codes, codes @ got["W_dec"] + got["b_dec"]
+
+    sae = build_sae("relu", got["W_enc"].T, got["W_dec"], got["b_dec"], {"b_enc": got["b_enc"]})
+    return Foreign("patchsae", sae, forward)
+
+
+def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
+    """File name -> bytes. The settings are a plain dict, which PatchSAE's loader takes too."""
+    refuse(sae, "patchsae", ("relu",))
+    folded = fold(sae)
+    config = {
+        "d_in": sae.d_model, "d_sae": sae.config.size, "expansion_factor": sae.config.size / sae.d_model,
+        "l1_coefficient": sae.config.weight, "dtype": torch.float32, "device": "cpu", "gated_sae": False,
+        "use_ghost_grads": True, "mse_cls_coefficient": 1.0, "class_token": False, "block_layer": hook_point.layer,
+        "module_name": "resid", "model_name": "", "image_width": 224, "image_height": 224,
+    }  # fmt: skip
+    tensors = {"W_enc": folded["encoder"].T, "b_enc": folded["b_enc"], "W_dec": folded["decoder"]}
+    tensors["b_dec"] = folded["b_dec"]
+    buffer = io.BytesIO()
+    torch.save({"cfg": config, "state_dict": {n: value.contiguous() for n, value in tensors.items()}}, buffer)
+    return {WEIGHTS: buffer.getvalue()}
