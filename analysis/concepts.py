@@ -153,6 +153,7 @@ def analyze(
     where = find_images(codes, images=images, store=store)
     source = None if where is None else open_source(where)
     provenance = {key: codes.artifact.provenance[key] for key in ("quality", "source", "sae")}
+    provenance["curves"] = codes.artifact.provenance.get("curves", {})  # older codes have none
     artifact = begin_artifact(
         concepts,
         "concepts",

@@ -19,10 +19,11 @@ from analysis.gallery import draw_heat_map
 def write_report(concepts: ConceptTable | str | Path, out: str | Path) -> Path:
     """Write the page and return its path. An existing file is replaced.
 
-    Shows: held-out quality, every latent as density against activation, and the gallery of top images with heat maps.
+    Shows: held-out quality, the curves of training, every latent as density against activation, and the gallery of top
+    images with heat maps.
     """
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
-    resources, plots = _draw_plots(concepts)
+    resources, plots, curves = _draw_plots(concepts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -39,6 +40,7 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path) -> Path:
         quality=_quality(concepts),
         resources=_safe(resources),
         plots=_safe(plots),
+        curves=_safe(curves),
         latents=latents,
         n_shown=len(latents),
         pictures=concepts.artifact.settings["pictures"],
@@ -113,8 +115,8 @@ def _top_labels(concepts: ConceptTable, labels: list[str]) -> dict[int, str]:
     return {latent: ", ".join(f"{name} {n}" for name, n in count.most_common(3)) for latent, count in counts.items()}
 
 
-def _draw_plots(concepts: ConceptTable) -> tuple[str, str]:
-    """(script to put into the head, the plots) of the scatter and the density histogram, by bokeh."""
+def _draw_plots(concepts: ConceptTable) -> tuple[str, str, str]:
+    """(script to put into the head, scatter and density histogram, curves of training or nothing), by bokeh."""
     from bokeh.embed import components
     from bokeh.layouts import row
     from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMapper, OpenURL, TapTool
@@ -169,7 +171,27 @@ def _draw_plots(concepts: ConceptTable) -> tuple[str, str]:
         plot.toolbar.logo = None
     script, element = components(row(scatter, histogram))
     resources = Resources(mode="inline", components=["bokeh", "bokeh-gl"])  # 1.2 MB; all of bokeh is 4.5
-    return str(resources.render()), script + element
+    return str(resources.render()), script + element, _draw_curves(concepts.artifact.provenance.get("curves", {}))
+
+
+def _draw_curves(curves: dict[str, list[float]]) -> str:
+    """Loss, FVU, L0 and the share of dead latents by step; "" without any."""
+    from bokeh.embed import components
+    from bokeh.layouts import row
+    from bokeh.plotting import figure
+
+    if not curves:
+        return ""
+    plots = []
+    for name, title, scale in (
+        ("loss", "loss", "log"), ("fvu", "FVU of the batch", "log"), ("l0", "L0", "linear"), ("dead", "dead", "linear"),
+    ):  # fmt: skip
+        plot = figure(width=275, height=220, title=title, x_axis_label="step", y_axis_type=scale, tools="")
+        plot.line(curves["step"], curves[name], color="#4a7fb5", line_width=1.5)
+        plot.toolbar.logo = None
+        plots.append(plot)
+    script, element = components(row(*plots))
+    return str(script + element)
 
 
 def _points(table: pa.Table, entropy: NDArray[np.float64]) -> dict[str, Any]:

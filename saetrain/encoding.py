@@ -61,6 +61,7 @@ def encode(
         provenance={
             "torch": torch.__version__,
             "quality": run.quality,
+            "curves": run.curves(),
             "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
             "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
         },

@@ -41,6 +41,8 @@ SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 N_KEPT = 2
+CURVES = ("step", "loss", "fvu", "l0", "dead")
+N_CURVE = 200
 
 
 class Run:
@@ -95,6 +97,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """metrics.jsonl, one dict a line."""
         return read_metrics(self.path)
+
+    def curves(self) -> dict[str, list[float]]:
+        """Columns of the metrics by step, thinned to at most 200 lines; empty for a run that was not trained here."""
+        lines = self.metrics[:: 1 + len(self.metrics) // N_CURVE]
+        return {name: [line[name] for line in lines] for name in CURVES} if lines else {}
 
     def sae(self) -> "SAE":
         from saetrain.sae import SAE

@@ -1,6 +1,7 @@
 """The page stands alone, escapes what it shows, and holds what the table holds."""
 
 import base64
+import json
 import re
 import shutil
 from pathlib import Path
@@ -30,6 +31,20 @@ def test_every_gallery_latent_is_there_with_its_pictures(tmp_path: Path, concept
     first = concepts.gallery["image"][0].as_py()
     assert base64.b64encode(concepts.thumbnail(first) or b"").decode() in page
     assert f"{concepts.artifact.provenance['quality']['all']['fvu']:.4f}" in page
+
+
+def test_the_curves_of_training_are_shown_where_there_are_any(tmp_path: Path, concepts: ConceptTable) -> None:
+    curves = concepts.artifact.provenance["curves"]
+    assert set(curves) == {"step", "loss", "fvu", "l0", "dead"}
+    assert len(curves["step"]) == len(curves["loss"]) >= 1
+    page = write_report(concepts, tmp_path / "report.html").read_text()
+    assert "<h2>Training</h2>" in page
+    assert f'"text":"{"FVU of the batch"}"' in page
+    fields = json.loads((concepts.path / "artifact.json").read_bytes())
+    del fields["provenance"]["curves"]  # as older ones are
+    older = Path(shutil.copytree(concepts.path, tmp_path / "older.concepts"))
+    (older / "artifact.json").write_text(json.dumps(fields))
+    assert "<h2>Training</h2>" not in write_report(older, tmp_path / "older.html").read_text()
 
 
 def test_names_from_outside_are_escaped(
