@@ -128,11 +128,14 @@ def _export(
 ) -> Conversion:  # fmt: skip
     if to not in WRITERS:
         raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
-    if dst.exists() and not overwrite:
+    if dst.exists():
         made = _made_before(dst, run, to)
-        if made is None:
-            raise SettingsError(f"{dst} exists already. Remove it, or give --overwrite.")
-        return made
+        if made is not None and not overwrite:
+            return made
+        if not (dst / PARITY_FILE).is_file():  # not ours to remove, whatever was asked
+            raise SettingsError(f"{dst} exists and is not an exported SAE. Give another destination.")
+        if not overwrite:
+            raise SettingsError(f"{dst} holds another SAE or format. Give another destination, or --overwrite.")
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
     rows, name = _rows(sae, store, hook_point)

@@ -105,12 +105,17 @@ def test_without_a_store_rows_are_random_and_said_to_be(tmp_path: Path, runs: di
 
 
 def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path, runs: dict[str, Run]) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
+    convert(runs["topk"].path, tmp_path / "out")
     with pytest.raises(SettingsError, match="--overwrite"):
-        convert(runs["topk"].path, tmp_path / "out")
-    convert(runs["topk"].path, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine").exists()
+        convert(runs["relu"].path, tmp_path / "out")
+    assert convert(runs["relu"].path, tmp_path / "out", overwrite=True).parity.holds
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("photos", "file"):
+        with pytest.raises(SettingsError, match="not an exported SAE"):
+            convert(runs["topk"].path, tmp_path / name, overwrite=True)
+    assert (tmp_path / "photos" / "mine").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
