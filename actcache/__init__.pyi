@@ -8,6 +8,7 @@ from .artifact import (
     require_complete,
     seal_artifact,
 )
+from .clip_model import Clip, load_clip
 from .commits import missing_shards, read_record, read_records, write_record
 from .description import describe
 from .errors import (
@@ -49,6 +50,7 @@ from .layout import (
     StoreLayout,
     choose_shape,
 )
+from .origin import Towers, find_image_source, find_origin, open_towers
 from .plan import ExtractionEstimate, estimate
 from .repair import repair
 from .settings import layout_of
@@ -67,6 +69,7 @@ from .store import (
     ActivationStore,
     Tokens,
 )
+from .text_tower import TEMPLATE_SETS, TextTower, make_text_tower, read_templates
 from .verification import (
     Problem,
     Verification,
@@ -77,15 +80,18 @@ from .vision_tower import (
     choose_device,
     has_cpu_bfloat16,
     load_vision_tower,
+    make_vision_tower,
 )
 from .workers import Worker, find_worker
 
 __all__ = [
     "IMAGES_FILE",
+    "TEMPLATE_SETS",
     "ActivationStore",
     "Artifact",
     "ArtifactNotFoundError",
     "ChannelStatistics",
+    "Clip",
     "CorruptError",
     "ExtractionEstimate",
     "HookPoint",
@@ -109,7 +115,9 @@ __all__ = [
     "StoreGroup",
     "StoreLayout",
     "Stores",
+    "TextTower",
     "Tokens",
+    "Towers",
     "Verification",
     "VisionTower",
     "Worker",
@@ -126,20 +134,27 @@ __all__ = [
     "estimate",
     "extract",
     "file_digest",
+    "find_image_source",
+    "find_origin",
     "find_worker",
     "fsync_directory",
     "fsync_tree",
     "has_cpu_bfloat16",
     "layout_of",
+    "load_clip",
     "load_vision_tower",
+    "make_text_tower",
+    "make_vision_tower",
     "missing_shards",
     "open_artifact",
     "open_source",
     "open_stores",
+    "open_towers",
     "read_json",
     "read_manifest",
     "read_record",
     "read_records",
+    "read_templates",
     "remove_litter",
     "repair",
     "require_complete",

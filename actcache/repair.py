@@ -4,7 +4,6 @@ In: a store, and where its images and weights are if they moved. Out: the verifi
 shard's (images.parquet, zarr metadata, the seal) is made anew from the same source and compared by identity.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from actcache.commits import record_path
 from actcache.errors import CorruptError, SettingsError
 from actcache.extraction import extract
 from actcache.files import is_remote, storage_errors
+from actcache.origin import find_image_source, find_origin, whole_path
 from actcache.plan import plan_extraction
 from actcache.settings import expected_files, hook_points_of
 from actcache.store import IMAGES_FILE
@@ -99,26 +99,12 @@ def _arguments(
 ) -> dict[str, Any]:
     """What `extract` was called with, paths made whole again."""
     recorded = artifact.provenance.get("paths", {})
-
-    def find(name: str, value: str | None) -> str:
-        if value is None:
-            raise SettingsError(f"{artifact.path} does not say what it was extracted with. Give --{name}.")
-        if not value.startswith(".."):
-            return value
-        place = os.path.normpath(artifact.path.absolute() / value)
-        if not os.path.exists(place):
-            raise SettingsError(f"{place} is not there any more. Say with --{name} what the store was extracted with.")
-        return place
-
-    source = images or artifact.parent_path("images")
-    if not os.path.exists(source):
-        raise SettingsError(f"{source} is not there any more. Say with --images where the images are.")
     return {
-        "images": source,
-        "model": model or find("model", recorded.get("model")),
-        "pretrained": pretrained or find("pretrained", recorded.get("pretrained")),
-        "masks": find("masks", recorded["masks"]) if "masks" in recorded else None,
-        "not_in": [find("not-in", value) for value in recorded.get("not_in", [])],
+        "images": find_image_source(artifact, images),
+        "model": find_origin(artifact, "model", model),
+        "pretrained": find_origin(artifact, "pretrained", pretrained),
+        "masks": find_origin(artifact, "masks") if "masks" in recorded else None,
+        "not_in": [whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
     }
 
 

@@ -6,10 +6,8 @@ Out: `VisionTower`. Promises: weights load strictly and without pickle code; a Q
 open_clip's own modules give bit for bit, and `head(run_blocks(embed(x), 0, n_layers))` equals its `visual(x)`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -17,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actcache.clip_model import Clip, load_clip
 from actcache.errors import ModelError, SettingsError
-from actcache.files import digest
 from actcache.hook_point import HookPoint
-from actcache.tower_weights import check_quick_gelu, hash_weights, say_near
 
 Half = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
@@ -186,27 +183,21 @@ def load_vision_tower(
         ModelError: unknown name or tag (near ones are listed), not a VisionTransformer, QuickGELU mismatch, or a
             checkpoint that is truncated or has other tensors than the architecture.
     """
-    name, config, preprocess = _read_config(model)
-    source = _find_weights(name, config, pretrained)
-    preprocess |= source.preprocess
-    clip = _build(config, name, source.seed)
-    if source.path is not None:
-        _load_weights(clip, source.path, name)
-    visual = clip.visual
-    preprocess["size"] = visual.image_size
-    preprocess = json.loads(json.dumps(preprocess))  # tuples become lists, as they are stored
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess), False)
-    model_id = digest({"config": config, "weights": hash_weights(clip), "preprocess": preprocess})
+    tower = make_vision_tower(load_clip(model, pretrained), precision=precision, device=device)
+    return compile_tower(tower) if compile else tower
+
+
+def make_vision_tower(clip: Clip, *, precision: str = "auto", device: str = "auto") -> VisionTower:
+    """The image tower of a loaded CLIP, frozen. Arguments and errors as `load_vision_tower`."""
     target = choose_device(device)
-    tower = VisionTower(
-        visual=visual.requires_grad_(False).eval().to(target),
-        model_id=model_id,
-        preprocess=preprocess,
-        transform=transform,
+    return VisionTower(
+        visual=clip.module.visual.requires_grad_(False).eval().to(target),
+        model_id=clip.model_id,
+        preprocess=clip.preprocess,
+        transform=clip.transform,
         device=target,
         precision=choose_precision(precision, target),
     )
-    return compile_tower(tower) if compile else tower
 
 
 @torch.no_grad()
@@ -276,98 +267,3 @@ def has_cpu_bfloat16() -> bool:
     return any(
         getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Architecture
-
-
-def _read_config(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(name, model config, preprocessing) of an open_clip name or config JSON."""
-    preprocess = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), {})
-    if model.endswith(".json"):
-        try:
-            config = json.loads(Path(model).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"--model {model} cannot be read as an open_clip config JSON: {error}.") from error
-        if isinstance(config, dict) and "model_cfg" in config:  # the layout of open_clip_config.json on the hub
-            preprocess = open_clip.transform.merge_preprocess_dict(preprocess, config.get("preprocess_cfg", {}))
-            config = config["model_cfg"]
-        if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-            raise ModelError(f"--model {model} is not an open_clip config: it needs embed_dim, vision_cfg, text_cfg.")
-        return Path(model).name, config, preprocess
-    config = open_clip.get_model_config(model)
-    if config is None:
-        raise ModelError(
-            f"Unknown architecture {model!r}.{say_near(model, open_clip.list_models())} "
-            "Give an open_clip name or the path of a config JSON."
-        )
-    return model, config, preprocess
-
-
-def _build(config: dict[str, Any], name: str, seed: int | None) -> Any:
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision or isinstance(vision.get("layers"), list | tuple):
-        raise ModelError(f"{name}'s image tower is not open_clip's VisionTransformer. Choose a plain ViT-*.")
-    fields = json.loads(json.dumps(config))
-    custom = fields.pop("custom_text", False)
-    if "hf_model_name" in fields["text_cfg"]:
-        fields["text_cfg"]["hf_model_pretrained"] = False
-        custom = True
-    kind: Any = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    if "multimodal_cfg" in fields:
-        kind = open_clip.CoCa
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
-            return kind(**fields)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ModelError(f"{name} does not describe an open_clip model: {error}.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-
-
-@dataclass(frozen=True)
-class _WeightSource:
-    path: str | None
-    seed: int | None
-    preprocess: dict[str, Any]
-
-
-def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _WeightSource:
-    if pretrained.startswith("random:"):
-        try:
-            return _WeightSource(None, int(pretrained.removeprefix("random:")), {})
-        except ValueError as error:
-            raise ModelError(f"--pretrained {pretrained}: expected random:SEED with a whole number.") from error
-    if Path(pretrained).is_file():
-        return _WeightSource(pretrained, None, {})
-    tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        known = f" Tags of {name}: {', '.join(tags)}." if tags else f" {name} has no tags."
-        raise ModelError(
-            f"--pretrained {pretrained!r} is neither a file nor a tag of {name}.{say_near(pretrained, tags)}{known} "
-            "`random:SEED` gives random weights."
-        )
-    check_quick_gelu(name, bool(config.get("quick_gelu", False)), pretrained, bool(tag.get("quick_gelu", False)))
-    try:
-        path = open_clip.download_pretrained(tag)
-    except Exception as error:  # network libraries raise what they like
-        raise ModelError(
-            f"The weights of {name} {pretrained} cannot be downloaded: {str(error).rstrip('.')}."
-        ) from error
-    return _WeightSource(path, None, open_clip.transform.merge_preprocess_dict({}, tag))
-
-
-def _load_weights(clip: Any, path: str, name: str) -> None:
-    try:
-        open_clip.load_checkpoint(clip, path, strict=True, weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip readers raise a dozen kinds
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{Path(path).name} cannot be loaded into {name}: {reason[:400]}. "
-            "Expected a whole safetensors file or state dict of exactly this architecture."
-        ) from error

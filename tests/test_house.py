@@ -14,12 +14,16 @@ PACKAGES = ("actcache", "saetrain", "analysis")
 RANK = {"actcache": 0, "saetrain": 1, "analysis": 2, "cli": 3}
 
 ROOMS = {
-    "open_clip": {"actcache/vision_tower", "actcache/plan", "actcache/demo/training"},
+    "open_clip": {
+        "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/plan",
+        "actcache/demo/training",
+    },
     "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery"},
     "zarr": {"actcache/writer", "actcache/leftovers", "actcache/store", "actcache/codecs", "saetrain/codes"},
     "numcodecs": {"actcache/codecs"},
     "torch": {
-        "actcache/vision_tower", "actcache/extraction", "actcache/plan", "actcache/demo/training",
+        "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
+        "actcache/demo/training",
         "saetrain/conversion", "saetrain/encoding", "saetrain/interop/dictionary_learning", "saetrain/interop/files",
         "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/saelens",
         "saetrain/interop/sparsify", "saetrain/loader", "saetrain/metrics", "saetrain/objective", "saetrain/optimizer",
