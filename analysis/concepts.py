@@ -44,6 +44,7 @@ from analysis.catalogue import (
     totals_statistic,
 )
 from analysis.gallery import make_thumbnail
+from analysis.heat import heat_maps
 from analysis.join import find_images
 from analysis.pairs import SCORES
 from analysis.reduction import reduce_shards
@@ -272,17 +273,6 @@ def _write_gallery(
     for image in sorted(set(lines["image"])):
         thumbnail = make_thumbnail(source, uris[image].as_py(), sizes[image].as_py(), codes.preprocess)
         (path / "gallery" / f"{image}.jpg").write_bytes(thumbnail)
-
-
-def heat_maps(codes: CodeStore, latent: int, images: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Patch activations of one latent on some images: [n, rows, columns]."""
-    rows, values = codes.read_latent(latent)
-    image, token = np.divmod(rows, codes.n_tokens)
-    maps = np.zeros((len(images), codes.n_tokens), dtype=np.float32)
-    for k, wanted in enumerate(images.tolist()):
-        start, stop = np.searchsorted(image, [wanted, wanted + 1])
-        maps[k, token[start:stop]] = values[start:stop]
-    return maps[:, 1:].reshape(len(images), *codes.grid)
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saetrain import CodeStore, ShardCodes
+from saetrain import CodeStore, LatentCodes, ShardCodes
 
 SCORES = ("mean", "max")
 
@@ -25,7 +25,7 @@ class Pairs(NamedTuple):
     n_fired: NDArray[np.int64]  # [N] tokens it fires on
 
 
-def find_pairs(shard: ShardCodes, n_tokens: int, *, tau: float = 0.0) -> Pairs:
+def find_pairs(shard: ShardCodes | LatentCodes, n_tokens: int, *, tau: float = 0.0) -> Pairs:
     """Pairs of one shard. tau: PatchSAE's threshold of a_{i,j}[s] = 1(h > tau)."""
     latent = np.repeat(np.arange(len(shard.latent_indptr) - 1), np.diff(shard.latent_indptr))
     image, token = np.divmod(shard.row.astype(np.int64), n_tokens)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.concepts import heat_maps
+from analysis.heat import heat_maps, upsample
 from saetrain import CodeStore
 
 CUTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -95,18 +95,6 @@ def _average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((last - counts + 1 + last) / 2)[group]
-
-
-def upsample(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear, pixel centers aligned: [n, rows, columns] -> [n, height, width]."""
-    return np.asarray(
-        np.einsum("hr,nrc,wc->nhw", _weights(heat.shape[1], height), heat, _weights(heat.shape[2], width))
-    )
-
-
-def _weights(n_in: int, n_out: int) -> NDArray[np.float32]:
-    position = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    return np.maximum(0, 1 - abs(position[:, None] - np.arange(n_in))).astype(np.float32)
 
 
 def _choose_threshold(labeled: Labeled, latent: int, concept: int) -> float:

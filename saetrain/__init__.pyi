@@ -1,4 +1,4 @@
-from .codes import CodeStore, ShardCodes
+from .codes import CodeStore, LatentCodes, RowCodes, ShardCodes
 from .config import SAEConfig, TrainConfig
 from .conversion import Conversion, Parity, convert
 from .encoding import encode
@@ -15,7 +15,9 @@ __all__ = [
     "Batch",
     "CodeStore",
     "Conversion",
+    "LatentCodes",
     "Parity",
+    "RowCodes",
     "Run",
     "SAEConfig",
     "ShardCodes",

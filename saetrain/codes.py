@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,23 @@ class ShardCodes:
     latent_value: NDArray[np.float16]  # [nnz]
 
 
+@dataclass(frozen=True)
+class LatentCodes:
+    """Entries of consecutive latents, by latent, then row. The first of them is number 0 here."""
+
+    latent_indptr: NDArray[np.int64]  # [n latents + 1]
+    row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
+    latent_value: NDArray[np.float16]  # [nnz]
+
+
+class RowCodes(NamedTuple):
+    """Entries of some rows, in the order of the rows."""
+
+    row: NDArray[np.int64]  # [nnz], global
+    latent: NDArray[np.int64]  # [nnz], ascending within a row
+    value: NDArray[np.float16]  # [nnz]
+
+
 class CodeStore:
     """Complete codes, open for reading.
 
@@ -74,6 +91,7 @@ class CodeStore:
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
         self.preprocess: dict[str, Any] = s["preprocess"]
+        self.bytes_read = 0  # of codes.zarr, by this object
         require_complete(artifact, self.n_shards, "encode")
 
     @classmethod
@@ -144,42 +162,94 @@ class CodeStore:
 
         Raises SettingsError for a latent out of range, CorruptError for an array that is missing or too short.
         """
-        if not 0 <= latent < self.n_latents:
-            raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
-        rows, values = [], []
-        for shard in range(self.n_shards):
-            start, stop = self._read(shard, "latent_indptr", slice(latent, latent + 2))
-            rows.append(self._read(shard, "row", slice(start, stop)).astype(np.int64))
-            values.append(self._read(shard, "latent_value", slice(start, stop)))
-        return np.concatenate(rows), np.concatenate(values)
+        parts = [self.read_latents(shard, latent, latent + 1) for shard in range(self.n_shards)]
+        rows = np.concatenate([part.row for part in parts]).astype(np.int64)
+        return rows, np.concatenate([part.latent_value for part in parts])
 
-    def _read(self, shard: int, column: str, part: slice = slice(None)) -> NDArray[Any]:
-        """One raw array, by memory map: a slice touches its own pages only."""
-        folder = self.path / CODES / str(shard) / column
+    def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
+        """Entries of latents start to stop - 1 in one shard, reading only these. Raises as `read_latent`."""
+        for latent in (start, stop - 1):
+            if not 0 <= latent < self.n_latents:
+                raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
+        indptr = self._read(shard, "latent_indptr", start, stop + 1)
+        first, last = int(indptr[0]), int(indptr[-1])
+        return LatentCodes(
+            latent_indptr=indptr - first,
+            row=self._read(shard, "row", first, last),
+            latent_value=self._read(shard, "latent_value", first, last),
+        )
+
+    def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
+        """Entries of some tokens, reading only these.
+
+        Args:
+            rows: [n] image * n_tokens + token, ascending.
+
+        Raises CorruptError as `read_latent`.
+        """
+        cuts = np.searchsorted(rows, np.cumsum(self.shard_sizes)[:-1] * self.n_tokens)
+        parts = [self._read_rows(shard, part) for shard, part in enumerate(np.split(rows, cuts)) if len(part)]
+        if not parts:
+            return RowCodes(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float16))
+        return RowCodes._make(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def _read_rows(self, shard: int, rows: NDArray[np.int64]) -> RowCodes:
+        local = rows - self.shard_range(shard).start * self.n_tokens
+        indptr, latent, value = (self._map(shard, name) for name in ("indptr", "latent", "value"))
         try:
-            dtype = self.artifact.settings["dtypes"][column]
-            if part == slice(None):
-                return np.fromfile(folder / "c" / "0", dtype=dtype)
-            values = _mapped(folder, dtype)[part]
+            start = indptr[local]
+            count = indptr[local + 1] - start
+            entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
+            found = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+        except (IndexError, ValueError) as error:  # a pointer leads out of the shard, or backwards
+            raise self._inconsistent(shard) from error
+        n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
+        self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
+        return found
+
+    def _read(self, shard: int, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Elements start to stop - 1 of one raw array, read by themselves; without `stop` all."""
+        dtype = np.dtype(self.artifact.settings["dtypes"][column])
+        try:
+            if stop is None:
+                part = np.fromfile(self._file(shard, column), dtype)
+            else:
+                file = os.open(self._file(shard, column), os.O_RDONLY)  # a memory map costs five times as much
+                try:
+                    if not 0 <= start <= stop <= os.fstat(file).st_size // dtype.itemsize:
+                        raise self._inconsistent(shard)
+                    data = os.pread(file, (stop - start) * dtype.itemsize, start * dtype.itemsize)
+                finally:
+                    os.close(file)
+                part = np.frombuffer(data, dtype)
         except (OSError, ValueError) as error:
-            raise CorruptError(
-                f"Shard {shard} of {self.path} lacks {column} ({error}). Run `verify {self.path}`, then encode again."
-            ) from error
-        if values.size != part.stop - part.start:  # numpy cuts a slice that goes past the end
-            raise self._inconsistent(shard)
-        return values
+            if isinstance(error, CorruptError):
+                raise
+            raise self._unreadable(shard, column, error) from error
+        self.bytes_read += part.nbytes
+        return part
+
+    def _map(self, shard: int, column: str) -> NDArray[Any]:
+        """One raw array by memory map: an element touches its own page only."""
+        dtype = self.artifact.settings["dtypes"][column]
+        try:
+            file = self._file(shard, column)
+            return np.memmap(file, dtype=dtype, mode="r") if os.path.getsize(file) else np.empty(0, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(shard, column, error) from error
+
+    def _file(self, shard: int, column: str) -> str:
+        return f"{self.path}/{CODES}/{shard}/{column}/c/0"
+
+    def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
+        return CorruptError(
+            f"Shard {shard} of {self.path} lacks {column} ({error}). Run `verify {self.path}`, then encode again."
+        )
 
     def _inconsistent(self, shard: int) -> CorruptError:
         return CorruptError(
             f"Shard {shard} of {self.path} is inconsistent. Run `verify {self.path}`, then encode again."
         )
-
-
-def _mapped(folder: Path, dtype: str) -> NDArray[Any]:
-    file = folder / "c" / "0"
-    if os.path.getsize(file) == 0:
-        return np.empty(0, dtype=dtype)
-    return np.memmap(file, dtype=dtype, mode="r")
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.recovery import Labeled, auroc_table, patch_scores, recover_concepts, upsample
+from analysis.heat import heat_maps, upsample
+from analysis.recovery import Labeled, auroc_table, patch_scores, recover_concepts
 from saetrain import CodeStore
 
 
@@ -62,8 +63,6 @@ def test_a_concept_that_is_a_latent_is_recovered(tiny_codes: Path) -> None:
     present = (scores[planted] > 0)[:, None]
 
     def masks(images: np.ndarray, concept: int) -> np.ndarray:
-        from analysis.concepts import heat_maps
-
         return upsample(heat_maps(codes, planted, images), 24, 24) > 0.3 * scores[planted].max()
 
     (found,) = recover_concepts(("planted",), Labeled(codes, present, masks), Labeled(codes, present, masks))
