@@ -95,6 +95,18 @@ StorePaths = Annotated[
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
 CodesPath = Annotated[Path, typer.Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
 ConceptsPath = Annotated[Path, typer.Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
+Templates = Annotated[
+    str, typer.Option(help="photo, simple (7), openai (80), a text with {} for the class, or a file of them.")
+]
+ReplacedTokens = Annotated[
+    str | None, typer.Option(help="What is replaced: all, patch or cls; by default what RUN was trained on.")
+]
+JudgedWhere = Annotated[
+    str | None, typer.Option(help="Images to look at, by columns of images.parquet: \"split == 'test'\".")
+]
+StoreModel = Annotated[str | None, typer.Option(help="The architecture the store was extracted with, if it moved.")]
+StorePretrained = Annotated[str | None, typer.Option(help="Its weights, if they moved.")]
+BatchImages = Annotated[int, typer.Option(help="Images a forward pass. Speed only.")]
 
 
 @app.command(epilog="Example: patchsae quickstart quickstart")
@@ -382,6 +394,36 @@ def query(
     emit({"rows": table.to_pylist()}, draw_table(table.to_pylist()))
 
 
+@app.command(epilog="Example: patchsae evaluate runs/l10 val.acts fidelity.json --templates openai")
+def evaluate(
+    run: RunPath,
+    store: StorePath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    templates: Templates = "photo",
+    tokens: ReplacedTokens = None,
+    where: JudgedWhere = None,
+    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    model: StoreModel = None,
+    pretrained: StorePretrained = None,
+    batch_size: BatchImages = 64,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations.
+
+    RUN may be a folder of runs (a sweep). Of the store a run was trained on, held-out images only are looked at.
+    """
+    from analysis import evaluate_fidelity
+
+    with progress("evaluate", "images") as report:
+        found = evaluate_fidelity(
+            run, store, out, templates=templates, tokens=tokens, where=where, limit=limit, seed=seed, model=model,
+            pretrained=pretrained, device=device, batch_size=batch_size, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit(found, draw_table(rows_of_fidelity(found)))
+
+
 @app.command(epilog="Example: patchsae report val.concepts report.html")
 def report(
     concepts: ConceptsPath,
@@ -484,6 +526,25 @@ def draw_table(rows: list[dict[str, Any]]) -> Table | str:
     for row in rows:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     return table
+
+
+def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a run and variant, for people. from, to: 95 % interval; same: share of images classified as before."""
+    return [
+        {
+            "run": run["run"],
+            "layer": run["hook_point"].split(".")[1],
+            "tokens": run["tokens"],
+            "variant": name,
+            "accuracy": numbers["accuracy"],
+            "from": numbers["accuracy_low"],
+            "to": numbers["accuracy_high"],
+            "loss": numbers["loss"],
+            "same": numbers["same_prediction"],
+        }
+        for run in found["runs"]
+        for name, numbers in run["variants"].items()
+    ]
 
 
 def draw_facts(facts: dict[str, Any]) -> Table:

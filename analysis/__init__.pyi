@@ -1,4 +1,5 @@
 from .concepts import ConceptTable, analyze
+from .fidelity import evaluate_fidelity
 from .join import find_images, map_shards
 from .query import query_class, query_image, query_latent
 from .recovery import Labeled, Recovered, recover_concepts
@@ -13,6 +14,7 @@ __all__ = [
     "Recovered",
     "Statistic",
     "analyze",
+    "evaluate_fidelity",
     "find_images",
     "map_shards",
     "query_class",

@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "train": (saetrain.train, saetrain.SAEConfig, saetrain.TrainConfig),
     "encode": (saetrain.encode,),
     "analyze": (analysis.analyze,),
+    "evaluate": (analysis.evaluate_fidelity,),
     "report": (analysis.write_report,),
 }
 

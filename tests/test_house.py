@@ -24,6 +24,7 @@ ROOMS = {
     "torch": {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
         "actcache/demo/training",
+        "analysis/fidelity", "analysis/splicing", "analysis/zero_shot",
         "saetrain/conversion", "saetrain/encoding", "saetrain/interop/dictionary_learning", "saetrain/interop/files",
         "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/saelens",
         "saetrain/interop/sparsify", "saetrain/loader", "saetrain/metrics", "saetrain/objective", "saetrain/optimizer",

@@ -1,0 +1,129 @@
+"""An SAE spliced into the stream: a batch at a hook point in, the same batch with other codes out.
+
+    x' = decode(edited codes) + (x - decode(codes)) where the error term is kept
+
+The codes are computed once; whatever a mask keeps is decoded from its active entries alone, and what it drops is the
+difference, since decoding is linear. Shapes: B images, t tokens that are replaced, N active entries, F latents.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from actcache import SettingsError
+from saetrain import SAE, Run
+
+TOKENS = ("all", "patch", "cls")
+Kept = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A batch and its codes.
+
+    Attributes:
+        x: [B, T, D] float32, the whole stream; tokens outside `part` are never touched.
+        part: which tokens are replaced.
+        rows, latents, values: [N], active entries; row = image of the batch * t + token of the part.
+    """
+
+    sae: SAE
+    x: Tensor
+    part: slice
+    rows: Tensor
+    latents: Tensor
+    values: Tensor
+
+    @cached_property
+    def old(self) -> Tensor:
+        """[B, t, D]: what is replaced."""
+        return self.x[:, self.part]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """[N]: image of each entry."""
+        return self.rows // self.old.shape[1]
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """[B, t, D]: the reconstruction from all entries."""
+        return self.decode(self.rows, self.latents, self.values)
+
+    @cached_property
+    def nothing(self) -> Tensor:
+        """[D]: the reconstruction from no entry."""
+        return self.sae.denormalize(self.sae.b_dec)
+
+    @cached_property
+    def error(self) -> Tensor:
+        """[B, t, D]: what the SAE does not explain."""
+        return self.old - self.whole
+
+    def decode(self, rows: Tensor, latents: Tensor, values: Tensor) -> Tensor:
+        """Entries of this batch -> [B, t, D]."""
+        n_images, n_tokens, d_model = self.old.shape
+        return self.sae.decode(rows, latents, values, n_images * n_tokens).view(n_images, n_tokens, d_model)
+
+    def keep(self, table: Tensor) -> Tensor:
+        """[B, t, D] from the entries whose latent is true in its image's row of `table` [B, F]."""
+        kept = table[self.images, self.latents]
+        return self.decode(self.rows[kept], self.latents[kept], self.values[kept])
+
+    def drop(self, kept: Tensor) -> Tensor:
+        """[B, t, D] from the entries that `kept` = keep(table) left out."""
+        return self.whole - kept + self.nothing
+
+    def shift(self, latents: Tensor, values: Tensor, *, add: bool) -> Tensor:
+        """[B, t, D] that the stream moves by when some latents are set to (or raised by) `values` [n] on every token.
+
+        In the SAE's normalized units; a value that would fall below 0 is 0.
+        """
+        moved = torch.zeros_like(self.old)
+        for latent, value in zip(latents.tolist(), values.tolist(), strict=True):
+            z = torch.zeros(self.old.shape[:2].numel(), device=self.x.device)
+            mine = self.latents == latent
+            z[self.rows[mine]] = self.values[mine]
+            wanted = (z + value).clamp(min=0) if add else torch.full_like(z, value)
+            direction = self.sae.decoder[latent] / self.sae.scale
+            moved += (wanted - z).view(self.old.shape[:2])[..., None] * direction
+        return moved
+
+    def stream(self, new: Tensor) -> Tensor:
+        """The whole stream [B, T, D] with the replaced tokens as in `new` [B, t, D]."""
+        x = self.x.clone()
+        x[:, self.part] = new
+        return x
+
+
+@torch.no_grad()
+def splice(sae: SAE, x: Tensor, n_tokens: int, tokens: str) -> Spliced:
+    """Encode the tokens of a kind in the stream x [B, T, D], whose first `n_tokens` are CLS and the patches."""
+    part = {"all": slice(0, n_tokens), "patch": slice(1, n_tokens), "cls": slice(0, 1)}[tokens]
+    rows, latents, values = sae.encode(x[:, part].flatten(0, 1))
+    return Spliced(sae, x, part, rows, latents, values)
+
+
+def choose_tokens(run: Run, tokens: str | None) -> str:
+    """Which tokens are replaced: by default those the run was trained on. Raises SettingsError."""
+    trained = run.train_config.tokens
+    if tokens is None:
+        return trained
+    if tokens not in TOKENS:
+        raise SettingsError(f"--tokens must be one of {', '.join(TOKENS)}, got {tokens!r}.")
+    if trained not in ("all", tokens):
+        raise SettingsError(f"{run.path} was trained on {trained} tokens; it cannot replace {tokens} tokens.")
+    return tokens
+
+
+def choose_latents(run: Run, latents: list[int]) -> list[int]:
+    """Raises SettingsError for a latent out of range, or one that is given twice."""
+    n_latents = run.sae_config.size
+    for latent in latents:
+        if not 0 <= latent < n_latents:
+            raise SettingsError(f"--latent must lie in 0..{n_latents - 1}, got {latent}.")
+    if len(set(latents)) < len(latents):
+        raise SettingsError(f"--latent names one twice: {', '.join(map(str, latents))}.")
+    return latents
