@@ -52,6 +52,9 @@ from .layout import (
 )
 from .origin import Towers, find_image_source, find_origin, open_towers
 from .plan import ExtractionEstimate, estimate
+from .prompt_checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
+from .prompted_towers import PromptedText, classify, embed_images, prompt_text, prompt_vision
+from .prompts import Prompts
 from .repair import repair
 from .settings import layout_of
 from .shards import aligned_empty
@@ -109,6 +112,8 @@ __all__ = [
     "ParentMismatchError",
     "PipelineError",
     "Problem",
+    "PromptedText",
+    "Prompts",
     "SchemaError",
     "SettingsError",
     "StorageError",
@@ -127,10 +132,12 @@ __all__ = [
     "check_parent",
     "choose_device",
     "choose_shape",
+    "classify",
     "crc32c",
     "decode_image",
     "describe",
     "digest",
+    "embed_images",
     "estimate",
     "extract",
     "file_digest",
@@ -150,8 +157,11 @@ __all__ = [
     "open_source",
     "open_stores",
     "open_towers",
+    "prompt_text",
+    "prompt_vision",
     "read_json",
     "read_manifest",
+    "read_prompt_checkpoint",
     "read_record",
     "read_records",
     "read_templates",
@@ -165,5 +175,6 @@ __all__ = [
     "verify",
     "write_atomic",
     "write_json",
+    "write_prompt_checkpoint",
     "write_record",
 ]

@@ -6,6 +6,7 @@ Imports nothing heavy.
 
 import difflib
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from actcache.errors import ModelError
@@ -13,10 +14,15 @@ from actcache.errors import ModelError
 
 def hash_weights(clip: Any) -> str:
     """sha256 over name, shape and float32 bytes of every tensor of a module, in name order."""
+    return hash_tensors(clip.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Any]) -> str:
+    """sha256 over name, shape and float32 bytes of every tensor, in name order."""
     total = hashlib.sha256()
-    for key, value in sorted(clip.state_dict().items()):
+    for key, value in sorted(tensors.items()):
         total.update(f"{key} {tuple(value.shape)}".encode())
-        total.update(value.float().contiguous().numpy().data)
+        total.update(value.detach().float().cpu().contiguous().numpy().data)
     return total.hexdigest()
 
 

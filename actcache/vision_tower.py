@@ -2,8 +2,9 @@
 
 In: an architecture (an open_clip name or config JSON) and weights (a tag, a file, or `random:SEED`).
 Out: `VisionTower`. Promises: weights load strictly and without pickle code; a QuickGELU mismatch is an error;
-`run` is one pass that stops at the last hook point wanted; in float32 and not compiled, every hook point equals what
-open_clip's own modules give bit for bit, and `head(run_blocks(embed(x), 0, n_layers))` equals its `visual(x)`.
+`run` is one pass that stops at the last hook point wanted; prompts of an adapted model lie behind the patches; in
+float32 and not compiled, every hook point equals what open_clip's own modules give bit for bit, and
+`head(run_blocks(embed(x), 0, n_layers))` equals its `visual(x)`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,8 @@ class VisionTower:
             LayerNorms in float32. The stream is what we keep, so it is not rounded at every block: after the last
             block of ViT-B/16 0.34 % of error instead of plain autocast's 0.89 % (decision 7).
         halves: `attend` and `feed_forward`, or their compiled twins.
+        prompts: of an adapted model (`prompt_vision`): [n, D] for the input and before each of the next blocks. They
+            lie behind the patches, so T is 1 + P + n and every other token keeps its place.
     """
 
     visual: Any
@@ -62,6 +65,7 @@ class VisionTower:
     device: torch.device
     precision: str
     halves: tuple[Half, Half] = (attend, feed_forward)
+    prompts: tuple[Tensor, ...] = ()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -82,6 +86,16 @@ class VisionTower:
         return int(rows), int(columns)
 
     @property
+    def n_tokens(self) -> int:
+        """CLS and patches; prompt tokens do not count."""
+        return 1 + self.grid[0] * self.grid[1]
+
+    @property
+    def n_extra(self) -> int:
+        """Prompt tokens."""
+        return int(self.prompts[0].shape[0]) if self.prompts else 0
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         height, width = self.visual.patch_size
         return int(height), int(width)
@@ -89,15 +103,24 @@ class VisionTower:
     def embed(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] -> the stream before block 0, [B, T, D] float32."""
         x: Tensor = self.visual._embeds(images.to(self.device))
+        if self.prompts:  # without a position, behind the patches; ln_pre knows each token alone
+            prompts: Tensor = self.visual.ln_pre(self.prompts[0])
+            x = torch.cat([x, prompts.expand(len(x), -1, -1)], 1)
         return x
 
     def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Run blocks start..stop-1 on the stream [B, T, D] float32. Gradients pass where they are enabled."""
         with self._autocast():
-            for block in self.blocks[start:stop]:
-                for _, reached in self._reach(block, x, inside=False):
+            for layer in range(self.n_layers)[start:stop]:
+                for _, reached in self._reach(layer, x, inside=False):
                     x = reached
         return x
+
+    def _renew_prompts(self, layer: int, x: Tensor) -> Tensor:
+        """What block `layer` takes: a deep prompt replaces what the blocks before made of the last one."""
+        if not 0 < layer < len(self.prompts):
+            return x
+        return torch.cat([x[:, : -self.n_extra], self.prompts[layer].expand(len(x), -1, -1)], 1)
 
     @torch.no_grad()  # not inference_mode: bfloat16 autocast inside it gives 4 instead of 18 images/s on a CPU
     def run(self, images: Tensor, hooks: Sequence[HookPoint]) -> dict[HookPoint, Tensor]:
@@ -124,7 +147,7 @@ class VisionTower:
         x = self.embed(images)
         with self._autocast():
             for layer in range(wanted[-1].layer + 1):
-                for site, reached in self._reach(self.blocks[layer], x, inside=layer in opened):
+                for site, reached in self._reach(layer, x, inside=layer in opened):
                     x = reached
                     if (hook := HookPoint(layer, site)) in wanted:
                         kept[hook] = x.float()
@@ -132,11 +155,12 @@ class VisionTower:
                         break
         return kept
 
-    def _reach(self, block: Any, x: Tensor, inside: bool) -> Iterator[tuple[str, Tensor]]:
+    def _reach(self, layer: int, x: Tensor, inside: bool) -> Iterator[tuple[str, Tensor]]:
         """(site, [B, T, D]) as a pass reaches them, the last one resid_post. Lazy: who stops asking stops the pass.
 
         A block whose inside is not wanted, or not known, runs as open_clip's own forward.
         """
+        block, x = self.blocks[layer], self._renew_prompts(layer, x)
         whole = not inside and self.halves == (attend, feed_forward)
         if whole or type(block) not in _KNOWN_BLOCKS:  # a subclass may do anything
             yield "resid_post", block(x)
@@ -163,7 +187,7 @@ class VisionTower:
 
     def head(self, x: Tensor) -> Tensor:
         """The stream after the last block -> image embedding [B, E] (not normalised)."""
-        pooled: Tensor = self.visual._pool(x)[0]
+        pooled: Tensor = self.visual._pool(x[:, : self.n_tokens])[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 

@@ -16,7 +16,7 @@ RANK = {"actcache": 0, "saetrain": 1, "analysis": 2, "cli": 3}
 ROOMS = {
     "open_clip": {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/plan",
-        "actcache/demo/training",
+        "actcache/prompted_towers", "actcache/demo/training",
     },
     "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery"},
     "zarr": {"actcache/writer", "actcache/leftovers", "actcache/store", "actcache/codecs", "saetrain/codes"},
@@ -24,6 +24,7 @@ ROOMS = {
     "torch": {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
         "actcache/demo/training",
+        "actcache/prompts", "actcache/prompted_towers", "actcache/prompt_checkpoints",
         "analysis/fidelity", "analysis/splicing", "analysis/zero_shot",
         "saetrain/conversion", "saetrain/encoding", "saetrain/interop/dictionary_learning", "saetrain/interop/files",
         "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/saelens",

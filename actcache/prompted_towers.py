@@ -1,0 +1,175 @@
+"""The forward pass with prompts: both open_clip towers as they are, and the prompts put in between their blocks.
+
+In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of classes, logits.
+
+    image   x = ln_pre([CLS; patches + position; prompts]); before block i the last n tokens become the i-th prompts
+    text    x = [SOS; prompts; rest of the text; EOT] + position; before block i tokens 1..n become the i-th prompts,
+            which then have no position; the causal mask and the place of EOT are the text's own
+    logit   exp(logit_scale) * cosine of image and text
+
+Promises: a text is run as far as its last EOT only, which the causal mask makes exact; without prompts everything
+equals the plain towers. Sources: as actcache/prompts.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache.errors import ModelError, SettingsError
+from actcache.prompts import Prompts
+from actcache.text_tower import TextTower
+from actcache.vision_tower import VisionTower
+
+PLACEHOLDER = "X"
+"""A word of one token that stands where prompts without words of their own will be."""
+
+
+def prompt_vision(tower: VisionTower, prompts: Prompts | None) -> VisionTower:
+    """The image tower with its prompts; CoOp and CoCoOp leave it as it is. Gradients reach the prompts."""
+    if prompts is None:
+        return tower
+    return replace(tower, prompts=tuple(value.to(tower.device) for value in prompts.vision))
+
+
+@dataclass(frozen=True)
+class PromptedText:
+    """Class names before the text tower of an adapted model.
+
+    Attributes:
+        tower: the plain text tower.
+        names: of the classes.
+        tokens: [C, L] token ids, as long as the longest text.
+        embedded: [C, L, W] their embeddings, without positions.
+        order: [C, L] where each token comes from, where the class name does not stand at the end.
+        precision: `float32`, or `bfloat16`: branches in bfloat16, the stream in float32.
+    """
+
+    tower: TextTower
+    names: tuple[str, ...]
+    tokens: Tensor
+    embedded: Tensor
+    order: Tensor | None
+    precision: str
+
+    def embed(self, prompts: Prompts, images: Tensor | None = None) -> Tensor:
+        """Unit text embeddings [C, E] float32; with CoCoOp of each image, [B, C, E]. Gradients reach the prompts.
+
+        Args:
+            images: unit image embeddings [B, E], which CoCoOp needs.
+        """
+        n_classes, n = len(self.names), prompts.n_text
+        first, *deep = prompts.text or (self.embedded[:, 1:1],)
+        x = self.embedded
+        if prompts.method == "cocoop":
+            assert images is not None
+            first = (first + prompts.shift(images)[:, None])[:, None].expand(-1, n_classes, -1, -1).flatten(0, 1)
+            x = x.repeat(len(images), 1, 1)
+        x = self._put(x, first)
+        if self.order is not None:
+            x = x.gather(1, self.order[..., None].expand_as(x))
+        module, length = _text_module(self.tower), x.shape[1]
+        x = x + module.positional_embedding[:length]
+        mask = module.attn_mask[:length, :length]
+        with torch.autocast(self.tower.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            for i, block in enumerate(module.transformer.resblocks):
+                if n and 0 < i <= len(deep):
+                    x = self._put(x, deep[i - 1])
+                x = block(x, attn_mask=mask)
+        ends = self.tokens.argmax(1).repeat(len(x) // n_classes)
+        pooled = module.ln_final(x[torch.arange(len(x), device=x.device), ends])
+        projection = module.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+        embedded = F.normalize(pooled, dim=-1)
+        return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.method == "cocoop" else embedded
+
+    @staticmethod
+    def _put(x: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens 1..n of x [N, L, W] become the prompts, [n, W] or [N, n, W]."""
+        return torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + prompts.shape[-2] :]], 1)
+
+
+def prompt_text(
+    tower: TextTower, prompts: Prompts, names: Sequence[str], *, precision: str = "float32"
+) -> PromptedText:
+    """Make class names ready: what is embedded once, whatever the prompts become.
+
+    Raises:
+        ModelError: a text tower that is not causal, pools elsewhere than at EOT, or is not open_clip's.
+        SettingsError: no names, a text longer than the tower reads, or another number of classes than the prompts'.
+    """
+    if not names:
+        raise SettingsError("There are no classes. Expected images in one folder a class, or a column label_name.")
+    if prompts.n_classes not in (None, len(names)):
+        raise SettingsError(
+            f"These prompts are of {prompts.n_classes} classes each its own; {len(names)} are asked for. "
+            "Give the classes they were trained on."
+        )
+    module = _text_module(tower)
+    tokens = tower.tokenize(class_texts(prompts, names))
+    for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
+        if last:
+            raise SettingsError(f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens.")
+    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
+    with torch.no_grad():
+        embedded = module.token_embedding(tokens).float()
+    order = None
+    if prompts.position != "end":
+        lengths = tower.tokenize(list(names)).argmax(1).tolist()  # SOS, the name, EOT
+        order = name_order(lengths, prompts.n_text, tokens.shape[1], prompts.position).to(tower.device)
+    return PromptedText(tower, tuple(names), tokens, embedded, order, precision)
+
+
+def class_texts(prompts: Prompts, names: Sequence[str]) -> list[str]:
+    """The text of every class, whose words 1..n the prompts will stand for.
+
+    IVLP and MaPLe replace the first n tokens of "a photo of a {}." where these are enough, and keep the rest as words.
+    """
+    before, after = prompts.template.split("{}")
+    keeps_words = prompts.method in ("ivlp", "maple") and len(before.split()) >= prompts.n_text
+    if prompts.method != "vpt" and not keeps_words:
+        before = f"{PLACEHOLDER} " * prompts.n_text
+    return [before + name + after for name in names]
+
+
+def name_order(name_lengths: Sequence[int], n: int, length: int, position: str) -> Tensor:
+    """[C, length]: where each token of [SOS; prompts; name; rest] comes from when the name is moved.
+
+    middle: half of the prompts, the name, the other half. front: the name, then the prompts. (CoOp.)
+    """
+    ahead = n // 2 if position == "middle" else 0
+    rows = []
+    for n_name in (k - 1 for k in name_lengths):
+        prompts, name = list(range(1, 1 + n)), list(range(1 + n, 1 + n + n_name))
+        moved = [0, *prompts[:ahead], *name, *prompts[ahead:]]
+        rows.append([*moved, *range(len(moved), length)])
+    return torch.tensor(rows)
+
+
+def embed_images(tower: VisionTower, images: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] -> unit image embeddings [B, E] float32. Gradients pass where they are enabled."""
+    x = tower.run_blocks(tower.embed(images), 0, tower.n_layers)
+    return F.normalize(tower.head(x).float(), dim=-1)
+
+
+def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+    """Unit embeddings of images [B, E] and of texts [C, E] or [B, C, E] -> logits [B, C]."""
+    cosines = images @ texts.T if texts.dim() == 2 else torch.einsum("be,bce->bc", images, texts)
+    return logit_scale * cosines
+
+
+def _text_module(tower: TextTower) -> Any:
+    """The part of a CLIP that holds the text tower's modules. Raises ModelError for a tower of another make."""
+    module = tower.module if isinstance(tower.module, open_clip.CLIP) else getattr(tower.module, "text", None)
+    pool = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
+    causal = getattr(module, "attn_mask", None) is not None
+    if not causal or pool != "argmax" or getattr(module, "cls_emb", None) is not None:
+        raise ModelError(
+            "Prompts go into a causal text tower of open_clip that pools at EOT, as CLIP's is. This model's is another."
+        )
+    return module
