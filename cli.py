@@ -88,6 +88,10 @@ def main(
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Workers = Annotated[int | None, typer.Option(help="Run dask in so many processes here. Speed only.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Run on this dask scheduler, e.g. tcp://10.0.0.1:8786. Speed only.")
+]
 StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
 StorePaths = Annotated[
     list[str], typer.Argument(metavar="STORE...", help="Activations, e.g. val.acts; several of one model.")
@@ -356,15 +360,17 @@ def analyze(
     n_gallery: Annotated[int, typer.Option(help="Latents whose pictures are kept.")] = 100,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, where it moved.")] = None,
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    n_workers: Workers = None,
+    scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute every latent's statistics, class counts and top images, by dask."""
+    """Compute every latent's statistics, class counts and top images, by dask: on threads, or in processes."""
     from analysis import analyze as run_analyze
 
     with progress("analyze", "shards") as report:
         opened = run_analyze(
             codes, concepts, n_top=n_top, score=score, tau=tau, n_gallery=n_gallery, images=images, store=store,
-            overwrite=overwrite, on_progress=report,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=report,
         )  # fmt: skip
     emit({"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}, repr(opened))
 

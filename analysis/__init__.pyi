@@ -1,6 +1,6 @@
 from .concepts import ConceptTable, analyze
 from .fidelity import evaluate_fidelity
-from .join import find_images, map_shards
+from .join import find_images, map_shards, open_scheduler
 from .query import query_class, query_image, query_latent
 from .recovery import Labeled, Recovered, recover_concepts
 from .reduction import Statistic, reduce_shards
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate_fidelity",
     "find_images",
     "map_shards",
+    "open_scheduler",
     "query_class",
     "query_image",
     "query_latent",

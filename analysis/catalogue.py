@@ -80,13 +80,13 @@ def _identity(value: Any) -> Any:
 class TopImages(NamedTuple):
     """The images a latent fires on most, sorted by latent, then score descending, then image ascending."""
 
-    latent: NDArray[np.int64]  # [N]
-    image: NDArray[np.int64]
+    latent: NDArray[np.integer[Any]]  # [N]
+    image: NDArray[np.integer[Any]]
     score: NDArray[np.float64]  # mean over the image's tokens (PatchSAE), or maximum
     peak: NDArray[np.float32]
-    peak_patch: NDArray[np.int64]
+    peak_patch: NDArray[np.integer[Any]]
 
-    def rank(self) -> NDArray[np.int64]:
+    def rank(self) -> NDArray[np.integer[Any]]:
         """[N]: 0 for a latent's strongest image."""
         first = np.searchsorted(self.latent, self.latent, side="left")
         return np.arange(len(self.latent)) - first
@@ -124,10 +124,10 @@ def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
 class ClassCounts(NamedTuple):
     """a_c[s] of PatchSAE equation 5, sparse, sorted by label, then latent."""
 
-    label: NDArray[np.int64]  # [N]
-    latent: NDArray[np.int64]
-    n_tokens: NDArray[np.int64]  # tokens above tau, summed over the class's images
-    n_images: NDArray[np.int64]  # images of the class with at least one
+    label: NDArray[np.integer[Any]]  # [N]
+    latent: NDArray[np.integer[Any]]
+    n_tokens: NDArray[np.integer[Any]]  # tokens above tau, summed over the class's images
+    n_images: NDArray[np.integer[Any]]  # images of the class with at least one
 
 
 def class_counts_statistic(labels: NDArray[np.int32]) -> Statistic:

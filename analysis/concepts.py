@@ -45,7 +45,7 @@ from analysis.catalogue import (
 )
 from analysis.gallery import make_thumbnail
 from analysis.heat import heat_maps
-from analysis.join import find_images
+from analysis.join import find_images, open_scheduler
 from analysis.pairs import SCORES
 from analysis.reduction import reduce_shards
 from saetrain import CodeStore
@@ -129,6 +129,8 @@ def analyze(
     n_gallery: int = 100,
     images: str | Path | None = None,
     store: str | Path | None = None,
+    n_workers: int | None = None,
+    scheduler: str | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ConceptTable:
@@ -141,6 +143,7 @@ def analyze(
         n_gallery: latents whose pictures are kept.
         images: where the images lie, if they moved; pictures are left out when they cannot be found.
         store: the activation store the codes were made from, where it moved; used to find the images.
+        n_workers, scheduler: see `open_scheduler`; speed only. By default dask's threads, or the client that is open.
         on_progress: called with (shards done, shards in all).
 
     Raises:
@@ -173,16 +176,13 @@ def analyze(
     if not artifact.complete:
         remove_litter(artifact.path)
         labels = np.asarray(codes.images["label"])
-        result = reduce_shards(
-            codes,
-            {
-                "totals": totals_statistic(),
-                "top": top_images_statistic(n_top, score),
-                "classes": class_counts_statistic(labels),
-            },
-            tau=tau,
-            on_progress=on_progress,
-        )
+        statistics = {
+            "totals": totals_statistic(),
+            "top": top_images_statistic(n_top, score),
+            "classes": class_counts_statistic(labels),
+        }
+        with open_scheduler(n_workers, scheduler):
+            result = reduce_shards(codes, statistics, tau=tau, on_progress=on_progress)
         table = _concept_table(result["totals"], result["top"], labels)
         shown = choose_gallery(table, n_gallery, min_images=min(n_top, 8))
         _write_tables(artifact.path, codes, table, result["top"], result["classes"])

@@ -12,7 +12,7 @@ from actcache import SettingsError
 from saetrain import CodeStore
 
 
-def heat_maps(codes: CodeStore, latent: int, images: NDArray[np.int64]) -> NDArray[np.float32]:
+def heat_maps(codes: CodeStore, latent: int, images: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Patch activations of one latent on some images (stored positions): [n, rows, columns].
 
     Raises:

@@ -1,26 +1,27 @@
 """Statistics as (chunk, combine, finalize) triples, reduced over shards by dask.
 
-Promises: the tree has a fixed shape (fan-in 8, shard order), so sums do not depend on the scheduler; integers and top
-lists do not depend on the cut either; memory holds a few partial results, not the codes.
+Promises: the tree has a fixed shape (fan-in 4, shard order), so nothing depends on the scheduler or on retries;
+integers and top lists do not depend on the cut into shards either, sums of values up to their last bits; memory holds a
+few partial results a level of the tree, not the codes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import dask
 
-from analysis.join import map_shards
+from analysis.join import OnProgress, compute, map_shards
 from analysis.pairs import Pairs, find_pairs
 from saetrain import CodeStore
 
-FAN_IN = 8
+FAN_IN = 4
+"""Of 1,250 shards 15 partial results may wait at once; with 8 they would be 24, with 2 twice as many are read."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A reduction over shards.
+    """A reduction over shards. All three must be picklable, and free of state: a task may run twice.
 
     Attributes:
         chunk: (codes, shard number, the shard's pairs) -> partial result.
@@ -38,31 +39,29 @@ def reduce_shards(
     statistics: Mapping[str, Statistic],
     *,
     tau: float = 0.0,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Compute several statistics in one pass: each shard is read, and its pairs are found, once.
 
-    Runs on dask's threads, or on the active `dask.distributed` client.
+    Runs on dask's threads, or on the workers of `open_scheduler`.
 
     Args:
         tau: what `Pairs.n_above` counts against.
-        on_progress: called with (shards done, shards in all), in the order they finish; threads only.
+        on_progress: called with (shards done, shards in all), in the order they finish.
     """
-    finished = count(1)  # its `next` is atomic
-
-    def chunk(opened: CodeStore, shard: int) -> dict[str, Any]:
-        pairs = find_pairs(opened.read_shard(shard), opened.n_tokens, tau=tau)
-        parts = {name: statistic.chunk(opened, shard, pairs) for name, statistic in statistics.items()}
-        if on_progress:
-            on_progress(next(finished), codes.n_shards)
-        return parts
-
+    shared = dask.delayed(dict(statistics), pure=False, traverse=False)
+    shards = map_shards(codes, _chunk_all, shared, tau)
     combine = dask.delayed(_combine_all, pure=False)
-    level = map_shards(codes, chunk)
+    level = shards
     while len(level) > 1:
-        level = [combine(level[i : i + FAN_IN], dict(statistics)) for i in range(0, len(level), FAN_IN)]
-    (total,) = dask.compute(level[0])
+        level = [combine(level[i : i + FAN_IN], shared) for i in range(0, len(level), FAN_IN)]
+    total = compute(level[0], parts=shards, on_progress=on_progress)
     return {name: statistic.finalize(total[name]) for name, statistic in statistics.items()}
+
+
+def _chunk_all(codes: CodeStore, shard: int, statistics: Mapping[str, Statistic], tau: float) -> dict[str, Any]:
+    pairs = find_pairs(codes.read_by_latent(shard), codes.n_tokens, tau=tau)
+    return {name: statistic.chunk(codes, shard, pairs) for name, statistic in statistics.items()}
 
 
 def _combine_all(parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Statistic]) -> dict[str, Any]:

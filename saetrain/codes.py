@@ -166,6 +166,14 @@ class CodeStore:
         rows = np.concatenate([part.row for part in parts]).astype(np.int64)
         return rows, np.concatenate([part.latent_value for part in parts])
 
+    def read_by_latent(self, shard: int) -> LatentCodes:
+        """All entries of a shard by latent, as memory maps: what is not touched is not read. Raises as `read_shard`."""
+        indptr, row, value = (self._map(shard, name) for name in ("latent_indptr", "row", "latent_value"))
+        if indptr.size != self.n_latents + 1 or {row.size, value.size} != {int(indptr[-1])}:
+            raise self._inconsistent(shard)
+        self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
+        return LatentCodes(indptr, row, value)
+
     def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
         """Entries of latents start to stop - 1 in one shard, reading only these. Raises as `read_latent`."""
         for latent in (start, stop - 1):

@@ -38,6 +38,7 @@ ROOMS = {
         "saetrain/interop/sparsify", "saetrain/run", "saetrain/sae", "saetrain/training",
     },
     "dask": {"analysis/join", "analysis/reduction"},
+    "distributed": {"analysis/join"},
     "bokeh": {"analysis/report"},
     "jinja2": {"analysis/report"},
     "datasets": {"actcache/sources/hugging_face"},

@@ -120,7 +120,8 @@ def test_pairs_equal_a_loop(case: tuple[NDArray[np.float16], int]) -> None:
             h = dense[image, :, latent].astype(np.float64)
             if h.any():
                 peak_patch = 1 + int(h[1:].argmax()) if h[1:].any() else -1
-                expected.append((latent, image, h.sum(), h.max(), peak_patch, (h > 0.5).sum(), (h > 0).sum()))
+                counts = ((h > 0.5).sum(), (h > 0).sum())
+                expected.append((latent, image, h.sum(), h.max(), peak_patch, *counts, h[1:].max(), h[0], h[0] > 0))
     assert list(zip(*(column.tolist() for column in pairs), strict=True)) == expected
 
 
