@@ -147,6 +147,9 @@ def extract(
         list[str],
         typer.Option(help="Place in the block: resid_post, resid_mid, attn_out, mlp_out; repeat for several."),
     ] = ["resid_post"],  # noqa: B006  typer reads it only
+    prompts: Annotated[
+        Path | None, typer.Option(help="Of an adapted model: what adapt wrote, or an original checkpoint.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
     precision: Annotated[
         str, typer.Option(help="What is computed: auto, float32, bfloat16 (branches; the stream stays float32).")
@@ -173,7 +176,7 @@ def extract(
     from actcache import extract as run_extract
 
     chosen: dict[str, Any] = {
-        "model": model, "pretrained": pretrained, "layers": layer, "sites": site, "dtype": dtype,
+        "model": model, "pretrained": pretrained, "layers": layer, "sites": site, "prompts": prompts, "dtype": dtype,
         "precision": precision, "codec": codec, "shard_images": shard_images, "limit": limit, "seed": seed,
         "not_in": not_in, "masks": masks, "batch_size": batch_size, "device": device, "compile": compile,
     }  # fmt: skip
@@ -461,6 +464,7 @@ def verify(
     images: Annotated[Path | None, typer.Option(help="With --repair: where the images are, if they moved.")] = None,
     model: Annotated[str | None, typer.Option(help="With --repair: the architecture, if it moved.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="With --repair: the weights, if they moved.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="With --repair: the prompts, if they moved.")] = None,
 ) -> None:
     """Read every file and compare it with its checksum. Exit 1 when anything is wrong."""
     from actcache import repair as run_repair
@@ -470,7 +474,9 @@ def verify(
         found = run_verify(path, on_progress=report)
     if repair and not found.ok:
         with progress("repair", "images") as report:
-            found = run_repair(path, images=images, model=model, pretrained=pretrained, on_progress=report)
+            found = run_repair(
+                path, images=images, model=model, pretrained=pretrained, prompts=prompts, on_progress=report
+            )
     facts = {
         "path": path, "kind": found.kind, "ok": found.ok, "complete": found.complete, "n_files": found.n_files,
         "n_bytes": found.n_bytes, "problems": [str(problem) for problem in found.problems], "shards": found.shards,

@@ -24,6 +24,7 @@ from .errors import (
     SettingsError,
     StorageError,
 )
+from .extra import read_extra
 from .extraction import extract
 from .files import (
     artifact_path,
@@ -52,6 +53,7 @@ from .layout import (
 )
 from .origin import Towers, find_image_source, find_origin, open_towers
 from .plan import ExtractionEstimate, estimate
+from .prompt_artifact import open_prompts, read_prompts
 from .prompt_checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
 from .prompted_towers import PromptedText, classify, embed_images, prompt_text, prompt_vision
 from .prompts import Prompts
@@ -154,14 +156,17 @@ __all__ = [
     "make_vision_tower",
     "missing_shards",
     "open_artifact",
+    "open_prompts",
     "open_source",
     "open_stores",
     "open_towers",
     "prompt_text",
     "prompt_vision",
+    "read_extra",
     "read_json",
     "read_manifest",
     "read_prompt_checkpoint",
+    "read_prompts",
     "read_record",
     "read_records",
     "read_templates",

@@ -54,7 +54,7 @@ UNSEALED_FOLDERS = ("notes",)
 
 _REMAKE = "Make the artifact again, with --overwrite."
 
-Kind = Literal["acts", "run", "codes", "concepts"]
+Kind = Literal["acts", "prompts", "run", "codes", "concepts"]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def extract(
     pretrained: str,
     layers: Sequence[int],
     sites: Sequence[str] = ("resid_post",),
+    prompts: str | Path | None = None,
     dtype: str = "float16",
     precision: str = "auto",
     codec: str = "raw",
@@ -68,6 +69,8 @@ def extract(
         model, pretrained: see `load_vision_tower`.
         layers: 0-based block indices, in any order; nothing after the last hook point wanted is run.
         sites: where in each of these blocks: resid_post, resid_mid, attn_out, mlp_out.
+        prompts: an adapted model's, as `adapt` writes them or an original checkpoint: `open_prompts`. Their tokens are
+            stored apart, as `extra`, and counted nowhere; images and their order are the plain model's.
         dtype: what is stored, float16 or float32.
         precision: what is computed: auto, float32 or bfloat16 (float32 stream, bfloat16 branches).
         codec: raw or zstd (lossless).
@@ -99,6 +102,7 @@ def extract(
         pretrained=pretrained,
         layers=layers,
         sites=sites,
+        prompts=prompts,
         dtype=dtype,
         precision=precision,
         codec=codec,
@@ -236,6 +240,7 @@ class _Block:
         options: dict[str, Any] = {"dtype": dtype, "pin_memory": job.tower.device.type == "cuda"}
         self.patches = {hook: torch.zeros(rows, shape[0], columns, shape[1], **options) for hook in job.hooks}
         self.cls = {hook: torch.zeros(*shape, **options) for hook in job.hooks}
+        self.extra = {hook: torch.zeros(shape[0], job.layout.n_extra, shape[1], **options) for hook in job.hooks}
         self.n_images = 0
         self.good: list[int] = []
 
@@ -245,14 +250,17 @@ class _Block:
             self.good = []
         self.n_images = first + n
         self.good += [first + k for k in good]
-        rows, columns = self.job.layout.grid
+        (rows, columns), n_tokens = self.job.layout.grid, self.job.layout.n_tokens
         for hook in self.job.hooks:
             patches, cls = self.patches[hook][:, first : first + n], self.cls[hook][first : first + n]
+            extra = self.extra[hook][first : first + n]
             if len(good) < n:
-                patches.zero_(), cls.zero_()
+                patches.zero_(), cls.zero_(), extra.zero_()
             if good:
                 x = streams[hook]
-                ordered = x[:, 1:].reshape(len(x), rows, columns, -1).transpose(0, 1)  # [rows, n, columns, D]
+                if self.job.layout.n_extra:
+                    extra[list(good)] = x[:, n_tokens:].to(cls.dtype).cpu()
+                ordered = x[:, 1:n_tokens].reshape(len(x), rows, columns, -1).transpose(0, 1)  # [rows, n, columns, D]
                 if x.device.type != "cpu":  # permuted and rounded where that is fast
                     x, ordered = x[:, 0].to(cls.dtype), ordered.to(cls.dtype).contiguous()
                 else:
@@ -268,14 +276,15 @@ class _Block:
         for hook in self.job.hooks:
             first, *rows = [_statistics_of(row[self.good].flatten(0, 1)) for row in self.patches[hook]]
             found[hook] = {"cls": _statistics_of(self.cls[hook][self.good]), "patch": sum(rows, first)}
-            if not all(value.absmax < float("inf") for value in found[hook].values()):
+            finite = all(value.absmax < float("inf") for value in found[hook].values())
+            if not finite or not torch.isfinite(self.extra[hook][self.good]).all():
                 self._name_image(hook, uris)
         return found
 
     def _name_image(self, hook: HookPoint, uris: Sequence[str]) -> None:
         dtype = self.job.settings["dtype"]
         for k in self.good:
-            values = torch.cat([self.patches[hook][:, k].flatten(), self.cls[hook][k]])
+            values = torch.cat([self.patches[hook][:, k].flatten(), self.cls[hook][k], self.extra[hook][k].flatten()])
             if not torch.isfinite(values).all():
                 what = "is NaN" if values.isnan().any() else f"is too large for {dtype}"
                 raise NonFiniteError(
@@ -286,7 +295,8 @@ class _Block:
     def write(self, writer: ShardWriter, block: int, statistics: dict[HookPoint, dict[str, ChannelStatistics]]) -> None:
         for hook in self.job.hooks:
             patches, cls = self.patches[hook][:, : self.n_images].numpy(), self.cls[hook][: self.n_images].numpy()
-            writer.write(hook, block, patches, cls, statistics=statistics[hook])
+            extra = self.extra[hook][: self.n_images].numpy() if self.job.layout.n_extra else None
+            writer.write(hook, block, patches, cls, statistics=statistics[hook], extra=extra)
 
 
 def _statistics_of(rows: Tensor) -> ChannelStatistics:

@@ -5,6 +5,7 @@ checked against the store's.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,12 +13,15 @@ from actcache.artifact import Artifact
 from actcache.errors import ParentMismatchError, SettingsError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actcache.prompts import Prompts
     from actcache.text_tower import TextTower
     from actcache.vision_tower import VisionTower
 
 
 def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
-    """`model`, `pretrained` or `masks`, as `extract` was given it; a path that was relative is made whole.
+    """`model`, `pretrained`, `prompts` or `masks`, as `extract` was given it; a path that was relative is made whole.
 
     Raises:
         SettingsError: the store does not say, or the file is not there any more.
@@ -49,28 +53,45 @@ def find_image_source(artifact: Artifact, images: str | Path | None = None) -> s
 
 
 class Towers(NamedTuple):
-    """Both towers of a CLIP."""
+    """Both towers of a CLIP; of an adapted one the image tower with its prompts, the text tower without."""
 
     vision: "VisionTower"
     text: "TextTower"
+    prompts: "Prompts | None" = None
+
+    def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> "Tensor":
+        """Unit embeddings [C, E] of class names; the prompts of an adapted model have a template of their own.
+
+        Raises:
+            SettingsError: CoCoOp, whose text embeddings are another for every image.
+        """
+        from actcache.prompted_towers import prompt_text
+
+        if self.prompts is None:
+            return self.text.embed_classes(names, templates)
+        if self.prompts.method == "cocoop":
+            raise SettingsError("CoCoOp has other text embeddings for every image. Take prompts of another method.")
+        return prompt_text(self.text, self.prompts, names).embed(self.prompts).detach()
 
 
 def open_towers(
-    artifact: Artifact, *, model: str | None = None, pretrained: str | None = None, device: str = "auto",
-    precision: str | None = None,
+    artifact: Artifact, *, model: str | None = None, pretrained: str | None = None,
+    prompts: str | Path | None = None, device: str = "auto", precision: str | None = None,
 ) -> Towers:  # fmt: skip
     """Load the CLIP that a store was extracted with.
 
     Args:
         artifact: of an activation store.
-        model, pretrained: as `extract` was given them; by default what the store remembers.
+        model, pretrained, prompts: as `extract` was given them; by default what the store remembers.
         precision: of the image tower; by default the store's.
 
     Raises:
         SettingsError: the model cannot be found. ModelError: it cannot be loaded.
-        ParentMismatchError: it is another model than the store's.
+        ParentMismatchError: it is another model than the store's, or it was adapted by other prompts.
     """
     from actcache.clip_model import load_clip
+    from actcache.prompt_artifact import open_prompts
+    from actcache.prompted_towers import prompt_vision
     from actcache.text_tower import make_text_tower
     from actcache.vision_tower import make_vision_tower
 
@@ -81,7 +102,13 @@ def open_towers(
             f"{names[0]} with {names[1]} is not the model of {artifact.path}. "
             "Say with --model and --pretrained which one was."
         )
+    adapted = None
+    if "prompts" in artifact.settings:
+        place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
+        adapted = open_prompts(place, clip)
+        if adapted.description != artifact.settings["prompts"]:
+            raise ParentMismatchError(f"{place} are not the prompts of {artifact.path}. Say with --prompts which were.")
     text = make_text_tower(clip, device=device)  # moves the whole module
-    return Towers(
-        make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device), text
-    )
+    vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
+    adapted = adapted.to(vision.device) if adapted else None
+    return Towers(prompt_vision(vision, adapted), text, adapted)

@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from actcache.artifact import open_artifact, relative_path
+from actcache.clip_model import load_clip
 from actcache.codecs import check_codec, check_dtype
 from actcache.commits import missing_shards
 from actcache.errors import PipelineError, SettingsError, StorageError
@@ -22,13 +23,16 @@ from actcache.files import artifact_path, is_remote
 from actcache.hook_point import HookPoint
 from actcache.images import ImagePlan, decode_image
 from actcache.layout import StoreLayout, choose_shape
+from actcache.prompt_artifact import open_prompts
+from actcache.prompted_towers import prompt_vision
 from actcache.settings import layout_of
 from actcache.sources import ImageSource, open_source
 from actcache.store import ActivationStore, read_images
-from actcache.vision_tower import VisionTower, load_vision_tower
+from actcache.vision_tower import VisionTower, compile_tower, make_vision_tower
 from actcache.workers import Worker, find_worker
 
 DEFAULTS: dict[str, Any] = {
+    "prompts": None,
     "sites": ("resid_post",),
     "dtype": "float16",
     "precision": "auto",
@@ -91,6 +95,7 @@ def plan_extraction(
     *,
     model: str,
     pretrained: str,
+    prompts: str | Path | None,
     layers: Sequence[int],
     sites: Sequence[str],
     dtype: str,
@@ -113,7 +118,10 @@ def plan_extraction(
     held = {uri for other in not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=limit, seed=seed, exclude=held)
     device = _choose_gpu(device, worker)
-    tower = load_vision_tower(model, pretrained, precision=precision, device=device, compile=compile)
+    clip = load_clip(model, pretrained)
+    adapted = None if prompts is None else open_prompts(prompts, clip)
+    tower = prompt_vision(make_vision_tower(clip, precision=precision, device=device), adapted)
+    tower = compile_tower(tower) if compile else tower
     _check_layers(hooks, tower, model)
     chunk_images, shard_images = choose_shape(plan.n_images, shard_images)
     settings = {
@@ -127,22 +135,26 @@ def plan_extraction(
         "grid": list(tower.grid),
         "patch_size": list(tower.patch_size),
         "d_model": tower.d_model,
-        "n_extra": 0,
+        "n_extra": tower.n_extra,
         "chunk_images": chunk_images,
         "shard_images": shard_images,
         "seed": seed,
         "limit": limit,
         "preprocess": tower.preprocess,
         **({"compile": True} if compile else {}),  # the lowest bits are others
+        **({"prompts": adapted.description} if adapted else {}),
     }
     provenance = {
         "model": Path(model).name,
         "pretrained": Path(pretrained).name,
+        **({"prompts": Path(prompts).name} if prompts else {}),
         "images": source.path.name,
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "paths": _remember_paths(artifact_path(store), model=model, pretrained=pretrained, masks=masks, not_in=not_in),
+        "paths": _remember_paths(
+            artifact_path(store), model=model, pretrained=pretrained, prompts=prompts, masks=masks, not_in=not_in
+        ),
     }
     _explain_more_images(source, plan, artifact_path(store), settings)
     return ExtractionPlan(source, plan, tower, hooks, layout_of(settings), settings, provenance)

@@ -118,7 +118,7 @@ class Prompts:
     def description(self) -> dict[str, Any]:
         """What names these prompts in an identity, JSON-able: method, texts, and a hash of every tensor's bytes."""
         fields = {"method": self.method, "template": self.template, "position": self.position}
-        return {**fields, "hash": hash_tensors(self.tensors)}
+        return {**fields, "n_vision": self.n_vision, "hash": hash_tensors(self.tensors)}
 
     def to(self, device: torch.device) -> "Prompts":
         """The same on another device."""

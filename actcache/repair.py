@@ -28,13 +28,14 @@ def repair(
     images: str | Path | None = None,
     model: str | None = None,
     pretrained: str | None = None,
+    prompts: str | None = None,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Verify an activation store, remove what is damaged, extract these shards again, seal, and verify.
 
     Args:
-        images, model, pretrained: as `extract` was given them; by default what the store remembers.
+        images, model, pretrained, prompts: as `extract` was given them; by default what the store remembers.
         on_progress: called with (images done, images in all).
 
     Raises:
@@ -47,7 +48,7 @@ def repair(
     if foreign := [problem.file for problem in found.problems if problem.what == FOREIGN]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
-    arguments = {**_arguments(artifact, images, model, pretrained), **_settings(artifact), "device": device}
+    arguments = {**_arguments(artifact, images, model, pretrained, prompts), **_settings(artifact), "device": device}
     _check_sources(artifact, arguments)  # before anything is removed
     on_error = "skip" if _had_failures(artifact) else "stop"
     with storage_errors(artifact.path):
@@ -92,10 +93,14 @@ def _check_sources(artifact: Artifact, arguments: Mapping[str, Any]) -> None:
             f"{arguments['model']} with {arguments['pretrained']} is not the model of {artifact.path}. "
             "Say with --model and --pretrained which one was."
         )
+    if found.get("prompts") != artifact.settings.get("prompts"):
+        raise SettingsError(
+            f"{arguments['prompts']} are not the prompts of {artifact.path}. Say with --prompts which were."
+        )
 
 
 def _arguments(
-    artifact: Artifact, images: str | Path | None, model: str | None, pretrained: str | None
+    artifact: Artifact, images: str | Path | None, model: str | None, pretrained: str | None, prompts: str | None
 ) -> dict[str, Any]:
     """What `extract` was called with, paths made whole again."""
     recorded = artifact.provenance.get("paths", {})
@@ -103,6 +108,7 @@ def _arguments(
         "images": find_image_source(artifact, images),
         "model": find_origin(artifact, "model", model),
         "pretrained": find_origin(artifact, "pretrained", pretrained),
+        "prompts": find_origin(artifact, "prompts", prompts) if "prompts" in artifact.settings else None,
         "masks": find_origin(artifact, "masks") if "masks" in recorded else None,
         "not_in": [whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
     }

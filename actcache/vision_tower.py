@@ -109,7 +109,16 @@ class VisionTower:
         return x
 
     def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Run blocks start..stop-1 on the stream [B, T, D] float32. Gradients pass where they are enabled."""
+        """Run blocks start..stop-1 on the stream [B, T, D] float32. Gradients pass where they are enabled.
+
+        Raises:
+            SettingsError: T is not that of CLS, patches and this tower's prompts.
+        """
+        if x.shape[1] != self.n_tokens + self.n_extra:
+            raise SettingsError(
+                f"This tower takes {self.n_tokens} tokens and {self.n_extra} prompts, got {x.shape[1]} in all. "
+                "An adapted model's prompts are read by read_extra."
+            )
         with self._autocast():
             for layer in range(self.n_layers)[start:stop]:
                 for _, reached in self._reach(layer, x, inside=False):

@@ -25,6 +25,7 @@ ROOMS = {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
         "actcache/demo/training",
         "actcache/prompts", "actcache/prompted_towers", "actcache/prompt_checkpoints",
+        "actcache/origin",
         "analysis/fidelity", "analysis/splicing", "analysis/zero_shot",
         "saetrain/conversion", "saetrain/encoding", "saetrain/interop/dictionary_learning", "saetrain/interop/files",
         "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/saelens",
@@ -34,7 +35,8 @@ ROOMS = {
     },
     "torchvision": {"actcache/plan"},
     "safetensors": {
-        "actcache/demo/training", "saetrain/conversion", "saetrain/interop/files", "saetrain/interop/saelens",
+        "actcache/demo/training", "actcache/prompt_artifact",
+        "saetrain/conversion", "saetrain/interop/files", "saetrain/interop/saelens",
         "saetrain/interop/sparsify", "saetrain/run", "saetrain/sae", "saetrain/training",
     },
     "dask": {"analysis/join", "analysis/reduction"},

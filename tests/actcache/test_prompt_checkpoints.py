@@ -1,4 +1,4 @@
-"""Original checkpoints, built from the documented key layout: read at full size, written back, refused with a reason."""
+"""Original checkpoints, built from the documented key layout: read at full size, written back, refused."""
 
 from pathlib import Path
 from typing import Any
