@@ -257,6 +257,12 @@ def train(
     device: Device = "auto",
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    log_to: Annotated[
+        list[str], typer.Option(help="Show the metrics in tensorboard or wandb as well; repeat for both.")
+    ] = [],  # noqa: B006
+    wandb_project: Annotated[
+        str | None, typer.Option(help="Of wandb; by default what WANDB_PROJECT says. WANDB_MODE=offline works.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes.
@@ -300,6 +306,7 @@ def train(
 
         speed: dict[str, Any] = {
             "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
+            "log_to": log_to, "wandb_project": wandb_project,
         }  # fmt: skip
         if len(members) > 1:
             runs = sweep(store, run, members, **speed, on_progress=show)
@@ -328,7 +335,8 @@ def convert(
     src: Annotated[Path, typer.Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A folder of that package, or a run.")],
     to: Annotated[
-        str | None, typer.Option(help="Of a run: saelens, dictionary_learning, sparsify or patchsae.")
+        str | None,
+        typer.Option(help="Of a run: saelens, dictionary_learning, sparsify, saev, prisma or patchsae."),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Activations to compare on; a checkpoint needs them to become a run.")

@@ -27,7 +27,7 @@ from actcache import (
     write_atomic,
 )
 from saetrain.config import TrainConfig
-from saetrain.interop import dictionary_learning, patchsae, saelens, sparsify
+from saetrain.interop import dictionary_learning, patchsae, prisma, saelens, saev, sparsify
 from saetrain.interop.foreign import Foreign, Forward
 from saetrain.metrics import evaluate
 from saetrain.order import split_images
@@ -36,11 +36,11 @@ from saetrain.sae import SAE
 
 WRITERS: dict[str, Callable[[SAE, HookPoint], dict[str, bytes]]] = {
     "saelens": saelens.write, "dictionary_learning": dictionary_learning.write, "sparsify": sparsify.write,
-    "patchsae": patchsae.write,
+    "saev": saev.write, "prisma": prisma.write, "patchsae": patchsae.write,
 }  # fmt: skip
 READERS: dict[str, Callable[[Path], Foreign]] = {
     saelens.WEIGHTS: saelens.read, dictionary_learning.WEIGHTS: dictionary_learning.read,
-    sparsify.WEIGHTS: sparsify.read,
+    sparsify.WEIGHTS: sparsify.read, saev.WEIGHTS: saev.read, prisma.WEIGHTS: prisma.read,
 }  # fmt: skip
 PARITY_FILE = "parity.json"
 N_ROWS = 1024
@@ -89,7 +89,7 @@ def convert(
     """Convert a Run into a folder of another package, or a checkpoint of one into a Run.
 
     Args:
-        to: saelens (default), dictionary_learning, sparsify or patchsae; of a Run only.
+        to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; of a Run only.
         store: activations to compare on. Needed for a checkpoint: they say which model and hook point it is for.
         layer: which hook point, where the store holds several.
 
@@ -110,7 +110,8 @@ def convert(
 def read_foreign(path: Path) -> Foreign:
     """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
     if path.is_file():
-        return patchsae.read(path)
+        with open(path, "rb") as file:
+            return saev.read(path) if file.read(1) == b"{" else patchsae.read(path)
     for weights, read in READERS.items():
         if (path / weights).is_file():
             return read(path)
@@ -118,7 +119,8 @@ def read_foreign(path: Path) -> Foreign:
         return patchsae.read(path / patchsae.WEIGHTS)
     raise SettingsError(
         f"{path} is no checkpoint that is known: expected {saelens.WEIGHTS} (SAELens), {dictionary_learning.WEIGHTS} "
-        f"(dictionary_learning), {sparsify.WEIGHTS} (sparsify) or a .pt file (PatchSAE, ViT-Prisma)."
+        f"(dictionary_learning), {sparsify.WEIGHTS} (sparsify), {saev.WEIGHTS} (saev) or a .pt file (PatchSAE, "
+        "ViT-Prisma)."
     )
 
 
@@ -216,15 +218,16 @@ def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Ten
 @torch.no_grad()
 def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
     """The report. Raises CorruptError when the two sides disagree."""
-    both, either, code_difference, largest, reconstruction_difference = 0, 0, 0.0, 1e-12, 0.0
+    both, either, n_negative, code_difference, largest, reconstruction_difference = 0, 0, 0, 0.0, 1e-12, 0.0
     errors = torch.zeros(2, dtype=torch.float64)
     for part in torch.split(x, 256):
         rows, latents, values = sae.encode(part)
         ours = torch.zeros(len(part), sae.config.size).index_put_((rows, latents), values)
         decoded = sae.decode(rows, latents, values, len(part))
         theirs, foreign = forward(part)
-        both += int(((ours > 0) & (theirs > 0)).sum())
-        either += int(((ours > 0) | (theirs > 0)).sum())
+        both += int(((ours != 0) & (theirs != 0)).sum())
+        either += int(((ours != 0) | (theirs != 0)).sum())
+        n_negative += int((theirs < 0).sum())
         code_difference = max(code_difference, float((ours - theirs).abs().max()))
         largest = max(largest, float(theirs.abs().max()))
         relative = (decoded - foreign).norm(dim=1) / part.norm(dim=1).clamp_min(1e-6)
@@ -237,8 +240,9 @@ def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
         fvu_ours=float(fvu[0]), fvu_foreign=float(fvu[1]),
     )  # fmt: skip
     if not parity.holds:
+        why = f" {n_negative:,} codes of the other package are negative, which ours cannot be." if n_negative else ""
         raise CorruptError(
             f"The two SAEs disagree: reconstructions by {parity.max_reconstruction_difference:.2g} of a row's norm, "
-            f"{parity.active_agreement:.2%} of the active entries are the same. Nothing was written."
+            f"{parity.active_agreement:.2%} of the active entries are the same.{why} Nothing was written."
         )
     return parity

@@ -35,6 +35,7 @@ from saetrain.loader import ActivationLoader
 from saetrain.order import split_images
 from saetrain.processes import any_of_all, join_processes, rank, world_size
 from saetrain.run import Run
+from saetrain.trackers import Opener, choose_trackers, tracked
 from saetrain.training import Laps, Training
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -52,6 +53,8 @@ def train(
     device: str = "auto",
     log_every: int = 50,
     checkpoint_every: int = 1000,
+    log_to: Sequence[str] = (),
+    wandb_project: str | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Run:
@@ -64,14 +67,16 @@ def train(
         store: one, or several of one model; each gives its last 5 % of images as held-out ones.
         layer: which hook point; may be left out when the store holds one.
         device, log_every, checkpoint_every: do not change the result.
+        log_to: tensorboard, wandb: where metrics are shown besides metrics.jsonl.
         on_progress: called with (steps done, steps in all, latest metrics).
 
     Raises:
         IncompleteError (store), SettingsError, NonFiniteError.
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
+    openers = choose_trackers(log_to, wandb_project)
     training = _begin(run, stores, stores.hook_point(layer), sae, config, target, overwrite)
-    _raise(_train([training], stores, log_every, checkpoint_every, on_progress), 1)
+    _raise(_train([training], stores, log_every, checkpoint_every, openers, on_progress), 1)
     return Run.open(training.path)
 
 
@@ -83,6 +88,8 @@ def sweep(
     device: str = "auto",
     log_every: int = 50,
     checkpoint_every: int = 1000,
+    log_to: Sequence[str] = (),
+    wandb_project: str | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Run]:
@@ -98,6 +105,7 @@ def sweep(
         NonFiniteError: some diverged; the others are finished first. Others as train().
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
+    openers = choose_trackers(log_to, wandb_project)
     names = name_runs(members)
     trainings = [
         _begin(Path(runs) / name, stores, stores.hook_point(layer), sae, config, target, overwrite)
@@ -114,7 +122,7 @@ def sweep(
 
     failed: list[NonFiniteError] = []
     for group in streams.values():
-        failed += _train(group, stores, log_every, checkpoint_every, report)
+        failed += _train(group, stores, log_every, checkpoint_every, openers, report)
         before += sum(training.config.n_steps for training in group)
     _raise(failed, len(trainings))
     return [Run.open(training.path) for training in trainings]
@@ -180,7 +188,12 @@ def _make_loader(
 
 
 def _train(
-    trainings: list[Training], stores: StoreGroup, log_every: int, checkpoint_every: int, on_progress: Progress | None
+    trainings: list[Training],
+    stores: StoreGroup,
+    log_every: int,
+    checkpoint_every: int,
+    openers: Sequence[Opener],
+    on_progress: Progress | None,
 ) -> list[NonFiniteError]:
     """Train what one stream feeds, from the least advanced on; one that is further waits for the others.
 
@@ -193,7 +206,7 @@ def _train(
     loader = _make_loader(stores, hook_points, trainings[0].config, trainings[0].device)
     for training in trainings:
         training.start(_first_rows(stores, training))
-    with _signals() as stopped:
+    with tracked(trainings, openers), _signals() as stopped:
         return _loop(trainings, stores, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
 
 

@@ -79,6 +79,7 @@ class Training:
     Attributes:
         step: finished updates.
         complete: whether the run was finished before.
+        trackers: called with every line of metrics.jsonl.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Training:
         if not rank():
             wait_for_all()
         self.path, self.complete, self.step, self.weight = artifact.path, artifact.complete, 0, sae.weight
+        self.run_id, self.trackers = artifact.id, list[Callable[[dict[str, Any]], None]]()
         if self.complete:
             self.step = config.n_steps
             return
@@ -194,6 +196,8 @@ class Training:
         }
         if rank() == 0:
             append_metrics(self.path, line)
+            for write in self.trackers:
+                write(line)
         return line
 
     def checkpoint(self) -> None:

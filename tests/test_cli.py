@@ -69,7 +69,7 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
         if not parameter.required and expected is not inspect.Parameter.empty:
             given = tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
             if verb == "train" and parameter.multiple:  # several make a sweep
-                given, expected = given or None, None if expected is None else (expected,)
+                given, expected = given or None, None if expected in (None, ()) else (expected,)
             if name == "prefixes":
                 given = cli.read_shares(given)
             assert given == expected, name

@@ -4,6 +4,7 @@ A .pt file goes through torch's restricted unpickler, which builds tensors and p
 are known by name become empty shells for their fields.
 """
 
+import io
 import json
 import pickle
 import zipfile
@@ -21,6 +22,8 @@ from actcache import CorruptError
 
 MAX_RATIO = 3
 """A torch file stores its tensors uncompressed: one that unpacks to more than so many times its size is none."""
+MAX_JSON = 1 << 20
+"""Bytes of a settings file."""
 
 
 class Config(SimpleNamespace):
@@ -31,18 +34,22 @@ CONFIGS = (
     "src.sae_training.config.ViTSAERunnerConfig", "src.sae_training.config.Config",
     "sae_training.config.ViTSAERunnerConfig", "sae_training.config.Config",
     "vit_prisma.sae.config.VisionModelSAERunnerConfig", "vit_prisma.sae.config.RunnerConfig",
+    "vit_prisma.configs.HookedViTConfig.HookedViTConfig",
 )  # fmt: skip
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """What a .pt file holds, without running anything in it. Raises CorruptError."""
+def load_tensors(path: Path, *, skip: int = 0) -> dict[str, Any]:
+    """What a .pt file holds after its first `skip` bytes, without running anything in it. Raises CorruptError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        source = io.BytesIO(path.read_bytes()[skip:]) if skip else path
+        with zipfile.ZipFile(source) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > MAX_RATIO * path.stat().st_size:
             raise ValueError(f"it would unpack to {unpacked:,} bytes")
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
         with torch.serialization.safe_globals([(Config, name) for name in CONFIGS]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:160]
@@ -57,15 +64,27 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object. Raises CorruptError."""
+    return _read_json(path, whole=True)[0]
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """(the JSON object in a file's first line, bytes of that line). Raises CorruptError."""
+    return _read_json(path, whole=False)
+
+
+def _read_json(path: Path, *, whole: bool) -> tuple[dict[str, Any], int]:
     try:
-        if path.stat().st_size > 1 << 20:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON + 1) if whole else file.readline(MAX_JSON + 1)
+        if len(data) > MAX_JSON:
             raise ValueError("larger than 1 MiB")
-        found = json.loads(path.read_bytes())
+        found = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptError(f"{path} is not a JSON file that can be read ({error}). Copy it again.") from error
+        what = "a JSON file" if whole else "a file with a JSON line first"
+        raise CorruptError(f"{path} is not {what} that can be read ({error}). Copy it again.") from error
     if not isinstance(found, dict):
         raise CorruptError(f"{path} must hold a JSON object, holds {type(found).__name__}. Copy it again.")
-    return found
+    return found, len(data)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 """PatchSAE: one .pt file, {"cfg": a pickled config object (older: "config"), "state_dict": W_enc [D, F], b_enc, W_dec
-[F, D], b_dec}. ViT-Prisma writes the same.
+[F, D], b_dec}. A config that names an architecture is ViT-Prisma's.
 
 Its config object becomes an empty shell for its fields: nothing in the file is run.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.interop import prisma
 from saetrain.interop.files import load_tensors, take
 from saetrain.interop.foreign import Foreign, build_sae, fold, refuse
 from saetrain.sae import SAE
@@ -19,13 +20,17 @@ WEIGHTS = "out.pt"
 
 
 def read(path: Path) -> Foreign:
-    """Raises CorruptError, SettingsError for a gated or normalizing one."""
+    """PatchSAE's, or ViT-Prisma's. Raises CorruptError, SettingsError for a gated or normalizing one."""
     found = load_tensors(path)
     tensors, config = found.get("state_dict"), found.get("cfg", found.get("config"))
+    if config is None and (path.parent / prisma.CONFIG).is_file():
+        return prisma.read(path)
     if not isinstance(tensors, dict):
         raise CorruptError(f'{path} has no "state_dict". Give a checkpoint of PatchSAE or ViT-Prisma.')
     fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
-    if fields.get("gated_sae") or fields.get("architecture", "standard") != "standard":
+    if "architecture" in fields:
+        return prisma.read_parts(tensors, fields, path)
+    if fields.get("gated_sae"):
         raise SettingsError(f"{path} is not a plain ReLU SAE, which is all that PatchSAE trains.")
     if fields.get("normalize_activations", "none") not in ("none", None):
         raise SettingsError(f"{path} normalizes each token (normalize_activations), which no SAE of ours does.")

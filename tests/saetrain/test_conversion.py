@@ -34,6 +34,7 @@ SAES = {
 }
 HOLDS = {
     "saelens": set(SAES), "dictionary_learning": set(SAES), "sparsify": {"topk"}, "patchsae": {"relu"},
+    "saev": {"relu", "topk", "batchtopk"}, "prisma": {"relu", "topk", "gated"},
 }  # fmt: skip
 PAIRS = [(to, variant) for to, variants in HOLDS.items() for variant in sorted(variants)]
 

@@ -1,0 +1,102 @@
+"""saev: one sae.pt, a JSON line and then a plain state dict: W_enc [D, F], b_enc, W_dec [F, D], b_dec, and of BatchTopK
+activation.threshold [].
+
+Schemas 1 to 5 do not subtract b_dec before the encoder; a file without a schema (saev 0.1, ReLU) does. TopK, and
+BatchTopK without a threshold, keep the k largest without a ReLU, so that a code can be negative: no SAE of ours has
+such codes, and the parity report says whether this one does.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actcache import HookPoint, SettingsError
+from saetrain.interop.files import load_tensors, read_header, read_k, take
+from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest, refuse
+from saetrain.sae import SAE
+
+WEIGHTS = "sae.pt"
+SCHEMA = 5
+ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
+
+
+def read(path: Path) -> Foreign:
+    """Of sae.pt, or the folder it is in. Raises CorruptError, SettingsError for another activation or schema."""
+    file = path / WEIGHTS if path.is_dir() else path
+    header, skip = read_header(file)
+    schema = header.get("schema")
+    if schema is not None and schema not in range(1, SCHEMA + 1):
+        raise SettingsError(f"{file} has schema {schema!r}; those up to {SCHEMA} are read.")
+    name, params = _activation(header)
+    if name not in ACTIVATIONS.values():
+        raise SettingsError(f"{file}: activation {name!r} is not one of {', '.join(ACTIVATIONS.values())}.")
+    tensors = load_tensors(file, skip=skip)
+    got = take(tensors, file, W_enc=(None, None))
+    d_model, n_latents = got["W_enc"].shape
+    got |= take(tensors, file, W_dec=(n_latents, d_model), b_enc=(n_latents,), b_dec=(d_model,))
+    threshold = None
+    if name == "BatchTopK" and "activation.threshold" in tensors:
+        threshold = take(tensors, file, activation__threshold=())["activation__threshold"].clamp_min(0)
+    k = None if name == "Relu" else read_k(params.get("top_k"), n_latents, file)
+    centered = schema is None
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = (x - got["b_dec"] if centered else x) @ got["W_enc"] + got["b_enc"]
+        if name == "Relu":
+            codes = z.relu()
+        elif threshold is not None:
+            codes = z * (z > threshold)
+        else:
+            assert k is not None
+            codes = keep_largest(z, k)
+        return codes, codes @ got["W_dec"] + got["b_dec"]
+
+    variant = {"Relu": "relu"}.get(name, "topk" if threshold is None else "batchtopk")
+    parts = {"b_enc": got["b_enc"]} | ({} if threshold is None else {"threshold": threshold})
+    sae = build_sae(variant, got["W_enc"].T, got["W_dec"], got["b_dec"], parts, centered=centered, k=k)
+    return Foreign("saev", sae, forward)
+
+
+def _activation(header: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Its class and parameters, wherever this schema keeps them."""
+    if "schema" not in header:
+        return "Relu", {}
+    config = header.get("cfg")
+    config = config if isinstance(config, dict) else {}
+    if header["schema"] == 1 and header.get("cls") in ACTIVATIONS.values():
+        return str(header["cls"]), {"top_k": config.get("top_k", 32)}
+    found = config.get("activation")
+    found = found if isinstance(found, dict) else {}
+    params = found.get("params")
+    return str(found.get("cls")), params if isinstance(params, dict) else {}
+
+
+def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
+    """File name -> bytes."""
+    refuse(sae, "saev", tuple(ACTIVATIONS))
+    folded, variant = fold(sae), sae.config.variant
+    tensors = {
+        "W_dec": folded["decoder"], "b_dec": folded["b_dec"], "W_enc": folded["encoder"].T,
+        "b_enc": folded["b_enc"] - folded["encoder"] @ folded["b_dec"],
+    }  # fmt: skip
+    none = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
+    auxiliary = {"cls": "AuxK", "params": {"key": "auxk"}}
+    params: dict[str, Any] = {"key": "top-k", "top_k": sae.config.k, "sparsity": none, "aux": auxiliary}
+    if variant == "relu":
+        penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.weight}}
+        params = {"key": "relu", "sparsity": penalty, "aux": {"cls": "NoAux", "params": {"key": "no-aux"}}}
+    if variant == "batchtopk":
+        tensors["activation.threshold"] = folded["threshold"]
+        params["key"] = "batch-top-k"
+    config = {
+        "d_model": sae.d_model, "d_sae": sae.config.size, "normalize_w_dec": False,
+        "activation": {"cls": ACTIVATIONS[variant], "params": params},
+    }  # fmt: skip
+    header = {"schema": SCHEMA, "cfg": config, "commit": "unknown", "lib": "unknown"}
+    buffer = io.BytesIO()
+    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
+    return {WEIGHTS: json.dumps(header).encode() + b"\n" + buffer.getvalue()}
