@@ -386,29 +386,125 @@ def analyze(
     emit({"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}, repr(opened))
 
 
-@app.command(epilog="Example: patchsae query val.codes --latent 907")
+@app.command(epilog="Example: patchsae query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
 def query(
     codes: CodesPath,
-    latent: Annotated[int | None, typer.Option(help="Top images of this latent.")] = None,
-    image: Annotated[str | None, typer.Option(help="Strongest latents of this image (position or uri).")] = None,
-    label: Annotated[str | None, typer.Option("--class", help="Strongest latents of this class.")] = None,
-    n_top: Annotated[int, typer.Option(help="Rows to show.")] = 10,
-    tau: Annotated[float, typer.Option(help="A token counts for a class above this activation.")] = 0.2,
+    latent: Annotated[int | None, typer.Option(help="Images a latent fires on most.")] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(help="With --latent, instead of images: patches, counter-examples or co-firing latents."),
+    ] = None,
+    image: Annotated[
+        list[str], typer.Option(help="Strongest latents of an image (position or uri); of two: shared and exclusive.")
+    ] = [],  # noqa: B006  typer reads it only
+    at: Annotated[
+        str | None, typer.Option(help="With --image, a patch or a region: ROW,COLUMN or ROW:ROW,COLUMN:COLUMN.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Strongest latents of a class.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Latents that tell these images from the others; an expression as in --where.")
+    ] = None,
+    versus: Annotated[str | None, typer.Option(help="With --group: which others.")] = None,
+    fires: Annotated[str | None, typer.Option(help="Images on which all of these latents fire: 12,57.")] = None,
+    silent: Annotated[str | None, typer.Option(help="Images on which none of these latents fires: 3.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help='Only images for which this holds, by columns of images.parquet: "label < 10". Alone: their latents.'
+        ),
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="What orders images: mean over tokens (PatchSAE, the default), or max.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="A token counts for a class or selection above this activation; 0.2.")
+    ] = None,
+    n_top: Annotated[int, typer.Option(help="Rows of the answer.", min=1)] = 10,
+    out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
+    images: Annotated[Path | None, typer.Option(help="With --sheet: where the images are, if they moved.")] = None,
+    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
 ) -> None:
-    """Ask codes: images of a latent, latents of an image or a class. Offline."""
-    from analysis import query_class, query_image, query_latent
+    """Ask codes: images of a latent, latents of images, groups, conditions. Reads no more than the answer needs."""
+    from analysis import draw_sheet, find_image, find_images, parse_latents, write_answer
     from saetrain import CodeStore
 
-    if sum(value is not None for value in (latent, image, label)) != 1:
-        raise typer.BadParameter("give exactly one of --latent, --image, --class")
+    asked = {
+        "latent": latent, "show": show, "image": image or None, "at": at, "class": label, "group": group,
+        "versus": versus, "fires": fires, "silent": silent, "where": where, "score": score, "tau": tau,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    subject = check_question(asked)
     opened = CodeStore.open(codes)
-    if latent is not None:
-        table = query_latent(opened, latent, n_top=n_top)
-    elif image is not None:
-        table = query_image(opened, image, n_top=n_top)
-    else:
-        table = query_class(opened, str(label), n_top=n_top, tau=tau)
-    emit({"rows": table.to_pylist()}, draw_table(table.to_pylist()))
+    if store is not None:
+        find_images(opened, store=store)
+    table = answer(opened, subject, asked, n_top)
+    facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}  # of codes.zarr
+    if out is not None:
+        facts["out"] = str(write_answer(table, out))
+    if sheet is not None:
+        latents = [latent] if latent is not None and show != "co-firing" else parse_latents(fires, "--fires")
+        positions = [find_image(opened, one) for one in image]
+        draw_sheet(opened, table, sheet, latents=latents, images=positions, where=where, folder=images, store=store)
+        facts["sheet"] = str(sheet)
+    emit(facts, draw_table(facts["rows"]))
+
+
+QUESTIONS = {
+    "latent": {"show", "where", "score"}, "image": {"at"}, "class": {"where", "tau"},
+    "group": {"versus", "where", "score"}, "fires": {"silent", "where"}, "silent": {"where"}, "where": {"tau"},
+}  # fmt: skip
+"""What can be asked about, and the flags each question understands; the first that is given is the question."""
+
+SHOW = {"images": {"where", "score"}, "patches": {"where"}, "counter-examples": {"where"}, "co-firing": set()}
+"""The same for what --show can say of a latent."""
+
+
+def check_question(asked: dict[str, Any]) -> str:
+    """What is asked about. Exit 2 where it is nothing, or where a flag does not go with it."""
+    subject = next((name for name in QUESTIONS if name in asked), None)
+    if subject is None:
+        raise typer.BadParameter("ask one thing: --latent, --image, --class, --group, --fires, --silent or --where")
+    if asked.get("show", "images") not in SHOW:
+        raise typer.BadParameter(f"--show must be one of {', '.join(SHOW)}")
+    known = SHOW[asked["show"]] | {"show"} if subject == "latent" and "show" in asked else QUESTIONS[subject]
+    wrong = sorted(asked.keys() - {subject} - known)
+    if wrong:
+        raise typer.BadParameter(f"--{wrong[0]} does not go with --{subject} {asked.get('show', '')}".rstrip())
+    if len(asked.get("image", [])) > (1 if "at" in asked else 2):
+        raise typer.BadParameter("--image may be given twice, with --at once")
+    return subject
+
+
+def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
+    """The table that answers a question."""
+    import analysis
+
+    given: dict[str, Any] = {
+        "n_top": n_top,
+        **{name: asked[name] for name in ("where", "score", "tau") if name in asked},
+    }
+    match subject:
+        case "latent":
+            ask = {
+                "images": analysis.query_latent, "patches": analysis.query_patches,
+                "counter-examples": analysis.query_counter_examples, "co-firing": analysis.query_co_firing,
+            }[asked.get("show", "images")]  # fmt: skip
+            return ask(codes, asked["latent"], **given)
+        case "image" if len(asked["image"]) == 2:
+            return analysis.query_images(codes, *asked["image"], **given)
+        case "image":
+            at = analysis.parse_at(asked["at"]) if "at" in asked else None
+            return analysis.query_image(codes, asked["image"][0], at=at, **given)
+        case "class":
+            return analysis.query_class(codes, asked["class"], **given)
+        case "group":
+            return analysis.query_groups(codes, asked["group"], asked.get("versus"), **given)
+        case "fires" | "silent":
+            lists = [analysis.parse_latents(asked.get(name), f"--{name}") for name in ("fires", "silent")]
+            return analysis.query_firing(codes, *lists, **given)
+        case _:
+            return analysis.query_selection(codes, given.pop("where"), **given)
 
 
 @app.command(epilog="Example: patchsae evaluate runs/l10 val.acts fidelity.json --templates openai")
@@ -544,7 +640,7 @@ def draw_table(rows: list[dict[str, Any]]) -> Table | str:
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")
     for row in rows:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     return table
 
 

@@ -1,10 +1,23 @@
+from .answer import parse_at, parse_latents, write_answer
 from .concepts import ConceptTable, analyze
+from .contrast import query_groups
 from .fidelity import evaluate_fidelity
+from .heat import heat_maps, latent_masks
 from .join import find_images, map_shards, open_scheduler
-from .query import query_class, query_image, query_latent
+from .query import (
+    find_image,
+    query_co_firing,
+    query_counter_examples,
+    query_image,
+    query_images,
+    query_latent,
+    query_patches,
+)
 from .recovery import Labeled, Recovered, recover_concepts
 from .reduction import Statistic, reduce_shards
 from .report import write_report
+from .selection import choose_images, query_class, query_firing, query_selection
+from .sheet import draw_sheet
 from .tour import Quickstart, quickstart
 
 __all__ = [
@@ -14,15 +27,30 @@ __all__ = [
     "Recovered",
     "Statistic",
     "analyze",
+    "choose_images",
+    "draw_sheet",
     "evaluate_fidelity",
+    "find_image",
     "find_images",
+    "heat_maps",
+    "latent_masks",
     "map_shards",
     "open_scheduler",
+    "parse_at",
+    "parse_latents",
     "query_class",
+    "query_co_firing",
+    "query_counter_examples",
+    "query_firing",
+    "query_groups",
     "query_image",
+    "query_images",
     "query_latent",
+    "query_patches",
+    "query_selection",
     "quickstart",
     "recover_concepts",
     "reduce_shards",
+    "write_answer",
     "write_report",
 ]

@@ -13,7 +13,17 @@ THUMBNAIL_PIXELS = 160
 
 
 def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
-    """JPEG of the part of an image that the model sees, at most 160 pixels wide.
+    """JPEG of the part of an image that the model sees, at most 160 pixels wide. Arguments and errors: `see_image`."""
+    image = see_image(source, uri, n_bytes, preprocess)
+    if image.width > THUMBNAIL_PIXELS:
+        image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def see_image(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> Image.Image:
+    """The part of an image that the model sees, at the model's size.
 
     Args:
         n_bytes: what the image had when it was extracted; -1: not known.
@@ -32,12 +42,7 @@ def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict
             f"{uri} has {len(data):,} bytes in {source.path}; the codes were made from a file of {n_bytes:,} bytes. "
             f"{advice}"
         )
-    image = resize_image(decode_image(data, name=uri), preprocess)
-    if image.width > THUMBNAIL_PIXELS:
-        image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
-    return buffer.getvalue()
+    return resize_image(decode_image(data, name=uri), preprocess)
 
 
 def draw_heat_map(heat: NDArray[np.floating[Any]], maximum: float) -> bytes:

@@ -7,6 +7,7 @@ opens the codes itself, so it can be retried, and the same code runs on threads 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,39 @@ def _open(path: str, codes_id: str) -> CodeStore:
     if codes.codes_id != codes_id:
         raise ParentMismatchError(f"A worker finds codes {codes.codes_id} at {path}, expected {codes_id}.")
     return codes
+
+
+def fold_pieces(
+    codes: CodeStore,
+    function: Callable[[CodeStore, Any], Any],
+    combine: Callable[[Sequence[Any]], Any],
+    pieces: Sequence[Any],
+) -> Any:
+    """`combine` over `function(codes, piece)`, one task a piece, by a tree of fixed shape (fan-in 8, in order).
+
+    A piece is what one task reads: some images of a shard, or a block of latents. What the tasks read is added to
+    `codes.bytes_read`.
+    """
+    task, join = dask.delayed(_apply_and_count, pure=False), dask.delayed(_combine_and_add, pure=False)
+    once, merge = (dask.delayed(value, pure=False, traverse=False) for value in (function, combine))
+    level = [task(str(codes.path.absolute()), codes.codes_id, piece, once) for piece in pieces]
+    while len(level) > 1:
+        level = [join(level[i : i + 8], merge) for i in range(0, len(level), 8)]
+    result, n_bytes = compute(level[0])
+    codes.bytes_read += n_bytes
+    return result
+
+
+def _apply_and_count(
+    path: str, codes_id: str, piece: Any, function: Callable[[CodeStore, Any], Any]
+) -> tuple[Any, int]:
+    codes = copy(_open(path, codes_id))  # a counter of its own
+    codes.bytes_read = 0
+    return function(codes, piece), codes.bytes_read
+
+
+def _combine_and_add(parts: Sequence[tuple[Any, int]], combine: Callable[[Sequence[Any]], Any]) -> tuple[Any, int]:
+    return combine([part for part, _ in parts]), sum(n_bytes for _, n_bytes in parts)
 
 
 def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> Path | None:

@@ -1,99 +1,206 @@
-"""Offline questions to codes: the images of a latent, the latents of an image or a class.
+"""Questions about one latent or one image, answered from codes alone.
 
-Each answer is a pyarrow table, strongest first. A latent reads only its own entries, an image only its own rows, a
-class one dask task a shard.
+Each answer is a pyarrow table, strongest first. A latent reads only its own entries, an image only its own rows;
+`codes.bytes_read` tells how many bytes that was. Groups of images: analysis/selection.py, analysis/contrast.py.
 """
+
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from actcache import SettingsError
-from analysis.catalogue import TopImages, class_counts_statistic
-from analysis.concepts import TAU
-from analysis.pairs import find_pairs, image_scores, tokens_per_image
-from analysis.reduction import reduce_shards
-from saetrain import CodeStore, ShardCodes
+from analysis.heat import check_patches
+from analysis.join import fold_pieces
+from analysis.pairs import SCORES, image_scores, tokens_per_image
+from analysis.selection import choose_images, image_rows, latent_pairs, show_images
+from saetrain import CodeStore, RowCodes
+
+At = tuple[int | slice, int | slice]
+"""A patch (3, 4), or a region (slice(0, 3), slice(2, 5)): rows, columns of the grid."""
 
 
-def query_latent(codes: CodeStore, latent: int, *, n_top: int = 10, score: str = "mean") -> pa.Table:
+# ---------------------------------------------------------------------------------------------------------------------
+# One latent
+
+
+def query_latent(
+    codes: CodeStore, latent: int, *, n_top: int = 10, score: str = "mean", where: str | None = None
+) -> pa.Table:
     """Top images of a latent: image, uri, label_name, score, peak, and the peak patch as (row, column).
 
-    row and column are -1 where only CLS fires. Raises SettingsError for a latent out of range.
+    row and column are -1 where only CLS fires.
+
+    Args:
+        score: `mean` over an image's tokens (PatchSAE), or `max`.
+        where: only these images, by columns of images.parquet: "split == 'test' and label in (3, 5)".
+
+    Raises SettingsError for a latent out of range, another score, or a selection that is wrong or empty.
     """
-    if not 0 <= latent < codes.n_latents:
-        raise SettingsError(f"--latent must lie in 0..{codes.n_latents - 1}, got {latent}.")
-    rows, values = codes.read_latent(latent)
-    shard = ShardCodes(
-        first_row=0,
-        indptr=np.empty(0, dtype=np.int64),
-        latent=np.empty(0, dtype=np.uint32),
-        value=values,
-        latent_indptr=np.array([0, len(rows)]),
-        row=rows.astype(np.uint64),
-        latent_value=values,
-    )
-    pairs = find_pairs(shard, codes.n_tokens)
+    if score not in SCORES:
+        raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {score!r}.")
+    pairs = latent_pairs(codes, latent, choose_images(codes, where))
     scores = image_scores(pairs, codes, score)
-    order = np.lexsort((pairs.image, -scores))[:n_top]
-    top = TopImages._make(column[order] for column in (pairs.latent, pairs.image, scores, pairs.peak, pairs.peak_patch))
-    row, column = np.divmod(top.peak_patch - 1, codes.grid[1])
+    top = np.lexsort((pairs.image, -scores))[:n_top]
+    row, column = np.divmod(pairs.peak_patch[top] - 1, codes.grid[1])
+    only_cls = pairs.peak_patch[top] < 0
     return pa.table(
         {
-            "image": top.image,
-            "uri": codes.images["uri"].take(top.image),
-            "label_name": codes.images["label_name"].take(top.image),
-            "score": top.score,
-            "peak": top.peak,
-            "row": np.where(top.peak_patch < 0, -1, row),
-            "column": np.where(top.peak_patch < 0, -1, column),
+            **show_images(codes, pairs.image[top].astype(np.int64)),
+            "score": scores[top],
+            "peak": pairs.peak[top],
+            "row": np.where(only_cls, -1, row),
+            "column": np.where(only_cls, -1, column),
         }
     )
 
 
-def query_image(codes: CodeStore, image: int | str, *, n_top: int = 10) -> pa.Table:
-    """Strongest latents of an image (stored position or uri): latent, score (mean over tokens), peak, n_tokens."""
-    position = find_image(codes, image)
-    shard = codes.read_shard(codes.find_shard(position))
-    first = position * codes.n_tokens - shard.first_row
-    part = slice(int(shard.indptr[first]), int(shard.indptr[first + codes.n_tokens]))
-    latent, value = shard.latent[part].astype(np.int64), shard.value[part].astype(np.float64)
-    found, group = np.unique(latent, return_inverse=True)
-    total, count = np.bincount(group, weights=value), np.bincount(group)
-    peak = np.zeros(len(found))
-    np.maximum.at(peak, group, value)
-    order = np.lexsort((found, -total))[:n_top]
-    return pa.table(
-        {
-            "latent": found[order],
-            "score": total[order] / tokens_per_image(codes),
-            "peak": peak[order],
-            "n_tokens": count[order],
-        }
-    )
+def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
+    """Top patches of a latent: image, uri, label_name, row, column, value. Raises as `query_latent`."""
+    check_patches(codes)
+    chosen = choose_images(codes, where)
+    rows, values = codes.read_latent(latent)
+    image, token = np.divmod(rows, codes.n_tokens)
+    keep = (token > 0) & chosen[image]
+    image, token, value = image[keep], token[keep], values[keep].astype(np.float32)
+    top = np.lexsort((token, image, -value))[:n_top]
+    row, column = np.divmod(token[top] - 1, codes.grid[1])
+    return pa.table(show_images(codes, image[top]) | {"row": row, "column": column, "value": value[top]})
 
 
-def query_class(codes: CodeStore, label_name: str, *, n_top: int = 10, tau: float = TAU) -> pa.Table:
-    """Strongest latents of a class by a_c[s] (PatchSAE equation 5): latent, n_tokens, n_images, share of its images.
+def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
+    """What speaks against a latent being its top class: kind, image, uri, label_name, score (mean over tokens).
 
-    Raises SettingsError for a class that has no images, listing those that have.
+    The top class is the one with the highest mean score over all its images. `silent`: its images on which the latent
+    does not fire, in stored order, which is random; `elsewhere`: the images of other classes it fires on most.
+
+    Raises SettingsError as `query_latent`, and where the latent fires on no labeled image.
     """
-    names = pc.unique(codes.images["label_name"]).to_pylist()
-    if label_name not in names or label_name == "":
-        known = ", ".join(sorted(name for name in names if name)) or "none: the images have no labels"
-        raise SettingsError(f"No image has class {label_name!r}. Classes: {known}.")
-    mine = pc.equal(codes.images["label_name"], label_name).to_numpy()
-    labels = np.where(mine, 0, -1).astype(np.int32)
-    counts = reduce_shards(codes, {"classes": class_counts_statistic(labels)}, tau=tau)["classes"]
-    order = np.lexsort((counts.latent, -counts.n_tokens))[:n_top]
-    n_images = int((mine & codes.valid).sum())
+    chosen = choose_images(codes, where)
+    pairs = latent_pairs(codes, latent, chosen)
+    score = np.zeros(codes.n_images)
+    score[pairs.image] = image_scores(pairs, codes, "mean")
+    names = codes.images["label_name"].combine_chunks().dictionary_encode()
+    label, classes = names.indices.to_numpy(), names.dictionary.to_pylist()
+    labeled = chosen & (np.array([bool(name) for name in classes])[label])
+    total = np.bincount(label[labeled], score[labeled], len(classes))
+    if not total.any():
+        raise SettingsError(f"Latent {latent} fires on no labeled image. Counter-examples need classes.")
+    top_class = int(np.argmax(total / np.maximum(np.bincount(label[labeled], minlength=len(classes)), 1)))
+    silent = np.flatnonzero(labeled & (label == top_class) & (score == 0))[:n_top]
+    others = np.flatnonzero(labeled & (label != top_class) & (score > 0))
+    elsewhere = others[np.lexsort((others, -score[others]))[:n_top]]
+    images = np.concatenate([silent, elsewhere])
+    kind = [f"silent on {classes[top_class]}"] * len(silent) + ["fires elsewhere"] * len(elsewhere)
+    return pa.table({"kind": pa.array(kind, pa.string()), **show_images(codes, images), "score": score[images]})
+
+
+def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Table:
+    """Latents that fire on the same tokens: latent, n_tokens (both fire), share (of this latent's tokens), jaccard.
+
+    By jaccard, tokens of both over tokens of either. Reads the latent's entries, the tokens it fires on, and the
+    counts of all latents. Raises SettingsError for a latent out of range.
+    """
+    rows, _ = codes.read_latent(latent)
+    cuts = np.searchsorted(rows, np.cumsum(codes.shard_sizes)[:-1] * codes.n_tokens)
+    pieces = list(enumerate(np.split(rows, cuts)))
+    both, count = fold_pieces(codes, _count_together, partial(sum, start=0), pieces)
+    both[latent] = 0
+    found = np.flatnonzero(both)
+    jaccard = both[found] / (len(rows) + count[found] - both[found])
+    order = np.lexsort((found, -jaccard))[:n_top]
+    top = found[order]
+    return pa.table(
+        {"latent": top, "n_tokens": both[top], "share": both[top] / max(len(rows), 1), "jaccard": jaccard[order]}
+    )
+
+
+def _count_together(codes: CodeStore, piece: tuple[int, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """[2, F]: of the latents, entries in some rows of a shard, and in the whole shard."""
+    shard, rows = piece
+    both = np.bincount(codes.read_rows(rows).latent, minlength=codes.n_latents)
+    return np.stack([both, codes.count_latents(shard)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image, or two
+
+
+def query_image(codes: CodeStore, image: int | str, *, at: At | None = None, n_top: int = 10) -> pa.Table:
+    """Strongest latents of an image, a patch or a region: latent, score (mean over these tokens), peak, n_tokens.
+
+    Args:
+        image: stored position, or uri.
+        at: (row, column) of a patch, or slices of both for a region; all tokens when None.
+
+    Raises SettingsError for an image that is not there, or a patch outside the grid.
+    """
+    position = find_image(codes, image)
+    rows = image_rows(codes, np.array([position])) if at is None else position * codes.n_tokens + find_tokens(codes, at)
+    found = _sum_latents(codes.read_rows(rows))
+    n_tokens = tokens_per_image(codes) if at is None else len(rows)
+    order = np.lexsort((found.latent, -found.total))[:n_top]
     return pa.table(
         {
-            "latent": counts.latent[order],
-            "n_tokens": counts.n_tokens[order],
-            "n_images": counts.n_images[order],
-            "image_share": counts.n_images[order] / max(n_images, 1),
+            "latent": found.latent[order],
+            "score": found.total[order] / n_tokens,
+            "peak": found.peak[order],
+            "n_tokens": found.n_tokens[order],
         }
+    )
+
+
+def query_images(codes: CodeStore, image: int | str, other: int | str, *, n_top: int = 10) -> pa.Table:
+    """Shared and exclusive latents of two images (PatchSAE's covariate-shift case): latent, kind, score_1, score_2.
+
+    The `n_top` strongest latents of each are compared; a score is the mean over the image's tokens. `kind` is shared,
+    only 1 or only 2; a latent that is exclusive may fire on the other image, too weakly to be among its strongest.
+
+    Raises SettingsError for an image that is not there, or twice the same.
+    """
+    positions = [find_image(codes, image), find_image(codes, other)]
+    if positions[0] == positions[1]:
+        raise SettingsError(f"--image names image {positions[0]} twice. Give two.")
+    scores = np.zeros((2, codes.n_latents))
+    for k, position in enumerate(positions):
+        found = _sum_latents(codes.read_rows(image_rows(codes, np.array([position]))))
+        scores[k, found.latent] = found.total / tokens_per_image(codes)
+    inside = np.zeros((2, codes.n_latents), dtype=bool)
+    for k in range(2):
+        strongest = np.argsort(-scores[k], kind="stable")[:n_top]
+        inside[k, strongest[scores[k, strongest] > 0]] = True
+    kinds = [("shared", inside[0] & inside[1]), ("only 1", inside[0] & ~inside[1]), ("only 2", inside[1] & ~inside[0])]
+    parts = []
+    for kind, mask in kinds:
+        latents = np.flatnonzero(mask)
+        latents = latents[np.lexsort((latents, -scores[:, latents].sum(0)))]
+        columns = {"latent": latents, "kind": pa.array([kind] * len(latents), pa.string())}
+        parts.append(pa.table(columns | {"score_1": scores[0, latents], "score_2": scores[1, latents]}))
+    return pa.concat_tables(parts)
+
+
+class _Sums(NamedTuple):
+    """By latent, ascending."""
+
+    latent: NDArray[np.int64]
+    total: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    n_tokens: NDArray[np.int64]
+
+
+def _sum_latents(found: RowCodes) -> _Sums:
+    latent, group = np.unique(found.latent, return_inverse=True)
+    value = found.value.astype(np.float64)
+    peak = np.zeros(len(latent))
+    np.maximum.at(peak, group, value)
+    return _Sums(
+        latent,
+        np.bincount(group, value, len(latent)).astype(np.float64),
+        peak,
+        np.bincount(group, minlength=len(latent)),
     )
 
 
@@ -109,3 +216,17 @@ def find_image(codes: CodeStore, image: int | str) -> int:
         f"--image {text} is neither a position in 0..{codes.n_images - 1} nor the uri of a stored image "
         f"(e.g. {codes.images['uri'][0].as_py()})."
     )
+
+
+def find_tokens(codes: CodeStore, at: At) -> NDArray[np.int64]:
+    """Tokens of a patch or a region, ascending. Raises SettingsError outside the grid, or where nothing is left."""
+    check_patches(codes)
+    axes: list[range] = []
+    for name, part, size in zip(("row", "column"), at, codes.grid, strict=True):
+        chosen = part if isinstance(part, slice) else slice(part, part + 1)
+        start, stop = chosen.start or 0, size if chosen.stop is None else chosen.stop
+        if not 0 <= start < stop <= size:
+            raise SettingsError(f"--at: a {name} must lie in 0..{size - 1}, a range must not be empty, got {part}.")
+        axes.append(range(start, stop))
+    rows, columns = (np.array(axis) for axis in axes)
+    return np.asarray(1 + rows[:, None] * codes.grid[1] + columns).ravel()

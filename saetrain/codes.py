@@ -187,6 +187,10 @@ class CodeStore:
             latent_value=self._read(shard, "latent_value", first, last),
         )
 
+    def count_latents(self, shard: int) -> NDArray[np.int64]:
+        """[F]: entries of each latent in one shard."""
+        return np.diff(self._read(shard, "latent_indptr", 0, self.n_latents + 1))
+
     def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
         """Entries of some tokens, reading only these.
 

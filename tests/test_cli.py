@@ -123,7 +123,7 @@ def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path) -> None:
     assert run("extract", ".", "x.acts", cwd=tmp_path, check=False).returncode == 2
     done = run("query", tiny_codes, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert "exactly one" in done.stderr
+    assert "ask one thing" in done.stderr
 
 
 def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path) -> None:

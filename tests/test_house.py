@@ -18,7 +18,7 @@ ROOMS = {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/plan",
         "actcache/prompted_towers", "actcache/demo/training",
     },
-    "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery"},
+    "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery", "analysis/sheet"},
     "zarr": {"actcache/writer", "actcache/leftovers", "actcache/store", "actcache/codecs", "saetrain/codes"},
     "numcodecs": {"actcache/codecs"},
     "torch": {

@@ -1,11 +1,20 @@
-"""A store in float32 with an SAE in the middle of the model, and the same model written out plainly."""
+"""A store in float32 with an SAE in the middle of the model, and the same model written out plainly; codes of images
+that have columns of their own and masks."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from saetrain import CodeStore
 
 LAYER = 1
 K = 4
@@ -99,3 +108,56 @@ def class_texts(plain_clip) -> np.ndarray:  # type: ignore[no-untyped-def,type-a
 
     tokens = open_clip.SimpleTokenizer()([f"a photo of a class{i}." for i in range(3)])
     return np.asarray(plain_clip.encode_text(tokens, normalize=True))
+
+
+@pytest.fixture(scope="session")
+def table_images(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Path:
+    """A table of the 75 tiny images, read from elsewhere: domain, weight, mask; the last image is broken.
+
+    A mask numbers the quarters of the picture 0 to 3; every fifth image has none.
+    """
+    folder = tmp_path_factory.mktemp("table")
+    files = sorted(tiny_images.rglob("*.png"))
+    masks = np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((12, 12), np.uint8))
+    (folder / "masks").mkdir()
+    Image.fromarray(masks).save(folder / "masks" / "quarters.png")
+    (folder / "broken.png").write_bytes(b"not an image")
+    n = len(files)
+    table = {
+        "path": [*map(str, files), str(folder / "broken.png")],
+        "label": [*(file.parent.name for file in files), "class0"],
+        "mask": ["masks/quarters.png" if i % 5 else "" for i in range(n + 1)],
+        "domain": [["sketch", "photo"][i % 2] for i in range(n + 1)],
+        "weight": np.linspace(0, 1, n + 1),
+    }
+    pq.write_table(pa.table(table), folder / "images.parquet")
+    return folder / "images.parquet"
+
+
+@pytest.fixture(scope="session")
+def table_codes(
+    tmp_path_factory: pytest.TempPathFactory, table_images: Path, tiny_model: dict[str, str], tiny_run: Path
+) -> "CodeStore":
+    """76 images, one failed, in shards of 16. Read-only."""
+    from actcache import extract
+    from saetrain import encode
+
+    folder = tmp_path_factory.mktemp("table-codes")
+    extract(table_images, folder / "x.acts", **tiny_model, layers=[2], shard_images=16, precision="float32",
+            on_error="skip")  # fmt: skip
+    return encode(tiny_run, folder / "x.acts", folder / "x.codes")
+
+
+@pytest.fixture(scope="session")
+def dense_values() -> Callable[["CodeStore"], NDArray[np.float64]]:
+    """dense(codes) -> [I, T, F], from the arrays that are sorted by row."""
+
+    def dense(codes: "CodeStore") -> NDArray[np.float64]:
+        values = np.zeros((codes.n_images * codes.n_tokens, codes.n_latents))
+        for number in range(codes.n_shards):
+            shard = codes.read_shard(number)
+            rows = shard.first_row + np.repeat(np.arange(len(shard.indptr) - 1), np.diff(shard.indptr))
+            values[rows, shard.latent] = shard.value
+        return values.reshape(codes.n_images, codes.n_tokens, codes.n_latents)
+
+    return dense

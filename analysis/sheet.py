@@ -1,0 +1,178 @@
+"""A contact sheet: an answer as one PNG, images as the model saw them with a latent's heat map laid over.
+
+In: codes, the answer's table, and where the images lie. Out: a PNG. A latent's heat maps share one scale, its maximum
+over the sheet, and darken what the latent does not see.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from actcache import ImageSource, SettingsError, open_source, write_atomic
+from analysis.gallery import draw_heat_map, see_image
+from analysis.heat import heat_maps
+from analysis.join import find_images
+from analysis.query import query_latent
+from saetrain import CodeStore
+
+CELL, GAP, LINE, MARGIN = 176, 8, 16, 12
+N_COLUMNS = 8
+MAX_CELLS = 200
+N_TOP_IMAGES = 6
+"""Images shown of a latent where the answer names latents only."""
+
+
+class Cell(NamedTuple):
+    """An image under a latent's heat map; cells of one row share `row`."""
+
+    row: int
+    image: int
+    latent: int
+    note: str = ""
+
+
+def draw_sheet(
+    codes: CodeStore,
+    answer: pa.Table,
+    out: str | Path,
+    *,
+    latents: Sequence[int] = (),
+    images: Sequence[int] = (),
+    where: str | None = None,
+    folder: str | Path | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Write the pictures of an answer as a PNG and return its path. An existing file is replaced.
+
+    Args:
+        answer: a table with a column `image` or `latent`. Images are shown under each of `latents`; latents on each of
+            `images`, or else each on the images it fires on most.
+        latents, images: what was asked about.
+        where: as it was asked, for the images of latents.
+        folder: where the images lie, if they moved. store: the activation store, if it moved.
+
+    Raises:
+        SettingsError: an empty answer, or images that are not there.
+        ParentMismatchError: other images than those that were extracted, or another store.
+    """
+    cells = choose_cells(codes, answer, latents=latents, images=images, where=where)
+    if not cells:
+        raise SettingsError("Nothing was found, so there is nothing to draw. Ask without --sheet.")
+    pictures = Pictures(codes, folder=folder, store=store)
+    n_columns = max(np.bincount([cell.row for cell in cells]).max(), 1)
+    n_rows = cells[-1].row + 1
+    width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + n_rows * (CELL + 2 * LINE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    heats = _heats(codes, cells)
+    maxima: dict[int, float] = {}
+    for cell, heat in zip(cells, heats, strict=True):
+        maxima[cell.latent] = max(maxima.get(cell.latent, 0.0), float(heat.max()))
+    names, uris = codes.images["label_name"], codes.images["uri"]
+    column = 0
+    for k, (cell, heat) in enumerate(zip(cells, heats, strict=True)):
+        column = column + 1 if k and cells[k - 1].row == cell.row else 0
+        left, top = MARGIN + column * (CELL + GAP), MARGIN + cell.row * (CELL + 2 * LINE + GAP)
+        sheet.paste(_lay_over(pictures.see(cell.image), heat, maxima[cell.latent]), (left, top))
+        title = names[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
+        for line, text in enumerate(
+            (f"{title}  #{cell.image}", f"latent {cell.latent}: {heat.max():.3g}  {cell.note}")
+        ):
+            draw.text((left, top + CELL + 1 + line * LINE), _shorten(text, draw, font), fill="#222222", font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, buffer.getvalue())
+    return out
+
+
+def choose_cells(
+    codes: CodeStore,
+    answer: pa.Table,
+    *,
+    latents: Sequence[int] = (),
+    images: Sequence[int] = (),
+    where: str | None = None,
+) -> list[Cell]:
+    """What a sheet shows of an answer, row by row; at most 200 cells."""
+    notes = answer["kind"].to_pylist() if "kind" in answer.column_names else [""] * answer.num_rows
+    cells: list[Cell] = []
+    if "image" in answer.column_names:
+        for i, (image, note) in enumerate(zip(answer["image"].to_pylist(), notes, strict=True)):
+            row = i if len(latents) > 1 else i // N_COLUMNS
+            cells += [Cell(row, image, latent, note) for latent in latents]
+        return cells[:MAX_CELLS]
+    for i, (latent, note) in enumerate(zip(answer["latent"].to_pylist(), notes, strict=True)):
+        if images:  # a latent is a column, its images lie below each other
+            first = i // N_COLUMNS * len(images)
+            cells += [Cell(first + k, image, latent, note) for k, image in enumerate(images)]
+        else:
+            top = query_latent(codes, latent, n_top=N_TOP_IMAGES, where=where)["image"].to_pylist()
+            cells += [Cell(i, image, latent, note) for image in top]
+    return sorted(cells[:MAX_CELLS], key=lambda cell: cell.row)
+
+
+class Pictures:
+    """The images of codes as the model saw them, from wherever they lie; each is read once."""
+
+    def __init__(self, codes: CodeStore, *, folder: str | Path | None = None, store: str | Path | None = None) -> None:
+        self._codes = codes
+        self._sources: dict[str, ImageSource] = {}
+        self._seen: dict[int, Image.Image] = {}
+        self._folder, self._store = folder, store
+
+    def see(self, image: int) -> Image.Image:
+        """CELL pixels on its longer side. Raises SettingsError where the images are not there."""
+        if image not in self._seen:
+            table = self._codes.images
+            uri, n_bytes = table["uri"][image].as_py(), table["bytes"][image].as_py()
+            number = table["store"][image].as_py() if "store" in table.column_names else 0
+            picture = see_image(self._source(number), uri, n_bytes, self._codes.preprocess)
+            longest = max(picture.size)
+            size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
+            method = Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC
+            self._seen[image] = picture.resize(size, method)
+        return self._seen[image]
+
+    def _source(self, number: int) -> ImageSource:
+        """The images of one of the stores that the codes were made from."""
+        name = "images" if not number else f"images {number + 1}"
+        if name not in self._sources:
+            where = find_images(self._codes, images=self._folder, store=self._store) if name == "images" else None
+            where = where or Path(self._folder or self._codes.artifact.parent_path(name))
+            if not where.exists():
+                raise SettingsError(f"{where} is not there any more. Say with --images where the images are.")
+            self._sources[name] = open_source(where)
+        return self._sources[name]
+
+
+def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
+    """[rows, columns] a cell; each latent is read once."""
+    found: dict[tuple[int, int], NDArray[np.float32]] = {}
+    for latent in {cell.latent for cell in cells}:
+        images = sorted({cell.image for cell in cells if cell.latent == latent})
+        maps = heat_maps(codes, latent, np.array(images))
+        found |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
+    return [found[cell.latent, cell.image] for cell in cells]
+
+
+def _lay_over(picture: Image.Image, heat: NDArray[np.float32], maximum: float) -> Image.Image:
+    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(picture.size, Image.Resampling.NEAREST)
+    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # what it is of must still be seen
+    return Image.alpha_composite(picture.convert("RGBA"), shade).convert("RGB")
+
+
+def _shorten(text: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+    """As much of a text as fits below a picture."""
+    if draw.textlength(text, font) <= CELL:
+        return text
+    while text and draw.textlength(text + "…", font) > CELL:
+        text = text[:-1]
+    return text + "…"
