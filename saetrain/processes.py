@@ -3,6 +3,7 @@
 Every function does nothing when the process is alone.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 
@@ -68,7 +69,13 @@ def join_processes(device: torch.device) -> torch.device:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
+        atexit.register(_leave_processes)  # gloo's threads abort a process that ends with them (one start in twelve)
     return device
+
+
+def _leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait_for_all() -> None:
