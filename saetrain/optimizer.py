@@ -31,8 +31,8 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
         grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
     if clip_norm:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
-        if norm > clip_norm:  # most often it is not, and a pass over all gradients is saved
-            torch._foreach_mul_(grads, clip_norm / (norm + 1e-6))
+        # what fused Adam divides gradients by while it reads them: no pass of its own
+        vars(optimizer)["grad_scale"] = (norm / clip_norm).clamp_min(1.0)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

@@ -60,3 +60,12 @@ def test_extraction_is_measured_beside_the_bare_forward(
     found = run("bench_extract", "--images", str(tiny_images), *model, "--layer", "1", "--stop-layer", "0",
                 "--limit", "32", "--pairs", "1", "--folder", str(tmp_path))  # fmt: skip
     assert {"share_of_limit", "limit_bare_forward_images_s", "stop_speedup", "images_per_s"} <= set(found)
+
+
+def test_quality_is_compared_over_seeds(tiny_store: Path) -> None:
+    found = run("quality", "--store", str(tiny_store), "--held-out", str(tiny_store), "--layer", "2", "--n-latents",
+                "64", "--k", "4", "--steps", "3", "--batch-size", "64", "--seeds", "2")  # fmt: skip
+    table = found["table"]
+    assert isinstance(table, dict)
+    assert set(table) == {"topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"}
+    assert all(abs(line["difference"]) < 0.1 for line in table.values())
