@@ -537,6 +537,101 @@ def evaluate(
     emit(found, draw_table(rows_of_fidelity(found)))
 
 
+@app.command(epilog="Example: patchsae intervene runs/l10 val.acts masks.json --chosen-on train.codes")
+def intervene(
+    run: RunPath,
+    store: StorePath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    k: Annotated[list[int], typer.Option(help="How many latents are kept, or dropped; repeat for several.")] = [  # noqa: B006
+        1,
+        2,
+        5,
+        10,
+        50,
+        100,
+        500,
+        1000,
+        2000,
+    ],
+    latents: Annotated[
+        list[int], typer.Option("--latent", help="Keep or drop these instead, for every image; repeat for several.")
+    ] = [],  # noqa: B006
+    keep_error: Annotated[bool, typer.Option("--keep-error", help="Add what the SAE does not explain.")] = False,
+    n_random: Annotated[int, typer.Option(help="Draws of random latents as frequent as the chosen.")] = 3,
+    chosen_on: Annotated[Path | None, typer.Option(help="Codes of other images, to choose latents on.")] = None,
+    chosen_where: Annotated[str | None, typer.Option(help="Images to choose on: \"split == 'train'\".")] = None,
+    tau: Annotated[float, typer.Option(help="A token counts for its class above this activation.")] = 0.2,
+    templates: Templates = "photo",
+    tokens: ReplacedTokens = None,
+    where: JudgedWhere = None,
+    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples, halves and random latents.")] = 0,
+    model: StoreModel = None,
+    pretrained: StorePretrained = None,
+    batch_size: BatchImages = 64,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """What the classifier does with some latents only, or without them: the masking curve with its controls.
+
+    Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where: of the store RUN
+    was trained on, chosen on its training images and judged on the held-out ones; of another, on halves of each class.
+    """
+    from analysis import Judge, mask_latents
+
+    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    with progress("intervene", "images") as report:
+        found = mask_latents(
+            run, store, out, judge=judge, k=k, latents=latents, keep_error=keep_error, n_random=n_random,
+            chosen_on=chosen_on, chosen_where=chosen_where, tau=tau, model=model, pretrained=pretrained,
+            batch_size=batch_size, device=device, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit(found, draw_table(rows_of_masks(found)))
+
+
+@app.command(epilog='Example: patchsae name val.concepts --vocabulary words.txt --set "907=red stripes"')
+def name(
+    concepts: ConceptsPath,
+    vocabulary: Annotated[Path | None, typer.Option(help="A word or phrase a line; by default general words.")] = None,
+    method: Annotated[
+        list[str], typer.Option(help="By the embeddings of its top images, or its direction (lens); repeat for both.")
+    ] = ["images", "lens"],  # noqa: B006  typer reads it only
+    template: Annotated[str, typer.Option(help="The text a word is put into.")] = "{}",
+    set_: Annotated[
+        list[str], typer.Option("--set", help='Your own name of a latent: "907=red stripes"; nothing else is done.')
+    ] = [],  # noqa: B006
+    note: Annotated[list[str], typer.Option(help='Your own note on a latent: "907=see image 12".')] = [],  # noqa: B006
+    codes: Annotated[Path | None, typer.Option(help="The codes the table was made from, where they moved.")] = None,
+    run: Annotated[Path | None, typer.Option(help="The run, where it moved.")] = None,
+    store: Annotated[str | None, typer.Option(help="The activations, where they moved.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Embed these image files instead of the activations.")] = None,
+    model: StoreModel = None,
+    pretrained: StorePretrained = None,
+    batch_size: BatchImages = 64,
+    device: Device = "auto",
+) -> None:
+    """Name every latent by CLIP's text tower, with scores; or write your own names, which are never overwritten."""
+    from analysis import ConceptTable, name_latents, set_name
+
+    table = ConceptTable.open(concepts)
+    own = [("name", *split_pair("--set", pair)) for pair in set_] + [
+        ("note", *split_pair("--note", pair)) for pair in note
+    ]
+    if own:
+        for key, latent, text in own:
+            set_name(table, latent, **{key: text})
+        emit({"concepts": str(concepts), "set": [latent for _, latent, _ in own]}, f"{len(own)} written to {concepts}")
+        return
+    with progress("name", "images") as report:
+        found = name_latents(
+            table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
+            images=images, model=model, pretrained=pretrained, batch_size=batch_size, device=device,
+            on_progress=report,
+        )  # fmt: skip
+    order = found.sort_by([("alignment", "descending")])
+    emit({"rows": found.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
+
+
 @app.command(epilog="Example: patchsae report val.concepts report.html")
 def report(
     concepts: ConceptsPath,
@@ -602,6 +697,16 @@ def verify(
 # Showing
 
 
+def split_pair(flag: str, pair: str) -> tuple[int, str]:
+    """907=red stripes -> (907, "red stripes")."""
+    from actcache import SettingsError
+
+    latent, equals, text = pair.partition("=")
+    if not (equals and latent.strip().isdigit()):
+        raise SettingsError(f'{flag} takes LATENT=TEXT, e.g. {flag} "907=red stripes", got {pair!r}.')
+    return int(latent), text
+
+
 def read_shares(text: str | None) -> tuple[float, ...]:
     """1/8,1/2,1 -> numbers."""
     from actcache import SettingsError
@@ -660,6 +765,15 @@ def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for run in found["runs"]
         for name, numbers in run["variants"].items()
+    ]
+
+
+def rows_of_masks(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a selection, mode and k, for people. from, to: 95 % interval."""
+    names = {"accuracy": "accuracy", "from": "accuracy_low", "to": "accuracy_high", "loss": "loss"}
+    return [
+        {**{key: row[key] for key in ("selection", "mode", "k")}, **{name: row[key] for name, key in names.items()}}
+        for row in found["curve"]
     ]
 
 

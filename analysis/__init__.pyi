@@ -1,9 +1,13 @@
 from .answer import parse_at, parse_latents, write_answer
 from .concepts import ConceptTable, analyze
 from .contrast import query_groups
+from .embeddings import embed_images
 from .fidelity import evaluate_fidelity
 from .heat import heat_maps, latent_masks
+from .intervention import Judge, mask_latents
 from .join import find_images, map_shards, open_scheduler
+from .names import read_name_table, read_names, read_own_names, set_name
+from .naming import name_latents
 from .query import (
     find_image,
     query_co_firing,
@@ -22,6 +26,7 @@ from .tour import Quickstart, quickstart
 
 __all__ = [
     "ConceptTable",
+    "Judge",
     "Labeled",
     "Quickstart",
     "Recovered",
@@ -29,12 +34,15 @@ __all__ = [
     "analyze",
     "choose_images",
     "draw_sheet",
+    "embed_images",
     "evaluate_fidelity",
     "find_image",
     "find_images",
     "heat_maps",
     "latent_masks",
     "map_shards",
+    "mask_latents",
+    "name_latents",
     "open_scheduler",
     "parse_at",
     "parse_latents",
@@ -49,8 +57,12 @@ __all__ = [
     "query_patches",
     "query_selection",
     "quickstart",
+    "read_name_table",
+    "read_names",
+    "read_own_names",
     "recover_concepts",
     "reduce_shards",
+    "set_name",
     "write_answer",
     "write_report",
 ]

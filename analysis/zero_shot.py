@@ -23,6 +23,7 @@ from actcache import (
     Towers,
     VisionTower,
     open_towers,
+    read_extra,
     read_templates,
     select_images,
 )
@@ -104,7 +105,7 @@ def open_zero_shot(
         found = f"one class, {names[0]}" if names else "no labels"
         raise SettingsError(f"The images of {store.path} that are looked at have {found}. Zero-shot needs two classes.")
     towers = towers or open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
-    classes = towers.text.embed_classes([class_text(name) for name in names], texts)
+    classes = towers.embed_classes([class_text(name) for name in names], texts)
     return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale)
 
 
@@ -153,7 +154,10 @@ def class_text(name: str) -> str:
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """All that later blocks need of some images: [B, T, D] float32."""
-    return torch.from_numpy(store.read(hook_point, images=images)).float()
+    x = torch.from_numpy(store.read(hook_point, images=images)).float()
+    if not store.layout.n_extra:
+        return x
+    return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)
 
 
 def batches(images: NDArray[np.int64], batch_size: int = BATCH_IMAGES) -> Iterator[NDArray[np.int64]]:

@@ -42,6 +42,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "encode": (saetrain.encode,),
     "analyze": (analysis.analyze,),
     "evaluate": (analysis.evaluate_fidelity,),
+    "intervene": (analysis.mask_latents, analysis.Judge),
     "report": (analysis.write_report,),
 }
 
@@ -54,6 +55,7 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
             keywords[name] = parameter.default
     if verb == "train":
         keywords = {name: value for name, value in keywords.items() if name not in ("sae", "config")}
+    keywords = {name: value for name, value in keywords.items() if name != "judge"}  # its fields are flags
     keywords.pop("on_progress", None)
     keywords.pop("on_step", None)
     flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
