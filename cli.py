@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -359,6 +359,38 @@ def convert(
             }
         ),
     )
+
+
+@app.command(epilog="Example: patchsae inspect runs/seed0 runs/seed1 --store val.acts")
+def inspect(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
+    store: Annotated[list[str], typer.Option(help="Activations of their model; repeat for several stores.")],
+    n_tokens: Annotated[int, typer.Option(help="Tokens, not trained on, that are coded by pursuit.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the sample of tokens.")] = 0,
+    truth: Annotated[Path | None, typer.Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
+) -> None:
+    """Measure dictionaries: amortization gap, coherence, and how well the latents of two runs match."""
+    from analysis import inspect_dictionaries
+
+    with progress("inspect", "runs and pairs") as report:
+        found = inspect_dictionaries(
+            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, on_progress=report
+        )  # fmt: skip
+    facts = found.to_json()
+    tables = [
+        [
+            {"run": one["run"], "latents": one["n_latents"], "firing": one["n_firing"], "l0": one["gap"]["l0"],
+             "fvu": one["gap"]["fvu"], "refit": one["gap"]["fvu_refit"], "pursuit": one["gap"]["fvu_pursuit"],
+             "gap": one["gap"]["gap"], "nearest": one["coherence"]["quantiles"][1]}
+            for one in facts["runs"]
+        ],
+        [
+            {"first": one["first"], "second": one["second"], "cosine": one["mean_cosine"], "> 0.7": one["above_70"],
+             "> 0.9": one["above_90"], "largest": one["mean_largest"]}
+            for one in facts["matchings"]
+        ],
+    ]  # fmt: skip
+    emit(facts, Group(*(draw_table(rows) for rows in tables if rows)))
 
 
 @app.command(epilog="Example: patchsae analyze val.codes val.concepts")
@@ -728,7 +760,7 @@ def hook_point(layer: int | None, site: str | None) -> Any:
     return HookPoint(layer, site)
 
 
-def emit(facts: dict[str, Any], text: str | Table) -> None:
+def emit(facts: dict[str, Any], text: str | Table | Group) -> None:
     """The result: one JSON object, or what people read."""
     if options.json:
         print(json.dumps(facts, default=str))

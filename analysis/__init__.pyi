@@ -2,6 +2,7 @@ from .answer import parse_at, parse_latents, write_answer
 from .concepts import ConceptTable, analyze
 from .contrast import query_groups
 from .embeddings import embed_images
+from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
 from .fidelity import evaluate_fidelity
 from .heat import heat_maps, latent_masks
 from .intervention import Judge, mask_latents
@@ -26,8 +27,10 @@ from .tour import Quickstart, quickstart
 
 __all__ = [
     "ConceptTable",
+    "Inspection",
     "Judge",
     "Labeled",
+    "Matching",
     "Quickstart",
     "Recovered",
     "Statistic",
@@ -39,9 +42,11 @@ __all__ = [
     "find_image",
     "find_images",
     "heat_maps",
+    "inspect_dictionaries",
     "latent_masks",
     "map_shards",
     "mask_latents",
+    "match_latents",
     "name_latents",
     "open_scheduler",
     "parse_at",

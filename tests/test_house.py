@@ -26,8 +26,8 @@ ROOMS = {
         "actcache/demo/training",
         "actcache/prompts", "actcache/prompted_towers", "actcache/prompt_checkpoints",
         "actcache/origin",
-        "analysis/embeddings", "analysis/fidelity", "analysis/intervention", "analysis/naming", "analysis/splicing",
-        "analysis/zero_shot",
+        "analysis/dictionary", "analysis/embeddings", "analysis/fidelity", "analysis/intervention", "analysis/naming",
+        "analysis/sparse_coding", "analysis/splicing", "analysis/zero_shot",
         "saetrain/conversion", "saetrain/encoding", "saetrain/interop/dictionary_learning", "saetrain/interop/files",
         "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/prisma", "saetrain/interop/saelens",
         "saetrain/interop/saev", "saetrain/interop/sparsify", "saetrain/loader", "saetrain/metrics",
@@ -36,6 +36,7 @@ ROOMS = {
         "saetrain/trackers", "saetrain/training",
     },
     "wandb": {"saetrain/trackers"},
+    "scipy": {"analysis/dictionary"},
     "torchvision": {"actcache/plan"},
     "safetensors": {
         "actcache/demo/training", "actcache/prompt_artifact",
