@@ -99,6 +99,8 @@ StorePaths = Annotated[
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
 CodesPath = Annotated[Path, typer.Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
 ConceptsPath = Annotated[Path, typer.Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
+KeepError = Annotated[bool, typer.Option("--keep-error", help="Add what the SAE does not explain.")]
+Limit = Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")]
 Templates = Annotated[
     str, typer.Option(help="photo, simple (7), openai (80), a text with {} for the class, or a file of them.")
 ]
@@ -547,7 +549,7 @@ def evaluate(
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
     where: JudgedWhere = None,
-    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
@@ -588,7 +590,11 @@ def intervene(
     latents: Annotated[
         list[int], typer.Option("--latent", help="Keep or drop these instead, for every image; repeat for several.")
     ] = [],  # noqa: B006
-    keep_error: Annotated[bool, typer.Option("--keep-error", help="Add what the SAE does not explain.")] = False,
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")
+    ] = [],  # noqa: B006
+    add: Annotated[list[str], typer.Option(help="Instead, raise (or lower) a latent by a value: 907=-2.")] = [],  # noqa: B006
+    keep_error: KeepError = False,
     n_random: Annotated[int, typer.Option(help="Draws of random latents as frequent as the chosen.")] = 3,
     chosen_on: Annotated[Path | None, typer.Option(help="Codes of other images, to choose latents on.")] = None,
     chosen_where: Annotated[str | None, typer.Option(help="Images to choose on: \"split == 'train'\".")] = None,
@@ -596,7 +602,7 @@ def intervene(
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
     where: JudgedWhere = None,
-    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")] = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of samples, halves and random latents.")] = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
@@ -609,16 +615,101 @@ def intervene(
     Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where: of the store RUN
     was trained on, chosen on its training images and judged on the held-out ones; of another, on halves of each class.
     """
-    from analysis import Judge, mask_latents
+    from analysis import Judge, mask_latents, set_latents
 
     judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    common: dict[str, Any] = {
+        "judge": judge, "keep_error": keep_error, "model": model, "pretrained": pretrained, "batch_size": batch_size,
+        "device": device, "overwrite": overwrite,
+    }  # fmt: skip
+    if set_ or add:
+        fixed, raised = (read_values(*pairs) for pairs in (("--set", set_), ("--add", add)))
+        with progress("intervene", "images") as report:
+            found = set_latents(run, store, out, set=fixed, add=raised, **common, on_progress=report)
+        emit(found, draw_table(rows_of_steering(found)))
+        return
     with progress("intervene", "images") as report:
         found = mask_latents(
-            run, store, out, judge=judge, k=k, latents=latents, keep_error=keep_error, n_random=n_random,
-            chosen_on=chosen_on, chosen_where=chosen_where, tau=tau, model=model, pretrained=pretrained,
-            batch_size=batch_size, device=device, overwrite=overwrite, on_progress=report,
+            run, store, out, k=k, latents=latents, n_random=n_random, chosen_on=chosen_on, chosen_where=chosen_where,
+            tau=tau, **common, on_progress=report,
         )  # fmt: skip
     emit(found, draw_table(rows_of_masks(found)))
+
+
+@app.command(epilog="Example: patchsae attribute runs/l10 val.acts deletion.json")
+def attribute(
+    run: RunPath,
+    store: StorePath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    n: Annotated[list[int], typer.Option(help="How many latents are deleted; repeat for several.")] = [  # noqa: B006
+        1,
+        2,
+        5,
+        10,
+        20,
+        50,
+        100,
+        200,
+    ],
+    keep_error: KeepError = False,
+    templates: Templates = "photo",
+    tokens: ReplacedTokens = None,
+    where: JudgedWhere = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(help="Of samples and random latents.")] = 0,
+    model: StoreModel = None,
+    pretrained: StorePretrained = None,
+    batch_size: BatchImages = 64,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Which latents decisions rest on (value times gradient), tested by deleting them, beside other ways to choose."""
+    from analysis import Judge, delete_latents
+
+    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    with progress("attribute", "images") as report:
+        found = delete_latents(
+            run, store, out, judge=judge, n=n, keep_error=keep_error, model=model, pretrained=pretrained,
+            batch_size=batch_size, device=device, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit(found, draw_table(found["curve"]))
+
+
+@app.command(epilog="Example: patchsae steer runs/l10 val.acts steerability.json --strength 50")
+def steer(
+    run: RunPath,
+    store: StorePath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    latents: Annotated[
+        list[int], typer.Option("--latent", help="These latents, instead of a sample; repeat for several.")
+    ] = [],  # noqa: B006
+    n_latents: Annotated[int, typer.Option(help="How many of those that fire are sampled.")] = 200,
+    strengths: Annotated[
+        list[float], typer.Option("--strength", help="What a latent is set to, in the SAE's units; repeat for several.")
+    ] = [10.0, 50.0, 150.0],  # noqa: B006
+    vocabulary: Annotated[Path | None, typer.Option(help="A word a line; by default general words.")] = None,
+    templates: Templates = "photo",
+    tokens: ReplacedTokens = None,
+    where: JudgedWhere = None,
+    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images; 32.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples.")] = 0,
+    model: StoreModel = None,
+    pretrained: StorePretrained = None,
+    batch_size: BatchImages = 64,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """How far a latent alone can move the model's answers over a vocabulary, beside dimensions of the stream."""
+    from analysis import Judge, measure_steerability
+
+    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    with progress("steer", "latents") as report:
+        found = measure_steerability(
+            run, store, out, latents=latents, n_latents=n_latents, strengths=strengths, vocabulary=vocabulary,
+            judge=judge, model=model, pretrained=pretrained, batch_size=batch_size, device=device,
+            overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit(found, draw_table(found["summary"]))
 
 
 @app.command(epilog='Example: patchsae name val.concepts --vocabulary words.txt --set "907=red stripes"')
@@ -739,6 +830,23 @@ def split_pair(flag: str, pair: str) -> tuple[int, str]:
     return int(latent), text
 
 
+def read_values(flag: str, pairs: list[str]) -> dict[int, float]:
+    """907=5 and so on -> {907: 5.0}."""
+    from actcache import SettingsError
+
+    found: dict[int, float] = {}
+    for pair in pairs:
+        latent, text = split_pair(flag, pair)
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not abs(value) < float("inf") or latent in found:
+            raise SettingsError(f"{flag} takes LATENT=NUMBER, each latent once, e.g. {flag} 907=5, got {pair!r}.")
+        found[latent] = value
+    return found
+
+
 def read_shares(text: str | None) -> tuple[float, ...]:
     """1/8,1/2,1 -> numbers."""
     from actcache import SettingsError
@@ -797,6 +905,14 @@ def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for run in found["runs"]
         for name, numbers in run["variants"].items()
+    ]
+
+
+def rows_of_steering(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a class: how its probability moved, and on how many images it was the answer."""
+    return [
+        {"class": name, "shift": shift, "before": found["predicted"][name][0], "after": found["predicted"][name][1]}
+        for name, shift in found["shift"].items()
     ]
 
 

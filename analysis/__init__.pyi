@@ -1,8 +1,9 @@
 from .answer import parse_at, parse_latents, write_answer
+from .attribution import delete_latents
 from .concepts import ConceptTable, analyze
 from .contrast import query_groups
-from .embeddings import embed_images
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
+from .embeddings import embed_images
 from .fidelity import evaluate_fidelity
 from .heat import heat_maps, latent_masks
 from .intervention import Judge, mask_latents
@@ -23,6 +24,7 @@ from .reduction import Statistic, reduce_shards
 from .report import write_report
 from .selection import choose_images, query_class, query_firing, query_selection
 from .sheet import draw_sheet
+from .steering import measure_steerability, set_latents
 from .tour import Quickstart, quickstart
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Statistic",
     "analyze",
     "choose_images",
+    "delete_latents",
     "draw_sheet",
     "embed_images",
     "evaluate_fidelity",
@@ -47,6 +50,7 @@ __all__ = [
     "map_shards",
     "mask_latents",
     "match_latents",
+    "measure_steerability",
     "name_latents",
     "open_scheduler",
     "parse_at",
@@ -67,6 +71,7 @@ __all__ = [
     "read_own_names",
     "recover_concepts",
     "reduce_shards",
+    "set_latents",
     "set_name",
     "write_answer",
     "write_report",

@@ -26,7 +26,9 @@ from actcache import (
     SettingsError,
     StoreGroup,
     Stores,
+    Towers,
     open_stores,
+    read_templates,
     select_images,
 )
 from analysis.concepts import TAU
@@ -68,6 +70,9 @@ class Judge:
     seed: int = 0
 
 
+PLAIN_JUDGE = Judge()
+
+
 @dataclass(frozen=True)
 class Study:
     """A run and the classifier behind its hook point, opened."""
@@ -76,6 +81,7 @@ class Study:
     sae: SAE
     scene: ZeroShot
     tokens: str
+    templates: tuple[str, ...]
     batch_size: int
 
     def batches(self, images: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
@@ -93,15 +99,17 @@ def open_study(
     pretrained: str | None,
     device: str,
     batch_size: int,
+    towers: Towers | None = None,
 ) -> Study:
     """Raises SettingsError, ParentMismatchError: see `open_zero_shot`, `choose_tokens`."""
     run.check_store(store)
     tokens = choose_tokens(run, judge.tokens)
     scene = open_zero_shot(
         store, run.hook_point, templates=judge.templates, where=judge.where, within=unseen_images(run, store),
-        limit=judge.limit, seed=judge.seed, model=model, pretrained=pretrained, device=device,
+        limit=judge.limit, seed=judge.seed, model=model, pretrained=pretrained, device=device, towers=towers,
     )  # fmt: skip
-    return Study(run, run.sae().to(scene.vision.device), scene, tokens, batch_size)
+    sae = run.sae().to(scene.vision.device)
+    return Study(run, sae, scene, tokens, read_templates(judge.templates), batch_size)
 
 
 def study_parents(run: Run, store: StoreGroup, codes: CodeStore | None = None) -> dict[str, Artifact]:
@@ -117,7 +125,7 @@ def mask_latents(
     store: Stores | StoreGroup,
     out: str | Path | None = None,
     *,
-    judge: Judge = Judge(),
+    judge: Judge = PLAIN_JUDGE,
     k: Sequence[int] = K_GRID,
     latents: Sequence[int] = (),
     keep_error: bool = False,
@@ -160,7 +168,7 @@ def mask_latents(
     codes = CodeStore.open(chosen_on) if isinstance(chosen_on, str | Path) else chosen_on
     if codes is not None:
         _check_codes(codes, run)
-    listed = _check_latents(run, latents)
+    listed = check_latents(run, latents)
     grid = _check_grid(run, k) if not listed else [len(listed)]
     settings = {
         **asdict(judge), "k": grid, "latents": listed, "keep_error": keep_error, "n_random": n_random, "tau": tau,
@@ -196,7 +204,8 @@ def _check_codes(codes: CodeStore, run: Run) -> None:
         )
 
 
-def _check_latents(run: Run, latents: Sequence[int]) -> list[int]:
+def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
+    """Raise SettingsError for a latent out of range, or one that is named twice."""
     n_latents = run.sae_config.size
     for latent in latents:
         if not 0 <= latent < n_latents:

@@ -116,14 +116,3 @@ def choose_tokens(run: Run, tokens: str | None) -> str:
     if trained not in ("all", tokens):
         raise SettingsError(f"{run.path} was trained on {trained} tokens; it cannot replace {tokens} tokens.")
     return tokens
-
-
-def choose_latents(run: Run, latents: list[int]) -> list[int]:
-    """Raises SettingsError for a latent out of range, or one that is given twice."""
-    n_latents = run.sae_config.size
-    for latent in latents:
-        if not 0 <= latent < n_latents:
-            raise SettingsError(f"--latent must lie in 0..{n_latents - 1}, got {latent}.")
-    if len(set(latents)) < len(latents):
-        raise SettingsError(f"--latent names one twice: {', '.join(map(str, latents))}.")
-    return latents

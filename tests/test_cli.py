@@ -42,7 +42,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "encode": (saetrain.encode,),
     "analyze": (analysis.analyze,),
     "evaluate": (analysis.evaluate_fidelity,),
-    "intervene": (analysis.mask_latents, analysis.Judge),
+    "intervene": (analysis.set_latents, analysis.mask_latents, analysis.Judge),
+    "attribute": (analysis.delete_latents, analysis.Judge),
+    "steer": (analysis.measure_steerability, analysis.Judge),
     "report": (analysis.write_report,),
 }
 
@@ -59,7 +61,7 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
     keywords.pop("on_progress", None)
     keywords.pop("on_step", None)
     flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
-    renamed = {"layer": "layers", "site": "sites"} if verb == "extract" else {}
+    renamed = {"layer": "layers", "site": "sites"} if verb == "extract" else {"set_": "set"}
     if verb == "extract":
         del flags["dry_run"]  # calls estimate(), whose defaults are these too
         assert {name: keywords[name] for name in actcache.plan.DEFAULTS} == actcache.plan.DEFAULTS
@@ -72,6 +74,8 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
             given = tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
             if verb == "train" and parameter.multiple:  # several make a sweep
                 given, expected = given or None, None if expected in (None, ()) else (expected,)
+            if name in ("set_", "add"):
+                given = given or None
             if name == "prefixes":
                 given = cli.read_shares(given)
             assert given == expected, name
