@@ -24,6 +24,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from actcache.errors import PipelineError
+from actcache.prompt_config import PromptConfig
 from saetrain.config import SAEConfig, TrainConfig
 
 
@@ -198,6 +199,67 @@ def extract(
             return
     failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
     emit({"store": store, "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
+
+
+@app.command(
+    epilog="Example: patchsae adapt photos maple.prompts --model ViT-B-16-quickgelu --pretrained openai --method maple"
+)
+def adapt(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Labeled images: class folders, a table, tars ...")],
+    prompts: Annotated[Path, typer.Argument(metavar="PROMPTS", help="What is written, e.g. maple.prompts.")],
+    model: Annotated[str, typer.Option(help="An open_clip architecture, or the path of its config JSON.")],
+    pretrained: Annotated[str, typer.Option(help="A tag of it, a checkpoint file, or random:SEED.")],
+    method: Annotated[str, typer.Option(help="coop, cocoop, vpt, ivlp or maple.")] = PromptConfig.method,
+    shots: Annotated[int, typer.Option(help="Images a class.")] = PromptConfig.shots,
+    classes: Annotated[
+        str, typer.Option(help="Learn all classes, base (the first half of the sorted names) or novel (the rest).")
+    ] = PromptConfig.classes,
+    test: Annotated[
+        Path | None, typer.Option(help="Labeled images to measure on; by default the images that are no shots.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="The text around a class name; its first words are where prompts begin.")
+    ] = PromptConfig.template,
+    n_prompts: Annotated[int | None, typer.Option(help="Prompt tokens; the method's usual number.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Blocks with prompts of their own; 1: shallow. The method's usual number.")
+    ] = None,
+    position: Annotated[
+        str, typer.Option(help="With coop: the class name at the end, middle or front.")
+    ] = PromptConfig.position,
+    class_specific: Annotated[bool, typer.Option("--class-specific", help="With coop: prompts of each class.")] = False,
+    n_epochs: Annotated[int | None, typer.Option(help="Passes over the shots; the method's usual number.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images an update; the method's usual number.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Of SGD; the method's usual rate.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option(help="Random crops and flips; by default for vpt, ivlp, maple.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of shots, first values and order.")] = PromptConfig.seed,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (branches).")] = "auto",
+    device: Device = "auto",
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train prompts on a few images a class, CLIP frozen, and say what they gain. The same command resumes."""
+    from actcache import adapt as run_adapt
+
+    config = PromptConfig(
+        method=method, n_prompts=n_prompts, depth=depth, position=position, class_specific=class_specific, shots=shots,
+        classes=classes, template=template, n_epochs=n_epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed,
+    )  # fmt: skip
+    with progress("adapt", "steps") as report:
+        made = run_adapt(
+            images, prompts, model=model, pretrained=pretrained, config=config, test=test, precision=precision,
+            device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    rows = [
+        {"classes": name, **{how: made.accuracy[how][name] for how in ("zero_shot", "adapted")}}
+        for name in ("all", "base", "novel", "harmonic")
+    ]
+    emit(
+        {"prompts": str(prompts), "prompts_id": made.artifact.id, "accuracy": made.accuracy},
+        draw_table([row for row in rows if row["zero_shot"] is not None]),
+    )
 
 
 @app.command(epilog="Example: patchsae train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")

@@ -1,3 +1,4 @@
+from .adaptation import Adaptation, adapt
 from .artifact import (
     Artifact,
     Parent,
@@ -26,6 +27,7 @@ from .errors import (
 )
 from .extra import read_extra
 from .extraction import extract
+from .few_shot import ClassSplit, choose_shots, class_words, split_classes
 from .files import (
     artifact_path,
     crc32c,
@@ -55,6 +57,7 @@ from .origin import Towers, find_image_source, find_origin, open_towers
 from .plan import ExtractionEstimate, estimate
 from .prompt_artifact import open_prompts, read_prompts
 from .prompt_checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
+from .prompt_config import PromptConfig
 from .prompted_towers import PromptedText, classify, embed_images, prompt_text, prompt_vision
 from .prompts import Prompts
 from .repair import repair
@@ -93,9 +96,11 @@ __all__ = [
     "IMAGES_FILE",
     "TEMPLATE_SETS",
     "ActivationStore",
+    "Adaptation",
     "Artifact",
     "ArtifactNotFoundError",
     "ChannelStatistics",
+    "ClassSplit",
     "Clip",
     "CorruptError",
     "ExtractionEstimate",
@@ -114,6 +119,7 @@ __all__ = [
     "ParentMismatchError",
     "PipelineError",
     "Problem",
+    "PromptConfig",
     "PromptedText",
     "Prompts",
     "SchemaError",
@@ -128,12 +134,15 @@ __all__ = [
     "Verification",
     "VisionTower",
     "Worker",
+    "adapt",
     "aligned_empty",
     "artifact_path",
     "begin_artifact",
     "check_parent",
     "choose_device",
     "choose_shape",
+    "choose_shots",
+    "class_words",
     "classify",
     "crc32c",
     "decode_image",
@@ -176,6 +185,7 @@ __all__ = [
     "resize_image",
     "seal_artifact",
     "select_images",
+    "split_classes",
     "temporary_path",
     "verify",
     "write_atomic",

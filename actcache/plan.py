@@ -152,7 +152,7 @@ def plan_extraction(
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "paths": _remember_paths(
+        "paths": remember_paths(
             artifact_path(store), model=model, pretrained=pretrained, prompts=prompts, masks=masks, not_in=not_in
         ),
     }
@@ -224,7 +224,7 @@ def check_space(plan: ExtractionPlan, path: Path, shards: Sequence[int]) -> None
         )
 
 
-def _remember_paths(store: Path, **given: Any) -> dict[str, Any]:
+def remember_paths(store: Path, **given: Any) -> dict[str, Any]:
     """Where files lay, relative to the store, so that a repair finds them; like parents, they may have moved."""
 
     def relative(value: Any) -> Any:

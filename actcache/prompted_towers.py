@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -165,7 +164,7 @@ def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
 
 def _text_module(tower: TextTower) -> Any:
     """The part of a CLIP that holds the text tower's modules. Raises ModelError for a tower of another make."""
-    module = tower.module if isinstance(tower.module, open_clip.CLIP) else getattr(tower.module, "text", None)
+    module = tower.modules
     pool = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
     causal = getattr(module, "attn_mask", None) is not None
     if not causal or pool != "argmax" or getattr(module, "cls_emb", None) is not None:

@@ -60,6 +60,21 @@ class TextTower:
         return F.normalize(means, dim=1)
 
     @property
+    def modules(self) -> Any:
+        """What holds open_clip's text modules: the CLIP itself, or its `text`."""
+        return self.module if isinstance(self.module, open_clip.CLIP) else getattr(self.module, "text", None)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.modules.transformer.resblocks)
+
+    @torch.no_grad()
+    def embed_tokens(self, texts: Sequence[str]) -> Tensor:
+        """[N, context, W]: the words' own embeddings, before positions and blocks."""
+        embedded: Tensor = self.modules.token_embedding(self.tokenize(list(texts)).to(self.device)).float()
+        return embedded
+
+    @property
     def embed_dim(self) -> int:
         return int(self.module.visual.output_dim)
 

@@ -1,0 +1,78 @@
+"""Which images a few-shot run learns from: classes by the sorted-label rule, so many images of each, by a seed.
+
+In: the labels of images. Out: class names and row numbers. Pure functions; no pixel is read.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.errors import ImageSourceError, SettingsError
+
+CLASSES = ("all", "base", "novel")
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """Class names, sorted, and the two halves that base-to-novel experiments take apart."""
+
+    all: tuple[str, ...]
+
+    @property
+    def base(self) -> tuple[str, ...]:
+        """The first ceil(n / 2) classes (Zhou et al. 2022, CoCoOp)."""
+        return self.all[: -(-len(self.all) // 2)]
+
+    @property
+    def novel(self) -> tuple[str, ...]:
+        return self.all[-(-len(self.all) // 2) :]
+
+    def choose(self, classes: str) -> tuple[str, ...]:
+        """all, base or novel. Raises SettingsError for another word, or fewer than two classes."""
+        if classes not in CLASSES:
+            raise SettingsError(f"--classes must be one of {', '.join(CLASSES)}, got {classes!r}.")
+        chosen: tuple[str, ...] = getattr(self, classes)
+        if len(chosen) < 2:
+            raise SettingsError(
+                f"There are {len(chosen)} {classes} classes ({', '.join(chosen)}). Expected two or more."
+            )
+        return chosen
+
+
+def split_classes(label_names: Sequence[str], source: str) -> ClassSplit:
+    """The classes of a source's images; images without a label count for none. Raises ImageSourceError without any."""
+    names = sorted(set(label_names) - {""})
+    if not names:
+        raise ImageSourceError(
+            f"No image of {source} has a label. Expected one folder a class, or a column label_name."
+        )
+    return ClassSplit(tuple(names))
+
+
+def choose_shots(
+    uris: Sequence[str], label_names: Sequence[str], classes: Sequence[str], shots: int, seed: int
+) -> NDArray[np.int64]:
+    """Row numbers of `shots` images of each class, class by class; a function of names and seed, not of their order.
+
+    Raises:
+        SettingsError: `shots` is below 1, or a class has fewer images.
+    """
+    if shots < 1:
+        raise SettingsError(f"--shots must be at least 1, got {shots}.")
+    labels, order = np.asarray(label_names, dtype=object), np.argsort(np.asarray(uris, dtype=object), kind="stable")
+    generator = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for name in classes:
+        rows = order[labels[order] == name]
+        if len(rows) < shots:
+            raise SettingsError(f"Class {name!r} has {len(rows)} images, --shots asks for {shots}. Ask for fewer.")
+        chosen.append(rows[np.sort(generator.permutation(len(rows))[:shots])])
+    return np.concatenate(chosen)
+
+
+def class_words(name: str) -> str:
+    """A folder's name as a text says it: `n02951585_can_opener` -> `can opener`."""
+    return re.sub(r"^n\d{8}[_ -]", "", name).replace("_", " ").strip() or name
