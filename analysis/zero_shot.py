@@ -5,7 +5,6 @@ full forward pass, up to the rounding of the stored dtype.
 Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's prompt tokens), D d_model, C classes.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from actcache import (
     StoreGroup,
     Towers,
     VisionTower,
+    class_words,
     open_towers,
     read_extra,
     read_templates,
@@ -105,7 +105,7 @@ def open_zero_shot(
         found = f"one class, {names[0]}" if names else "no labels"
         raise SettingsError(f"The images of {store.path} that are looked at have {found}. Zero-shot needs two classes.")
     towers = towers or open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
-    classes = towers.embed_classes([class_text(name) for name in names], texts)
+    classes = towers.embed_classes([class_words(name) for name in names], texts)
     return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale)
 
 
@@ -145,11 +145,6 @@ def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDAr
     if not counts.all():
         missing = ", ".join(np.array(names, dtype=object)[counts == 0].tolist()[:10])
         raise SettingsError(f"There is no image of {missing} to {what}. Give more images, or other ones with --where.")
-
-
-def class_text(name: str) -> str:
-    """A folder's name as a prompt says it: `n02951585_can_opener` -> `can opener`."""
-    return re.sub(r"^n\d{8}[_ -]", "", name).replace("_", " ").strip() or name
 
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
