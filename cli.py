@@ -817,6 +817,45 @@ def name(
     emit({"rows": found.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
 
 
+@app.command(epilog="Example: patchsae localize val.codes --masks masks --legend classes.csv")
+def localize(
+    codes: CodesPath,
+    masks: Annotated[
+        Path | None, typer.Option(help="A folder of PNG masks, named as the images; by default what extract recorded.")
+    ] = None,
+    legend: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the masks' numbers mean: a table of number and name, or of uri and lists of numbers a concept."
+        ),
+    ] = None,
+    latent: Annotated[int | None, typer.Option(help="Judge this latent, in place of the best of each concept.")] = None,
+    n_top: Annotated[int, typer.Option(help="Latents a concept.", min=1)] = 1,
+    where: Annotated[str | None, typer.Option(help="Only images for which this holds, as in query.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the images are, if they moved.")] = None,
+    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+) -> None:
+    """Compare heat maps with pixel masks: AP, pointing game and IoU of each concept's best latent.
+
+    Latent and threshold are chosen on one half of the images with masks and judged on the other.
+    """
+    from analysis import localize as run_localize
+    from analysis import write_answer
+    from saetrain import CodeStore
+
+    opened = CodeStore.open(codes)
+    with progress("read masks", "images") as report:
+        table = run_localize(
+            opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
+            on_progress=report,
+        )  # fmt: skip
+    facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}
+    if out is not None:
+        facts["out"] = str(write_answer(table, out))
+    emit(facts, draw_table(facts["rows"]))
+
+
 @app.command(epilog="Example: patchsae report val.concepts report.html")
 def report(
     concepts: ConceptsPath,

@@ -48,6 +48,7 @@ from .images import (
     ImagePlan,
     decode_image,
     resize_image,
+    resize_mask,
 )
 from .layout import (
     StoreLayout,
@@ -70,6 +71,7 @@ from .sources import (
     ImageTable,
     ImageTars,
     open_source,
+    read_table,
 )
 from .statistics import ChannelStatistics
 from .store import (
@@ -178,11 +180,13 @@ __all__ = [
     "read_prompts",
     "read_record",
     "read_records",
+    "read_table",
     "read_templates",
     "remove_litter",
     "repair",
     "require_complete",
     "resize_image",
+    "resize_mask",
     "seal_artifact",
     "select_images",
     "split_classes",

@@ -188,6 +188,15 @@ def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Ima
     return resized.crop((left, top, left + width, top + height))
 
 
+def resize_mask(mask: NDArray[np.uint8], preprocess: dict[str, Any]) -> NDArray[np.uint8]:
+    """Cut a mask [H, W] to what the model sees of its image, [height, width]; no number is mixed, padding is 0."""
+    from PIL import Image
+
+    cut = resize_image(Image.fromarray(mask), preprocess | {"interpolation": "nearest", "fill_color": 0})
+    pixels = np.asarray(cut)
+    return pixels if pixels.ndim == 2 else pixels[..., 0]
+
+
 def describe_failures(failed: Sequence[tuple[str, str]], limit: int = 10) -> str:
     """`a.jpg (truncated), b.jpg (...) and 3 more` for (uri, reason) pairs."""
     shown = "; ".join(reason for _, reason in failed[:limit])

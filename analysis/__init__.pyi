@@ -4,10 +4,13 @@ from .concepts import ConceptTable, analyze
 from .contrast import query_groups
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
 from .embeddings import embed_images
+from .entries import open_entries, read_entries
 from .fidelity import evaluate_fidelity
 from .heat import heat_maps, latent_masks
 from .intervention import Judge, mask_latents
 from .join import find_images, map_shards, open_scheduler
+from .localization import Localization, localize, score_latents
+from .masks import PixelMasks, read_masks
 from .names import read_name_table, read_names, read_own_names, set_name
 from .naming import name_latents
 from .query import (
@@ -32,7 +35,9 @@ __all__ = [
     "Inspection",
     "Judge",
     "Labeled",
+    "Localization",
     "Matching",
+    "PixelMasks",
     "Quickstart",
     "Recovered",
     "Statistic",
@@ -47,11 +52,13 @@ __all__ = [
     "heat_maps",
     "inspect_dictionaries",
     "latent_masks",
+    "localize",
     "map_shards",
     "mask_latents",
     "match_latents",
     "measure_steerability",
     "name_latents",
+    "open_entries",
     "open_scheduler",
     "parse_at",
     "parse_latents",
@@ -66,11 +73,14 @@ __all__ = [
     "query_patches",
     "query_selection",
     "quickstart",
+    "read_entries",
+    "read_masks",
     "read_name_table",
     "read_names",
     "read_own_names",
     "recover_concepts",
     "reduce_shards",
+    "score_latents",
     "set_latents",
     "set_name",
     "write_answer",

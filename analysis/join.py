@@ -122,11 +122,11 @@ def _active_client() -> Any:
 
 
 def _open_and_apply(path: str, codes_id: str, shard: int, function: Callable[..., Any], *shared: Any) -> Any:
-    return function(_open(path, codes_id), shard, *shared)
+    return function(open_codes(path, codes_id), shard, *shared)
 
 
 @lru_cache(maxsize=8)
-def _open(path: str, codes_id: str) -> CodeStore:
+def open_codes(path: str, codes_id: str) -> CodeStore:
     """Codes as a worker sees them, opened once a process: their image table may be large."""
     codes = CodeStore.open(path)
     if codes.codes_id != codes_id:
@@ -158,7 +158,7 @@ def fold_pieces(
 def _apply_and_count(
     path: str, codes_id: str, piece: Any, function: Callable[[CodeStore, Any], Any]
 ) -> tuple[Any, int]:
-    codes = copy(_open(path, codes_id))  # a counter of its own
+    codes = copy(open_codes(path, codes_id))  # a counter of its own
     codes.bytes_read = 0
     return function(codes, piece), codes.bytes_read
 

@@ -4,8 +4,7 @@ For each concept the latent with the best AUROC is chosen on one set of images, 
 it; both are judged on another set. numpy only.
 
 AUROC: of an image's score, the latent's maximum over the image's patches, against the presence of the concept.
-IoU: of the heat map, upsampled bilinearly to pixels and cut at the threshold, with the concept's mask; the mean over
-the images that contain the concept (as in network dissection, Bau et al. 2017, but image by image).
+IoU: analysis/localization.py.
 """
 
 from collections.abc import Callable
@@ -14,14 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.heat import heat_maps, upsample
+from analysis.localization import N_MASKS, choose_threshold, mean_iou
 from saetrain import CodeStore
-
-CUTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
-"""Candidate thresholds, as shares of the latent's maximum over the choosing images."""
-
-N_MASKS = 200
-"""Images a concept's threshold is chosen on; more do not change it."""
 
 MaskReader = Callable[[NDArray[np.int64], int], NDArray[np.bool_]]
 
@@ -58,9 +51,10 @@ def recover_concepts(names: tuple[str, ...], choose: Labeled, judge: Labeled) ->
     found = []
     for concept, name in enumerate(names):
         latent = int(np.nanargmax(chosen[:, concept]))
-        threshold = _choose_threshold(choose, latent, concept)
+        images = np.flatnonzero(choose.present[:, concept])[:N_MASKS]
+        threshold = choose_threshold(choose.codes, latent, images, choose.masks(images, concept))
         images = np.flatnonzero(judge.present[:, concept])
-        iou = _mean_iou(judge, latent, concept, images, threshold)
+        iou = mean_iou(judge.codes, latent, images, judge.masks(images, concept), threshold)
         found.append(Recovered(name, latent, float(judged[latent, concept]), iou, float(chosen[latent, concept])))
     return found
 
@@ -95,17 +89,3 @@ def _average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((last - counts + 1 + last) / 2)[group]
-
-
-def _choose_threshold(labeled: Labeled, latent: int, concept: int) -> float:
-    images = np.flatnonzero(labeled.present[:, concept])[:N_MASKS]
-    maximum = float(heat_maps(labeled.codes, latent, images).max())
-    scores = [_mean_iou(labeled, latent, concept, images, cut * maximum) for cut in CUTS]
-    return CUTS[int(np.argmax(scores))] * maximum
-
-
-def _mean_iou(labeled: Labeled, latent: int, concept: int, images: NDArray[np.int64], threshold: float) -> float:
-    masks = labeled.masks(images, concept)
-    fires = upsample(heat_maps(labeled.codes, latent, images), *masks.shape[1:]) > threshold
-    intersection, union = (fires & masks).sum((1, 2)), (fires | masks).sum((1, 2))
-    return float((intersection / np.maximum(union, 1)).mean())

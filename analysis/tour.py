@@ -116,6 +116,7 @@ def _extract(truth: Truth, store: Path, seed: int, on_progress: Callable[..., No
         model=MODEL,
         pretrained=PRETRAINED,
         layers=[LAYER],
+        masks=truth.path / "objects",
         batch_size=64,
         seed=seed,
         on_progress=on_progress,

@@ -18,6 +18,8 @@ TINY: dict[str, list[str]] = {
                      "--seconds", "0.1", "--rounds", "1"],
     "bench_sweep": ["--members", "2", "--n-latents", "128", "--steps", "2", "--batch-size", "32", "--images", "64",
                     "--grid", "2", "--d-model", "32", "--rounds", "1"],
+    "bench_query": ["--images", "40", "--grid", "2", "--n-latents", "64", "--l0", "4", "--shards", "3", "--repeat", "1",
+                    "--slow"],
     "bench_cold": ["--images", "64", "--grid", "2", "--d-model", "32", "--passes", "1"],
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ ROOMS = {
         "saetrain/conversion", "saetrain/interop/files", "saetrain/interop/saelens",
         "saetrain/interop/sparsify", "saetrain/run", "saetrain/sae", "saetrain/training",
     },
-    "dask": {"analysis/join", "analysis/reduction"},
+    "dask": {"analysis/entries", "analysis/join", "analysis/reduction"},
     "distributed": {"analysis/join"},
     "bokeh": {"analysis/report"},
     "jinja2": {"analysis/report"},

@@ -1,7 +1,7 @@
 """write_demo(): scenes as files, with their ground truth beside them.
 
 images/<shape of the largest object>/<index>.png
-objects/<index>.png        the object map: 0 background, i the i-th object
+objects/<shape>/<index>.png  the object map, named as the image: 0 background, i the i-th object
 truth.parquet              uri, caption, and per concept the object-map numbers that carry it
 demo.json                  n_images, image_size, seed
 """
@@ -51,7 +51,7 @@ class Truth:
 
     def masks(self, images: Sequence[int], concept: int) -> NDArray[np.bool_]:
         """Pixels [n, H, W] that carry a concept in some images."""
-        maps = [np.array(Image.open(self.path / "objects" / f"{image:06d}.png")) for image in images]
+        maps = [np.array(Image.open(self.path / "objects" / self.uris[image])) for image in images]
         return np.stack([np.isin(m, self.carriers[i][concept]) for m, i in zip(maps, images, strict=True)])
 
 
@@ -79,14 +79,15 @@ def write_demo(
         raise SettingsError(f"A demo needs at least 1 image, got {n_images}.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "objects").mkdir(parents=True)
+    temporary.mkdir(parents=True)
     uris, captions, carriers = [], [], []
     for index in range(n_images):
         scene, pixels, objects = render_scene(seed, index, image_size)
         uri = f"{scene.label}/{index:06d}.png"
-        (temporary / "images" / scene.label).mkdir(parents=True, exist_ok=True)
+        for folder in ("images", "objects"):
+            (temporary / folder / scene.label).mkdir(parents=True, exist_ok=True)
         (temporary / "images" / uri).write_bytes(_png(pixels))
-        (temporary / "objects" / f"{index:06d}.png").write_bytes(_png(objects))
+        (temporary / "objects" / uri).write_bytes(_png(objects))
         uris.append(uri)
         captions.append(caption_scene(scene))
         carriers.append(scene.carriers())

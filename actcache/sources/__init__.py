@@ -6,7 +6,7 @@
 from actcache.sources.folder import ImageFolder
 from actcache.sources.hugging_face import HuggingFaceDataset
 from actcache.sources.source import ImageSource, open_source
-from actcache.sources.table import ImageTable
+from actcache.sources.table import ImageTable, read_table
 from actcache.sources.tars import ImageTars
 
-__all__ = ["HuggingFaceDataset", "ImageFolder", "ImageSource", "ImageTable", "ImageTars", "open_source"]
+__all__ = ["HuggingFaceDataset", "ImageFolder", "ImageSource", "ImageTable", "ImageTars", "open_source", "read_table"]
