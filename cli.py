@@ -860,11 +860,14 @@ def localize(
 def report(
     concepts: ConceptsPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
+    interventions: Annotated[
+        list[Path], typer.Option("--intervention", help="A result of intervene, attribute, evaluate, steer; repeat.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Write one self-contained HTML page: quality, all latents, gallery with heat maps."""
     from analysis import write_report
 
-    path = write_report(concepts, out)
+    path = write_report(concepts, out, interventions=interventions)
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

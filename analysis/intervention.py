@@ -182,8 +182,8 @@ def mask_latents(
         run, store, judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size
     )  # fmt: skip
     judged, counts, n_chosen = _choose(study, judge, codes, chosen_where, tau)
-    masks = _make_masks(counts, grid, listed, n_random, judge.seed)
-    outcomes = _judge_masks(study, judged, masks, keep_error, on_progress)
+    masks = make_masks(counts, grid, listed, n_random, judge.seed)
+    outcomes = judge_masks(study, judged, masks, keep_error, on_progress)
     body = {
         "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens,
         "classes": list(study.scene.names), "n_chosen": n_chosen, "n_judged": len(judged),
@@ -281,7 +281,8 @@ class Mask:
         return table.scatter_(1, rows, True)[:, :n_latents]
 
 
-def _make_masks(counts: LatentCounts, grid: list[int], listed: list[int], n_random: int, seed: int) -> list[Mask]:
+def make_masks(counts: LatentCounts, grid: list[int], listed: list[int], n_random: int, seed: int) -> list[Mask]:
+    """For each k the masks of class, predicted class and dataset (or of the list), and the random draws."""
     rng = np.random.Generator(np.random.Philox(seed))
     total = counts.by_dataset
     masks = []
@@ -302,9 +303,10 @@ Key = tuple[str, str, int | str, int]
 """(selection, mode, k, draw)."""
 
 
-def _judge_masks(
+def judge_masks(
     study: Study, judged: NDArray[np.int64], masks: list[Mask], keep_error: bool, on_progress: Report | None
 ) -> dict[Key, Outcome]:
+    """The outcome of the original, of all and no latents, and of each mask kept and dropped, on the judged images."""
     scene, n_latents = study.scene, study.sae.config.size
     found: dict[Key, Outcomes] = {}
     masks = [Mask(m.selection, m.k, m.draw, m.lists.to(scene.vision.device)) for m in masks]

@@ -2,6 +2,7 @@
 
 import base64
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,24 @@ from numpy.typing import NDArray
 
 from actcache import write_atomic
 from analysis.concepts import ConceptTable
+from analysis.curves import draw_sections
 from analysis.gallery import draw_heat_map
+from analysis.names import read_names
 
 
-def write_report(concepts: ConceptTable | str | Path, out: str | Path) -> Path:
+def write_report(
+    concepts: ConceptTable | str | Path, out: str | Path, *, interventions: Sequence[str | Path] = ()
+) -> Path:
     """Write the page and return its path. An existing file is replaced.
 
     Shows: held-out quality, the curves of training, every latent as density against activation, and the gallery of top
-    images with heat maps.
+    images with heat maps, with names where there are any; before the gallery a section for each of `interventions`.
+
+    Args:
+        interventions: result files of `intervene`, `attribute`, `evaluate` and `steer`.
+
+    Raises:
+        SettingsError, SchemaError: a file that is no such result.
     """
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     resources, plots, curves = _draw_plots(concepts)
@@ -41,6 +52,7 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path) -> Path:
         resources=_safe(resources),
         plots=_safe(plots),
         curves=_safe(curves),
+        sections=[section._replace(plots=_safe(section.plots)) for section in draw_sections(interventions)],
         latents=latents,
         n_shown=len(latents),
         pictures=concepts.artifact.settings["pictures"],
@@ -89,10 +101,11 @@ def _gallery(concepts: ConceptTable) -> list[dict[str, Any]]:
                 "heat": _base64(draw_heat_map(heat, maximum)),
             }
         )
-    top_labels = _top_labels(concepts, labels)
+    top_labels, names = _top_labels(concepts, labels), read_names(concepts)
     return [
         {
             "latent": latent,
+            "name": names.get(latent, ""),
             "density": table["density"][latent].as_py(),
             "image_frequency": table["image_frequency"][latent].as_py(),
             "max_activation": table["max_activation"][latent].as_py(),

@@ -71,3 +71,11 @@ def test_quality_is_compared_over_seeds(tiny_store: Path) -> None:
     assert isinstance(table, dict)
     assert set(table) == {"topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"}
     assert all(abs(line["difference"]) < 0.1 for line in table.values())
+
+
+def test_masks_are_measured_beside_whole_forward_passes(tmp_path: Path, tiny_model: dict[str, str]) -> None:
+    model = [f"--{name}={value}" for name, value in tiny_model.items()]
+    found = run("bench_intervene", *model, "--layer", "1", "--n-latents", "64", "--k", "4", "--images", "24",
+                "--pixels", "24", "--rounds", "1", "--folder", str(tmp_path))  # fmt: skip
+    assert found["n_masks"] == 21
+    assert {"speedup", "share_of_limit", "masks_s", "whole_forwards_s"} <= set(found)

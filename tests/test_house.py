@@ -47,7 +47,7 @@ ROOMS = {
     },
     "dask": {"analysis/entries", "analysis/join", "analysis/reduction"},
     "distributed": {"analysis/join"},
-    "bokeh": {"analysis/report"},
+    "bokeh": {"analysis/curves", "analysis/report"},
     "jinja2": {"analysis/report"},
     "datasets": {"actcache/sources/hugging_face"},
     "upath": {"actcache/files"},

@@ -1,0 +1,112 @@
+"""What masks cost: the masking curve from cached activations against as many whole forward passes, by turns.
+
+The masks are ten k, kept and dropped, and the original: 21, and with them all latents and none. Reading, encoding,
+decoding and classifying count. A whole forward pass, pixels in memory, is timed once a round and taken 21 times.
+"""
+
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from common import emit, parser, timed
+from PIL import Image
+
+from actcache import extract, open_stores
+from analysis.intervention import Judge, judge_masks, make_masks, open_study
+from analysis.ranking import LatentCounts
+from analysis.zero_shot import as_numpy, batches
+from saetrain import SAEConfig, TrainConfig, train
+
+N_MASKS = 21
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="ViT-B-16-quickgelu")
+    arguments.add_argument("--pretrained", default="random:0")
+    arguments.add_argument("--layer", type=int, default=10)
+    arguments.add_argument("--n-latents", type=int, default=12288)
+    arguments.add_argument("--k", type=int, default=32)
+    arguments.add_argument("--images", type=int, default=32)
+    arguments.add_argument("--pixels", type=int, default=224)
+    arguments.add_argument("--batch-size", type=int, default=32)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--folder", type=Path, default=Path())
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        make_images(folder / "images", options.images, options.pixels)
+        extract(
+            folder / "images", folder / "x.acts", model=options.model, pretrained=options.pretrained,
+            layers=[options.layer],
+        )  # fmt: skip
+        sae = SAEConfig("topk", options.n_latents, options.k)
+        run = train(folder / "x.acts", folder / "run", sae=sae, config=TrainConfig(n_steps=3, batch_size=64))
+        # the same images again, in another order: a store the run was not trained on
+        extract(
+            folder / "images", folder / "y.acts", model=options.model, pretrained=options.pretrained,
+            layers=[options.layer], seed=1,
+        )  # fmt: skip
+        study = open_study(
+            run, open_stores(folder / "y.acts"), Judge(), model=None, pretrained=None, device="auto",
+            batch_size=options.batch_size,
+        )  # fmt: skip
+        grid = sorted(
+            {max(1, options.n_latents * i // 12288) + i for i in (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 4000)}
+        )
+        masks = make_masks(count(study), grid, [], 0, 0)
+        masks = [mask for mask in masks if mask.selection == "class"]
+        vision, images = study.scene.vision, study.scene.images
+        pixels = torch.randn(len(images), 3, *vision.visual.image_size)
+
+        @torch.no_grad()
+        def whole() -> None:
+            for part in batches(np.arange(len(images)), options.batch_size):
+                vision.head(vision.run_blocks(vision.embed(pixels[part]), 0, vision.n_layers))
+
+        @torch.no_grad()
+        def rest() -> None:
+            for part in batches(images, options.batch_size):
+                study.scene.embed(study.scene.read(part))
+
+        @torch.no_grad()
+        def mask() -> None:
+            judge_masks(study, images, masks, False, None)
+
+        whole(), mask()
+        times = [(timed(mask), timed(whole), timed(rest)) for _ in range(options.rounds)]
+    masked_s, whole_s, rest_s = (median(column) for column in zip(*times, strict=True))
+    emit(
+        options,
+        n_masks=N_MASKS,
+        masks_s=masked_s,
+        whole_forwards_s=N_MASKS * whole_s,
+        speedup=median(N_MASKS * b / a for a, b, _ in times),
+        limit_rest_of_model_s=N_MASKS * rest_s,
+        share_of_limit=median(N_MASKS * c / a for a, _, c in times),
+        images_per_s=N_MASKS * len(images) / masked_s,
+        tokens_per_s=N_MASKS * len(images) * vision.n_tokens / masked_s,
+    )
+
+
+def make_images(folder: Path, n_images: int, pixels: int) -> None:
+    """Noise, in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(n_images):
+        path = folder / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (pixels, pixels, 3), np.uint8)).save(path)
+
+
+@torch.no_grad()
+def count(study) -> LatentCounts:  # type: ignore[no-untyped-def]
+    counts = LatentCounts.empty(len(study.scene.names), study.sae.config.size)
+    for images, spliced in study.batches(study.scene.images):
+        counts.add(study.scene.labels[images[as_numpy(spliced.images)]], as_numpy(spliced.latents))
+    return counts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The report shows results as they are, and names a person's first."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from actcache import SchemaError, SettingsError
+from analysis import (
+    ConceptTable,
+    analyze,
+    delete_latents,
+    evaluate_fidelity,
+    mask_latents,
+    measure_steerability,
+    set_latents,
+    set_name,
+    write_report,
+)
+
+
+@pytest.fixture(scope="module")
+def concepts(tmp_path_factory: pytest.TempPathFactory, tiny_codes: Path) -> ConceptTable:
+    return analyze(tiny_codes, tmp_path_factory.mktemp("curves") / "x.concepts", n_gallery=6)
+
+
+def test_every_result_has_a_section(
+    tmp_path: Path, concepts: ConceptTable, middle_run: Path, middle_store: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("red\nblue\n")
+    options = {"device": "cpu"}
+    masks = mask_latents(middle_run, middle_store, tmp_path / "m.json", k=[1, 5], device="cpu")
+    deletion = delete_latents(middle_run, middle_store, tmp_path / "d.json", n=[1, 5], device="cpu")
+    fidelity = evaluate_fidelity(middle_run, middle_store, tmp_path / "f.json", device="cpu")
+    measure_steerability(
+        middle_run, middle_store, tmp_path / "s.json", n_latents=2, vocabulary=tmp_path / "words.txt", device="cpu"
+    )
+    files = [tmp_path / f"{name}.json" for name in "mdfs"]
+    page = write_report(concepts, tmp_path / "r.html", interventions=files).read_text()
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[-5:-1] == ["Masking latents", "Which latents decide", "Fidelity", "Steering"]
+    margin = next(m for m in masks["margins"] if m["selection"] == "class")
+    assert f"<td>{margin['margin']:+.3f}</td>" in page
+    assert f"<td>{deletion['areas']['lens']:.4f}</td>" in page
+    assert f"<td>{fidelity['runs'][0]['variants']['zero']['loss']:.3f}</td>" in page
+    body = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "http" not in body
+    set_latents(middle_run, middle_store, tmp_path / "set.json", set={1: 2.0}, **options)  # type: ignore[arg-type]
+    with pytest.raises(SchemaError, match="holds steering, expected masks"):
+        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "set.json"])
+    with pytest.raises(SettingsError, match="does not exist"):
+        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "none.json"])
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(SchemaError, match="not a result file"):
+        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "other.json"])
+
+
+def test_names_are_shown(tmp_path: Path, concepts: ConceptTable) -> None:
+    first = concepts.gallery["latent"][0].as_py()
+    assert f">Latent {first}</a>" in write_report(concepts, tmp_path / "r.html").read_text()
+    set_name(concepts, first, name="red & round")
+    assert f">Latent {first}: red &amp; round</a>" in write_report(concepts, tmp_path / "r.html").read_text()
