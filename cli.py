@@ -467,6 +467,13 @@ def analyze(
     n_gallery: Annotated[int, typer.Option(help="Latents whose pictures are kept.")] = 100,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, where it moved.")] = None,
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="The run, where it moved; its decoder gives nearest latents.")
+    ] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="For monosemanticity: clip (the store's own model), or an .npy file.")
+    ] = None,
+    device: Device = "auto",
     n_workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
@@ -474,12 +481,15 @@ def analyze(
     """Compute every latent's statistics, class counts and top images, by dask: on threads, or in processes."""
     from analysis import analyze as run_analyze
 
-    with progress("analyze", "shards") as report:
+    with progress("analyze", "tasks") as report:
         opened = run_analyze(
             codes, concepts, n_top=n_top, score=score, tau=tau, n_gallery=n_gallery, images=images, store=store,
-            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=report,
+            run=run, embeddings=embeddings, device=device, n_workers=n_workers, scheduler=scheduler,
+            overwrite=overwrite, on_progress=report,
         )  # fmt: skip
-    emit({"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}, repr(opened))
+    facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
+    notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
+    emit({**facts, "left_out": opened.left_out}, "\n".join([repr(opened), *notes]))
 
 
 @app.command(epilog="Example: patchsae query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")

@@ -1,15 +1,15 @@
 """analyze(): codes -> ConceptTable, in one pass of dask over the shards.
 
-    concepts.parquet        one row a latent: density, frequency, mean, maximum, label entropy
-    top_images.parquet      latent, rank, image, score, peak, peak_patch
+    concepts.parquet        one row a latent: density, frequency, mean, quantiles, label entropy, token kinds, ...
+    top_images.parquet      latent, rank, image, score, peak, peak_patch;  top_patches.parquet  by their strongest patch
     class_counts.parquet    label, latent, n_tokens, n_images (PatchSAE equation 5)
+    histogram.npy, position_map.npy, nearest.npy    a row a latent, read by memory map
     images.parquet          copied
     gallery.parquet         heat maps of the latents that are shown;  gallery/<image>.jpg  what the model saw
 
 Analysis after this needs neither images nor codes.
 """
 
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -23,35 +23,44 @@ from numpy.typing import NDArray
 from actcache import (
     IMAGES_FILE,
     Artifact,
-    ImageSource,
+    ArtifactNotFoundError,
+    CorruptError,
     IncompleteError,
+    ParentMismatchError,
     SettingsError,
     begin_artifact,
+    check_parent,
+    file_digest,
     open_artifact,
     open_source,
+    open_towers,
     read_manifest,
     remove_litter,
     seal_artifact,
-    write_atomic,
 )
-from analysis.catalogue import (
-    ClassCounts,
-    TopImages,
-    Totals,
-    class_counts_statistic,
-    label_entropy,
-    top_images_statistic,
-    totals_statistic,
-)
-from analysis.gallery import make_thumbnail
-from analysis.heat import heat_maps
-from analysis.join import find_images, open_scheduler
+from analysis.catalogue import class_counts_statistic, top_images_statistic, totals_statistic
+from analysis.geometry import n_geometry_tasks, nearest_latents
+from analysis.histograms import Histogram, entry_counts_statistic
+from analysis.join import find_images, open_parents, open_scheduler
+from analysis.monosemanticity import check_embeddings, monosemanticity, n_monosemanticity_tasks
 from analysis.pairs import SCORES
 from analysis.reduction import reduce_shards
-from saetrain import CodeStore
+from analysis.tables import (
+    Found,
+    choose_gallery,
+    concept_table,
+    copy_images,
+    write_array,
+    write_found,
+    write_gallery,
+)
+from saetrain import CodeStore, Run
 
 TAU = 0.2
 """PatchSAE's threshold of a patch activation (equation 4)."""
+
+N_NEAREST = 8
+EMBEDDINGS_FILE = "image_embeddings.npy"
 
 
 class ConceptTable:
@@ -92,6 +101,11 @@ class ConceptTable:
         return self._read("top_images.parquet")
 
     @cached_property
+    def top_patches(self) -> pa.Table:
+        """latent, rank, image, row, column, value: the strongest patches of a latent, the best one of each image."""
+        return self._read("top_patches.parquet")
+
+    @cached_property
     def class_counts(self) -> pa.Table:
         """label, label_name, latent, n_tokens, n_images."""
         return self._read("class_counts.parquet")
@@ -105,6 +119,28 @@ class ConceptTable:
         """Images and tokens that were counted, and latents that fired."""
         return {name: self.summary[name] for name in ("n_images", "n_tokens", "n_alive")}
 
+    @cached_property
+    def histogram(self) -> Histogram:
+        """Counts [F, B] of the values a latent takes where it fires, and the bins' edges [B + 1], by memory map."""
+        return Histogram(self._array("histogram.npy"), self._array("histogram_edges.npy"))
+
+    @cached_property
+    def position_map(self) -> NDArray[np.unsignedinteger]:
+        """[F, rows, columns]: images on which a latent fires at a patch, by memory map."""
+        return self._array("position_map.npy")
+
+    def nearest(self, latent: int) -> list[tuple[int, float]]:
+        """(latent, cosine) of the decoder rows most like a latent's; empty when the run was not at hand."""
+        if "nearest" in self.left_out:
+            return []
+        latents, cosines = self._array("nearest.npy")[latent], self._array("nearest_cosine.npy")[latent]
+        return list(zip(latents.tolist(), cosines.tolist(), strict=True))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What could not be computed -> why."""
+        return dict(self.summary.get("left_out", {}))
+
     @property
     def grid(self) -> tuple[int, int]:
         rows, columns = self.summary["grid"]
@@ -116,7 +152,18 @@ class ConceptTable:
         return path.read_bytes() if path.is_file() else None
 
     def _read(self, name: str) -> pa.Table:
-        return pq.read_table(self.path / name)
+        return pq.read_table(self._file(name))
+
+    def _array(self, name: str) -> NDArray[Any]:
+        return np.load(self._file(name), mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    def _file(self, name: str) -> Path:
+        if not (self.path / name).is_file():
+            raise CorruptError(
+                f"{self.path} has no {name}: it was made by an older version, or it is damaged. Run `analyze` again, "
+                "with --overwrite."
+            )
+        return self.path / name
 
 
 def analyze(
@@ -129,6 +176,9 @@ def analyze(
     n_gallery: int = 100,
     images: str | Path | None = None,
     store: str | Path | None = None,
+    run: str | Path | None = None,
+    embeddings: str | Path | None = None,
+    device: str = "auto",
     n_workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
@@ -142,9 +192,13 @@ def analyze(
         tau: a token counts for a class when its activation exceeds this.
         n_gallery: latents whose pictures are kept.
         images: where the images lie, if they moved; pictures are left out when they cannot be found.
-        store: the activation store the codes were made from, where it moved; used to find the images.
+        store: the activation store the codes were made from, where it moved; used to find the images and the model.
+        run: the run that made the codes, where it moved; nearest latents are left out when it cannot be found.
+        embeddings: of images, for monosemanticity scores: `clip` (the store's own model, run on from the cached
+            activations), or an .npy file [I, width] with a row an image in stored order.
+        device: of `clip`. Speed only.
         n_workers, scheduler: see `open_scheduler`; speed only. By default dask's threads, or the client that is open.
-        on_progress: called with (shards done, shards in all).
+        on_progress: called with (tasks done, tasks in all): a shard is one, and so is a range of latents.
 
     Raises:
         IncompleteError, SettingsError, ParentMismatchError.
@@ -154,8 +208,12 @@ def analyze(
         raise SettingsError(f"--n-top must be at least 1, got {n_top}.")
     if score not in SCORES:
         raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {score!r}.")
+    given = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
+    if given is not None:
+        check_embeddings(codes, given)
     where = find_images(codes, images=images, store=store)
     source = None if where is None else open_source(where)
+    decoder = find_run(codes, run)
     provenance = {key: codes.artifact.provenance[key] for key in ("quality", "source", "sae")}
     provenance["curves"] = codes.artifact.provenance.get("curves", {})  # older codes have none
     artifact = begin_artifact(
@@ -167,115 +225,85 @@ def analyze(
             "tau": tau,
             "n_gallery": n_gallery,
             "pictures": source is not None,
+            "nearest": N_NEAREST if isinstance(decoder, Run) else 0,
+            "embeddings": file_digest(given)["pieces"] if given else embeddings,
         },
         parents={"codes": (codes.codes_id, codes.path)},
         provenance=provenance,
-        prepare=lambda path: _copy_images(codes, path),
+        prepare=lambda path: copy_images(codes, path),
         overwrite=overwrite,
     )
-    if not artifact.complete:
-        remove_litter(artifact.path)
-        labels = np.asarray(codes.images["label"])
-        statistics = {
-            "totals": totals_statistic(),
-            "top": top_images_statistic(n_top, score),
-            "classes": class_counts_statistic(labels),
-        }
-        with open_scheduler(n_workers, scheduler):
-            result = reduce_shards(codes, statistics, tau=tau, on_progress=on_progress)
-        table = _concept_table(result["totals"], result["top"], labels)
-        shown = choose_gallery(table, n_gallery, min_images=min(n_top, 8))
-        _write_tables(artifact.path, codes, table, result["top"], result["classes"])
-        _write_gallery(artifact.path, codes, result["top"], shown, source)
-        totals: Totals = result["totals"]
-        seal_artifact(
-            artifact.path,
-            grid=list(codes.grid),
-            n_images=totals.n_images,
-            n_tokens=totals.n_tokens,
-            n_alive=int((totals.fired_tokens > 0).sum()),
+    if artifact.complete:
+        return ConceptTable.open(artifact.path)
+    remove_litter(artifact.path)
+    if embeddings is not None and given is None:
+        from analysis.embeddings import embed_images
+
+        group = open_parents(codes, store)
+        vision = open_towers(group.stores[0].artifact, device=device).vision
+        everything = np.arange(codes.n_images)
+        write_array(
+            artifact.path / EMBEDDINGS_FILE, embed_images(group, everything, vision=vision, on_progress=on_progress)
         )
+        given = artifact.path / EMBEDDINGS_FILE
+    labels = np.asarray(codes.images["label"])
+    statistics = {
+        "totals": totals_statistic(),
+        "top": top_images_statistic(n_top, score),
+        "top_patches": top_images_statistic(n_top, "patch"),
+        "classes": class_counts_statistic(labels, silent=True),
+        "entries": entry_counts_statistic(),
+    }
+    steps = _Steps(on_progress)
+    passes = steps.add(codes.n_shards)
+    geometry = steps.add(n_geometry_tasks(codes.n_latents) if isinstance(decoder, Run) else 0)
+    semantics = steps.add(n_monosemanticity_tasks(codes.n_latents) if given else 0)
+    with open_scheduler(n_workers, scheduler):
+        result = reduce_shards(codes, statistics, tau=tau, on_progress=passes)
+        nearest = nearest_latents(decoder, N_NEAREST, on_progress=geometry) if isinstance(decoder, Run) else None
+        scores = monosemanticity(codes, given, score=score, on_progress=semantics) if given else None
+    found = Found(**result, nearest=nearest, monosemanticity=scores)
+    table = concept_table(found, labels)
+    write_found(artifact.path, codes, found, table)
+    write_gallery(artifact.path, codes, found.top, choose_gallery(table, n_gallery, min_images=min(n_top, 8)), source)
+    seal_artifact(
+        artifact.path,
+        grid=list(codes.grid),
+        n_images=found.totals.n_images,
+        n_tokens=found.totals.n_tokens,
+        n_alive=int((found.totals.fired_tokens > 0).sum()),
+        left_out={
+            **({} if source is not None else {"pictures": "the images were not found; give them with --images"}),
+            **({} if isinstance(decoder, Run) else {"nearest": f"{decoder}; give the run with --run"}),
+        },
+    )
     return ConceptTable.open(artifact.path)
 
 
-def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArray[np.int64]:
-    """Latents worth a look: specific first (low label entropy), then strong; neither rare nor everywhere.
+def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:
+    """The run that made some codes, or why it cannot be had.
 
-    A latent must fire on `min_images` images, and on less than half of them.
+    Raises ParentMismatchError and what `Run.open` raises for a run that was given.
     """
-    frequency = table["image_frequency"].to_numpy()
-    entropy = np.nan_to_num(table["label_entropy"].to_numpy(), nan=np.inf)
-    maximum = table["max_activation"].to_numpy()
-    wanted = np.flatnonzero((table["n_images"].to_numpy() >= min_images) & (frequency < 0.5))
-    order = np.lexsort((wanted, -maximum[wanted], np.round(entropy[wanted], 2)))
-    return wanted[order][:n_gallery]
+    if run is not None:
+        opened = Run.open(run)
+        check_parent(codes.artifact, "run", opened.artifact)
+        return opened
+    place = codes.artifact.parent_path("run")
+    try:
+        return find_run(codes, place)
+    except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
+        return f"the run that made the codes is not at {codes.artifact.parents['run'].path} any more"
 
 
-def _concept_table(totals: Totals, top: TopImages, labels: NDArray[np.int32]) -> pa.Table:
-    fired_tokens, fired_images = totals.fired_tokens, totals.fired_images
-    n_latents = len(fired_tokens)
-    token_sum = totals.total
-    per_image = totals.n_tokens / max(totals.n_images, 1)
-    return pa.table(
-        {
-            "latent": np.arange(n_latents),
-            "n_tokens": fired_tokens,
-            "n_images": fired_images,
-            "density": fired_tokens / max(totals.n_tokens, 1),
-            "image_frequency": fired_images / max(totals.n_images, 1),
-            "mean_activation": token_sum / np.maximum(fired_tokens, 1),  # over the tokens it fires on
-            "image_activation": token_sum / per_image / np.maximum(fired_images, 1),  # PatchSAE's m_s
-            "max_activation": totals.maximum,
-            "label_entropy": label_entropy(top, labels, n_latents),
-        }
-    )
+class _Steps:
+    """Several counts of tasks as one."""
 
+    def __init__(self, on_progress: Callable[[int, int], None] | None) -> None:
+        self.on_progress, self.total = on_progress, 0
 
-def _copy_images(codes: CodeStore, path: Path) -> None:
-    shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)
-
-
-def _write_tables(path: Path, codes: CodeStore, table: pa.Table, top: TopImages, classes: ClassCounts) -> None:
-    names = dict(zip(codes.images["label"].to_pylist(), codes.images["label_name"].to_pylist(), strict=True))
-    _write_table(path / "concepts.parquet", table)
-    _write_table(path / "top_images.parquet", pa.table({"latent": top.latent, "rank": top.rank(), **_columns(top, 1)}))
-    _write_table(
-        path / "class_counts.parquet",
-        pa.table({"label_name": [names[label] for label in classes.label.tolist()], **_columns(classes, 0)}),
-    )
-
-
-def _columns(value: TopImages | ClassCounts, first: int) -> dict[str, NDArray[Any]]:
-    return dict(zip(value._fields[first:], value[first:], strict=True))
-
-
-def _write_gallery(
-    path: Path, codes: CodeStore, top: TopImages, shown: NDArray[np.int64], source: ImageSource | None, n_shown: int = 8
-) -> None:
-    """Heat maps, and thumbnails where the images are at hand."""
-    rows, columns = codes.grid
-    lines: dict[str, list[Any]] = {"latent": [], "rank": [], "image": [], "heat": []}
-    for latent in shown.tolist():
-        images = top.of(latent).image[:n_shown]
-        for rank, (image, heat) in enumerate(zip(images.tolist(), heat_maps(codes, latent, images), strict=True)):
-            lines["latent"].append(latent)
-            lines["rank"].append(rank)
-            lines["image"].append(image)
-            lines["heat"].append(heat.reshape(rows * columns))
-    schema = pa.schema(
-        [("latent", pa.int64()), ("rank", pa.int64()), ("image", pa.int64()), ("heat", pa.list_(pa.float32()))]
-    )
-    _write_table(path / "gallery.parquet", pa.table(lines, schema=schema))
-    if source is None:
-        return
-    (path / "gallery").mkdir(exist_ok=True)
-    uris, sizes = codes.images["uri"], codes.images["bytes"]
-    for image in sorted(set(lines["image"])):
-        thumbnail = make_thumbnail(source, uris[image].as_py(), sizes[image].as_py(), codes.preprocess)
-        (path / "gallery" / f"{image}.jpg").write_bytes(thumbnail)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    def add(self, n_tasks: int) -> Callable[[int, int], None]:
+        """What counts the next `n_tasks`."""
+        before = self.total
+        self.total += n_tasks
+        return lambda done, total: self.on_progress(before + done, self.total) if self.on_progress else None

@@ -16,7 +16,17 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from actcache import Artifact, IncompleteError, ParentMismatchError, SettingsError, check_parent, open_artifact
+from actcache import (
+    ActivationStore,
+    Artifact,
+    IncompleteError,
+    ParentMismatchError,
+    SettingsError,
+    StoreGroup,
+    check_parent,
+    open_artifact,
+    open_stores,
+)
 from saetrain import CodeStore
 
 OnProgress = Callable[[int, int], None]
@@ -165,6 +175,24 @@ def _apply_and_count(
 
 def _combine_and_add(parts: Sequence[tuple[Any, int]], combine: Callable[[Sequence[Any]], Any]) -> tuple[Any, int]:
     return combine([part for part, _ in parts]), sum(n_bytes for _, n_bytes in parts)
+
+
+def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGroup:
+    """The activation stores that codes were made from, as one.
+
+    Args:
+        store: where the one it was made from lies now.
+
+    Raises:
+        SettingsError: codes of several stores, and one place. ArtifactNotFoundError, ParentMismatchError.
+    """
+    names = [name for name in codes.artifact.parents if name.split()[0] == "store"]
+    if store is not None and len(names) > 1:
+        raise SettingsError(f"{codes.path} was made from {len(names)} stores; --store can name one only.")
+    opened = [ActivationStore.open(store or codes.artifact.parent_path(name)) for name in names]
+    for name, found in zip(names, opened, strict=True):
+        check_parent(codes.artifact, name, found.artifact)
+    return open_stores(list(opened))
 
 
 def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> Path | None:

@@ -41,11 +41,14 @@ ROOMS = {
     "scipy": {"analysis/dictionary"},
     "torchvision": {"actcache/plan"},
     "safetensors": {
+        "analysis/geometry",
         "actcache/demo/training", "actcache/prompt_artifact", "actcache/prompt_training",
         "saetrain/conversion", "saetrain/interop/files", "saetrain/interop/saelens",
         "saetrain/interop/sparsify", "saetrain/run", "saetrain/sae", "saetrain/training",
     },
-    "dask": {"analysis/entries", "analysis/join", "analysis/reduction"},
+    "dask": {
+        "analysis/entries", "analysis/geometry", "analysis/join", "analysis/monosemanticity", "analysis/reduction",
+    },
     "distributed": {"analysis/join"},
     "bokeh": {"analysis/curves", "analysis/report"},
     "jinja2": {"analysis/report"},

@@ -9,8 +9,8 @@ from PIL import Image
 
 from actcache import ParentMismatchError, SettingsError, verify
 from analysis import ConceptTable, analyze, query_class, query_image, query_latent
-from analysis.concepts import choose_gallery
 from analysis.heat import heat_maps
+from analysis.tables import choose_gallery
 from saetrain import CodeStore
 
 

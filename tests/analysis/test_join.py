@@ -107,9 +107,8 @@ def running(tmp_path: Path) -> Iterator[str]:
     started += [subprocess.Popen(worker, **common) for _ in range(2)]  # type: ignore[call-overload]
     yield address
     for process in reversed(started):
-        process.terminate()
-    for process in started:
-        process.wait(20)
+        process.kill()
+        process.wait()
 
 
 def test_a_scheduler_that_runs_elsewhere(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from analysis import analyze
-from analysis.catalogue import TopImages, _merge_counts, _merge_top, label_entropy
+from analysis.catalogue import TopImages, _merge_counts, _merge_top, label_spread
 from analysis.pairs import find_pairs
 from saetrain import CodeStore, ShardCodes
 
@@ -74,20 +74,16 @@ def test_class_counts_equal_equation_5(tmp_path: Path, tiny_codes: Path) -> None
     assert {(row["label_name"], row["latent"]): (row["n_tokens"], row["n_images"]) for row in counts} == expected
 
 
-def test_label_entropy_is_that_of_the_score_shares() -> None:
-    top = TopImages(
-        latent=np.array([0, 0, 0, 2, 2, 3]),
-        image=np.array([0, 1, 2, 0, 3, 4]),
-        score=np.array([3.0, 2.0, 1.0, 5.0, 1.0, 9.0]),
-        peak=np.zeros(6, dtype=np.float32),
-        peak_patch=np.zeros(6, dtype=np.int64),
-    )
-    labels = np.array([0, 1, 1, 0, -1], dtype=np.int32)
-    entropy = label_entropy(top, labels, 4)
+def test_label_spread_is_that_of_the_shares() -> None:
+    latent, label = np.array([0, 0, 0, 2, 2, 3, 4, 4]), np.array([0, 1, 1, 0, 0, -1, 2, 6])
+    entropy, deviation = label_spread(latent, label, np.array([3.0, 2, 1, 5, 1, 9, 1, 3]), 5)
     assert entropy[0] == pytest.approx(np.log(2))  # 3 of 6 each
-    assert np.isnan(entropy[1])  # never fires
-    assert entropy[2] == 0  # one class
+    assert deviation[0] == pytest.approx(0.5)
+    assert np.isnan([entropy[1], deviation[1]]).all()  # never fires
+    assert entropy[2] == deviation[2] == 0  # one class
     assert np.isnan(entropy[3])  # only an unlabeled image
+    assert entropy[4] == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
+    assert deviation[4] == pytest.approx(np.sqrt(0.25 * 3**2 + 0.75 * 1**2))  # around a mean of 5
 
 
 @st.composite
@@ -142,8 +138,9 @@ def test_merging_does_not_depend_on_the_cut(
 def test_merging_counts_adds_equal_keys() -> None:
     from analysis.catalogue import ClassCounts
 
-    def counts(*rows: tuple[int, int, int, int]) -> ClassCounts:
+    def counts(*rows: tuple[int, ...]) -> ClassCounts:
         return ClassCounts._make(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
 
-    merged = _merge_counts([counts((1, 5, 2, 1), (0, 3, 1, 1)), counts((1, 5, 4, 2), (1, 6, 1, 1))])
-    assert list(zip(*(column.tolist() for column in merged), strict=True)) == [(0, 3, 1, 1), (1, 5, 6, 3), (1, 6, 1, 1)]
+    merged = _merge_counts([counts((1, 5, 2, 1, 8), (0, 3, 1, 1, 5)), counts((1, 5, 4, 2, 7), (1, 6, 1, 1, 3))])
+    found = list(zip(*(column.tolist() for column in merged), strict=True))
+    assert found == [(0, 3, 1, 1, 5), (1, 5, 6, 3, 15), (1, 6, 1, 1, 3)]

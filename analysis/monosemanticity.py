@@ -1,0 +1,101 @@
+"""Monosemanticity of latents: do the images a latent fires on look alike to an image encoder?
+
+In: codes and image embeddings in a file. Out: one score a latent. numpy only, by dask: a task takes a range of latents
+over all shards, reads only their entries, and holds one [latents, width] sum, so memory does not grow with images.
+
+Source: Pach et al. 2025 (arXiv 2504.02821). With a the activations of a latent on images, scaled to 0..1 (its minimum
+and maximum over images), and E unit embeddings, MS is the mean of cos(E_n, E_m) over pairs n < m, weighted by a_n a_m:
+
+    MS = (||sum_n a_n E_n||^2 - sum_n a_n^2) / ((sum_n a_n)^2 - sum_n a_n^2)
+
+which is exact, and linear in the images. The scale to a maximum of 1 cancels; the minimum is 0 unless the latent fires
+everywhere.
+"""
+
+from pathlib import Path
+
+import dask
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache import SettingsError
+from analysis.join import OnProgress, compute, open_codes
+from analysis.pairs import find_pairs, image_scores
+from saetrain import CodeStore
+
+TASK_LATENTS = 1024
+
+
+def monosemanticity(
+    codes: CodeStore, embeddings: Path, *, score: str = "mean", on_progress: OnProgress | None = None
+) -> NDArray[np.float64]:
+    """MS of every latent, [F]; NaN where fewer than two images have any weight.
+
+    Args:
+        embeddings: an .npy file [I, E], rows in stored order; of any length but 0. See `check_embeddings`.
+        score: what a latent's activation on an image is: `mean` over its tokens, or `max`.
+        on_progress: called with (tasks done, tasks in all), see `n_monosemanticity_tasks`.
+    """
+    task = dask.delayed(_score_range, pure=False)
+    place = str(codes.path.absolute()), codes.codes_id, str(embeddings.absolute()), score
+    parts = [
+        task(*place, first, min(first + TASK_LATENTS, codes.n_latents))
+        for first in range(0, codes.n_latents, TASK_LATENTS)
+    ]
+    found: NDArray[np.float64] = compute(
+        dask.delayed(np.concatenate, pure=False)(parts), parts=parts, on_progress=on_progress
+    )
+    return found
+
+
+def n_monosemanticity_tasks(n_latents: int) -> int:
+    return -(-n_latents // TASK_LATENTS)
+
+
+def check_embeddings(codes: CodeStore, path: str | Path) -> None:
+    """Raise SettingsError unless the file holds one finite row of some length an image."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SettingsError(f"--embeddings {path} cannot be read as an .npy array: {error}") from error
+    if array.ndim != 2 or len(array) != codes.n_images or array.dtype.kind != "f":
+        raise SettingsError(
+            f"--embeddings {path} is {array.dtype} {list(array.shape)}, expected floats [{codes.n_images}, width]: "
+            "one row an image, in stored order."
+        )
+    for first in range(0, len(array), 4096):
+        norm = np.linalg.norm(np.asarray(array[first : first + 4096], dtype=np.float64), axis=1)
+        bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)) & codes.valid[first : first + 4096])
+        if len(bad):
+            raise SettingsError(f"--embeddings {path}: row {first + bad[0]} is zero or not finite.")
+
+
+def _score_range(path: str, codes_id: str, embeddings: str, score: str, start: int, stop: int) -> NDArray[np.float64]:
+    codes, array = open_codes(path, codes_id), np.load(embeddings, mmap_mode="r", allow_pickle=False)
+    n, width = stop - start, array.shape[1]
+    summed, everything = np.zeros((n, width)), np.zeros(width)
+    first, second, count, least = np.zeros(n), np.zeros(n), np.zeros(n, np.int64), np.full(n, np.inf)
+    for shard in range(codes.n_shards):
+        images = codes.shard_range(shard)
+        valid = codes.valid[images.start : images.stop]
+        unit = np.asarray(array[images.start : images.stop], dtype=np.float64)
+        unit = np.where(valid[:, None], unit, 1.0)
+        unit /= np.linalg.norm(unit, axis=1)[:, None]
+        everything += unit[valid].sum(axis=0)
+        pairs = find_pairs(codes.read_latents(shard, start, stop), codes.n_tokens)
+        active = image_scores(pairs, codes, score)
+        dense = np.zeros((n, len(images)))
+        dense[pairs.latent, pairs.image - images.start] = active
+        summed += dense @ unit
+        first += np.bincount(pairs.latent, weights=active, minlength=n)
+        second += np.bincount(pairs.latent, weights=active**2, minlength=n)
+        count += np.bincount(pairs.latent, minlength=n)
+        np.minimum.at(least, pairs.latent, active)
+    n_images = int(codes.valid.sum())
+    floor = np.where(count == n_images, least, 0.0)
+    summed -= floor[:, None] * everything
+    second += -2 * floor * first + n_images * floor**2
+    first -= n_images * floor
+    weight = first**2 - second
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 1e-12 * first**2, (np.einsum("ne,ne->n", summed, summed) - second) / weight, np.nan)

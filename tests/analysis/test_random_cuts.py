@@ -1,0 +1,199 @@
+"""All statistics of one latent after another against plain numpy on the dense array, for codes cut anywhere."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from small_codes import write_codes
+
+from actcache import SettingsError
+from analysis import ConceptTable, analyze
+from analysis.catalogue import TopImages, _strongest_first
+from analysis.histograms import QUANTILES
+from analysis.monosemanticity import monosemanticity
+
+Case = tuple[NDArray[np.float16], NDArray[np.int32], list[int], str]
+ROWS, COLUMNS, N_LATENTS, N_TOP, TAU = 2, 3, 6, 3, 0.2
+
+
+@st.composite
+def cut_codes(draw: st.DrawFn) -> Case:
+    """(dense [I, T, F] with ties, silent latents and ones that fire everywhere; labels; two cuts' sizes; tokens)."""
+    n_images = draw(st.integers(2, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    dense = rng.choice([0.25, 0.5, 1.0, 0.2, 3.7e-4, 61.25], (n_images, 1 + ROWS * COLUMNS, N_LATENTS))
+    share = rng.choice([0.0, 0.02, 0.3, 1.0], N_LATENTS)
+    dense = np.where(rng.random(dense.shape) < share, dense, 0).astype(np.float16)
+    tokens = draw(st.sampled_from(["all", "patch", "cls"]))
+    dense[:, {"all": slice(0, 0), "patch": slice(0, 1), "cls": slice(1, None)}[tokens]] = 0
+    cuts = sorted(draw(st.sets(st.integers(1, n_images - 1))))
+    return dense, rng.integers(-1, 3, n_images).astype(np.int32), np.diff([0, *cuts, n_images]).tolist(), tokens
+
+
+def columns(concepts: ConceptTable) -> dict[str, pa.Table]:
+    return {
+        name: getattr(concepts, name).to_pydict() for name in ("table", "top_images", "top_patches", "class_counts")
+    }
+
+
+@settings(max_examples=8, deadline=None)
+@given(cut_codes())
+def test_every_statistic_equals_plain_numpy(
+    case: Case,
+) -> None:
+    dense, labels, sizes, tokens = case
+    with TemporaryDirectory() as folder:
+        cut = write_codes(Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens)
+        one = write_codes(Path(folder) / "1.codes", dense, [len(dense)], labels, grid=(ROWS, COLUMNS), tokens=tokens)
+        concepts = analyze(cut, Path(folder) / "x.concepts", n_top=N_TOP, tau=TAU)
+        other = analyze(one, Path(folder) / "1.concepts", n_top=N_TOP, tau=TAU)
+        assert str(columns(concepts)) == str(columns(other))  # bit for bit, NaN included
+        np.testing.assert_array_equal(concepts.position_map, other.position_map)
+        h = dense.astype(np.float64)
+        table = {name: np.asarray(column) for name, column in concepts.table.to_pydict().items()}
+        n_tokens = {"all": 7, "patch": 6, "cls": 1}[tokens]
+        for latent in range(N_LATENTS):
+            check_latent(h[:, :, latent], labels, n_tokens, {name: column[latent] for name, column in table.items()})
+            check_lists(concepts, latent, h[:, :, latent], n_tokens)
+            fired = h[:, 1:, latent] > 0
+            np.testing.assert_array_equal(concepts.position_map[latent].ravel(), fired.sum(0))
+            counts, edges = concepts.histogram.counts[latent], concepts.histogram.edges
+            values = h[:, :, latent][h[:, :, latent] > 0]
+            np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
+
+
+def check_latent(h: NDArray[np.float64], labels: NDArray[np.int32], n_tokens: int, row: dict[str, float]) -> None:
+    values, n_images = h[h > 0], len(h)
+    assert row["n_tokens"] == len(values)
+    assert row["n_images"] == (h > 0).any(1).sum()
+    assert row["density"] == pytest.approx(len(values) / (n_images * n_tokens), rel=1e-12)
+    assert row["mean_activation"] == pytest.approx(values.mean() if len(values) else 0, rel=1e-12)
+    for kind, part in (("cls", h[:, 0]), ("patch", h[:, 1:])):
+        assert row[f"{kind}_max_activation"] == part.max()
+        assert row[f"{kind}_mean_activation"] == pytest.approx(part[part > 0].mean() if part.any() else 0, rel=1e-12)
+    for share in QUANTILES:
+        found = row[f"q{round(100 * share)}_activation"]
+        if len(values):
+            true = np.quantile(values, share, method="inverted_cdf")
+            assert abs(found - true) <= max(true / 16, 2.0**-11)
+        else:
+            assert np.isnan(found)
+    mass = np.array([h[labels == label].sum() for label in range(3)])
+    if mass.sum():
+        p = mass / mass.sum()
+        assert row["label_entropy_all"] == pytest.approx(-sum(x * np.log(x) for x in p if x), abs=1e-12)
+        mean = (p * np.arange(3)).sum()
+        assert row["label_std_all"] == pytest.approx(np.sqrt((p * (np.arange(3) - mean) ** 2).sum()), abs=1e-7)
+    else:
+        assert np.isnan([row["label_entropy_all"], row["label_std_all"]]).all()
+
+
+def check_lists(concepts: ConceptTable, latent: int, h: NDArray[np.float64], n_tokens: int) -> None:
+    """Top images by their mean, top patches by their maximum; of equals the first."""
+    score, patch = h.sum(1) / n_tokens, h[:, 1:].max(1)
+    for name, of_image, column in (("top_images", score, "score"), ("top_patches", patch, "value")):
+        expected = sorted(np.flatnonzero(of_image > 0), key=lambda i: (-of_image[i], i))[:N_TOP]
+        rows = [row for row in getattr(concepts, name).to_pylist() if row["latent"] == latent]
+        assert [row["image"] for row in rows] == expected
+        assert [row[column] for row in rows] == of_image[expected].tolist()
+        if name == "top_patches":
+            places = [int(h[image, 1:].argmax()) for image in expected]
+            assert [(row["row"], row["column"]) for row in rows] == [divmod(place, COLUMNS) for place in places]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0])), min_size=1))
+def test_the_fast_order_is_lexsorts(rows: list[tuple[int, int, float]]) -> None:
+    latent, image, score = (np.array(column) for column in zip(*rows, strict=True))
+    top = TopImages(latent, image, score, score.astype(np.float32), image)
+    order = _strongest_first(top)
+    expected = np.lexsort((image, -score, latent))
+    assert [rows[i] for i in order] == [rows[i] for i in expected]
+
+
+@settings(max_examples=8, deadline=None)
+@given(cut_codes(), st.sampled_from(["mean", "max"]))
+def test_monosemanticity_is_the_weighted_mean_over_pairs(case: Case, score: str) -> None:
+    dense, labels, sizes, tokens = case
+    dense = dense.copy()
+    dense[0] = 0  # could not be read
+    embeddings = np.random.default_rng(len(dense)).normal(size=(len(dense), 5))
+    with TemporaryDirectory() as folder:
+        codes = write_codes(
+            Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens, failed=[0]
+        )
+        np.save(Path(folder) / "e.npy", embeddings)
+        found = monosemanticity(codes, Path(folder) / "e.npy", score=score)
+    h = dense.astype(np.float64)
+    a = h.sum(1) / {"all": 7, "patch": 6, "cls": 1}[tokens] if score == "mean" else h.max(1)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
+    for latent in range(N_LATENTS):
+        mine = a[1:, latent]
+        weights = mine - mine.min()
+        pairs = [(n, m) for n in range(len(mine)) for m in range(n)]
+        total = sum(weights[n] * weights[m] for n, m in pairs)
+        if total > 1e-9:
+            expected = sum(weights[n] * weights[m] * (unit[n + 1] @ unit[m + 1]) for n, m in pairs) / total
+            assert found[latent] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        else:
+            assert np.isnan(found[latent])
+
+
+def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path, tiny_codes: Path) -> None:
+    def refused(array: NDArray[np.floating], message: str) -> None:
+        np.save(tmp_path / "e.npy", array)
+        with pytest.raises(SettingsError, match=message):
+            analyze(tiny_codes, tmp_path / "x.concepts", embeddings=tmp_path / "e.npy")
+
+    refused(np.ones((74, 4)), r"float64 \[74, 4\], expected floats \[75, width\]")
+    refused(np.zeros((75, 4)), "row 0 is zero or not finite")
+    with pytest.raises(SettingsError, match=r"cannot be read as an \.npy array"):
+        analyze(tiny_codes, tmp_path / "x.concepts", embeddings=tmp_path / "absent.npy")
+    assert not (tmp_path / "x.concepts").exists()
+
+
+def test_clips_own_embeddings_are_those_of_a_whole_forward(
+    tmp_path: Path, tiny_codes: Path, tiny_store: Path, tiny_images: Path
+) -> None:
+    import torch
+
+    from actcache import ActivationStore, decode_image, open_towers
+
+    concepts = analyze(tiny_codes, tmp_path / "x.concepts", embeddings="clip")
+    store = ActivationStore.open(tiny_store)
+    vision = open_towers(store.artifact).vision
+    uris = concepts.images["uri"].to_pylist()
+    pixels = [vision.transform(decode_image((tiny_images / uri).read_bytes(), name=uri)) for uri in uris]
+    with torch.no_grad():
+        whole = torch.nn.functional.normalize(vision.visual(torch.stack(pixels)), dim=1).numpy()
+    found = np.load(concepts.path / "image_embeddings.npy")
+    np.testing.assert_allclose(found, whole, atol=2e-3)  # the activations were rounded to float16
+    scores = np.asarray(concepts.table["monosemanticity"])
+    assert (np.abs(scores[~np.isnan(scores)]) <= 1 + 1e-6).all()
+    assert not np.isnan(scores).all()
+
+
+def test_nearest_latents_are_those_of_the_whole_cosine_table(tmp_path: Path, tiny_codes: Path, tiny_run: Path) -> None:
+    from saetrain import Run
+
+    concepts = analyze(tiny_codes, tmp_path / "x.concepts")
+    decoder = Run.open(tiny_run).sae().decoder.numpy().astype(np.float64)
+    decoder /= np.linalg.norm(decoder, axis=1)[:, None]
+    cosine = decoder @ decoder.T
+    np.fill_diagonal(cosine, -2)
+    for latent in range(len(decoder)):
+        near = concepts.nearest(latent)
+        assert len(near) == 8
+        np.testing.assert_allclose([value for _, value in near], np.sort(cosine[latent])[::-1][:8], atol=1e-6)
+        np.testing.assert_allclose([cosine[latent, other] for other, _ in near], [v for _, v in near], atol=1e-6)
+    moved = shutil.copytree(tiny_codes, tmp_path / "far" / "x.codes")
+    alone = analyze(moved, tmp_path / "y.concepts")
+    assert "nearest" in alone.left_out
+    assert alone.nearest(0) == []
+    assert analyze(moved, tmp_path / "z.concepts", run=tiny_run).nearest(3) == concepts.nearest(3)
