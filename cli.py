@@ -532,7 +532,7 @@ def query(
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
 ) -> None:
     """Ask codes: images of a latent, latents of images, groups, conditions. Reads no more than the answer needs."""
-    from analysis import draw_sheet, find_image, find_images, parse_latents, write_answer
+    from analysis import find_image, find_images, parse_latents, write_answer
     from saetrain import CodeStore
 
     asked = {
@@ -549,6 +549,8 @@ def query(
     if out is not None:
         facts["out"] = str(write_answer(table, out))
     if sheet is not None:
+        from analysis import draw_sheet  # PIL
+
         latents = [latent] if latent is not None and show != "co-firing" else parse_latents(fires, "--fires")
         positions = [find_image(opened, one) for one in image]
         draw_sheet(opened, table, sheet, latents=latents, images=positions, where=where, folder=images, store=store)

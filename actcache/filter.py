@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from actcache.errors import SettingsError
@@ -33,6 +32,8 @@ def select_images(images: pa.Table, where: str) -> NDArray[np.bool_]:
         SettingsError: it cannot be read, names a column that is not there (those that are are listed), or compares
             what cannot be compared.
     """
+    import pyarrow.dataset as ds  # loads pandas where it is installed: 0.3 s
+
     try:
         tree = ast.parse(where.strip(), mode="eval").body
         mask = ds.dataset(images).to_table(columns={"": _translate(tree, images.column_names)}).column("")

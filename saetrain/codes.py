@@ -181,6 +181,9 @@ class CodeStore:
                 raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
         first, last = int(indptr[0]), int(indptr[-1])
+        if first == last:  # often, where there are many shards: opens no further file
+            dtypes = self.artifact.settings["dtypes"]
+            return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
         return LatentCodes(
             latent_indptr=indptr - first,
             row=self._read(shard, "row", first, last),
