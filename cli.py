@@ -868,6 +868,35 @@ def localize(
     emit(facts, draw_table(facts["rows"]))
 
 
+@app.command(epilog="Example: patchsae rules train.codes rules.json --judge test.codes --concepts train.concepts")
+def rules(
+    codes: CodesPath,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="Codes of the same run to judge on; by default the last 20 % of the images.")
+    ] = None,
+    explain: Annotated[
+        str, typer.Option(help="What rules learn: label, or zero-shot (the class CLIP names).")
+    ] = "label",
+    tau: Annotated[float, typer.Option(help="A latent is on a patch above this activation.")] = 0.2,
+    n_patches: Annotated[int, typer.Option(help="It fires on an image with so many such patches.")] = 3,
+    n_candidates: Annotated[int, typer.Option(help="Latents that a class may choose from.")] = 64,
+    n_rules: Annotated[int, typer.Option(help="Rules a class, at most.")] = 4,
+    n_literals: Annotated[int, typer.Option(help="Latents a rule, at most.")] = 3,
+    concepts: Annotated[Path | None, typer.Option(help="Concepts whose names the latents take.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Explain classes by a few readable rules over latents, judged on images they were not learned from."""
+    from analysis import learn_rules
+
+    with progress("rules", "shards") as report:
+        found = learn_rules(
+            codes, out, judge=judge, explain=explain, tau=tau, n_patches=n_patches, n_candidates=n_candidates,
+            n_rules=n_rules, n_literals=n_literals, concepts=concepts, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    emit(found, "\n".join(lines_of_rules(found)))
+
+
 @app.command(epilog="Example: patchsae report val.concepts report.html")
 def report(
     concepts: ConceptsPath,
@@ -992,6 +1021,23 @@ def emit(facts: dict[str, Any], text: str | Table | Group) -> None:
         stdout.print(text, soft_wrap=True, highlight=False, markup=False) if isinstance(text, str) else stdout.print(
             text
         )
+
+
+def lines_of_rules(found: dict[str, Any]) -> list[str]:
+    """For people: each class with its rules, then how good they are."""
+    lines = []
+    for name, one in found["classes"].items():
+        lines.append(name)
+        for rule in one["rules"]:
+            share = "fires on none" if rule["precision"] is None else f"{rule['precision']:.0%} of {rule['n_fires']:,}"
+            lines.append(f"  {rule['text']}  ({share})")
+    size = found["size"]
+    return [
+        *lines,
+        f"else {found['default']}",
+        f"accuracy {found['accuracy']:.1%}, fidelity {found['fidelity']:.1%}, on {found['n_judged']:,} images; largest "
+        f"class {found['majority']:.1%}; {size['rules']} rules, {size['literals']} literals, {size['latents']} latents",
+    ]
 
 
 def draw_table(rows: list[dict[str, Any]]) -> Table | str:

@@ -25,6 +25,7 @@ from .query import (
 from .recovery import Labeled, Recovered, recover_concepts
 from .reduction import Statistic, reduce_shards
 from .report import write_report
+from .rule_learning import learn_rules
 from .selection import choose_images, query_class, query_firing, query_selection
 from .sheet import draw_sheet
 from .steering import measure_steerability, set_latents
@@ -52,6 +53,7 @@ __all__ = [
     "heat_maps",
     "inspect_dictionaries",
     "latent_masks",
+    "learn_rules",
     "localize",
     "map_shards",
     "mask_latents",

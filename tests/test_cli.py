@@ -45,6 +45,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "intervene": (analysis.set_latents, analysis.mask_latents, analysis.Judge),
     "attribute": (analysis.delete_latents, analysis.Judge),
     "steer": (analysis.measure_steerability, analysis.Judge),
+    "inspect": (analysis.inspect_dictionaries,),
+    "rules": (analysis.learn_rules,),
     "report": (analysis.write_report,),
 }
 
@@ -57,7 +59,8 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
             keywords[name] = parameter.default
     if verb == "train":
         keywords = {name: value for name, value in keywords.items() if name not in ("sae", "config")}
-    keywords = {name: value for name, value in keywords.items() if name != "judge"}  # its fields are flags
+    if analysis.Judge in FUNCTIONS[verb]:
+        keywords = {name: value for name, value in keywords.items() if name != "judge"}  # its fields are flags
     keywords.pop("on_progress", None)
     keywords.pop("on_step", None)
     flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
