@@ -15,8 +15,8 @@ COLORS = {
     "attribution": "#0b6bcb", "activation": "#2a9d5c", "energy": "#7a57a8", "lens": "#b07d12",
 }  # fmt: skip
 TITLES = {
-    "class": "top k of the true class (oracle)", "predicted": "top k of the predicted class", "list": "the given list",
-    "dataset": "top k of the dataset", "random": "random, as frequent",
+    "class": "true class (oracle)", "predicted": "predicted class", "list": "the given list",
+    "dataset": "dataset", "random": "random, as frequent",
 }  # fmt: skip
 MODES = {"keep": "only these latents", "drop": "all but these latents"}
 
@@ -167,7 +167,7 @@ def _finish(plot: Any) -> Any:
     plot.add_layout(plot.legend[0], "below")
     plot.legend.label_text_font_size = "11px"
     plot.legend.ncols = 2
-    plot.legend.spacing = 0
+    plot.legend.spacing = 12
     return plot
 
 

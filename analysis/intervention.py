@@ -156,7 +156,8 @@ def mask_latents(
         model, pretrained, device: see `open_zero_shot`. batch_size: images a forward pass. Speed only.
 
     Returns:
-        The result: `curve`, one row a (selection, mode, k) with accuracy, its 95 % interval, class_accuracy and loss;
+        The result: `curve`, one row a (selection, mode, k) with accuracy, its 95 % interval, class_accuracy and loss,
+        and what tells whether controls are matched: tokens_per_image, above tau, of the mean latent in the lists;
         `margins`, accuracy minus the random control's with a paired bootstrap interval; `recalls`, class by class.
 
     Raises:
@@ -184,10 +185,11 @@ def mask_latents(
     judged, counts, n_chosen = _choose(study, judge, codes, chosen_where, tau)
     masks = make_masks(counts, grid, listed, n_random, judge.seed)
     outcomes = judge_masks(study, judged, masks, keep_error, on_progress)
+    often = counts.by_dataset / n_chosen
     body = {
         "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens,
         "classes": list(study.scene.names), "n_chosen": n_chosen, "n_judged": len(judged),
-        "n_latents": study.sae.config.size, **_summarize(outcomes, masks, study.scene.names, judge.seed),
+        "n_latents": study.sae.config.size, **_summarize(outcomes, masks, study.scene.names, often, judge.seed),
     }  # fmt: skip
     return finish_result(out, head, body)
 
@@ -350,11 +352,18 @@ def judge_masks(
 # Summing up
 
 
-def _summarize(outcomes: dict[Key, Outcome], masks: list[Mask], names: tuple[str, ...], seed: int) -> dict[str, Any]:
+def _summarize(
+    outcomes: dict[Key, Outcome], masks: list[Mask], names: tuple[str, ...], frequency: NDArray[np.float64], seed: int
+) -> dict[str, Any]:
     rows: dict[tuple[str, str, int | str], list[Outcome]] = {}
     for (selection, mode, k, _), outcome in outcomes.items():
         rows.setdefault((selection, mode, k), []).append(outcome)
     sizes = {(m.selection, m.k): float((m.lists >= 0).sum(1).double().mean()) for m in masks}
+    tokens = {
+        (m.selection, m.k): [float(frequency[as_numpy(mine.lists[mine.lists >= 0])].mean()) for mine in masks
+                             if (mine.selection, mine.k) == (m.selection, m.k) and bool((mine.lists >= 0).any())]
+        for m in masks
+    }  # fmt: skip
     curve, right = [], {}
     for (selection, mode, k), draws in rows.items():
         right[selection, mode, k] = np.mean([draw.right for draw in draws], axis=0)
@@ -365,7 +374,9 @@ def _summarize(outcomes: dict[Key, Outcome], masks: list[Mask], names: tuple[str
             numbers |= {"accuracy_low": float(low[0]), "accuracy_high": float(high[0])}
             numbers["draws"] = [float(draw.right.mean()) for draw in draws]
         size = sizes.get((selection, int(k))) if k != "all" else None
-        curve.append({"selection": selection, "mode": mode, "k": k, "n_latents": size, **numbers})
+        often = float(np.mean(tokens[selection, int(k)])) if k != "all" else None
+        row = {"selection": selection, "mode": mode, "k": k, "n_latents": size, "tokens_per_image": often}
+        curve.append({**row, **numbers})
     pairs = [key for key in right if key[0] not in ("random", "all") and ("random", *key[1:]) in right]
     margins = []
     if pairs:
