@@ -526,13 +526,14 @@ def query(
         float | None, typer.Option(help="A token counts for a class or selection above this activation; 0.2.")
     ] = None,
     n_top: Annotated[int, typer.Option(help="Rows of the answer.", min=1)] = 10,
+    names: Annotated[Path | None, typer.Option(help="Concepts of these codes, for the names of their latents.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
     images: Annotated[Path | None, typer.Option(help="With --sheet: where the images are, if they moved.")] = None,
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
 ) -> None:
     """Ask codes: images of a latent, latents of images, groups, conditions. Reads no more than the answer needs."""
-    from analysis import find_image, find_images, parse_latents, write_answer
+    from analysis import add_names, find_image, find_images, parse_latents, write_answer
     from saetrain import CodeStore
 
     asked = {
@@ -545,6 +546,8 @@ def query(
     if store is not None:
         find_images(opened, store=store)
     table = answer(opened, subject, asked, n_top)
+    if names is not None:
+        table = add_names(table, opened, names)
     facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}  # of codes.zarr
     if out is not None:
         facts["out"] = str(write_answer(table, out))

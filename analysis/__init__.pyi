@@ -11,7 +11,7 @@ from .intervention import Judge, mask_latents
 from .join import find_images, map_shards, open_scheduler
 from .localization import Localization, localize, score_latents
 from .masks import PixelMasks, read_masks
-from .names import read_name_table, read_names, read_own_names, set_name
+from .names import add_names, read_name_table, read_names, read_own_names, set_name
 from .naming import name_latents
 from .query import (
     find_image,
@@ -42,6 +42,7 @@ __all__ = [
     "Quickstart",
     "Recovered",
     "Statistic",
+    "add_names",
     "analyze",
     "choose_images",
     "delete_latents",

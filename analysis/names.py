@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actcache import CorruptError, SettingsError, open_artifact, read_json, write_atomic, write_json
+from actcache import CorruptError, SettingsError, check_parent, open_artifact, read_json, write_atomic, write_json
 from analysis.concepts import ConceptTable
+from saetrain import CodeStore
 
 NOTES = "notes"
 NAMES_FILE = "names.parquet"
@@ -35,6 +36,19 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
         ordered = sorted(rows, key=lambda row: -rank.get(row[0], len(METHODS)))
         names = {latent: name for _, latent, name in ordered}  # the most trusted comes last and stays
     return names | {latent: own["name"] for latent, own in read_own_names(path).items() if own.get("name")}
+
+
+def add_names(table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path) -> pa.Table:
+    """An answer about latents of some codes with a column `name` behind `latent`, "" where there is none.
+
+    A table without latents comes back as it is. Raises ParentMismatchError for the concepts of other codes.
+    """
+    check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
+    if "latent" not in table.column_names:
+        return table
+    names = read_names(concepts)
+    column = pa.array([names.get(latent, "") for latent in table["latent"].to_pylist()], pa.string())
+    return table.add_column(table.column_names.index("latent") + 1, "name", column)
 
 
 def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:

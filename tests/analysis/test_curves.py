@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from actcache import SchemaError, SettingsError
+from actcache import ParentMismatchError, SchemaError, SettingsError
 from analysis import (
     ConceptTable,
+    add_names,
     analyze,
     delete_latents,
     evaluate_fidelity,
     mask_latents,
     measure_steerability,
+    query_image,
+    query_latent,
     set_latents,
     set_name,
     write_report,
 )
+from saetrain import CodeStore, encode
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,21 @@ def test_names_are_shown(tmp_path: Path, concepts: ConceptTable) -> None:
     assert f">Latent {first}</a>" in write_report(concepts, tmp_path / "r.html").read_text()
     set_name(concepts, first, name="red & round")
     assert f">Latent {first}: red &amp; round</a>" in write_report(concepts, tmp_path / "r.html").read_text()
+
+
+def test_queries_show_names(
+    concepts: ConceptTable, tiny_codes: Path, middle_run: Path, middle_store: Path, tmp_path: Path
+) -> None:
+    codes = CodeStore.open(tiny_codes)
+    answer = query_image(codes, 3, n_top=5)
+    latent = answer["latent"][1].as_py()
+    set_name(concepts, latent, name="my own")
+    named = add_names(answer, codes, concepts)
+    assert named.column_names[:2] == ["latent", "name"]
+    assert named["name"].to_pylist()[1] == "my own"
+    assert named.drop_columns("name").equals(answer)
+    images = query_latent(codes, latent)
+    assert add_names(images, codes, concepts).equals(images)
+    other = encode(middle_run, middle_store, tmp_path / "other.codes")
+    with pytest.raises(ParentMismatchError, match="made from codes"):
+        add_names(answer, other, concepts)
