@@ -915,6 +915,48 @@ def report(
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
+@app.command(epilog="Example: patchsae compare val.concepts maple.concepts comparison.json")
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
+    adapted: Annotated[
+        Path, typer.Argument(metavar="CONCEPTS_ADAPTED", help="Of the adapted one, same images, same SAE.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A JSON file; a page of the same name is written beside it.")
+    ],
+    k: Annotated[list[int], typer.Option(help="Latents a class that a masked classifier sees; repeat for several.")] = [  # noqa: B006
+        1,
+        2,
+        5,
+        10,
+        50,
+        100,
+        500,
+    ],
+    n_top: Annotated[int, typer.Option(help="Latents whose overlap is measured.")] = 50,
+    high: Annotated[int, typer.Option(help="Rank at which a latent's count is high.")] = 50,
+    low: Annotated[int, typer.Option(help="Rank below which it is low.")] = 100,
+    n_random: Annotated[int, typer.Option(help="Draws of the random control.")] = 2,
+    tau: Annotated[float, typer.Option(help="A token counts for its class above this activation.")] = 0.2,
+    template: Annotated[str, typer.Option(help="The base model's text for a class.")] = "a photo of a {}.",
+    limit: Annotated[int | None, typer.Option(help="Judge a sample of so many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Of halves, controls and intervals.")] = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """What prompt tuning changed: which latents are used, or how they are mapped to classes. Writes JSON and a page."""
+    from analysis import compare as run_compare
+    from analysis import write_adaptation_page
+
+    with progress("compare", "images") as report:
+        found = run_compare(
+            base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
+            limit=limit, seed=seed, device=device, overwrite=overwrite, on_progress=report,
+        )  # fmt: skip
+    page = write_adaptation_page(found, base, adapted, out.with_suffix(".html"))
+    emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, found["conclusion"]["sentence"])
+
+
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="Any artifact.")]
 
 

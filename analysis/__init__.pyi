@@ -1,5 +1,7 @@
+from .adaptation_report import write_adaptation_page
 from .answer import parse_at, parse_latents, write_answer
 from .attribution import delete_latents
+from .comparison import compare
 from .concepts import ConceptTable, analyze
 from .contrast import query_groups
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
@@ -13,6 +15,7 @@ from .localization import Localization, localize, score_latents
 from .masks import PixelMasks, read_masks
 from .names import add_names, read_name_table, read_names, read_own_names, set_name
 from .naming import name_latents
+from .overlap import compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
 from .query import (
     find_image,
     query_co_firing,
@@ -45,14 +48,19 @@ __all__ = [
     "add_names",
     "analyze",
     "choose_images",
+    "compare",
+    "compare_counts",
     "delete_latents",
     "draw_sheet",
     "embed_images",
     "evaluate_fidelity",
     "find_image",
     "find_images",
+    "group_latents",
     "heat_maps",
+    "improvement_rate",
     "inspect_dictionaries",
+    "jaccard",
     "latent_masks",
     "learn_rules",
     "localize",
@@ -76,6 +84,7 @@ __all__ = [
     "query_patches",
     "query_selection",
     "quickstart",
+    "rank_biased_overlap",
     "read_entries",
     "read_masks",
     "read_name_table",
@@ -86,6 +95,7 @@ __all__ = [
     "score_latents",
     "set_latents",
     "set_name",
+    "write_adaptation_page",
     "write_answer",
     "write_report",
 ]

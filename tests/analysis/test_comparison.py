@@ -1,0 +1,146 @@
+"""compare against a dense plain computation; a CoOp that changes no latent; pairs that do not belong together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from plain_clip import checkpoint_tensors
+
+from actcache import (
+    ActivationStore,
+    ParentMismatchError,
+    SettingsError,
+    decode_image,
+    embed_images,
+    extract,
+    load_clip,
+    make_text_tower,
+    make_vision_tower,
+    open_prompts,
+    open_towers,
+    prompt_text,
+    prompt_vision,
+    read_extra,
+)
+from analysis import analyze, compare, write_adaptation_page
+from analysis.ranking import split_halves
+from saetrain import encode
+
+LAYER, TAU = 1, 0.2
+NAMES = ["class0", "class1", "class2"]
+
+
+@pytest.fixture(scope="module")
+def make_concepts(
+    tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str], middle_run: Path
+) -> Callable[..., Path]:
+    """Concepts of tiny_images by a model with the prompts of a method, or by the plain one."""
+    folder = tmp_path_factory.mktemp("compared")
+
+    def make(method: str | None, images: Path = tiny_images, name: str = "") -> Path:
+        name = name or method or "base"
+        options: dict[str, Any] = {"layers": [LAYER], "shard_images": 16, "precision": "float32", "dtype": "float32"}
+        if method:
+            state = checkpoint_tensors(method, width=32, text=16, embed=16, n=4, depth=1 if method == "coop" else 2)
+            torch.save({"state_dict": {n: 5 * v for n, v in state.items()}}, folder / f"{name}.tar")
+            options["prompts"] = folder / f"{name}.tar"
+        if not (folder / f"{name}.concepts").exists():
+            extract(images, folder / f"{name}.acts", **tiny_model, **options)
+            encode(middle_run, folder / f"{name}.acts", folder / f"{name}.codes")
+            analyze(folder / f"{name}.codes", folder / f"{name}.concepts", n_gallery=4)
+        return folder / f"{name}.concepts"
+
+    return make
+
+
+def row(found: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return next(r for r in found["masks"] if all(r[name] == value for name, value in fields.items()))
+
+
+def test_masks_and_swaps_are_those_of_a_plain_computation(
+    make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str], tiny_images: Path, tmp_path: Path
+) -> None:
+    base, adapted = make_concepts(None), make_concepts("maple")
+    found = compare(base, adapted, tmp_path / "x.json", k=[3], n_top=3, device="cpu", tau=TAU)
+    stores = [ActivationStore.open(path.with_suffix(".acts")) for path in (base, adapted)]
+    labels = np.array([NAMES.index(name) for name in stores[0].images["label_name"].to_pylist()])
+    chosen, judged = split_halves(labels, seed=0)
+    clip = load_clip(**tiny_model)
+    prompts = open_prompts(adapted.with_suffix(".tar"), clip)
+    text = make_text_tower(clip, device="cpu")
+    with torch.no_grad():
+        texts = [text.embed_classes(NAMES), prompt_text(text, prompts, NAMES).embed(prompts)]
+    uris = stores[0].images["uri"].to_pylist()
+    pixels = torch.stack([clip.transform(decode_image(tiny_images / uris[i])) for i in judged])
+    plain = make_vision_tower(clip, precision="float32", device="cpu")
+    with torch.no_grad():
+        images = [embed_images(tower, pixels) for tower in (plain, prompt_vision(plain, prompts))]
+    for i, image in enumerate(("base", "adapted")):
+        for j, words in enumerate(("base", "adapted")):
+            wanted = float(((images[i] @ texts[j].T).argmax(1).numpy() == labels[judged]).mean())
+            assert found["accuracy"][f"{image} image, {words} text"]["accuracy"] == pytest.approx(wanted)
+    dense = [plain_sae.encode(torch.from_numpy(store.read(LAYER))) for store in stores]  # [I, T, F]
+    tops = []
+    for z in dense:
+        counts = [(z[chosen[labels[chosen] == c]] > TAU).sum((0, 1)).tolist() for c in range(3)]
+        tops.append([sorted(range(64), key=lambda s, n=n: (-n[s], s))[:3] for n in counts])
+    tower = open_towers(stores[1].artifact, device="cpu").vision
+    for i, chosen_by in enumerate(("base", "adapted")):
+        mask = torch.zeros(len(judged), 1, 64, dtype=torch.float64)
+        for b, image in enumerate(judged):
+            mask[b, 0, tops[i][labels[image]]] = 1
+        w = plain_sae.w
+        decoded = ((dense[1][judged] * mask) @ w["decoder"] + w["b_dec"]) / w["scale"] + w["mean"]
+        x = torch.cat([decoded.float(), torch.from_numpy(read_extra(stores[1], LAYER, images=judged))], 1)
+        with torch.no_grad():
+            logits = tower.head(tower.run_blocks(x, LAYER + 1, 3)) @ texts[1].T
+        wanted = float((logits.argmax(1).numpy() == labels[judged]).mean())
+        got = row(found, classified_by="adapted", chosen_by=chosen_by, selection="class", k=3, keep_error=False)
+        assert got["accuracy"] == pytest.approx(wanted)
+    assert {(r["classified_by"], r["chosen_by"], r["selection"]) for r in found["masks"]} >= {
+        (m, s, kind) for m in ("base", "adapted") for s in ("base", "adapted") for kind in ("class", "random")
+    }
+    assert np.sum(found["confusion"]["adapted"]) == len(judged) == found["n_judged"]
+    assert found["conclusion"]["sentence"].startswith("Accuracy goes from")
+    assert compare(base, adapted, tmp_path / "x.json", k=[3], n_top=3, device="cpu", tau=TAU) == found
+    page = write_adaptation_page(found, base, adapted, tmp_path / "x.html").read_text()
+    assert found["conclusion"]["sentence"] in page.replace("&#39;", "'")
+    assert "http://" not in page.split("</style>")[0]
+
+
+def test_coop_cannot_change_a_latent(make_concepts: Callable[..., Path]) -> None:
+    found = compare(make_concepts(None), make_concepts("coop"), k=[3], n_top=5, device="cpu")
+    assert found["overlap"]["task"]["jaccard"] == found["overlap"]["dataset"]["rank_biased_overlap"] == 1
+    assert found["overlap"]["dataset"]["correlation"] == pytest.approx(1)
+    assert all(r["n_high_to_low"] == r["n_low_to_high"] == 0 for r in found["overlap"]["classes"])
+    accuracy = {name: numbers["accuracy"] for name, numbers in found["accuracy"].items()}
+    assert accuracy["base image, adapted text"] == accuracy["adapted image, adapted text"]
+    for keep_error in (False, True):
+        one, other = (
+            row(found, classified_by="adapted", chosen_by=s, selection="class", k=3, keep_error=keep_error)["accuracy"]
+            for s in ("base", "adapted")
+        )
+        assert one == other
+    if (share := found["conclusion"]["text_only"]["share"]) is not None:
+        assert share == 1
+
+
+def test_pairs_that_do_not_belong_together_are_refused(
+    make_concepts: Callable[..., Path], make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, adapted = make_concepts(None), make_concepts("maple")
+    other = make_concepts("maple", make_images(tmp_path / "more", 30, seed=9), "other")
+    out = tmp_path / "x.json"
+    with pytest.raises(ParentMismatchError, match="have other images"):
+        compare(base, other, out)
+    with pytest.raises(ParentMismatchError, match="of the plain model"):
+        compare(adapted, base, out)
+    with pytest.raises(ParentMismatchError, match="of an adapted one"):
+        compare(base, base, out)
+    for bad in ({"k": []}, {"k": [0]}, {"n_random": 0}, {"high": 5, "low": 4}):
+        with pytest.raises(SettingsError, match="at least 1"):
+            compare(base, adapted, out, **bad)  # type: ignore[arg-type]
+    assert not out.exists()
