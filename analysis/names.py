@@ -22,7 +22,7 @@ NOTES = "notes"
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
 METHODS = ("images", "lens")
-"""In the order they are trusted: a direction that looks like a word need not act like it (Dreyer et al. 2025)."""
+"""In the order they are trusted: before the last block a direction that looks like a word need not act like it."""
 
 
 def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
