@@ -1,6 +1,7 @@
 """encode(): a Run and a store in, a CodeStore out, shard by shard, resumable."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from actcache import (
     seal_artifact,
 )
 from saetrain.codes import CodeStore, code_dtypes, codes_settings, prepare_codes, write_shard
+from saetrain.preselection import Encoder, make_encoder
 from saetrain.run import Run
-from saetrain.sae import SAE
 
 
 def encode(
@@ -70,19 +71,26 @@ def encode(
     )
     if not artifact.complete:
         remove_litter(artifact.path)
-        sae = run.sae().to(choose_device(device))
+        encoder = make_encoder(run.sae().to(choose_device(device)))
         shards = store.shards()
         todo = missing_shards(artifact.path, len(shards))
         done = store.n_images - sum(len(shards[shard]) for shard in todo)
-        for shard in todo:
-            before = done
+        with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
+            written: list[Future[None]] = []
+            for shard in todo:
+                before = done
 
-            def report(n_images: int, before: int = before) -> None:
-                if on_progress:
-                    on_progress(before + n_images, store.n_images)
+                def report(n_images: int, before: int = before) -> None:
+                    if on_progress:
+                        on_progress(before + n_images, store.n_images)
 
-            write_shard(artifact, shard, _encode_shard(sae, run, store, shards[shard], report))
-            done += len(shards[shard])
+                arrays = _encode_shard(encoder, run, store, shards[shard], report)
+                if written:  # one shard is written while the next is encoded, no more
+                    written.pop().result()
+                written.append(pool.submit(write_shard, artifact, shard, arrays))
+                done += len(shards[shard])
+            for last in written:
+                last.result()
         n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
         failed = {str(image): reason for image, reason in store.failed.items()}
         seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
@@ -90,32 +98,36 @@ def encode(
 
 
 def _encode_shard(
-    sae: SAE, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
+    encoder: Encoder, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
 ) -> dict[str, NDArray[np.generic]]:
     """The six arrays of one shard."""
-    n_tokens = store.n_tokens
+    n_tokens, n_latents = store.n_tokens, run.sae_config.size
     tokens = run.train_config.tokens
     first_token = 1 if tokens == "patch" else 0
-    dtypes = code_dtypes(sae.config.size, store.n_images * n_tokens)
+    dtypes = code_dtypes(n_latents, store.n_images * n_tokens)
     rows, latents, values = [], [], []
     step = store.layout.chunk_images
-    for first in range(images.start, images.stop, step):
-        positions = np.arange(first, min(first + step, images.stop))
-        positions = positions[store.valid[positions]]
-        x = torch.from_numpy(store.read(run.hook_point, images=positions, tokens=tokens))  # type: ignore[arg-type]
-        per_image = x.shape[1]
-        row, latent, value = (part.cpu() for part in sae.encode(x.flatten(0, 1).to(sae.mean.device)))
-        _check_values(value, row, positions, per_image, store)
-        image = torch.from_numpy(positions)[row // per_image]
-        rows.append((image * n_tokens + row % per_image + first_token).numpy())
-        latents.append(latent.numpy().astype(dtypes["latent"]))
-        values.append(value.half().numpy())
-        report(min(first + step, images.stop) - images.start)
+    cuts = [np.arange(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
+    parts = [positions[store.valid[positions]] for positions in cuts]
+    with ThreadPoolExecutor(1, thread_name_prefix="read activations") as pool:
+        read = pool.submit(store.read, run.hook_point, images=parts[0], tokens=tokens)  # type: ignore[arg-type]
+        for number, positions in enumerate(parts):
+            x = torch.from_numpy(read.result())
+            if number + 1 < len(parts):
+                read = pool.submit(store.read, run.hook_point, images=parts[number + 1], tokens=tokens)  # type: ignore[arg-type]
+            per_image = x.shape[1]
+            row, latent, value = (part.cpu() for part in encoder(x.flatten(0, 1)))
+            _check_values(value, row, positions, per_image, store)
+            image = torch.from_numpy(positions)[row // per_image]
+            rows.append((image * n_tokens + row % per_image + first_token).numpy().astype(dtypes["row"]))
+            latents.append(latent.numpy().astype(dtypes["latent"]))
+            values.append(value.half().numpy())
+            report(int(cuts[number][-1]) + 1 - images.start)
     row_all, latent_all, value_all = np.concatenate(rows), np.concatenate(latents), np.concatenate(values)
     n_rows = len(images) * n_tokens
-    by_row = np.bincount(row_all - images.start * n_tokens, minlength=n_rows)
+    by_row = np.bincount((row_all - images.start * n_tokens).astype(np.int64), minlength=n_rows)
     order = np.argsort(latent_all, kind="stable")  # radix sort for 16-bit latents
-    by_latent = np.bincount(latent_all, minlength=sae.config.size)
+    by_latent = np.bincount(latent_all, minlength=n_latents)
     return {
         "indptr": np.concatenate([[0], np.cumsum(by_row)]),
         "latent": latent_all,

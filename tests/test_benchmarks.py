@@ -55,6 +55,12 @@ def test_a_training_step_is_measured_beside_its_encoder_product(variant: str) ->
     assert 3 <= float(str(found["l0"])) <= 12
 
 
+def test_encoding_is_measured_beside_the_product() -> None:
+    found = run("bench_encode", "--n-latents", "256", "--k", "4", "--rows", "300", "--d-model", "32", "--rounds", "2")
+    assert {"share_of_limit", "share_of_float32", "limit_bfloat16_tokens_per_s", "tokens_per_s"} <= set(found)
+    assert 3 <= float(str(found["l0"])) <= 4
+
+
 def test_extraction_is_measured_beside_the_bare_forward(
     tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str]
 ) -> None:

@@ -1,0 +1,63 @@
+"""Encoding against the encoder's product alone, in bfloat16 and in float32.
+
+`encode` on random rows with the falling spectrum of activations, in memory, by turns with the product of these rows.
+`share_of_limit` is the share of the bfloat16 product's rate (the harder limit), `share_of_float32` that of float32's,
+`speedup` over `SAE.encode`.
+"""
+
+import statistics
+
+import torch
+from common import emit, parser, timed
+from peers import random_rows
+
+from saetrain import SAE, SAEConfig
+from saetrain.preselection import make_encoder
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--variant", default="topk")
+    arguments.add_argument("--n-latents", type=int, default=12288)
+    arguments.add_argument("--k", type=int, default=32)
+    arguments.add_argument("--rows", type=int, default=8192)
+    arguments.add_argument("--d-model", type=int, default=768)
+    arguments.add_argument("--rounds", type=int, default=5)
+    options = arguments.parse_args()
+    sae = SAE(SAEConfig(options.variant, options.n_latents, options.k), options.d_model).requires_grad_(False)
+    rows = torch.from_numpy(random_rows(options.rows, options.d_model))
+    rows *= (options.d_model / rows.square().sum(1).mean()).sqrt()
+    stored = rows.half()
+    encoder = make_encoder(sae)
+
+    def product(dtype: torch.dtype) -> None:
+        weight, x = sae.encoder.to(dtype).T, rows.to(dtype)
+        out = torch.empty(256, options.n_latents, dtype=dtype)
+        for first in range(0, len(x), 256):
+            torch.mm(x[first : first + 256], weight, out=out[: len(x[first : first + 256])])
+
+    things = [
+        lambda: encoder(stored), lambda: product(torch.bfloat16), lambda: product(torch.float32),
+        lambda: sae.encode(stored),
+    ]  # fmt: skip
+    for thing in things[:3]:
+        thing()
+    ours, coarse, exact, plain = zip(*([timed(thing) for thing in things] for _ in range(options.rounds)), strict=True)
+
+    def ratio(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+        return statistics.median(b / a for a, b in zip(first, second, strict=True))
+
+    emit(
+        options,
+        tokens_per_s=options.rows / statistics.median(ours),
+        limit_bfloat16_tokens_per_s=options.rows / statistics.median(coarse),
+        limit_float32_tokens_per_s=options.rows / statistics.median(exact),
+        share_of_limit=ratio(ours, coarse),
+        share_of_float32=ratio(ours, exact),
+        speedup=ratio(ours, plain),
+        l0=len(encoder(stored)[0]) / options.rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
