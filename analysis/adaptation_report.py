@@ -97,6 +97,7 @@ def _draw(found: Mapping[str, Any]) -> tuple[str, str, str]:
                 if line:
                     k, mean, low, high = zip(*line, strict=True)
                     plot.varea(x=k, y1=low, y2=high, color=color, alpha=0.08)
+                    plot.scatter(k, mean, color=color, size=5)
                     plot.line(
                         k, mean, color=color, line_dash=dash, line_width=2, legend_label=f"{chosen_by}, {selection}"
                     )

@@ -278,7 +278,7 @@ def _conclude(outcomes: dict[Key, Outcome], body: dict[str, Any], n_top: int, se
     sentence = (
         f"Accuracy goes from {base.mean():.1%} to {adapted.mean():.1%} ({points:+.1f} points). "
         f"Seeing only the {k} latents a class that the base model uses most, the adapted model keeps "
-        f"{_say(latents)} of the gain it makes with the {k} of its own: so much needs no new concept. "
+        f"{_say(latents)} of the gain it makes with the {k} of its own; what it keeps needs no new concept. "
         f"Its texts with the base model's images make {_say(texts)} of the whole gain; "
         f"the two models share {overlap:.0%} of a class's top {n_top} latents."
     )
@@ -306,5 +306,5 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> 
 
 def _say(share: dict[str, float | None]) -> str:
     if share["share"] is None:
-        return "(no certain gain to take a share of)"
+        return "an unknown share (that gain is not certain)"
     return f"{share['share']:.0%} ({share['low']:.0%} to {share['high']:.0%})"
