@@ -306,7 +306,9 @@ def train(
     dead_tokens: Annotated[
         int, typer.Option(help="A latent silent for so many tokens is dead.")
     ] = TrainConfig.dead_tokens,
-    clip_norm: Annotated[float, typer.Option(help="Gradient norm limit; 0: none.")] = TrainConfig.clip_norm,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Gradient norm limit; 1, for relu 0: none.")
+    ] = TrainConfig.clip_norm,
     tokens: Annotated[str, typer.Option(help="all, patch or cls.")] = TrainConfig.tokens,
     pool_tokens: Annotated[int, typer.Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
     n_streams: Annotated[int, typer.Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,

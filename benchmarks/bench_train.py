@@ -66,7 +66,7 @@ def main() -> None:
     def step() -> None:
         nonlocal active
         loss = add_gradients(sae, rows, dead, training, lap=laps)
-        apply_update(sae, optimizer, learning_rate=1e-9, clip_norm=1.0)
+        apply_update(sae, optimizer, learning_rate=1e-9, clip_norm=1 / options.d_model)
         laps("optimizer")
         active = float(loss.n_active / loss.n_rows)
 

@@ -58,10 +58,11 @@ def our_peer(options: argparse.Namespace) -> Any:
     sae = SAE(config, options.d_model, seed=options.seed)
     optimizer = make_optimizer(sae)
     silent = torch.zeros(options.n_latents, dtype=torch.int64)
+    limit = (training.clip_norm or 0.0) / options.d_model
 
     def our_step(x: Any, step: int) -> Any:
         loss = add_gradients(sae, x, silent > options.dead_tokens, training)
-        apply_update(sae, optimizer, learning_rate=options.lr * worker.rate(options, step), clip_norm=1.0)
+        apply_update(sae, optimizer, learning_rate=options.lr * worker.rate(options, step), clip_norm=limit)
         silent.add_(len(x)).masked_fill_(loss.fired, 0)
         return loss
 

@@ -133,7 +133,8 @@ class TrainConfig:
         dead_tokens: a latent is dead when it was silent for so many tokens.
         init: dictionary at the start: `random` directions, or `data`: those of tokens, blended with random ones.
         where: which images are trained on, by columns of images.parquet: "split == 'train' and label < 10".
-        clip_norm: global gradient norm; 0 does not clip.
+        clip_norm: limit of the global gradient norm, of the mean over tokens of ||x' - x'^||^2, as peers count it; 0
+            does not clip. None: 1, for relu 0 (PatchSAE).
         tokens: which tokens of an image are trained on: all, patch or cls.
         pool_tokens: tokens held and shuffled at once.
         n_streams: virtual streams a batch is drawn from; the number of processes must divide it.
@@ -149,7 +150,7 @@ class TrainConfig:
     ghost: bool | None = None
     resample_every: int = 0
     dead_tokens: int = 1_000_000
-    clip_norm: float = 1.0
+    clip_norm: float | None = None
     tokens: str = "all"
     pool_tokens: int = 1 << 18
     n_streams: int = 8
@@ -180,7 +181,7 @@ class TrainConfig:
             ("aux", self.aux or 0),
             ("resample_every", self.resample_every),
             ("dead_tokens", self.dead_tokens),
-            ("clip_norm", self.clip_norm),
+            ("clip_norm", self.clip_norm or 0),
             ("pool_tokens", self.pool_tokens),
         ):
             if not 0 <= number < math.inf:
@@ -194,8 +195,11 @@ class TrainConfig:
         relu = sae.variant == "relu"
         aux = (0.0 if relu else 1 / 32) if self.aux is None else self.aux
         ghost = (relu and not aux) if self.ghost is None else self.ghost
+        clip_norm = (0.0 if relu else 1.0) if self.clip_norm is None else self.clip_norm
         precision = self.precision or default_precision
-        return replace(self, lr=lr, warmup_steps=warmup, precision=precision, aux=aux, ghost=ghost)
+        return replace(
+            self, lr=lr, warmup_steps=warmup, precision=precision, aux=aux, ghost=ghost, clip_norm=clip_norm
+        )
 
     def learning_rate(self, step: int) -> float:
         """Rate of the update that follows `step` finished ones."""

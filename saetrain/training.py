@@ -164,7 +164,8 @@ class Training:
                 "Train into another run with a lower --lr."
             )
         learning_rate = config.learning_rate(self.step)
-        apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=config.clip_norm)
+        limit = (config.clip_norm or 0.0) / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
+        apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=limit)
         if config.aux:
             lower_thresholds(self.sae, self.dead)
         self.silent = torch.where(loss.fired, 0, self.silent + config.batch_size)
