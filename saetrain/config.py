@@ -197,9 +197,7 @@ class TrainConfig:
         ghost = (relu and not aux) if self.ghost is None else self.ghost
         clip_norm = (0.0 if relu else 1.0) if self.clip_norm is None else self.clip_norm
         precision = self.precision or default_precision
-        return replace(
-            self, lr=lr, warmup_steps=warmup, precision=precision, aux=aux, ghost=ghost, clip_norm=clip_norm
-        )
+        return replace(self, lr=lr, warmup_steps=warmup, precision=precision, aux=aux, ghost=ghost, clip_norm=clip_norm)
 
     def learning_rate(self, step: int) -> float:
         """Rate of the update that follows `step` finished ones."""

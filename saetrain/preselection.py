@@ -1,4 +1,4 @@
-"""Exact float32 codes, faster than float32's product: a bfloat16 product says what may be active, a dot product what is.
+"""Exact float32 codes, faster than float32's product: bfloat16 says what may be active, a dot product what is.
 
 In: an SAE. Out: `Encoder`, which gives what `SAE.encode` gives, up to the last bits of a float32 dot product (decision
 12). With u = 2^-8, bfloat16's rounding, x and w the float32 vectors and x~, w~ the rounded ones, a pre-activation
