@@ -81,3 +81,14 @@ def test_an_answer_becomes_a_table_and_a_picture(tmp_path: Path, tiny_codes: Pat
     assert done.returncode == 1
     assert "--images" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_codes_of_another_store_are_refused(
+    tmp_path: Path, tiny_codes: Path, tiny_images: Path, tiny_model: dict[str, str]
+) -> None:
+    from actcache import extract
+
+    extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[2], limit=16)  # type: ignore[arg-type]
+    done = run("query", tiny_codes, "--latent", "1", "--store", "other.acts", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Give the store it was made from" in done.stderr

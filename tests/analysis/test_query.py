@@ -295,3 +295,14 @@ def test_answers_are_written_as_csv_and_parquet(tmp_path: Path, table_codes: Cod
     back = pyarrow.csv.read_csv(write_answer(answer, tmp_path / "a.csv"))
     assert back["uri"].to_pylist() == answer["uri"].to_pylist()
     np.testing.assert_allclose(back["score"], answer["score"], rtol=1e-12)
+
+
+def test_workers_give_the_same_answers(table_codes: CodeStore) -> None:
+    from analysis import open_scheduler
+
+    codes = CodeStore.open(table_codes.path)
+    want = [query_groups(codes, "domain == 'photo'"), query_class(codes, "class1")]
+    n_bytes = codes.bytes_read
+    with open_scheduler(n_workers=1):
+        assert [query_groups(codes, "domain == 'photo'"), query_class(codes, "class1")] == want
+    assert codes.bytes_read == 2 * n_bytes > 0
