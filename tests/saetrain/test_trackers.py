@@ -3,6 +3,7 @@
 Both are read back: the former by TensorBoard's own reader, the latter record by record with wandb's own types.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -11,11 +12,13 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from actcache import SettingsError
 from saetrain import Run, SAEConfig, TrainConfig, sweep, train
@@ -47,7 +50,7 @@ def event_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def wandb_log(path: Path) -> Iterator[bytes]:
     """Records of a .wandb file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
     data, place, record = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
@@ -60,12 +63,27 @@ def wandb_log(path: Path) -> Iterator[bytes]:
             record = b""
 
 
+def whole_log(path: Path) -> list[bytes]:
+    """Records up to the last one: wandb's own process may still be writing when the run is finished."""
+    from wandb.proto import wandb_internal_pb2
+
+    for _ in range(300):
+        records = list(wandb_log(path))
+        last = wandb_internal_pb2.Record()
+        with contextlib.suppress(DecodeError, IndexError):
+            last.ParseFromString(records[-1])
+        if last.WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"{path} has no end")
+
+
 def wandb_records(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
     """(history, summary, the run's record) of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
     history, summary, described = [], {}, None
-    for data in wandb_log(next(folder.glob("*.wandb"))):
+    for data in whole_log(next(folder.glob("*.wandb"))):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
@@ -85,6 +103,11 @@ def check_against_metrics(run: Run, curves: dict[str, list[tuple[int, float]]]) 
         wanted = [(line["step"], line[tag]) for line in lines if tag in line]
         assert [step for step, _ in curves[tag]] == [step for step, _ in wanted], tag
         assert all(math.isclose(a, b, rel_tol=1e-6) for (_, a), (_, b) in zip(curves[tag], wanted, strict=True)), tag
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each file was last written; logs of wandb's own process, which may outlast the run, left out."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
 
 
 COMMAND = """
@@ -129,9 +152,9 @@ def test_a_killed_run_goes_on_with_the_same_curve(tmp_path: Path, planted_store:
     settings = {item.key: json.loads(item.value_json) for item in described.config.update}
     assert settings["k"] == 3
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    before = written(tmp_path)
     train(planted_store, run, sae=SAE, config=CONFIG, log_to=["tensorboard", "wandb"])  # complete: nothing is written
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert written(tmp_path) == before
 
 
 def test_each_run_of_a_sweep_has_its_own(tmp_path: Path, planted_store: Path) -> None:
