@@ -20,6 +20,7 @@ TINY: dict[str, list[str]] = {
                     "--grid", "2", "--d-model", "32", "--rounds", "1"],
     "bench_query": ["--images", "40", "--grid", "2", "--n-latents", "64", "--l0", "4", "--shards", "3", "--repeat", "1",
                     "--slow"],
+    "bench_analyze": ["--images", "40", "--grid", "2", "--n-latents", "64", "--l0", "4", "--shard-images", "16"],
     "bench_cold": ["--images", "64", "--grid", "2", "--d-model", "32", "--passes", "1"],
 }  # fmt: skip
 

@@ -1,0 +1,75 @@
+"""`analyze` on codes of growing size: seconds, entries a second and peak memory of a process of its own.
+
+Writes synthetic codes as bench_query.py does, shards of 256 images, and analyzes them without pictures. The limit is
+one thread of the same run that reads latent, row and value of every shard and counts latents with np.bincount.
+The page cache is warm.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_query import ROOT, write_codes
+from common import emit, parser
+
+from saetrain import CodeStore
+
+ANALYZE = """
+import json, resource, sys, time
+import analysis
+started = time.perf_counter()
+analysis.analyze(sys.argv[1], sys.argv[2], n_gallery=0, overwrite=True)
+seconds = time.perf_counter() - started
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9]))
+"""
+
+
+def read_and_count(codes: CodeStore) -> float:
+    """Seconds of the least that any analysis does: each entry is read and counted once."""
+    started = time.perf_counter()
+    for shard in range(codes.n_shards):
+        entries = codes.read_shard(shard)
+        np.bincount(entries.latent, minlength=codes.n_latents)
+        entries.row.max(initial=0)
+        entries.latent_value.max(initial=0)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=5_076)
+    options.add_argument("--grid", type=int, default=14)
+    options.add_argument("--n-latents", type=int, default=49_152)
+    options.add_argument("--l0", type=int, default=32)
+    options.add_argument("--shard-images", type=int, default=256)
+    options.add_argument("--folder", type=Path, help="where codes are kept; by default a temporary folder")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        path = folder / f"synthetic-{given.images}-{given.n_latents}-{given.shard_images}.codes"
+        codes = write_codes(path, n_images=given.images, grid=given.grid, n_latents=given.n_latents, l0=given.l0,
+                            n_shards=-(-given.images // given.shard_images))  # fmt: skip
+        limit = read_and_count(codes)
+        command = [sys.executable, "-c", ANALYZE, str(path), str(Path(temporary) / "made.concepts")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+        seconds, peak = json.loads(done.stdout)
+        emit(
+            given,
+            n_tokens=codes.n_images * codes.n_tokens,
+            n_entries=codes.n_entries,
+            seconds=seconds,
+            entries_per_s=codes.n_entries / seconds,
+            limit_s=limit,
+            share_of_limit=limit / seconds,
+            peak_gb=peak,
+        )
+
+
+if __name__ == "__main__":
+    main()
