@@ -24,7 +24,7 @@ def plain_forward() -> Forward:
     @torch.no_grad()
     def forward(folder: Path, uris: Sequence[str], model: dict[str, str], layer: int) -> NDArray[np.float32]:
         config = json.loads(Path(model["model"]).read_text())
-        clip = open_clip.CLIP(**config).eval()
+        clip = open_clip.CLIP(**config).eval().requires_grad_(False)  # torch multiplies frozen weights by other kernels
         clip.load_state_dict(load_file(model["pretrained"]))
         transform = open_clip.image_transform(config["vision_cfg"]["image_size"], is_train=False)
         parts = []
