@@ -943,6 +943,11 @@ def compare(
     template: Annotated[str, typer.Option(help="The base model's text for a class.")] = "a photo of a {}.",
     limit: Annotated[int | None, typer.Option(help="Judge a sample of so many images.")] = None,
     seed: Annotated[int, typer.Option(help="Of halves, controls and intervals.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
+    second_run: Annotated[
+        Path | None,
+        typer.Option(help="A run trained on the adapted model's activations: both dictionaries by both models."),
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -953,10 +958,12 @@ def compare(
     with progress("compare", "images") as report:
         found = run_compare(
             base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
-            limit=limit, seed=seed, device=device, overwrite=overwrite, on_progress=report,
+            limit=limit, seed=seed, seeds=seeds, second_run=second_run, device=device, overwrite=overwrite,
+            on_progress=report,
         )  # fmt: skip
     page = write_adaptation_page(found, base, adapted, out.with_suffix(".html"))
-    emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, found["conclusion"]["sentence"])
+    said = [found[part]["sentence"] for part in ("conclusion", "dictionaries") if part in found]
+    emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, "\n".join(said))
 
 
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="Any artifact.")]

@@ -1,41 +1,30 @@
 """compare(): what prompt tuning changed, the concepts or the mapping from concepts to classes.
 
-In: concept tables of a base and of an adapted model: one SAE, one set of images. Out: one JSON file:
-`overlap` of the latents that the two models use; `accuracy` of both and with texts swapped (base image x adapted text
-and the reverse); `masks`, classifiers that see k latents a class, chosen with either model, judged with either model,
-beside frequency-matched random latents, with and without the SAE's error term; `confusion` and `prediction` counts; and
-`conclusion`, one sentence with the share of the gain that needs no new concept.
-
-Latents are chosen on one half of each class's images and judged on the other. Masks know the true class,
-as PatchSAE's do.
+In: concept tables of a base and of an adapted model: one SAE, one set of images. Out: one JSON file; `compare` says
+what is in it. Latents are chosen on one half of each class's images and judged on the other, anew for each seed. Masks
+know the true class, as PatchSAE's do.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from actcache import ActivationStore, ParentMismatchError, SettingsError, StoreGroup, Towers, open_stores, open_towers
+from actcache import ActivationStore, ParentMismatchError, SettingsError, StoreGroup, open_stores, open_towers
 from analysis.concepts import TAU, ConceptTable
-from analysis.fidelity import Outcome, Outcomes
-from analysis.intervals import LEVELS, N_RESAMPLES, bootstrap_intervals
-from analysis.intervention import Mask
-from analysis.overlap import compare_counts, improvement_rate
-from analysis.ranking import LatentCounts, count_in_codes, match_frequency, rank_latents, split_halves
+from analysis.crossover import MODELS, Round, judge, make_masks
+from analysis.overlap import compare_counts
+from analysis.ranking import LatentCounts, count_in_codes, split_halves
 from analysis.results import describe_result, find_result, finish_result
-from analysis.splicing import splice
-from analysis.zero_shot import BATCH_IMAGES, ZeroShot, batches, choose_images, number_classes, open_zero_shot
+from analysis.two_dictionaries import check_second, cross_dictionaries
+from analysis.verdict import conclude, summarize
+from analysis.zero_shot import BATCH_IMAGES, ZeroShot, check_images, choose_images, open_zero_shot
 from saetrain import CodeStore, Run
 
-MODELS = ("base", "adapted")
 K_GRID = (1, 2, 5, 10, 50, 100, 500)
-Key = tuple[Any, ...]
-"""(model, "original"), (model, "swap"), or (model, chosen by, selection, k, draw, keep_error)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ def compare(
     adapted: str | Path,
     out: str | Path | None = None,
     *,
+    second_run: Run | str | Path | None = None,
     k: Sequence[int] = K_GRID,
     n_top: int = 50,
     high: int = 50,
@@ -69,6 +59,7 @@ def compare(
     template: str = "a photo of a {}.",
     limit: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
@@ -79,6 +70,7 @@ def compare(
     Args:
         base, adapted: concept tables of the two stores, by the same run.
         out: a JSON file for the result; the same call again returns what is there.
+        second_run: another SAE at the same hook point, trained on the adapted model's activations: adds `dictionaries`.
         k: latents a class that the masked classifiers see.
         n_top: latents whose overlap is measured; the conclusion is drawn at the nearest k.
         high, low: ranks that bound the groups, see `group_latents`.
@@ -87,51 +79,96 @@ def compare(
         template: the base model's text; the adapted one's prompts have their own.
         limit: judge a random sample of so many images of the half.
         seed: of halves, sample, controls and intervals.
+        seeds: do it so many times, with seed, seed + 1, ...: halves, sample and controls drawn anew each time.
+
+    Returns:
+        The result. `classes`, `n_chosen`, `n_judged` (images a seed), `hook_point`, `prompts`, `interval` (what the
+        intervals cover), `overlap` (see `compare_counts`), `improvement`, and
+
+        accuracy: {"base image, adapted text": {accuracy, accuracy_low, accuracy_high, class_accuracy, loss}, ...}, the
+            four ways to put images and texts together.
+        masks: rows {classified_by, chosen_by, selection, k, keep_error, accuracy, accuracy_low, accuracy_high}.
+            classified_by, chosen_by: base | adapted. selection: class (the k latents most frequent on the image's true
+            class), dataset (on all images: the same for every image), random (as frequent as the class's; mean of the
+            draws); `all` latents have chosen_by and k "all".
+        confusion: {base | adapted: [C][C]}, rows true, columns said; counts of images, summed over seeds.
+        prediction: rows {classified_by, chosen_by, selection: class | dataset, k, keep_error, counts: [C][C]}.
+            Neither is kept of more than 200 classes.
+        conclusion: {sentence, k, points, without_new_concepts: {share, low, high}, text_only: {share, low, high}}, see
+            docs/decisions/0019.
+        dictionaries: with `second_run`: {n_images (held out), k, cells: rows {sae: first | second, run, model: base |
+            adapted, fvu, l0, accuracy, accuracy_low, accuracy_high, loss (SAE spliced in, no error term),
+            original_accuracy}, shares: rows {sae, share, low, high} (without new concepts, by either SAE), n_firing:
+            [first, second], n_without_counterpart (latents of the second), counterpart_cosine, mean_largest_cosine,
+            sentence}; else absent.
 
     Raises:
-        ParentMismatchError: other images, another SAE or another model; two stores of the same prompts.
+        ParentMismatchError: other images, another SAE or another model; two stores of the same prompts; a second run of
+            another model, hook point or kind of token.
         SettingsError: no labels, CoCoOp's prompts, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
-    if not k or min(k) < 1 or n_random < 1 or not 1 <= high <= low or n_top < 1:
-        raise SettingsError("--k, --n-random and --n-top must be at least 1, and 1 <= --high <= --low.")
-    grid = sorted(set(k))
+    if not k or min(*k, n_random, n_top, seeds, limit or 1) < 1 or limit == 0 or not 1 <= high <= low:
+        raise SettingsError(
+            "--k, --n-random, --n-top, --seeds and --limit must be at least 1, and 1 <= --high <= --low."
+        )
+    grid = sorted({n for n in k if n < run.sae_config.size})
+    if not grid:
+        raise SettingsError(f"--k must be below the dictionary's {run.sae_config.size:,} latents, got {min(k)}.")
+    k_top = min(grid, key=lambda n: (abs(n - n_top), n))
     settings: dict[str, Any] = {
         "k": grid, "n_top": n_top, "high": high, "low": low, "n_random": n_random, "tau": tau,
-        "template": template, "limit": limit, "seed": seed,
+        "template": template, "limit": limit, "seed": seed, "seeds": seeds,
     }  # fmt: skip
     parents = {name: side.concepts.artifact for name, side in sides.items()}
+    second = second_run if isinstance(second_run, Run | None) else Run.open(second_run)
+    if second is not None:
+        check_second(run, second, k_top)
+        parents["second run"] = second.artifact
     head = describe_result("comparison", settings, parents)
     out = None if out is None else Path(out)
     if found := find_result(out, head, overwrite=overwrite):
         return found
-    towers = {name: open_towers(side.store.stores[0].artifact, device=device) for name, side in sides.items()}
-    store = sides["base"].store
-    labeled = [choose_images(side.store, where=None, limit=None, seed=seed) for side in sides.values()]
-    images = np.intersect1d(labeled[0], labeled[1])
-    names, labels = number_classes(store, images)
-    chosen, judged = split_halves(labels, seed=seed)
-    if limit is not None and limit < len(judged):
-        judged = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(judged)[:limit])
-    scenes = {name: _scene(side, run, towers[name], judged, template, names) for name, side in sides.items()}
-    whole, half = np.full(len(labels), -1), np.full(len(labels), -1)
-    whole[images], half[chosen] = labels[images], labels[chosen]
-    tokens = run.train_config.tokens
-    counts = {
-        name: [count_in_codes(side.codes, some, len(names), tokens=tokens, tau=tau) for some in (whole, half)]
-        for name, side in sides.items()
-    }
-    masks = list(_make_masks({n: c[1] for n, c in counts.items()}, grid, n_random, run, seed))
-    outcomes = _judge(run, scenes, judged, masks, batch_size, on_progress)
-    first, second = (counts[name][0].by_class for name in MODELS)
+    scenes = _open_scenes(sides, run, template, device)
+    labels, names = scenes["base"].labels, scenes["base"].names
+    tokens, sae = run.train_config.tokens, run.sae()
+    halves = [_halve(labels, names, limit, one) for one in range(seed, seed + seeds)]
+    # the second run judges the same again, and both runs the held-out images
+    total = sum(len(judged) for _, judged in halves) * (1 if second is None else 2)
+    done = 0
+
+    def report(n_images: int) -> None:
+        nonlocal done
+        done += n_images
+        if on_progress:
+            on_progress(min(done, total), total)
+
+    def count(images: NDArray[np.int64]) -> dict[str, LatentCounts]:
+        some = np.full(len(labels), -1)
+        some[images] = labels[images]
+        return {
+            name: count_in_codes(side.codes, some, len(names), tokens=tokens, tau=tau) for name, side in sides.items()
+        }
+
+    rounds = []
+    for number, (chosen, judged) in enumerate(halves, start=seed):
+        masks = make_masks(count(chosen), grid, n_random, number)
+        outcomes = judge(sae, tokens, scenes, judged, masks, batch_size=batch_size, report=report)
+        rounds.append(Round(number, chosen, judged, outcomes))
+    first, other = (counts.by_class for counts in count(scenes["base"].images).values())
     body: dict[str, Any] = {
-        "classes": list(names), "n_chosen": len(chosen), "n_judged": len(judged), "hook_point": str(run.hook_point),
-        "prompts": sides["adapted"].store.stores[0].artifact.settings["prompts"],
-        "overlap": compare_counts(first, second, names, k=n_top, high=high, low=low),
-        **_summarize(outcomes, names, seed),
+        "classes": list(names), "n_chosen": len(rounds[0].chosen), "n_judged": len(rounds[0].judged),
+        "hook_point": str(run.hook_point), "prompts": sides["adapted"].store.stores[0].artifact.settings["prompts"],
+        "overlap": compare_counts(first, other, names, k=n_top, high=high, low=low),
+        **summarize(rounds, names, seed),
     }  # fmt: skip
-    body["conclusion"] = _conclude(outcomes, body, n_top, seed)
+    body["conclusion"] = conclude(rounds, body["overlap"], k_top, n_top, seed)
+    if second is not None:
+        body["dictionaries"] = cross_dictionaries(
+            (run, second), scenes, rounds, k=k_top, tau=tau, seed=seed, limit=limit,
+            batch_size=batch_size, report=report,
+        )  # fmt: skip
     return finish_result(out, head, body)
 
 
@@ -157,154 +194,25 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     return Run.open(base.codes.artifact.parent_path("run"))
 
 
-def _scene(
-    side: Side, run: Run, towers: Towers, judged: NDArray[np.int64], template: str, names: tuple[str, ...]
-) -> ZeroShot:
-    scene = open_zero_shot(side.store, run.hook_point, templates=template, within=judged, towers=towers)
-    if scene.names != names:
-        raise SettingsError("Some class has no image to judge. Give more images, or no --limit.")
-    return scene
-
-
-def _make_masks(
-    counts: dict[str, LatentCounts], grid: list[int], n_random: int, run: Run, seed: int
-) -> Iterator[tuple[str, Mask]]:
-    """(chosen by, mask): the k most frequent latents of each class, and random ones as frequent."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    grid = [k for k in grid if k < run.sae_config.size]
-    for name, found in counts.items():
-        ranked = rank_latents(found.by_class, max(grid, default=1))
-        for k in grid:
-            yield name, Mask("class", k, 0, torch.from_numpy(ranked[:, :k]))
-            for draw in range(n_random):
-                drawn = match_frequency(ranked[:, :k], found.by_dataset, rng=rng)
-                if drawn is not None:
-                    yield name, Mask("random", k, draw, torch.from_numpy(drawn))
-
-
-@torch.no_grad()
-def _judge(
-    run: Run, scenes: dict[str, ZeroShot], judged: NDArray[np.int64], masks: list[tuple[str, Mask]], batch_size: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> dict[Key, Outcome]:  # fmt: skip
-    found: dict[Key, Outcomes] = {}
-    device, done = scenes["base"].vision.device, 0
-    sae, tokens = run.sae().to(device), run.train_config.tokens
-    masks = [(name, Mask(m.selection, m.k, m.draw, m.lists.to(device))) for name, m in masks]
-    for images in batches(judged, batch_size):
-        truth = scenes["base"].labels[images]
-        label = torch.from_numpy(truth).to(device)
-        tables = [mask.table(label, sae.config.size) for _, mask in masks]
-        for model, scene in scenes.items():
-            other = scenes[MODELS[1 - MODELS.index(model)]]
-            spliced = splice(sae, scene.read(images), scene.store.n_tokens, tokens)
-
-            def add(key: Key, logits: Tensor, truth: NDArray[np.int64] = truth) -> None:
-                found.setdefault(key, Outcomes()).add(logits, truth)
-
-            embedded = scene.embed(spliced.x)
-            add((model, "original"), scene.logit_scale * embedded @ scene.classes.T)
-            add((model, "swap"), scene.logit_scale * embedded @ other.classes.T)
-            for keep_error in (False, True):
-                rest: Tensor | float = spliced.error if keep_error else 0.0
-                all_latents = scene.logits(spliced.stream(spliced.whole + rest))
-                add((model, "all", "all", "all", 0, keep_error), all_latents)
-            for (chosen_by, mask), table in zip(masks, tables, strict=True):
-                kept = spliced.keep(table)
-                for keep_error in (False, True):
-                    key = (model, chosen_by, mask.selection, mask.k, mask.draw, keep_error)
-                    add(key, scene.logits(spliced.stream(kept + (spliced.error if keep_error else 0.0))))
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(judged))
-    return {key: outcomes.result() for key, outcomes in found.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Summing up
-
-
-def _summarize(outcomes: dict[Key, Outcome], names: tuple[str, ...], seed: int) -> dict[str, Any]:
-    accuracy, rows, prediction = {}, [], []
-    right: dict[Key, list[NDArray[Any]]] = {}
-    for key, outcome in outcomes.items():
-        if len(key) == 2:
-            model, what = key
-            text = model if what == "original" else MODELS[1 - MODELS.index(model)]
-            accuracy[f"{model} image, {text} text"] = outcome.numbers()
-            continue
-        right.setdefault((*key[:4], key[5]), []).append(outcome.right)
-        if key[2] == "class":
-            row = dict(zip(("classified_by", "chosen_by", "selection", "k"), key, strict=False))
-            prediction.append(row | {"keep_error": key[5], "counts": _confusion(outcome, len(names)).tolist()})
-    for key, draws in right.items():
-        mean = np.mean(draws, axis=0)
-        low, high = bootstrap_intervals(mean[:, None], seed=seed)
-        row = dict(zip(("classified_by", "chosen_by", "selection", "k", "keep_error"), key, strict=True))
-        rows.append(
-            row | {"accuracy": float(mean.mean()), "accuracy_low": float(low[0]), "accuracy_high": float(high[0])}
+def _open_scenes(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
+    """Both models' classifiers, on the images that are labeled and readable in both stores."""
+    first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
+    images = np.intersect1d(first, second)
+    return {
+        name: open_zero_shot(
+            side.store, run.hook_point, templates=template, within=images,
+            towers=open_towers(side.store.stores[0].artifact, device=device),
         )
-    base, adapted = (outcomes[model, "original"] for model in MODELS)
-    delta = improvement_rate(float(base.right.mean()), float(adapted.right.mean()))
-    confusion = {model: _confusion(outcomes[model, "original"], len(names)).tolist() for model in MODELS}
-    return {"accuracy": accuracy, "improvement": delta, "masks": rows, "confusion": confusion, "prediction": prediction}
+        for name, side in sides.items()
+    }  # fmt: skip
 
 
-def _confusion(outcome: Outcome, n_classes: int) -> NDArray[np.int64]:
-    """[C, C]: images of true class (row) that were said to be of a class (column)."""
-    flat = np.bincount(outcome.label * n_classes + outcome.predicted, minlength=n_classes**2)
-    return flat.reshape(n_classes, n_classes)
-
-
-def _conclude(outcomes: dict[Key, Outcome], body: dict[str, Any], n_top: int, seed: int) -> dict[str, Any]:
-    """The share of the gain that is there with the base model's latents, and with the base model's images, in words.
-
-    With A the accuracy of a model (first letter) that sees the top k latents chosen by a model (second), error term on:
-    share = (A[adapted, base] - A[base, base]) / (A[adapted, adapted] - A[base, base]).
-    """
-    stored = sorted({key[3] for key in outcomes if len(key) == 6 and key[2] == "class"})
-    k = min(stored, key=lambda n: (abs(n - n_top), n))
-
-    def seen(model: str, chosen_by: str) -> NDArray[np.bool_]:
-        return outcomes[model, chosen_by, "class", k, 0, True].right
-
-    start = seen("base", "base")
-    same, own = _gain(seen("adapted", "base"), start), _gain(seen("adapted", "adapted"), start)
-    base, adapted = (outcomes[model, "original"].right for model in MODELS)
-    text, whole = _gain(outcomes["base", "swap"].right, base), _gain(adapted, base)
-    latents, texts = _share(same, own, seed), _share(text, whole, seed)
-    points = 100 * float(whole.mean())
-    overlap = body["overlap"]["task"]["jaccard"]
-    sentence = (
-        f"Accuracy goes from {base.mean():.1%} to {adapted.mean():.1%} ({points:+.1f} points). "
-        f"Seeing only the {k} latents a class that the base model uses most, the adapted model keeps "
-        f"{_say(latents)} of the gain it makes with the {k} of its own; what it keeps needs no new concept. "
-        f"Its texts with the base model's images make {_say(texts)} of the whole gain; "
-        f"the two models share {overlap:.0%} of a class's top {n_top} latents."
-    )
-    return {"sentence": sentence, "k": k, "points": points, "without_new_concepts": latents, "text_only": texts}
-
-
-def _gain(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return after.astype(np.float64) - before
-
-
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> dict[str, float | None]:
-    """mean(part) / mean(whole) with a paired bootstrap interval; None where the whole is not above 0 for certain."""
-    low, _ = bootstrap_intervals(whole[:, None], seed=seed)
-    if low[0] <= 0:
-        return {"share": None, "low": None, "high": None}
-    rng = np.random.Generator(np.random.Philox(seed))
-    ratios = np.empty(N_RESAMPLES)
-    for i in range(N_RESAMPLES):
-        drawn = rng.integers(len(part), size=len(part))
-        total = whole[drawn].sum()
-        ratios[i] = part[drawn].sum() / total if total else np.nan
-    bounds = np.nanpercentile(ratios, LEVELS)
-    return {"share": float(part.mean() / whole.mean()), "low": float(bounds[0]), "high": float(bounds[1])}
-
-
-def _say(share: dict[str, float | None]) -> str:
-    if share["share"] is None:
-        return "an unknown share (that gain is not certain)"
-    return f"{share['share']:.0%} ({share['low']:.0%} to {share['high']:.0%})"
+def _halve(
+    labels: NDArray[np.int64], names: Sequence[str], limit: int | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(chosen, judged) images of one seed."""
+    chosen, judged = split_halves(labels, seed=seed)
+    check_images(chosen, tuple(names), labels, "choose latents on")
+    if limit is not None and limit < len(judged):
+        judged = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(judged)[:limit])
+    return chosen, judged

@@ -27,7 +27,7 @@ ROOMS = {
         "actcache/prompts", "actcache/prompted_towers", "actcache/prompt_checkpoints",
         "actcache/prompt_training", "actcache/adaptation",
         "actcache/origin",
-        "analysis/comparison",
+        "analysis/crossover", "analysis/two_dictionaries",
         "analysis/attribution", "analysis/dictionary", "analysis/embeddings", "analysis/fidelity",
         "analysis/intervention", "analysis/naming", "analysis/predictions", "analysis/sparse_coding",
         "analysis/splicing", "analysis/steering", "analysis/zero_shot",

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analysis.intervals import bootstrap_intervals, wilson_interval
+from analysis.intervals import bootstrap_intervals, resample_means, wilson_interval
 from analysis.ranking import match_frequency, rank_latents, split_halves
 
 COUNTS = arrays(np.int32, st.tuples(st.integers(1, 4), st.integers(2, 30)), elements=st.integers(0, 50))
@@ -74,3 +74,15 @@ def test_intervals_cover_as_they_say() -> None:
     half = 1.96 * values[:, 0].std() / 20
     assert np.allclose([lows[0], highs[0]], [values[:, 0].mean() - half, values[:, 0].mean() + half], atol=0.05)
     assert np.allclose([lows[1] - lows[0], highs[1] - highs[0]], 1)
+
+
+def test_seeds_and_images_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    images, seeds = rng.normal(0, 1, 400), rng.normal(0, 0.3, 30)
+    values = [(images + shift)[:, None] for shift in seeds]
+    every = [np.arange(400)] * 30
+    spread = resample_means(values, every, seed=1).std()
+    assert np.isclose(spread, np.hypot(images.std() / 20, seeds.std() / np.sqrt(30)), rtol=0.1)
+    halves = [rng.permutation(400)[:200] for _ in seeds]  # an image that several seeds judge is drawn for all of them
+    spread = resample_means([images[half][:, None] for half in halves], halves, seed=1).std()
+    assert np.isclose(spread, images.std() / 20, rtol=0.15)
