@@ -907,10 +907,11 @@ def report(
     concepts: ConceptsPath,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
     interventions: Annotated[
-        list[Path], typer.Option("--intervention", help="A result of intervene, attribute, evaluate, steer; repeat.")
+        list[Path],
+        typer.Option("--intervention", help="A result of intervene, attribute, evaluate, steer, compare; repeat."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Write one self-contained HTML page: quality, all latents, gallery with heat maps."""
+    """Write one self-contained HTML page: quality, all latents, results, gallery with heat maps and numbers."""
     from analysis import write_report
 
     path = write_report(concepts, out, interventions=interventions)

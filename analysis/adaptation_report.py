@@ -1,24 +1,51 @@
-"""write_adaptation_page(): a comparison becomes one HTML file without network.
+"""A comparison as a section of a page, and write_adaptation_page(): that section as a page of its own. No network.
 
-In: what `compare` found, and the two concept tables for pictures. Out: accuracies, masking curves, scatter of counts,
-overlap by class, shared and exclusive concepts with images, confusion matrices.
+In: what `compare` found, and the concept tables it was made from, for pictures. Out: accuracies, masking curves in four
+settings, predictions under masks, confusion of both models and their difference, counts and overlap, shared and
+exclusive concepts with images and heat maps; of two dictionaries the table of the four cells.
 """
 
-import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jinja2
-import pyarrow.compute as pc
+import numpy as np
+from numpy.typing import NDArray
 
-from actcache import write_atomic
+from actcache import ArtifactNotFoundError, SchemaError
+from analysis.adaptation_plots import MODELS, draw_counts, draw_settings, say
 from analysis.concepts import ConceptTable
+from analysis.gallery import draw_matrix
+from analysis.page import Section, fill, write_page
+from analysis.top_shots import Shot, TopShots
 
-N_SHOWN, N_PICTURES = 6, 6
-COLORS = {"base": "#c4551d", "adapted": "#0b6bcb"}
+N_SHOWN, N_PICTURES = 6, 5
+N_GRIDS = 4
 MAX_CLASSES = 40
 """Larger confusion matrices nobody can read."""
+MAX_LABELS = 16
+
+
+class Matrix(NamedTuple):
+    """A table of numbers, each with a color."""
+
+    title: str
+    rows: list[tuple[str, list[tuple[str, str]]]]  # class, then (number, CSS color) a column
+
+
+class Grid(NamedTuple):
+    """Predictions under masks of k latents: a small picture of each setting."""
+
+    k: int
+    pictures: list[tuple[str, bytes]]
+
+
+class Strip(NamedTuple):
+    """A latent with the images of each model."""
+
+    latent: int
+    anchor: bool
+    shots: dict[str, list[Shot]]
 
 
 def write_adaptation_page(
@@ -32,98 +59,161 @@ def write_adaptation_page(
     """
     tables = {
         name: table if isinstance(table, ConceptTable) else ConceptTable.open(table)
-        for name, table in (("base", base), ("adapted", adapted))
+        for name, table in zip(MODELS, (base, adapted), strict=True)
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    rows, columns = tables["base"].grid
+    return write_page(
+        out,
+        "adaptation.html.jinja",
+        title="A model and its adapted self",
+        subtitle=" and ".join(table.path.name for table in tables.values()),
+        part=draw_comparison(found, tables),
+        aspect=f"{columns} / {rows}",
     )
-    whole = found["overlap"]["dataset"]
-    numbers = ("jaccard", "rank_biased_overlap", "n_high", "n_high_to_low", "n_low_to_high")
-    rows = [*found["overlap"]["classes"], found["overlap"]["task"] | {"class": "mean of the classes"}]
-    rows = [{"class": row["class"], **{n: _say(row[n]) for n in numbers}} for row in rows]
-    rows.append({"class": "dataset", **{n: _say(whole[n]) for n in numbers}})
-    resources, curves, scatter = _draw(found)
+
+
+def draw_comparison(
+    found: Mapping[str, Any], tables: Mapping[str, ConceptTable], *, anchors: Collection[int] = ()
+) -> Section:
+    """What `compare` found.
+
+    Args:
+        tables: base and adapted, as far as they are at hand; without one its pictures are left out.
+        anchors: latents that the page shows elsewhere, for links.
+    """
     small = len(found["classes"]) <= MAX_CLASSES
-    page = environment.get_template("adaptation.html.jinja").render(
-        title=f"What {found['prompts']['method']} changed",
-        subtitle=f"{found['hook_point']}, {len(found['classes'])} classes, latents chosen on {found['n_chosen']:,} "
-        f"images, judged on {found['n_judged']:,}",
-        conclusion=found["conclusion"]["sentence"], accuracy=found["accuracy"], improvement=_say(found["improvement"]),
-        keep_error=True, rows=rows, correlation=_say(whole["correlation"]),
-        log_correlation=_say(whole["log_correlation"]), classes=found["classes"],
-        concepts={
-            "shared": [_picture(tables["base"], n) for n in whole["shared"][:N_SHOWN]],
-            "only of the base model": [_picture(tables["base"], n) for n in whole["base_only"][:N_SHOWN]],
-            "only of the adapted model": [_picture(tables["adapted"], n) for n in whole["adapted_only"][:N_SHOWN]],
-        },
-        confusion=found["confusion"] if small else {}, resources=_safe(resources), curves=_safe(curves),
-        scatter=_safe(scatter),
-    )  # fmt: skip
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page.encode())
-    return out
+    confusion = {name: np.array(counts) for name, counts in found.get("confusion", {}).items()} if small else {}
+    method = found["prompts"]["method"]
+    more = fill(
+        "comparison.html.jinja",
+        conclusion=found["conclusion"]["sentence"],
+        accuracy=found["accuracy"],
+        improvement=say(found["improvement"]),
+        interval=found.get("interval", "95 % over images"),
+        curves=draw_settings(found),
+        grids=_grids(found) if small else [],
+        confusion=_confusion(confusion, found["classes"]),
+        classes=found["classes"],
+        n_labels=MAX_LABELS,
+        counts=[draw_counts(found)],
+        overlap=_overlap(found),
+        n_top=found["settings"]["n_top"],
+        concepts=_concepts(found["overlap"]["dataset"], tables, anchors),
+        dictionaries=found.get("dictionaries"),
+        percent=lambda value: "n/a" if value is None else f"{100 * value:.1f} %",
+    )
+    text = (
+        f"{method} prompts at {found['hook_point']}, {len(found['classes'])} classes. Latents were chosen on "
+        f"{found['n_chosen']:,} images and judged on {found['n_judged']:,} others."
+    )
+    return Section(f"What {method} changed", text, [], [], more)
 
 
-def _picture(concepts: ConceptTable, latent: int) -> dict[str, Any]:
-    """A latent's strongest images, as far as they were kept."""
-    rows = concepts.top_images.filter(pc.equal(concepts.top_images["latent"], latent)).sort_by("rank")
-    kept = [concepts.thumbnail(image) for image in rows["image"].to_pylist()[: 3 * N_PICTURES]]
-    return {"number": latent, "pictures": [base64.b64encode(data).decode() for data in kept if data][:N_PICTURES]}
+def find_tables(found: Mapping[str, Any], concepts: ConceptTable, folder: Path) -> dict[str, ConceptTable]:
+    """The tables a comparison was made from, of those that are at hand: `concepts`, beside it, or in a folder."""
+    tables = {}
+    for name in MODELS:
+        parent = found["parents"][name]
+        if concepts.artifact.id == parent["id"]:
+            tables[name] = concepts
+            continue
+        for place in (concepts.path.parent / parent["path"], folder / parent["path"]):
+            try:
+                table = ConceptTable.open(place)
+            except (ArtifactNotFoundError, SchemaError):
+                continue
+            if table.artifact.id == parent["id"]:
+                tables[name] = table
+                break
+    return tables
 
 
-def _draw(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(script for the head, masking curves, scatter), by bokeh."""
-    from bokeh.embed import components
-    from bokeh.layouts import row
-    from bokeh.models import HoverTool
-    from bokeh.plotting import figure
-    from bokeh.resources import Resources
+def _overlap(found: Mapping[str, Any]) -> list[list[str]]:
+    numbers = ("jaccard", "rank_biased_overlap", "n_high", "n_high_to_low", "n_low_to_high")
+    head = ["class", "Jaccard", "rank-biased overlap", "high", "high → low", "low → high", "base only", "adapted only"]
+    whole = found["overlap"]
+    rows = [
+        *whole["classes"],
+        whole["task"] | {"class": "mean of the classes"},
+        whole["dataset"] | {"class": "dataset"},
+    ]
 
-    panels = []
-    for model in COLORS:
-        plot = figure(
-            width=520, height=320, x_axis_type="log", title=f"judged with the {model} model", toolbar_location=None
+    def some(latents: list[int]) -> str:
+        return " ".join(map(str, latents[:3])) + (" …" if len(latents) > 3 else "")
+
+    return [
+        head,
+        *(
+            [row["class"], *(say(row[n]) for n in numbers), *(some(row.get(f"{m}_only", [])) for m in MODELS)]
+            for row in rows
+        ),
+    ]
+
+
+def _grids(found: Mapping[str, Any]) -> list[Grid]:
+    """For some k, what images of each class are taken for in the four settings, error term kept."""
+    rows = [row for row in found.get("prediction", []) if row["keep_error"] and row["selection"] == "class"]
+    every = sorted({row["k"] for row in rows})
+    kept = {every[round(i * (len(every) - 1) / max(N_GRIDS - 1, 1))] for i in range(N_GRIDS)} if every else set()
+    return [
+        Grid(
+            k,
+            [
+                (f"{row['chosen_by']} latents, {row['classified_by']} model", draw_matrix(np.array(row["counts"])))
+                for row in rows
+                if row["k"] == k
+            ],
         )
-        plot.xaxis.axis_label, plot.yaxis.axis_label = "latents a class", "accuracy"
-        for chosen_by, color in COLORS.items():
-            for selection, dash in (("class", "solid"), ("random", "dashed")):
-                line = sorted(
-                    (r["k"], r["accuracy"], r["accuracy_low"], r["accuracy_high"])
-                    for r in found["masks"]
-                    if (r["classified_by"], r["chosen_by"], r["selection"]) == (model, chosen_by, selection)
-                    and r["keep_error"]
+        for k in sorted(kept)
+    ]
+
+
+def _confusion(confusion: dict[str, NDArray[np.int64]], classes: list[str]) -> list[Matrix]:
+    """Both models' counts, and how they differ."""
+    if not confusion:
+        return []
+    base, adapted = (confusion[name] for name in MODELS)
+    matrices = [
+        Matrix(f"{name} model", _paint(counts, counts / np.maximum(counts.sum(1, keepdims=True), 1), classes, "{}"))
+        for name, counts in confusion.items()
+    ]
+    change = adapted - base
+    shares = change / max(int(abs(change).max()), 1)
+    return [*matrices, Matrix("adapted less base", _paint(change, shares, classes, "{:+}"))]
+
+
+def _paint(
+    counts: NDArray[np.int64], shares: NDArray[np.float64], classes: list[str], form: str
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Numbers on blue where a share is above 0, on red below; nothing for 0."""
+    return [
+        (
+            name,
+            [
+                (
+                    form.format(n) if n else "",
+                    f"rgba({'11, 107, 203' if s > 0 else '209, 67, 91'}, {0.75 * abs(s):.2f})",
                 )
-                if line:
-                    k, mean, low, high = zip(*line, strict=True)
-                    plot.varea(x=k, y1=low, y2=high, color=color, alpha=0.08)
-                    plot.scatter(k, mean, color=color, size=5)
-                    plot.line(
-                        k, mean, color=color, line_dash=dash, line_width=2, legend_label=f"{chosen_by}, {selection}"
-                    )
-        plot.legend.location = "top_left"
-        plot.legend.background_fill_alpha = 0.6
-        panels.append(plot)
-    latents, base, adapted = found["overlap"]["scatter"]
-    data = {"latent": latents, "base": [n + 0.5 for n in base], "adapted": [n + 0.5 for n in adapted]}
-    points = figure(width=520, height=420, x_axis_type="log", y_axis_type="log", toolbar_location=None)
-    points.xaxis.axis_label, points.yaxis.axis_label = "tokens, base model", "tokens, adapted model"
-    points.scatter("base", "adapted", source=data, size=5, alpha=0.4, color="#0b6bcb")
-    top = max([1, *data["base"], *data["adapted"]])
-    points.line([0.5, top], [0.5, top], color="#5b6875", line_dash="dotted")
-    points.add_tools(HoverTool(tooltips=[("latent", "@latent"), ("base", "@base"), ("adapted", "@adapted")]))
-    script, (first, second) = components((row(*panels), points))
-    return Resources(mode="inline", components=["bokeh"]).render() + script, first, second
+                for n, s in zip(numbers, of, strict=True)
+            ],
+        )
+        for name, numbers, of in zip(classes, counts.tolist(), shares.tolist(), strict=True)
+    ]
 
 
-def _say(value: float | None) -> str:
-    if value is None or value != value:
-        return "n/a"
-    return f"{value:.2f}" if isinstance(value, float) else f"{value}"
-
-
-def _safe(html: str) -> Any:
-    """Mark text that bokeh wrote as HTML."""
-    import markupsafe
-
-    return markupsafe.Markup(html)
+def _concepts(
+    whole: Mapping[str, Any], tables: Mapping[str, ConceptTable], anchors: Collection[int]
+) -> dict[str, list[Strip]]:
+    groups = {
+        "In both models' top": ("shared", tuple(MODELS)),
+        "Only in the base model's": ("base_only", ("base",)),
+        "Only in the adapted model's": ("adapted_only", ("adapted",)),
+    }
+    shots = TopShots(tables)
+    return {
+        title: [
+            Strip(latent, latent in anchors, {name: shots.of(name, latent, N_PICTURES) for name in models})
+            for latent in whole[group][:N_SHOWN]
+        ]
+        for title, (group, models) in groups.items()
+    }

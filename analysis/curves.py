@@ -1,13 +1,17 @@
 """The report's section on causes: result files in, plots and tables out. Needs bokeh only, no model.
 
 Of `intervene` the masking curve with its controls, of `attribute` the deletion curves, of `evaluate` the table of
-fidelity, of `steer` the table of steerability.
+fidelity, of `steer` the table of steerability, of `compare` everything its own page shows.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from actcache import SchemaError
+from analysis.adaptation_report import draw_comparison, find_tables
+from analysis.concepts import ConceptTable
+from analysis.page import Section, draw_level, draw_line, finish_plot, start_plot
 from analysis.results import read_result
 
 COLORS = {
@@ -21,49 +25,40 @@ TITLES = {
 MODES = {"keep": "only these latents", "drop": "all but these latents"}
 
 
-class Section(NamedTuple):
-    """A part of the page.
+def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list[Section]:
+    """One section a result file. Raises SchemaError for a file that is no result, or of a kind that is not shown.
 
-    Attributes:
-        text: what is shown, for people.
-        plots: HTML that bokeh wrote, "" for none.
-        rows: a table, the first line its head.
+    Args:
+        concepts: the table that the page is about; of a comparison, a link leads to a latent in its gallery.
     """
-
-    title: str
-    text: str
-    plots: str
-    rows: list[list[str]]
-
-
-def draw_sections(results: Sequence[str | Path]) -> list[Section]:
-    """One section a result file. Raises SchemaError for a file that is no result, or of a kind that is not shown."""
-    draw = {"masks": draw_masks, "deletion": draw_deletion, "fidelity": show_fidelity, "steerability": show_steering}
     sections = []
     for path in results:
         found = read_result(path)
-        if found["kind"] not in draw:
-            found = read_result(path, " or ".join(draw))  # raises
-        sections.append(draw[found["kind"]](found))
+        if found["kind"] == "comparison":
+            tables = find_tables(found, concepts, Path(path).parent)
+            anchors = set(concepts.gallery["latent"].to_pylist()) if concepts in tables.values() else set()
+            sections.append(draw_comparison(found, tables, anchors=anchors))
+        elif found["kind"] in DRAW:
+            sections.append(DRAW[found["kind"]](found))
+        else:
+            raise SchemaError(f"{path} holds {found['kind']}, expected {', '.join(DRAW)} or comparison.")
     return sections
 
 
 def draw_masks(found: dict[str, Any]) -> Section:
     """Accuracy against k, kept and dropped, with 95 % intervals; the margins over the random control as a table."""
-    from bokeh.layouts import row
-
     whole = {r["mode"]: r["accuracy"] for r in found["curve"] if r["selection"] == "all"}
     plots = []
     for mode, title in MODES.items():
-        plot = _figure(title, "latents k", "zero-shot accuracy")
+        plot = _start(title, "latents k", "zero-shot accuracy")
         plot.y_range.start = 0
         for name, style in (("original", "solid"), ("keep", "dashed"), ("drop", "dotted")):
-            _level(plot, whole[name], style)
+            draw_level(plot, whole[name], style)
         for selection in dict.fromkeys(r["selection"] for r in found["curve"] if r["selection"] != "all"):
             rows = [r for r in found["curve"] if (r["selection"], r["mode"]) == (selection, mode)]
             points = [(r["k"], r["accuracy"], r["accuracy_low"], r["accuracy_high"]) for r in rows]
-            _line(plot, points, COLORS[selection], TITLES[selection])
-        plots.append(_finish(plot))
+            draw_line(plot, points, COLORS[selection], TITLES[selection])
+        plots.append(finish_plot(plot))
     head = ["selection", "latents", "k", "accuracy minus random", "95 % interval"]
     rows = [
         [TITLES[m["selection"]], m["mode"], str(m["k"]), f"{m['margin']:+.3f}", f"{m['low']:+.3f} to {m['high']:+.3f}"]
@@ -79,16 +74,16 @@ def draw_masks(found: dict[str, Any]) -> Section:
         "(dotted). The oracle's mask knows the true class, so what it keeps tells the answer by itself: the predicted "
         "class's mask is the honest one."
     )
-    return Section("Masking latents", text, _html(row(*plots)), [head, *rows])
+    return Section("Masking latents", text, plots, [head, *rows])
 
 
 def draw_deletion(found: dict[str, Any]) -> Section:
     """Cosine with the predicted class against the number of deleted latents, by method."""
-    plot = _figure("deleting latents, the largest first", "1 + latents deleted", "cosine with the predicted class")
+    plot = _start("deleting latents, the largest first", "1 + latents deleted", "cosine with the predicted class")
     methods = dict.fromkeys(r["method"] for r in found["curve"])
     for method in methods:
         rows = [r for r in found["curve"] if r["method"] == method]
-        _line(plot, [(1 + r["n"], r["y"], r["low"], r["high"]) for r in rows], COLORS[method], method)
+        draw_line(plot, [(1 + r["n"], r["y"], r["low"], r["high"]) for r in rows], COLORS[method], method)
     margins = {m["method"]: m for m in found["margins"]}
     rows = [["method", "area", "minus attribution", "95 % interval"]]
     for method, area in sorted(found["areas"].items(), key=lambda item: item[1]):
@@ -100,7 +95,7 @@ def draw_deletion(found: dict[str, Any]) -> Section:
         "the decision rests on; the faster the cosine falls, the better it knows. Area: mean of the curve, smaller is "
         "better."
     )
-    return Section("Which latents decide", text, _html(_finish(plot)), rows)
+    return Section("Which latents decide", text, [finish_plot(plot)], rows)
 
 
 def show_fidelity(found: dict[str, Any]) -> Section:
@@ -114,7 +109,7 @@ def show_fidelity(found: dict[str, Any]) -> Section:
         for name, v in run["variants"].items()
     ]  # fmt: skip
     text = "Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations."
-    return Section("Fidelity", text, "", [head, *rows])
+    return Section("Fidelity", text, [], [head, *rows])
 
 
 def show_steering(found: dict[str, Any]) -> Section:
@@ -130,49 +125,14 @@ def show_steering(found: dict[str, Any]) -> Section:
         f"How the probabilities of {found['n_words']:,} words move when one latent, or one dimension of the stream, is "
         "set on every token. Steerable: the squares of the changes add up to more than 0.1."
     )
-    return Section("Steering", text, "", [head, *rows])
+    return Section("Steering", text, [], [head, *rows])
 
 
-def _figure(title: str, x: str, y: str) -> Any:
-    from bokeh.plotting import figure
-
-    plot = figure(
-        width=555, height=400, title=title, x_axis_type="log", x_axis_label=x, y_axis_label=y,
-        tools="pan,wheel_zoom,box_zoom,reset,hover", tooltips=[("", "$name"), ("x", "@x"), ("y", "@y{0.000}")],
+def _start(title: str, x: str, y: str) -> Any:
+    return start_plot(
+        title, height=400, x_axis_type="log", x_axis_label=x, y_axis_label=y,
+        tooltips=[("", "$name"), ("x", "@x"), ("y", "@y{0.000}")],
     )  # fmt: skip
-    plot.toolbar.logo = None
-    return plot
 
 
-def _line(plot: Any, points: list[tuple[float, float, float, float]], color: str, title: str) -> None:
-    """points: (x, y, low, high); a single one is a mark with a bar."""
-    if not points:
-        return
-    x, y, low, high = (list(column) for column in zip(*sorted(points), strict=True))
-    if len(x) > 1:
-        plot.varea(x, low, high, color=color, fill_alpha=0.15)
-        plot.line(x, y, color=color, line_width=2, legend_label=title, name=title)
-    else:
-        plot.segment(x, low, x, high, color=color, line_width=2)
-    plot.scatter(x, y, color=color, size=6, legend_label=title, name=title)
-
-
-def _level(plot: Any, y: float, style: str) -> None:
-    from bokeh.models import Span
-
-    plot.add_layout(Span(location=y, dimension="width", line_color="#5b6875", line_dash=style, line_width=1.2))
-
-
-def _finish(plot: Any) -> Any:
-    plot.add_layout(plot.legend[0], "below")
-    plot.legend.label_text_font_size = "11px"
-    plot.legend.ncols = 2
-    plot.legend.spacing = 12
-    return plot
-
-
-def _html(layout: Any) -> str:
-    from bokeh.embed import components
-
-    script, element = components(layout)
-    return str(script + element)
+DRAW = {"masks": draw_masks, "deletion": draw_deletion, "fidelity": show_fidelity, "steerability": show_steering}

@@ -53,6 +53,25 @@ def draw_heat_map(heat: NDArray[np.floating[Any]], maximum: float) -> bytes:
     share = np.clip(heat / max(maximum, 1e-12), 0, 1)
     pixels = np.zeros((*heat.shape, 4), dtype=np.uint8)
     pixels[..., 3] = np.round(215 * (1 - np.sqrt(share)))
+    return _png(pixels)
+
+
+def draw_position_map(counts: NDArray[np.integer[Any]]) -> bytes:
+    """PNG [rows, columns], one pixel a patch: white where a latent never fires, blue where it does most often."""
+    return _draw_shares(counts / max(int(counts.max()), 1))
+
+
+def draw_matrix(counts: NDArray[np.integer[Any]]) -> bytes:
+    """PNG [C, C], one pixel a cell: white for none of its row, blue for all of it."""
+    return _draw_shares(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _draw_shares(shares: NDArray[np.floating[Any]]) -> bytes:
+    return _png(np.round(255 + shares[..., None] * (np.array([11, 80, 170]) - 255)).astype(np.uint8))
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """Of [height, width, 3 or 4]."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(buffer, format="PNG")
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
