@@ -502,6 +502,11 @@ def query(
         str | None,
         typer.Option(help="With --latent, instead of images: patches, counter-examples or co-firing latents."),
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Co-firing of all latents, --n-top partners each, over so many random tokens.", min=1),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of that sample; 0.")] = None,
     image: Annotated[
         list[str], typer.Option(help="Strongest latents of an image (position or uri); of two: shared and exclusive.")
     ] = [],  # noqa: B006  typer reads it only
@@ -533,21 +538,25 @@ def query(
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
     images: Annotated[Path | None, typer.Option(help="With --sheet: where the images are, if they moved.")] = None,
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    n_workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Ask codes: images of a latent, latents of images, groups, conditions. Reads no more than the answer needs."""
-    from analysis import add_names, find_image, find_images, parse_latents, write_answer
+    from analysis import add_names, find_image, find_images, open_scheduler, parse_latents, write_answer
     from saetrain import CodeStore
 
     asked = {
-        "latent": latent, "show": show, "image": image or None, "at": at, "class": label, "group": group,
-        "versus": versus, "fires": fires, "silent": silent, "where": where, "score": score, "tau": tau,
+        "latent": latent, "show": show, "sample": sample, "seed": seed, "image": image or None, "at": at,
+        "class": label, "group": group, "versus": versus, "fires": fires, "silent": silent, "where": where,
+        "score": score, "tau": tau,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     subject = check_question(asked)
     opened = CodeStore.open(codes)
     if store is not None:
         find_images(opened, store=store)
-    table = answer(opened, subject, asked, n_top)
+    with open_scheduler(n_workers, scheduler):
+        table = answer(opened, subject, asked, n_top)
     if names is not None:
         table = add_names(table, opened, names)
     facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}  # of codes.zarr
@@ -560,11 +569,11 @@ def query(
         positions = [find_image(opened, one) for one in image]
         draw_sheet(opened, table, sheet, latents=latents, images=positions, where=where, folder=images, store=store)
         facts["sheet"] = str(sheet)
-    emit(facts, draw_table(facts["rows"]))
+    emit(facts, draw_table(facts["rows"] if subject != "sample" else table.slice(0, 20).to_pylist()))
 
 
 QUESTIONS = {
-    "latent": {"show", "where", "score"}, "image": {"at"}, "class": {"where", "tau"},
+    "latent": {"show", "where", "score"}, "sample": {"show", "seed"}, "image": {"at"}, "class": {"where", "tau"},
     "group": {"versus", "where", "score"}, "fires": {"silent", "where"}, "silent": {"where"}, "where": {"tau"},
 }  # fmt: skip
 """What can be asked about, and the flags each question understands; the first that is given is the question."""
@@ -577,9 +586,13 @@ def check_question(asked: dict[str, Any]) -> str:
     """What is asked about. Exit 2 where it is nothing, or where a flag does not go with it."""
     subject = next((name for name in QUESTIONS if name in asked), None)
     if subject is None:
-        raise typer.BadParameter("ask one thing: --latent, --image, --class, --group, --fires, --silent or --where")
+        raise typer.BadParameter(
+            "ask one thing: --latent, --sample, --image, --class, --group, --fires, --silent or --where"
+        )
     if asked.get("show", "images") not in SHOW:
         raise typer.BadParameter(f"--show must be one of {', '.join(SHOW)}")
+    if subject == "sample" and asked.get("show", "co-firing") != "co-firing":
+        raise typer.BadParameter("--sample shows co-firing")
     known = SHOW[asked["show"]] | {"show"} if subject == "latent" and "show" in asked else QUESTIONS[subject]
     wrong = sorted(asked.keys() - {subject} - known)
     if wrong:
@@ -604,6 +617,11 @@ def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
                 "counter-examples": analysis.query_counter_examples, "co-firing": analysis.query_co_firing,
             }[asked.get("show", "images")]  # fmt: skip
             return ask(codes, asked["latent"], **given)
+        case "sample":
+            order = [("jaccard", "descending"), ("latent", "ascending"), ("rank", "ascending")]
+            return analysis.sample_partners(
+                codes, n_tokens=asked["sample"], seed=asked.get("seed", 0), n_partners=n_top
+            ).sort_by(order)
         case "image" if len(asked["image"]) == 2:
             return analysis.query_images(codes, *asked["image"], **given)
         case "image":
@@ -852,17 +870,19 @@ def localize(
     out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
     images: Annotated[Path | None, typer.Option(help="Where the images are, if they moved.")] = None,
     store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    n_workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Compare heat maps with pixel masks: AP, pointing game and IoU of each concept's best latent.
 
     Latent and threshold are chosen on one half of the images with masks and judged on the other.
     """
     from analysis import localize as run_localize
-    from analysis import write_answer
+    from analysis import open_scheduler, write_answer
     from saetrain import CodeStore
 
     opened = CodeStore.open(codes)
-    with progress("read masks", "images") as report:
+    with open_scheduler(n_workers, scheduler), progress("read masks", "images") as report:
         table = run_localize(
             opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
             on_progress=report,

@@ -1,6 +1,7 @@
 from .adaptation_report import write_adaptation_page
 from .answer import parse_at, parse_latents, write_answer
 from .attribution import delete_latents
+from .coactivation import CoFiring, co_fire, query_co_firing, sample_partners
 from .comparison import compare
 from .concepts import ConceptTable, analyze
 from .contrast import query_groups
@@ -18,7 +19,6 @@ from .naming import name_latents
 from .overlap import compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
 from .query import (
     find_image,
-    query_co_firing,
     query_counter_examples,
     query_image,
     query_images,
@@ -35,6 +35,7 @@ from .steering import measure_steerability, set_latents
 from .tour import Quickstart, quickstart
 
 __all__ = [
+    "CoFiring",
     "ConceptTable",
     "Inspection",
     "Judge",
@@ -48,6 +49,7 @@ __all__ = [
     "add_names",
     "analyze",
     "choose_images",
+    "co_fire",
     "compare",
     "compare_counts",
     "delete_latents",
@@ -92,6 +94,7 @@ __all__ = [
     "read_own_names",
     "recover_concepts",
     "reduce_shards",
+    "sample_partners",
     "score_latents",
     "set_latents",
     "set_name",

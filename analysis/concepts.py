@@ -1,4 +1,4 @@
-"""analyze(): codes -> ConceptTable, in one pass of dask over the shards.
+"""analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents.
 
     concepts.parquet        one row a latent: density, frequency, mean, quantiles, label entropy, token kinds, ...
     top_images.parquet      latent, rank, image, score, peak, peak_patch;  top_patches.parquet  by their strongest patch
@@ -32,27 +32,34 @@ from actcache import (
     check_parent,
     file_digest,
     open_artifact,
-    open_source,
     open_towers,
     read_manifest,
     remove_litter,
     seal_artifact,
 )
-from analysis.catalogue import class_counts_statistic, top_images_statistic, totals_statistic
+from analysis.catalogue import (
+    CLASS_BYTES,
+    class_counts_statistic,
+    present_labels,
+    top_images_statistic,
+    totals_statistic,
+)
+from analysis.gallery import Pictures
 from analysis.geometry import n_geometry_tasks, nearest_latents
-from analysis.histograms import Histogram, entry_counts_statistic
-from analysis.join import find_images, open_parents, open_scheduler
+from analysis.histograms import N_BINS, Histogram, entry_counts_statistic
+from analysis.join import open_parents, open_scheduler
 from analysis.monosemanticity import check_embeddings, monosemanticity, n_monosemanticity_tasks
-from analysis.pairs import SCORES
-from analysis.reduction import reduce_shards
+from analysis.pairs import SCORES, tokens_per_image
+from analysis.reduction import cut_latents, reduce_latents
 from analysis.tables import (
-    Found,
+    RangeFound,
     choose_gallery,
-    concept_table,
     copy_images,
+    describe_range,
     write_array,
     write_found,
     write_gallery,
+    write_nearest,
 )
 from saetrain import CodeStore, Run
 
@@ -61,6 +68,12 @@ TAU = 0.2
 
 N_NEAREST = 8
 EMBEDDINGS_FILE = "image_embeddings.npy"
+
+RANGE_BYTES = 1 << 25
+"""What the counts of a range of latents may take; a task holds a few times as much."""
+
+RANGE_ENTRIES, PIECE_ENTRIES = 1 << 22, 1 << 15
+"""Entries of a range, and at least of a range in a shard: below that the fixed cost of numpy's calls shows."""
 
 
 class ConceptTable:
@@ -198,7 +211,7 @@ def analyze(
             activations), or an .npy file [I, width] with a row an image in stored order.
         device: of `clip`. Speed only.
         n_workers, scheduler: see `open_scheduler`; speed only. By default dask's threads, or the client that is open.
-        on_progress: called with (tasks done, tasks in all): a shard is one, and so is a range of latents.
+        on_progress: called with (tasks done, tasks in all); a task takes a range of latents.
 
     Raises:
         IncompleteError, SettingsError, ParentMismatchError.
@@ -211,8 +224,8 @@ def analyze(
     given = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
     if given is not None:
         check_embeddings(codes, given)
-    where = find_images(codes, images=images, store=store)
-    source = None if where is None else open_source(where)
+    pictures = Pictures(codes, images=images, store=store)
+    shown = pictures if pictures.all_there() else None
     decoder = find_run(codes, run)
     provenance = {key: codes.artifact.provenance[key] for key in ("quality", "source", "sae")}
     provenance["curves"] = codes.artifact.provenance.get("curves", {})  # older codes have none
@@ -224,7 +237,7 @@ def analyze(
             "score": score,
             "tau": tau,
             "n_gallery": n_gallery,
-            "pictures": source is not None,
+            "pictures": shown is not None,
             "nearest": N_NEAREST if isinstance(decoder, Run) else 0,
             "embeddings": file_digest(given)["pieces"] if given else embeddings,
         },
@@ -251,29 +264,37 @@ def analyze(
         "totals": totals_statistic(),
         "top": top_images_statistic(n_top, score),
         "top_patches": top_images_statistic(n_top, "patch"),
-        "classes": class_counts_statistic(labels, silent=True),
+        "classes": class_counts_statistic(labels),
         "entries": entry_counts_statistic(),
     }
+    latent_bytes = CLASS_BYTES * len(present_labels(labels)) + 8 * (codes.n_tokens + N_BINS) + 48 * n_top
+    ranges = cut_latents(
+        codes, max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards), at_most=max(1, RANGE_BYTES // latent_bytes)
+    )
     steps = _Steps(on_progress)
-    passes = steps.add(codes.n_shards)
+    passes = steps.add(len(ranges))
     geometry = steps.add(n_geometry_tasks(codes.n_latents) if isinstance(decoder, Run) else 0)
     semantics = steps.add(n_monosemanticity_tasks(codes.n_latents) if given else 0)
     with open_scheduler(n_workers, scheduler):
-        result = reduce_shards(codes, statistics, tau=tau, on_progress=passes)
-        nearest = nearest_latents(decoder, N_NEAREST, on_progress=geometry) if isinstance(decoder, Run) else None
-        scores = monosemanticity(codes, given, score=score, on_progress=semantics) if given else None
-    found = Found(**result, nearest=nearest, monosemanticity=scores)
-    table = concept_table(found, labels)
-    write_found(artifact.path, codes, found, table)
-    write_gallery(artifact.path, codes, found.top, choose_gallery(table, n_gallery, min_images=min(n_top, 8)), source)
+        parts: list[RangeFound] = reduce_latents(codes, ranges, statistics, describe_range, tau=tau, on_progress=passes)
+        table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
+        if isinstance(decoder, Run):
+            write_nearest(artifact.path, nearest_latents(decoder, N_NEAREST, on_progress=geometry))
+        if given:
+            scores = monosemanticity(codes, given, score=score, on_progress=semantics)
+            table = table.append_column("monosemanticity", pa.array(scores))
+    write_found(artifact.path, codes, parts, table)
+    top = pa.concat_tables([part.top_images for part in parts])
+    write_gallery(artifact.path, codes, top, choose_gallery(table, n_gallery, min_images=min(n_top, 8)), shown)
+    n_images = int(codes.valid.sum())
     seal_artifact(
         artifact.path,
         grid=list(codes.grid),
-        n_images=found.totals.n_images,
-        n_tokens=found.totals.n_tokens,
-        n_alive=int((found.totals.fired_tokens > 0).sum()),
+        n_images=n_images,
+        n_tokens=n_images * tokens_per_image(codes),
+        n_alive=int(np.count_nonzero(table["n_tokens"])),
         left_out={
-            **({} if source is not None else {"pictures": "the images were not found; give them with --images"}),
+            **({} if shown is not None else {"pictures": "the images were not found; give them with --images"}),
             **({} if isinstance(decoder, Run) else {"nearest": f"{decoder}; give the run with --run"}),
         },
     )

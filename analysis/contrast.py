@@ -12,8 +12,7 @@ about eight images a group. q: p adjusted by Benjamini and Hochberg (1995) over 
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.join import fold_pieces
-from analysis.pairs import find_pairs, image_scores
+from analysis.pairs import UNIT, find_pairs, sum_images, tokens_per_image
+from analysis.reduction import cut_latents
 from analysis.selection import choose_images
-from saetrain import CodeStore, LatentCodes
+from saetrain import CodeStore
 
 BLOCK_ENTRIES = 4_000_000
-"""Entries of a block of latents; a task holds about 100 bytes each."""
+"""Entries of a block of latents; a task holds about 60 bytes each."""
 
 
 class Contrast(NamedTuple):
@@ -84,31 +84,31 @@ def query_groups(
 
 def contrast_groups(codes: CodeStore, a: NDArray[np.bool_], b: NDArray[np.bool_], *, score: str = "mean") -> Contrast:
     """Every latent that fires in either of two groups of images [I], which do not overlap; by latent."""
-    n_blocks = max(1, -(-codes.n_entries // BLOCK_ENTRIES))
-    edges = np.unique(np.linspace(0, codes.n_latents, n_blocks + 1).astype(int)).tolist()
     result: Contrast = fold_pieces(
-        codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, list(pairwise(edges))
+        codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, cut_latents(codes, BLOCK_ENTRIES)
     )
     return result
 
 
 def _contrast_block(
-    codes: CodeStore, block: tuple[int, int], *, a: NDArray[np.bool_], b: NDArray[np.bool_], score: str
+    codes: CodeStore, block: range, *, a: NDArray[np.bool_], b: NDArray[np.bool_], score: str
 ) -> Contrast:
-    start, stop = block
-    either = a | b
-    latents, scores, images = [], [], []
+    groups = np.where(a, 1, np.where(b, 0, -1)).astype(np.int8)
+    parts = []
     for shard in range(codes.n_shards):
-        part = codes.read_latents(shard, start, stop)
-        keep = either[part.row // codes.n_tokens] & (part.latent_value > 0)
-        kept = np.concatenate([[0], np.cumsum(keep)])[part.latent_indptr]
-        pairs = find_pairs(LatentCodes(kept, part.row[keep], part.latent_value[keep]), codes.n_tokens)
-        latents.append(pairs.latent)
-        scores.append(image_scores(pairs, codes, score))
-        images.append(pairs.image)
-    latent, value, in_a = np.concatenate(latents), np.concatenate(scores), a[np.concatenate(images)]
-    found = rank_groups(latent, value, in_a, n_a=int(a.sum()), n_b=int(b.sum()))
-    return found._replace(latent=found.latent + start)
+        entries = codes.read_latents(shard, block.start, block.stop)
+        if score == "max":
+            pairs = find_pairs(entries, codes.n_tokens)
+            latent, image, units = pairs.latent, pairs.image, (pairs.peak.astype(np.float64) / UNIT).astype(np.int64)
+        else:
+            latent, image, units = sum_images(entries, codes.n_tokens)
+        group = groups[image]
+        keep = (group >= 0) & (units > 0)
+        parts.append((latent, units, group == 1) if keep.all() else (latent[keep], units[keep], group[keep] == 1))
+    latent, units, in_a = (np.concatenate(column) for column in zip(*parts, strict=True))
+    unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
+    found = rank_groups(latent, units, in_a, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
+    return found._replace(latent=found.latent + block.start)
 
 
 def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
@@ -116,41 +116,61 @@ def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
 
 
 def rank_groups(
-    latent: NDArray[np.int64], score: NDArray[np.float64], in_a: NDArray[np.bool_], *, n_a: int, n_b: int
+    latent: NDArray[np.integer[Any]],
+    units: NDArray[np.int64],
+    in_a: NDArray[np.bool_],
+    *,
+    n_a: int,
+    n_b: int,
+    unit: float,
 ) -> Contrast:
     """Compare two groups latent by latent, given the positive scores only; all other images score 0.
 
     Args:
-        latent, score, in_a: [N] a pair of latent and image each; which group the image is in.
+        latent, units, in_a: [N] a pair of latent and image each: its score as a whole number of `unit`, and which group
+            the image is in.
         n_a, n_b: images of the groups.
     """
-    order = np.lexsort((score, latent))
-    latent, score, in_a = latent[order], score[order], in_a[order]
-    changed = np.diff(latent, prepend=-1) != 0
-    first = np.flatnonzero(changed)  # [L] where a latent begins
-    owner = np.cumsum(changed) - 1  # [N] which of these latents
-    n, n_total = np.diff(np.append(first, len(latent))), n_a + n_b
+    latent, units, in_a = _sort(latent, units, in_a)
+    n_total = n_a + n_b
+    new = np.ones(len(latent), dtype=np.bool_)
+    new[1:] = latent[1:] != latent[:-1]
+    first = np.flatnonzero(new)  # [L] where a latent begins
+    n = np.diff(first, append=len(latent))
     n_zero = n_total - n
+    new[1:] |= units[1:] != units[:-1]
+    tied = np.flatnonzero(new)  # [R] where a run of equal scores begins
+    run = np.searchsorted(tied, first)  # [L] the first run of a latent
+    owner = np.repeat(np.arange(len(first)), np.diff(run, append=len(tied)))
+    n_tied = np.diff(tied, append=len(latent)).astype(np.float64)
+    a_before = np.concatenate([[0], np.cumsum(in_a)])
+    a_tied = np.diff(a_before[np.append(tied, len(latent))])
+    rank = tied - first[owner] + (n_tied + 1) / 2 + n_zero[owner]  # average, zeros before
 
-    tied = np.flatnonzero(changed | (np.diff(score, prepend=-1) != 0))  # where a run of equal scores begins
-    n_tied = np.diff(np.append(tied, len(score)))
-    rank = np.repeat(tied - first[owner[tied]] + (n_tied + 1) / 2, n_tied) + n_zero[owner]  # average, zeros before
-    ties = np.bincount(owner[tied], n_tied.astype(float) ** 3 - n_tied, len(first)) + n_zero.astype(float) ** 3 - n_zero
+    def by_latent(values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+        sums: NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64) if len(starts) else np.empty(0)
+        return sums
 
-    n_fired_a = np.bincount(owner, in_a, len(first))
-    rank_sum = np.bincount(owner, rank * in_a, len(first)) + (n_a - n_fired_a) * (n_zero + 1) / 2
+    ties = by_latent(n_tied**3 - n_tied, run) + n_zero.astype(np.float64) ** 3 - n_zero
+    n_fired_a = np.diff(a_before[np.append(first, len(latent))])
+    rank_sum = by_latent(rank * a_tied, run) + (n_a - n_fired_a) * (n_zero + 1) / 2
     u = rank_sum - n_a * (n_a + 1) / 2
     spread = np.sqrt(n_a * n_b / 12 * ((n_total + 1) - ties / (n_total * (n_total - 1.0))))
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(spread > 0, (u - n_a * n_b / 2) / spread, 0.0)
 
-    sums = [np.bincount(owner, score * mask, len(first)) for mask in (in_a, ~in_a)]
-    squares = [np.bincount(owner, score**2 * mask, len(first)) for mask in (in_a, ~in_a)]
+    score = units * unit
+    mine = score * in_a
+    sums, squares = (
+        [by_latent(part, first), by_latent(whole, first)]
+        for part, whole in ((mine, score), (mine * score, score * score))
+    )
+    sums[1] -= sums[0]
     means = [total / size for total, size in zip(sums, (n_a, n_b), strict=True)]
-    within = sum(square - total * mean for square, total, mean in zip(squares, sums, means, strict=True))
+    within = squares[1] - sums[0] * means[0] - sums[1] * means[1]
     pooled = np.sqrt(np.maximum(within, 0) / (n_total - 2))
     return Contrast(
-        latent=latent[first],
+        latent=latent[first].astype(np.int64),
         auroc=u / (n_a * n_b),
         cohen_d=np.divide(means[0] - means[1], pooled, out=np.full(len(first), np.nan), where=pooled > 0),
         p=np.array([math.erfc(abs(value) / math.sqrt(2)) for value in z]),
@@ -159,6 +179,19 @@ def rank_groups(
         share_a=n_fired_a / n_a,
         share_b=(n - n_fired_a) / n_b,
     )
+
+
+def _sort(
+    latent: NDArray[np.integer[Any]], units: NDArray[np.int64], in_a: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
+    """By latent, then score: all three in one 64-bit number where they fit, which numpy sorts by vectors."""
+    bits = int(units.max(initial=0)).bit_length()
+    if bits + int(latent.max(initial=0)).bit_length() + 1 > 63:
+        order = np.lexsort((units, latent))
+        return latent[order], units[order], in_a[order]
+    key = (latent.astype(np.int64) << (bits + 1)) | (units << 1) | in_a
+    key.sort()
+    return key >> (bits + 1), (key >> 1) & ((1 << bits) - 1), (key & 1).astype(np.bool_)
 
 
 def adjust_p(p: NDArray[np.float64]) -> NDArray[np.float64]:

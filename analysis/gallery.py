@@ -1,20 +1,67 @@
 """Pictures: what the model saw of an image, as a small JPEG, and a heat map as a transparent PNG."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actcache import ImageSource, ImageSourceError, ParentMismatchError, decode_image, resize_image
+from actcache import (
+    ImageSource,
+    ImageSourceError,
+    ParentMismatchError,
+    SettingsError,
+    decode_image,
+    open_source,
+    resize_image,
+)
+from analysis.join import find_images
+from saetrain import CodeStore
 
 THUMBNAIL_PIXELS = 160
 
 
-def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
-    """JPEG of the part of an image that the model sees, at most 160 pixels wide. Arguments and errors: `see_image`."""
-    image = see_image(source, uri, n_bytes, preprocess)
+class Pictures:
+    """The images of codes as the model saw them, from wherever they lie: a source for each store they were made from.
+
+    Args:
+        images, store: where they moved, as in `find_images`.
+    """
+
+    def __init__(self, codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> None:
+        self._codes = codes
+        self._images, self._store = images, store
+        self._sources: dict[str, ImageSource] = {}
+
+    def all_there(self) -> bool:
+        names = [name for name in self._codes.artifact.parents if name.split()[0] == "images"]
+        return all((found := self._find(name)) is not None and found.exists() for name in names)
+
+    def see(self, image: int) -> Image.Image:
+        """Raises SettingsError where the images are not there, and as `see_image`."""
+        table = self._codes.images
+        number = table["store"][image].as_py() if "store" in table.column_names else 0
+        source = self._source("images" if not number else f"images {number + 1}")
+        return see_image(source, table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess)
+
+    def _find(self, name: str) -> Path | None:
+        if name == "images":
+            return find_images(self._codes, images=self._images, store=self._store)
+        return Path(self._images or self._codes.artifact.parent_path(name))
+
+    def _source(self, name: str) -> ImageSource:
+        if name not in self._sources:
+            where = self._find(name) or self._codes.artifact.parent_path(name)
+            if not where.exists():
+                raise SettingsError(f"{where} is not there any more. Say with --images where the images are.")
+            self._sources[name] = open_source(where)
+        return self._sources[name]
+
+
+def make_thumbnail(image: Image.Image) -> bytes:
+    """JPEG of what the model saw, at most 160 pixels wide."""
     if image.width > THUMBNAIL_PIXELS:
         image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Statistics of single entries: how strong (a histogram, hence quantiles) and where in the image (a position map).
 
-numpy only. In: a shard's entries by latent. Out: integer counts over latents, equal for every cut into shards.
+numpy only. In: a piece's entries by latent. Out: integer counts over latents, equal for every cut into shards.
 
 A bin is a float16's exponent and the first three bits of its mantissa: eight bins an octave from 2^-10 up, and one for
 all below. So a bin's width is at most an eighth of the values in it, and a quantile, taken at the middle of its bin, is
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.pairs import Pairs, cut_blocks, split_rows
+from analysis.pairs import Piece, cut_blocks, split_rows
 from analysis.reduction import Statistic
-from saetrain import CodeStore
+from saetrain import LatentCodes
 
 _SHIFT = 7  # bits of the mantissa that are left out
 _LOWEST = (15 - 10) << (10 - _SHIFT)  # 2^-10
@@ -25,7 +25,7 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
 class EntryCounts(NamedTuple):
-    """Counts of one or many shards, as small as they go: 49,152 latents take 10-30 MB each."""
+    """Counts over latents."""
 
     first_bin: int
     strength: NDArray[np.unsignedinteger]  # [F, bins from first_bin to the last that is not empty]
@@ -40,31 +40,80 @@ class Histogram(NamedTuple):
 
 
 def entry_counts_statistic() -> Statistic:
-    return Statistic(chunk=_count, combine=_add, finalize=_identity)
+    return Statistic(chunk=_hold, combine=_merge, finalize=_trim)
 
 
-def _identity(value: EntryCounts) -> EntryCounts:
-    return value
+class _Part(NamedTuple):
+    """What is known so far: counts of many pieces, and entries that are not counted yet: one count serves many."""
+
+    n_latents: int
+    n_tokens: int
+    entries: tuple[LatentCodes, ...]
+    counts: tuple[NDArray[np.unsignedinteger], ...] = ()  # [F, N_BINS], [F, T]
 
 
-def _count(codes: CodeStore, number: int, pairs: Pairs) -> EntryCounts:
-    entries = codes.read_by_latent(number)
-    n_images = len(codes.shard_range(number))
-    if not len(entries.row):
-        return EntryCounts(0, np.zeros((codes.n_latents, 0), np.uint32), _no_positions(codes, n_images))
-    first, last = (_bins(extreme(entries.latent_value.view(np.uint16)))[()] for extreme in (np.min, np.max))
-    n_bins = int(last) - int(first) + 1
-    strength = np.zeros((codes.n_latents, n_bins), np.uint32)
-    position = _no_positions(codes, n_images)
-    for block in cut_blocks(entries):
+def _hold(piece: Piece) -> _Part:
+    return _Part(len(piece.latents), piece.codes.n_tokens, (piece.entries,))
+
+
+def _merge(parts: Sequence[_Part]) -> _Part:
+    entries = sum((part.entries for part in parts), ())
+    joined = parts[0]._replace(entries=entries, counts=_add([part.counts for part in parts if part.counts]))
+    if sum(len(held.row) for held in entries) < joined.n_latents * (joined.n_tokens + N_BINS):
+        return joined
+    return joined._replace(entries=(), counts=_count(joined))
+
+
+def _count(part: _Part) -> tuple[NDArray[np.unsignedinteger], ...]:
+    """All entries counted: at the latest when all pieces have been seen."""
+    cells: tuple[list[NDArray[np.int64]], ...] = ([], [])
+    widths = (N_BINS, part.n_tokens)
+    for block in (block for held in part.entries for block in cut_blocks(held)):
         n_latents = len(block.indptr) - 1
-        latent = np.repeat(np.arange(n_latents), np.diff(block.indptr))
-        _, token = split_rows(block.row, codes.n_tokens)
-        part = slice(block.first, block.first + n_latents)
-        for out, place in ((strength, _bins(block.value.view(np.uint16)) - first), (position, token)):
-            counts = np.bincount(latent * out.shape[1] + place.astype(np.int64), minlength=n_latents * out.shape[1])
-            out[part] = counts.reshape(n_latents, -1)
-    return EntryCounts(int(first), strength, position)
+        latent = np.repeat(np.arange(block.first, block.first + n_latents), np.diff(block.indptr))
+        _, token = split_rows(block.row, part.n_tokens)
+        for column, width, place in zip(cells, widths, (_bins(block.value.view(np.uint16)), token), strict=True):
+            column.append(latent * width + place.astype(np.int64))
+    found = []
+    for column, width in zip(cells, widths, strict=True):
+        n_cells = part.n_latents * width
+        joined = np.concatenate(column) if column else np.empty(0, np.int64)
+        found.append(np.bincount(joined, minlength=n_cells).astype(np.uint32).reshape(part.n_latents, width))
+    return _add([part.counts, tuple(found)] if part.counts else [tuple(found)])
+
+
+def _add(parts: Sequence[tuple[NDArray[np.unsignedinteger], ...]]) -> tuple[NDArray[np.unsignedinteger], ...]:
+    def total(arrays: Sequence[NDArray[np.unsignedinteger]]) -> NDArray[np.unsignedinteger]:
+        most = sum(int(array.max(initial=0)) for array in arrays)
+        out: NDArray[Any] = arrays[0].astype(np.uint32 if most < 1 << 32 else np.uint64)
+        for array in arrays[1:]:
+            out += array
+        return out
+
+    return tuple(total(arrays) for arrays in zip(*parts, strict=True))
+
+
+def _trim(part: _Part) -> EntryCounts:
+    strength, position = _count(part)
+    used = np.flatnonzero(strength.any(axis=0))
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
+    return EntryCounts(first, strength[:, first : last + 1].copy(), position)
+
+
+def join_latents(parts: Sequence[EntryCounts]) -> EntryCounts:
+    """Counts of ranges of latents that follow each other, as one."""
+    full = [part for part in parts if part.strength.shape[1]]
+    first = min((part.first_bin for part in full), default=0)
+    last = max((part.first_bin + part.strength.shape[1] for part in full), default=0)
+    dtype = np.result_type(*(part.strength.dtype for part in parts))
+    strength = np.zeros((sum(len(part.strength) for part in parts), last - first), dtype)
+    row = 0
+    for part in parts:
+        start, n_latents = part.first_bin - first, len(part.strength)
+        if part.strength.shape[1]:
+            strength[row : row + n_latents, start : start + part.strength.shape[1]] = part.strength
+        row += n_latents
+    return EntryCounts(first, strength, np.concatenate([part.position for part in parts]))
 
 
 def _bins(bits: Any) -> NDArray[np.int16]:
@@ -72,26 +121,6 @@ def _bins(bits: Any) -> NDArray[np.int16]:
     bins = (np.asarray(bits) >> np.uint16(_SHIFT)).astype(np.int16) - np.int16(_LOWEST - 1)
     found: NDArray[np.int16] = np.maximum(bins, np.int16(0))
     return found
-
-
-def _no_positions(codes: CodeStore, n_images: int) -> NDArray[np.unsignedinteger]:
-    return np.zeros((codes.n_latents, codes.n_tokens), np.uint16 if n_images < 1 << 16 else np.uint32)
-
-
-def _add(parts: Sequence[EntryCounts]) -> EntryCounts:
-    full = [part for part in parts if part.strength.shape[1]]
-    first = min((part.first_bin for part in full), default=0)
-    last = max((part.first_bin + part.strength.shape[1] for part in full), default=0)
-    most = sum(int(part.strength.max(initial=0)) for part in parts)
-    strength = np.zeros((len(parts[0].strength), last - first), np.uint32 if most < 1 << 32 else np.uint64)
-    for part in full:
-        start = part.first_bin - first
-        strength[:, start : start + part.strength.shape[1]] += part.strength
-    most = sum(int(part.position.max(initial=0)) for part in parts)
-    position: NDArray[Any] = parts[0].position.astype(np.uint16 if most < 1 << 16 else np.uint32)
-    for part in parts[1:]:
-        position += part.position
-    return EntryCounts(first, strength, position)
 
 
 def to_histogram(counts: EntryCounts) -> Histogram:

@@ -11,7 +11,6 @@ that contain the concept (as in network dissection, Bau et al. 2017, but image b
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from analysis.heat import heat_maps, upsample
 from analysis.join import fold_pieces
 from analysis.masks import PixelMasks, read_masks
 from analysis.pairs import find_pairs
+from analysis.reduction import cut_latents
 from saetrain import CodeStore, LatentCodes
 
 CUTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -116,11 +116,9 @@ def score_latents(codes: CodeStore, masks: PixelMasks, *, latents: Sequence[int]
     """AP and pointing game of latents (all: None) for every concept, a block of latents at a time."""
     coverage, centers = masks.coverage(codes.grid), masks.centers(codes.grid)
     if latents is None:
-        n_blocks = max(1, -(-codes.n_entries * len(masks.names) // BLOCK_CELLS))
-        edges = np.unique(np.linspace(0, codes.n_latents, n_blocks + 1).astype(int)).tolist()
-        pieces = list(pairwise(edges))
+        pieces = cut_latents(codes, max(1, BLOCK_CELLS // len(masks.names)))
     else:
-        pieces = [(latent, latent + 1) for latent in latents]
+        pieces = [range(latent, latent + 1) for latent in latents]
     score = partial(_score_block, images=masks.images, coverage=coverage, centers=centers)
     result: Localization = fold_pieces(codes, score, _join_blocks, pieces)
     return result
@@ -132,13 +130,13 @@ def _join_blocks(parts: Sequence[Localization]) -> Localization:
 
 def _score_block(
     codes: CodeStore,
-    block: tuple[int, int],
+    block: range,
     *,
     images: NDArray[np.int64],
     coverage: NDArray[np.float32],
     centers: NDArray[np.bool_],
 ) -> Localization:
-    start, stop = block
+    start, stop = block.start, block.stop
     slot = np.full(codes.n_images, -1)
     slot[images] = np.arange(len(images))
     columns: list[tuple[NDArray[Any], ...]] = []

@@ -4,7 +4,6 @@ Each answer is a pyarrow table, strongest first. A latent reads only its own ent
 `codes.bytes_read` tells how many bytes that was. Groups of images: analysis/selection.py, analysis/contrast.py.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.heat import check_patches
-from analysis.join import fold_pieces
 from analysis.pairs import SCORES, image_scores, tokens_per_image
 from analysis.selection import choose_images, image_rows, latent_pairs, show_images
 from saetrain import CodeStore, RowCodes
@@ -96,33 +94,6 @@ def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, wh
     images = np.concatenate([silent, elsewhere])
     kind = [f"silent on {classes[top_class]}"] * len(silent) + ["fires elsewhere"] * len(elsewhere)
     return pa.table({"kind": pa.array(kind, pa.string()), **show_images(codes, images), "score": score[images]})
-
-
-def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Table:
-    """Latents that fire on the same tokens: latent, n_tokens (both fire), share (of this latent's tokens), jaccard.
-
-    By jaccard, tokens of both over tokens of either. Reads the latent's entries, the tokens it fires on, and the
-    counts of all latents. Raises SettingsError for a latent out of range.
-    """
-    rows, _ = codes.read_latent(latent)
-    cuts = np.searchsorted(rows, np.cumsum(codes.shard_sizes)[:-1] * codes.n_tokens)
-    pieces = list(enumerate(np.split(rows, cuts)))
-    both, count = fold_pieces(codes, _count_together, partial(sum, start=0), pieces)
-    both[latent] = 0
-    found = np.flatnonzero(both)
-    jaccard = both[found] / (len(rows) + count[found] - both[found])
-    order = np.lexsort((found, -jaccard))[:n_top]
-    top = found[order]
-    return pa.table(
-        {"latent": top, "n_tokens": both[top], "share": both[top] / max(len(rows), 1), "jaccard": jaccard[order]}
-    )
-
-
-def _count_together(codes: CodeStore, piece: tuple[int, NDArray[np.int64]]) -> NDArray[np.int64]:
-    """[2, F]: of the latents, entries in some rows of a shard, and in the whole shard."""
-    shard, rows = piece
-    both = np.bincount(codes.read_rows(rows).latent, minlength=codes.n_latents)
-    return np.stack([both, codes.count_latents(shard)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

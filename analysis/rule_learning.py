@@ -26,7 +26,7 @@ from actcache import ParentMismatchError, SettingsError
 from analysis.concepts import TAU, ConceptTable
 from analysis.intervals import wilson_interval
 from analysis.names import read_names
-from analysis.pairs import Pairs
+from analysis.pairs import Pairs, Piece
 from analysis.reduction import Statistic, reduce_shards
 from analysis.results import describe_result, find_result, finish_result
 from analysis.rules import Rule, RuleSet, choose_candidates, conjunction, learn_class, rank_rules
@@ -206,10 +206,11 @@ def count_classes(
     """Images of each class that each latent fires on, a sparse [C, F]; label [I]: -1 is left out."""
     from scipy.sparse import csr_array
 
-    def chunk(opened: CodeStore, number: int, pairs: Pairs) -> Any:
+    def chunk(piece: Piece) -> Any:
+        pairs = piece.pairs
         keep = firing(pairs) & (label[pairs.image] >= 0)
         entries = (label[pairs.image[keep]], pairs.latent[keep])
-        return csr_array((np.ones(len(entries[0]), np.int64), entries), shape=(n_classes, opened.n_latents))
+        return csr_array((np.ones(len(entries[0]), np.int64), entries), shape=(n_classes, len(piece.latents)))
 
     counted = Statistic(chunk, lambda parts: sum(parts[1:], parts[0]), lambda total: total)
     return reduce_shards(codes, {"counts": counted}, tau=firing.tau, on_progress=report)["counts"]
@@ -220,7 +221,8 @@ def read_firing(
 ) -> Callable[[int], NDArray[np.bool_]]:
     """latent -> [I], whether it fires on each image; for the given latents (ascending) only."""
 
-    def chunk(opened: CodeStore, number: int, pairs: Pairs) -> Any:
+    def chunk(piece: Piece) -> Any:
+        pairs = piece.pairs
         keep = firing(pairs) & np.isin(pairs.latent, latents)
         return pairs.latent[keep], pairs.image[keep]
 

@@ -14,10 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from actcache import ImageSource, SettingsError, open_source, write_atomic
-from analysis.gallery import draw_heat_map, see_image
+from actcache import SettingsError, write_atomic
+from analysis.gallery import Pictures, draw_heat_map
 from analysis.heat import heat_maps
-from analysis.join import find_images
 from analysis.query import query_latent
 from saetrain import CodeStore
 
@@ -64,7 +63,8 @@ def draw_sheet(
     cells = choose_cells(codes, answer, latents=latents, images=images, where=where)
     if not cells:
         raise SettingsError("Nothing was found, so there is nothing to draw. Ask without --sheet.")
-    pictures = Pictures(codes, folder=folder, store=store)
+    found = Pictures(codes, images=folder, store=store)
+    pictures = {image: _fit(found.see(image)) for image in sorted({cell.image for cell in cells})}
     n_columns = max(np.bincount([cell.row for cell in cells]).max(), 1)
     n_rows = cells[-1].row + 1
     width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
@@ -79,7 +79,7 @@ def draw_sheet(
     for k, (cell, heat) in enumerate(zip(cells, heats, strict=True)):
         column = column + 1 if k and cells[k - 1].row == cell.row else 0
         left, top = MARGIN + column * (CELL + GAP), MARGIN + cell.row * (CELL + 2 * LINE + GAP)
-        sheet.paste(_lay_over(pictures.see(cell.image), heat, maxima[cell.latent]), (left, top))
+        sheet.paste(_lay_over(pictures[cell.image], heat, maxima[cell.latent]), (left, top))
         title = names[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
         for line, text in enumerate(
             (f"{title}  #{cell.image}", f"latent {cell.latent}: {heat.max():.3g}  {cell.note}")
@@ -119,40 +119,6 @@ def choose_cells(
     return sorted(cells[:MAX_CELLS], key=lambda cell: cell.row)
 
 
-class Pictures:
-    """The images of codes as the model saw them, from wherever they lie; each is read once."""
-
-    def __init__(self, codes: CodeStore, *, folder: str | Path | None = None, store: str | Path | None = None) -> None:
-        self._codes = codes
-        self._sources: dict[str, ImageSource] = {}
-        self._seen: dict[int, Image.Image] = {}
-        self._folder, self._store = folder, store
-
-    def see(self, image: int) -> Image.Image:
-        """CELL pixels on its longer side. Raises SettingsError where the images are not there."""
-        if image not in self._seen:
-            table = self._codes.images
-            uri, n_bytes = table["uri"][image].as_py(), table["bytes"][image].as_py()
-            number = table["store"][image].as_py() if "store" in table.column_names else 0
-            picture = see_image(self._source(number), uri, n_bytes, self._codes.preprocess)
-            longest = max(picture.size)
-            size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
-            method = Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC
-            self._seen[image] = picture.resize(size, method)
-        return self._seen[image]
-
-    def _source(self, number: int) -> ImageSource:
-        """The images of one of the stores that the codes were made from."""
-        name = "images" if not number else f"images {number + 1}"
-        if name not in self._sources:
-            where = find_images(self._codes, images=self._folder, store=self._store) if name == "images" else None
-            where = where or Path(self._folder or self._codes.artifact.parent_path(name))
-            if not where.exists():
-                raise SettingsError(f"{where} is not there any more. Say with --images where the images are.")
-            self._sources[name] = open_source(where)
-        return self._sources[name]
-
-
 def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
     """[rows, columns] a cell; each latent is read once."""
     found: dict[tuple[int, int], NDArray[np.float32]] = {}
@@ -161,6 +127,13 @@ def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]
         maps = heat_maps(codes, latent, np.array(images))
         found |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
     return [found[cell.latent, cell.image] for cell in cells]
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """CELL pixels on its longer side."""
+    longest = max(picture.size)
+    size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
+    return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC)
 
 
 def _lay_over(picture: Image.Image, heat: NDArray[np.float32], maximum: float) -> Image.Image:

@@ -1,52 +1,78 @@
 """The files of a ConceptTable: what the reductions found, as tables (a row a latent) and arrays (a row a latent).
 
-Tables are Parquet; arrays are plain .npy, so that one latent is read by a memory map.
+`describe_range` makes the rows of a range of latents where they were counted; `write_found` puts ranges one behind the
+other. Tables are Parquet; arrays are plain .npy, so that one latent is read by a memory map.
 """
 
-import io
+import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache import IMAGES_FILE, ImageSource, write_atomic
-from analysis.catalogue import ClassCounts, TopImages, Totals, drop_silent, label_spread
-from analysis.gallery import make_thumbnail
+from actcache import IMAGES_FILE, fsync_directory, temporary_path
+from analysis.catalogue import ClassCounts, TopImages, Totals, label_spread, present_labels
+from analysis.gallery import Pictures, make_thumbnail
 from analysis.geometry import Nearest
 from analysis.heat import heat_maps
-from analysis.histograms import QUANTILES, EntryCounts, Histogram, quantiles, to_histogram
+from analysis.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
 from saetrain import CodeStore
 
 N_SHOWN = 8
 """Images a latent in the gallery."""
 
 
-class Found(NamedTuple):
-    """What one pass over the codes gave, and what was computed beside it where it could be."""
+class RangeFound(NamedTuple):
+    """What is kept of a range of latents, which are numbered from 0 in none of it: rows, and counts of entries."""
 
-    totals: Totals
-    top: TopImages
-    top_patches: TopImages
-    classes: ClassCounts
+    concepts: pa.Table
+    top_images: pa.Table
+    top_patches: pa.Table
+    class_counts: pa.Table
     entries: EntryCounts
-    nearest: Nearest | None
-    monosemanticity: NDArray[np.float64] | None
 
 
-def concept_table(found: Found, labels: NDArray[np.int32]) -> pa.Table:
-    """One row a latent; the columns are described in docs/format.md."""
-    totals, top, classes = found.totals, found.top, found.classes
+def describe_range(codes: CodeStore, latents: range, found: dict[str, Any]) -> RangeFound:
+    """The rows of a range, from the statistics `totals`, `top`, `top_patches`, `classes` and `entries`."""
+    labels = np.asarray(codes.images["label"])
+    patches: TopImages = found["top_patches"]
+    row, column = np.divmod(patches.peak_patch - 1, codes.grid[1])
+    place = {"rank": patches.rank(), "image": patches.image, "row": row, "column": column, "value": patches.score}
+    top: TopImages = found["top"]
+    return RangeFound(
+        concepts=_describe_latents(latents, labels, **found),
+        top_images=pa.table({"latent": _number(top, latents), "rank": top.rank(), **_columns(top)}),
+        top_patches=pa.table({"latent": _number(patches, latents), **place}),
+        class_counts=_list_counts(found["classes"], latents, codes.images),
+        entries=found["entries"],
+    )
+
+
+def _describe_latents(
+    latents: range,
+    labels: NDArray[np.int32],
+    *,
+    totals: Totals,
+    top: TopImages,
+    top_patches: TopImages,
+    classes: ClassCounts,
+    entries: EntryCounts,
+) -> pa.Table:
+    """One row a latent; the columns are described in docs/statistics.md."""
     fired = totals.fired_tokens
-    n_latents, n_images = len(fired), max(totals.n_images, 1)
+    n_images = max(totals.n_images, 1)
     per_image = totals.n_tokens / n_images
-    entropy, deviation = label_spread(top.latent, labels[top.image], top.score.astype(np.float64), n_latents)
-    entropy_all, deviation_all = label_spread(classes.latent, classes.label, classes.total, n_latents)
+    present = present_labels(labels)
+    entropy, deviation = label_spread(_sum_labels(top, labels, present, len(latents)), present)
+    entropy_all, deviation_all = label_spread(classes.total, present)
     table = {
-        "latent": np.arange(n_latents),
+        "latent": np.arange(latents.start, latents.stop),
         "n_tokens": fired,
         "n_images": totals.fired_images,
         "density": fired / max(totals.n_tokens, 1),
@@ -65,35 +91,55 @@ def concept_table(found: Found, labels: NDArray[np.int32]) -> pa.Table:
         "patch_mean_activation": (totals.total - totals.total_cls) / np.maximum(fired - totals.fired_cls, 1),
         "patch_max_activation": totals.maximum_patch,
     }
-    shares = quantiles(to_histogram(found.entries), QUANTILES)
+    shares = quantiles(to_histogram(entries), QUANTILES)
     table |= {f"q{round(100 * share)}_activation": shares[:, i] for i, share in enumerate(QUANTILES)}
-    if found.monosemanticity is not None:
-        table["monosemanticity"] = found.monosemanticity
     return pa.table(table)
 
 
-def write_found(path: Path, codes: CodeStore, found: Found, table: pa.Table) -> None:
-    """All tables and arrays of the latents."""
-    top, patches, classes = found.top, found.top_patches, drop_silent(found.classes)
-    row, column = np.divmod(patches.peak_patch - 1, codes.grid[1])
-    labels, first = np.unique(np.asarray(codes.images["label"]), return_index=True)
-    names = codes.images["label_name"].take(first).combine_chunks()
-    write_table(path / "concepts.parquet", table)
-    write_table(path / "top_images.parquet", pa.table({"latent": top.latent, "rank": top.rank(), **_columns(top, 1)}))
-    place = {"latent": patches.latent, "rank": patches.rank(), "image": patches.image, "row": row, "column": column}
-    write_table(path / "top_patches.parquet", pa.table({**place, "value": patches.score}))
-    counts = dict(list(_columns(classes, 0).items())[:4])
-    write_table(
-        path / "class_counts.parquet",
-        pa.table({"label_name": names.take(np.searchsorted(labels, classes.label)), **counts}),
+def _sum_labels(
+    top: TopImages, labels: NDArray[np.int32], present: NDArray[np.int32], n_latents: int
+) -> NDArray[np.float64]:
+    """[F, C]: the scores of a latent's top images, by label."""
+    label = labels[top.image]
+    keep = label >= 0
+    cell = top.latent[keep].astype(np.int64) * len(present) + np.searchsorted(present, label[keep])
+    mass: NDArray[Any] = np.bincount(cell, top.score[keep], n_latents * len(present))
+    return mass.reshape(n_latents, len(present))
+
+
+def _list_counts(classes: ClassCounts, latents: range, images: pa.Table) -> pa.Table:
+    """A row a latent and label with a token above tau, by latent, then label."""
+    labels, first = np.unique(np.asarray(images["label"]), return_index=True)
+    names = images["label_name"].take(first[labels >= 0]).combine_chunks()
+    latent, place = np.nonzero(classes.n_tokens)
+    return pa.table(
+        {
+            "label_name": pa.DictionaryArray.from_arrays(pa.array(place.astype(np.int32)), names),
+            "label": labels[labels >= 0][place],
+            "latent": (latent + latents.start).astype(np.int32),
+            "n_tokens": classes.n_tokens[latent, place],
+            "n_images": classes.n_images[latent, place],
+        }
     )
-    histogram: Histogram = to_histogram(found.entries)
+
+
+def write_found(path: Path, codes: CodeStore, parts: Sequence[RangeFound], table: pa.Table) -> None:
+    """All tables and arrays of the latents: `table` is concepts.parquet, the others come from the ranges."""
+    write_table(path / "concepts.parquet", table)
+    write_tables(path / "top_images.parquet", [part.top_images for part in parts])
+    write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
+    write_tables(path / "class_counts.parquet", [part.class_counts for part in parts])
+    entries = join_latents([part.entries for part in parts])
+    histogram: Histogram = to_histogram(entries)
     write_array(path / "histogram.npy", histogram.counts)
     write_array(path / "histogram_edges.npy", histogram.edges)
-    write_array(path / "position_map.npy", found.entries.position[:, 1:].reshape(-1, *codes.grid))
-    if found.nearest is not None:
-        write_array(path / "nearest.npy", found.nearest.latent)
-        write_array(path / "nearest_cosine.npy", found.nearest.cosine)
+    small = np.uint16 if entries.position.max(initial=0) < 1 << 16 else np.uint32
+    write_array(path / "position_map.npy", entries.position[:, 1:].astype(small).reshape(-1, *codes.grid))
+
+
+def write_nearest(path: Path, nearest: Nearest) -> None:
+    write_array(path / "nearest.npy", nearest.latent)
+    write_array(path / "nearest_cosine.npy", nearest.cosine)
 
 
 def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArray[np.int64]:
@@ -110,13 +156,15 @@ def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArr
 
 
 def write_gallery(
-    path: Path, codes: CodeStore, top: TopImages, shown: NDArray[np.int64], source: ImageSource | None
+    path: Path, codes: CodeStore, top: pa.Table, shown: NDArray[np.int64], pictures: Pictures | None
 ) -> None:
-    """Heat maps, and thumbnails where the images are at hand."""
+    """Heat maps, and thumbnails where the images are at hand. top: top_images.parquet."""
+    of_latent, of_image = np.asarray(top["latent"]), np.asarray(top["image"])
     rows, columns = codes.grid
     lines: dict[str, list[Any]] = {"latent": [], "rank": [], "image": [], "heat": []}
     for latent in shown.tolist():
-        images = top.of(latent).image[:N_SHOWN]
+        start, stop = np.searchsorted(of_latent, [latent, latent + 1])
+        images = of_image[start:stop][:N_SHOWN]
         for rank, (image, heat) in enumerate(zip(images.tolist(), heat_maps(codes, latent, images), strict=True)):
             lines["latent"].append(latent)
             lines["rank"].append(rank)
@@ -126,13 +174,11 @@ def write_gallery(
         [("latent", pa.int64()), ("rank", pa.int64()), ("image", pa.int64()), ("heat", pa.list_(pa.float32()))]
     )
     write_table(path / "gallery.parquet", pa.table(lines, schema=schema))
-    if source is None:
+    if pictures is None:
         return
     (path / "gallery").mkdir(exist_ok=True)
-    uris, sizes = codes.images["uri"], codes.images["bytes"]
     for image in sorted(set(lines["image"])):
-        thumbnail = make_thumbnail(source, uris[image].as_py(), sizes[image].as_py(), codes.preprocess)
-        (path / "gallery" / f"{image}.jpg").write_bytes(thumbnail)
+        (path / "gallery" / f"{image}.jpg").write_bytes(make_thumbnail(pictures.see(image)))
 
 
 def copy_images(codes: CodeStore, path: Path) -> None:
@@ -140,16 +186,41 @@ def copy_images(codes: CodeStore, path: Path) -> None:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_tables(path, [table])
+
+
+def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
+    """One Parquet file of tables of the same columns, a row group or more each."""
+    schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    with _replace(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
+    with _replace(path) as file:
+        np.save(file, array, allow_pickle=False)
 
 
-def _columns(value: TopImages | ClassCounts, first: int) -> dict[str, NDArray[Any]]:
-    return dict(zip(value._fields[first:], value[first:], strict=True))
+@contextmanager
+def _replace(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write what shall be `path`, which appears when it is whole."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def _number(top: TopImages, latents: range) -> NDArray[np.int32]:
+    return (top.latent + latents.start).astype(np.int32)
+
+
+def _columns(top: TopImages) -> dict[str, NDArray[Any]]:
+    return dict(zip(top._fields[1:], top[1:], strict=True))

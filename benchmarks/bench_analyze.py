@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from bench_query import ROOT, write_codes
 from common import emit, parser
 
@@ -47,17 +48,19 @@ def main() -> None:
     options.add_argument("--n-latents", type=int, default=49_152)
     options.add_argument("--l0", type=int, default=32)
     options.add_argument("--shard-images", type=int, default=256)
+    options.add_argument("--classes", type=int, default=1000)
     options.add_argument("--folder", type=Path, help="where codes are kept; by default a temporary folder")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        path = folder / f"synthetic-{given.images}-{given.n_latents}-{given.shard_images}.codes"
+        path = folder / f"synthetic-{given.images}-{given.n_latents}-{given.shard_images}-{given.classes}.codes"
         codes = write_codes(path, n_images=given.images, grid=given.grid, n_latents=given.n_latents, l0=given.l0,
-                            n_shards=-(-given.images // given.shard_images))  # fmt: skip
+                            n_shards=-(-given.images // given.shard_images), n_classes=given.classes)  # fmt: skip
         limit = read_and_count(codes)
         command = [sys.executable, "-c", ANALYZE, str(path), str(Path(temporary) / "made.concepts")]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+        made = Path(temporary) / "made.concepts"
         seconds, peak = json.loads(done.stdout)
         emit(
             given,
@@ -68,6 +71,9 @@ def main() -> None:
             limit_s=limit,
             share_of_limit=limit / seconds,
             peak_gb=peak,
+            class_rows=pq.ParquetFile(made / "class_counts.parquet").metadata.num_rows,
+            class_gb=(made / "class_counts.parquet").stat().st_size / 1e9,
+            table_gb=sum(file.stat().st_size for file in made.iterdir() if file.is_file()) / 1e9,
         )
 
 

@@ -28,7 +28,9 @@ from saetrain.codes import CODES, code_dtypes, write_shard
 ROOT = Path(__file__).parents[1]
 
 
-def write_codes(path: Path, *, n_images: int, grid: int, n_latents: int, l0: int, n_shards: int) -> CodeStore:
+def write_codes(
+    path: Path, *, n_images: int, grid: int, n_latents: int, l0: int, n_shards: int, n_classes: int = 1000
+) -> CodeStore:
     """Codes of that size, with a column `split` beside the usual ones. The same call twice returns the same."""
     n_tokens = 1 + grid * grid
     sizes = [len(part) for part in np.array_split(np.arange(n_images), n_shards)]
@@ -38,9 +40,9 @@ def write_codes(path: Path, *, n_images: int, grid: int, n_latents: int, l0: int
         number = np.arange(n_images)
         table = {
             "source_index": number,
-            "uri": [f"class{i % 1000:03d}/{i:08d}.jpg" for i in range(n_images)],
-            "label": pa.array(number % 1000, pa.int32()),
-            "label_name": [f"class{i % 1000:03d}" for i in range(n_images)],
+            "uri": [f"class{i % n_classes:03d}/{i:08d}.jpg" for i in range(n_images)],
+            "label": pa.array(number % n_classes, pa.int32()),
+            "label_name": [f"class{i % n_classes:03d}" for i in range(n_images)],
             "bytes": np.full(n_images, -1),
             "split": [["train", "test"][i % 5 == 0] for i in range(n_images)],
         }

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from small_store import make_settings, write_store
+from typer.testing import CliRunner
 
 import actcache.verification
+import cli
 from actcache import ActivationStore, CorruptError, PipelineError, digest, verify, write_json
 
 SHARD = "activations.zarr/blocks.0.hook_resid_post/patches/c/1/0/0"
@@ -151,6 +153,62 @@ def test_a_seal_over_half_of_the_shards_is_noticed(store: Path) -> None:
         sign(store / "manifest.json", lambda manifest, name=name: manifest["files"].pop(name))  # type: ignore[misc]
     shutil.rmtree(store / "activations.zarr" / "blocks.0.hook_resid_post" / "patches" / "c" / "3")
     assert [problem.shard for problem in verify(store).problems if problem.what == "is missing"] == [3, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes
+
+ARRAYS = ("indptr", "latent", "value", "latent_indptr", "row", "latent_value")
+CODES_DAMAGE: list[tuple[str, Callable[[Path], object], str, int | None, str]] = [
+    *(
+        (f"{what} {column}", damage, f"codes.zarr/2/{column}/c/0", 2, word)
+        for column in ARRAYS
+        for what, damage, word in (
+            ("a flipped bit in", lambda f: flip(f, f.stat().st_size // 2), "differs from what was written in bytes 0"),
+            ("a truncated", cut, "bytes, expected"),
+            ("a missing", Path.unlink, "is missing"),
+        )
+    ),
+    ("changed metadata of an array", lambda f: flip(f, 30), "codes.zarr/2/row/zarr.json", 2, "differs"),
+    ("changed metadata of a shard", lambda f: flip(f, 10), "codes.zarr/2/zarr.json", 2, "differs"),
+    ("two swapped shards", lambda f: swap(f, f.parents[3] / "3/value/c/0"), "codes.zarr/2/value/c/0", 2, "differs"),
+    ("a missing shard", lambda f: shutil.rmtree(f.parent), "codes.zarr/2/zarr.json", 2, "is missing"),
+    ("a changed record", lambda f: flip(f, -9), "commits/000002.json", 2, "commits/000002.json"),
+    ("a missing record", Path.unlink, "commits/000002.json", 2, "is missing"),
+    ("a changed manifest", lambda f: flip(f, -9), "manifest.json", None, "manifest.json"),
+    ("a changed image table", lambda f: flip(f, 50), "images.parquet", None, "differs"),
+    ("a foreign file", lambda f: f.write_text("?"), "codes.zarr/2/note.txt", None, "was not written"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "shard", "word"), [case[1:] for case in CODES_DAMAGE], ids=[case[0] for case in CODES_DAMAGE]
+)
+def test_damaged_codes_are_found_and_named_with_their_shard(
+    tmp_path: Path, tiny_codes: Path, damage: Callable[[Path], object], name: str, shard: int | None, word: str
+) -> None:
+    codes = Path(shutil.copytree(tiny_codes, tmp_path / "x.codes"))
+    damage(codes / name)
+    found = verify(codes)
+    assert not found.ok
+    named = [problem for problem in found.problems if problem.file == name and problem.shard == shard]
+    assert any(word in str(problem) for problem in named), found.problems
+    assert shard is None or shard in found.shards
+
+
+def test_the_command_names_shard_and_file_and_exits_1(tmp_path: Path, tiny_codes: Path) -> None:
+    codes = Path(shutil.copytree(tiny_codes, tmp_path / "x.codes"))
+    assert CliRunner().invoke(cli.app, ["verify", str(codes)]).exit_code == 0
+    flip(codes / "codes.zarr/2/latent_value/c/0", 7)
+    (codes / "codes.zarr/4/indptr/c/0").unlink()
+    done = CliRunner().invoke(cli.app, ["--json", "verify", str(codes)])
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert found["shards"] == [2, 4]
+    assert [problem.split(":")[0] for problem in sorted(found["problems"])] == [
+        "codes.zarr/2/latent_value/c/0",
+        "codes.zarr/4/indptr/c/0",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

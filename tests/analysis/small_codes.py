@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from actcache import begin_artifact, seal_artifact
-from analysis.pairs import Pairs
+from analysis.pairs import Piece
 from saetrain import CodeStore
 from saetrain.codes import CODES, code_dtypes, write_shard
 
@@ -91,10 +91,10 @@ def which_process(codes: CodeStore, shard: int, *shared: object) -> int:
     return os.getpid()
 
 
-def dawdle(codes: CodeStore, shard: int, pairs: Pairs, *, folder: str) -> int:
+def dawdle(piece: Piece, *, folder: str) -> int:
     """Says which process has shard 5, and keeps it there until its killer has seen it."""
     first = Path(folder) / "first"
-    if shard == 5 and not first.exists():
+    if piece.shard == 5 and not first.exists():
         first.write_text(str(os.getpid()))
         time.sleep(30)
     return 1

@@ -18,7 +18,6 @@ from analysis import (
     parse_at,
     parse_latents,
     query_class,
-    query_co_firing,
     query_counter_examples,
     query_firing,
     query_groups,
@@ -109,18 +108,6 @@ def test_counter_examples_are_silent_inside_or_fire_outside(table_codes: CodeSto
         assert [row["image"] for row in silent] == quiet[:4].tolist()
         others = np.where(labels != top_class, scores[:, latent], 0)
         assert [row["score"] for row in outside] == pytest.approx(np.sort(others[others > 0])[::-1][:4].tolist())
-
-
-def test_co_firing_is_counted_over_tokens(table_codes: CodeStore, dense: Dense) -> None:
-    fires = (dense > 0).reshape(-1, dense.shape[2]).astype(int)
-    both = fires.T @ fires
-    for latent in some_latents(dense)[-3:]:
-        jaccard = both[latent] / np.maximum(fires.sum(0) + fires.sum(0)[latent] - both[latent], 1)
-        jaccard[latent] = -1
-        top = query_co_firing(table_codes, latent, n_top=5)
-        np.testing.assert_allclose(top["jaccard"], np.sort(jaccard)[::-1][:5], rtol=1e-12)
-        assert top["n_tokens"].to_pylist() == both[latent, np.asarray(top["latent"])].tolist()
-        np.testing.assert_allclose(top["share"], np.asarray(top["n_tokens"]) / fires.sum(0)[latent], rtol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,7 +216,6 @@ def test_classes_are_told_apart_and_chance_is_not(table_codes: CodeStore) -> Non
         (lambda c: query_latent(c, 64), ["0..63", "64"]),
         (lambda c: query_latent(c, -1), ["0..63", "-1"]),
         (lambda c: query_latent(c, 0, score="median"), ["mean, max", "median"]),
-        (lambda c: query_co_firing(c, 64), ["0..63"]),
         (lambda c: query_image(c, "no.png"), ["no.png", "0..75"]),
         (lambda c: query_image(c, 0, at=(3, 0)), ["row", "0..2", "3"]),
         (lambda c: query_image(c, 0, at=(0, slice(1, 1))), ["column", "empty"]),

@@ -1,5 +1,6 @@
 """All statistics of one latent after another against plain numpy on the dense array, for codes cut anywhere."""
 
+import math
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_codes import write_codes
 
+import analysis.concepts
+import analysis.reduction
 from actcache import SettingsError
 from analysis import ConceptTable, analyze
-from analysis.catalogue import TopImages, _strongest_first
+from analysis.catalogue import strongest_first
 from analysis.histograms import QUANTILES
 from analysis.monosemanticity import monosemanticity
 
@@ -52,7 +55,10 @@ def test_every_statistic_equals_plain_numpy(
         cut = write_codes(Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens)
         one = write_codes(Path(folder) / "1.codes", dense, [len(dense)], labels, grid=(ROWS, COLUMNS), tokens=tokens)
         concepts = analyze(cut, Path(folder) / "x.concepts", n_top=N_TOP, tau=TAU)
-        other = analyze(one, Path(folder) / "1.concepts", n_top=N_TOP, tau=TAU)
+        with pytest.MonkeyPatch.context() as patch:  # every latent by itself, every few entries counted
+            patch.setattr(analysis.concepts, "RANGE_BYTES", 1)
+            patch.setattr(analysis.reduction, "HELD_ENTRIES", 5)
+            other = analyze(one, Path(folder) / "1.concepts", n_top=N_TOP, tau=TAU)
         assert str(columns(concepts)) == str(columns(other))  # bit for bit, NaN included
         np.testing.assert_array_equal(concepts.position_map, other.position_map)
         h = dense.astype(np.float64)
@@ -107,12 +113,31 @@ def check_lists(concepts: ConceptTable, latent: int, h: NDArray[np.float64], n_t
             assert [(row["row"], row["column"]) for row in rows] == [divmod(place, COLUMNS) for place in places]
 
 
+def test_sums_beyond_what_is_exact_agree_between_cuts(tmp_path: Path) -> None:
+    """Exact in float64 up to 2^29: here sums pass it, and smallest values stand beside the largest."""
+    rng = np.random.default_rng(0)
+    dense = rng.choice([2.0**-24, 1 / 3, 511.25, 65504], (60, 257, 2), p=[0.2, 0.1, 0.1, 0.6]).astype(np.float16)
+    labels = (np.arange(60) % 3).astype(np.int32)
+    tables = [
+        analyze(write_codes(tmp_path / f"{i}.codes", dense, cut, labels, grid=(16, 16)), tmp_path / f"{i}.concepts")
+        for i, cut in enumerate(([60], [7, 20, 1, 32], [1] * 60))
+    ]
+    h = dense.astype(np.float64)
+    sums = np.array([math.fsum(h[:, :, latent].ravel()) for latent in range(2)])
+    assert sums.min() > 2**29
+    for concepts in tables:
+        found = {name: np.asarray(column) for name, column in concepts.table.to_pydict().items()}
+        np.testing.assert_allclose(found["mean_activation"] * found["n_tokens"], sums, rtol=1e-12)
+        for name, column in tables[0].table.to_pydict().items():
+            np.testing.assert_allclose(found[name], column, rtol=1e-12, err_msg=name)
+        assert concepts.class_counts.equals(tables[0].class_counts)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0])), min_size=1))
 def test_the_fast_order_is_lexsorts(rows: list[tuple[int, int, float]]) -> None:
     latent, image, score = (np.array(column) for column in zip(*rows, strict=True))
-    top = TopImages(latent, image, score, score.astype(np.float32), image)
-    order = _strongest_first(top)
+    order = strongest_first(latent, score, image)
     expected = np.lexsort((image, -score, latent))
     assert [rows[i] for i in order] == [rows[i] for i in expected]
 

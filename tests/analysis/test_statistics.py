@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from analysis import analyze
-from analysis.catalogue import TopImages, _merge_counts, _merge_top, label_spread
+from analysis.catalogue import TopImages, _merge_top, label_spread
 from analysis.pairs import find_pairs
 from saetrain import CodeStore, ShardCodes
 
@@ -75,15 +75,16 @@ def test_class_counts_equal_equation_5(tmp_path: Path, tiny_codes: Path) -> None
 
 
 def test_label_spread_is_that_of_the_shares() -> None:
-    latent, label = np.array([0, 0, 0, 2, 2, 3, 4, 4]), np.array([0, 1, 1, 0, 0, -1, 2, 6])
-    entropy, deviation = label_spread(latent, label, np.array([3.0, 2, 1, 5, 1, 9, 1, 3]), 5)
+    labels = np.array([0, 1, 2, 6])
+    mass = np.array([[3.0, 3, 0, 0], [0, 0, 0, 0], [6, 0, 0, 0], [0, 0, 1, 3]])
+    entropy, deviation = label_spread(mass, labels)
     assert entropy[0] == pytest.approx(np.log(2))  # 3 of 6 each
     assert deviation[0] == pytest.approx(0.5)
-    assert np.isnan([entropy[1], deviation[1]]).all()  # never fires
+    assert np.isnan([entropy[1], deviation[1]]).all()  # never fires, or on unlabeled images only
     assert entropy[2] == deviation[2] == 0  # one class
-    assert np.isnan(entropy[3])  # only an unlabeled image
-    assert entropy[4] == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
-    assert deviation[4] == pytest.approx(np.sqrt(0.25 * 3**2 + 0.75 * 1**2))  # around a mean of 5
+    assert entropy[3] == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
+    assert deviation[3] == pytest.approx(np.sqrt(0.25 * 3**2 + 0.75 * 1**2))  # around a mean of 5
+    assert np.isnan(label_spread(np.zeros((2, 0)), labels[:0])).all()  # no labels at all
 
 
 @st.composite
@@ -133,14 +134,3 @@ def test_merging_does_not_depend_on_the_cut(
     parts = [_merge_top([TopImages._make(column[owner == part] for column in whole)], n_top=n_top) for part in range(3)]
     for got, want in zip(_merge_top(parts, n_top=n_top), _merge_top([whole], n_top=n_top), strict=True):
         assert got.tolist() == want.tolist()
-
-
-def test_merging_counts_adds_equal_keys() -> None:
-    from analysis.catalogue import ClassCounts
-
-    def counts(*rows: tuple[int, ...]) -> ClassCounts:
-        return ClassCounts._make(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
-
-    merged = _merge_counts([counts((1, 5, 2, 1, 8), (0, 3, 1, 1, 5)), counts((1, 5, 4, 2, 7), (1, 6, 1, 1, 3))])
-    found = list(zip(*(column.tolist() for column in merged), strict=True))
-    assert found == [(0, 3, 1, 1, 5), (1, 5, 6, 3, 15), (1, 6, 1, 1, 3)]
