@@ -40,11 +40,18 @@ class Pictures:
         return all((found := self._find(name)) is not None and found.exists() for name in names)
 
     def see(self, image: int) -> Image.Image:
-        """Raises SettingsError where the images are not there, and as `see_image`."""
+        """As `see_image`; raises SettingsError too, where the images are not there."""
+        return see_image(*self._locate(image))
+
+    def thumbnail(self, image: int) -> bytes:
+        """As `make_thumbnail`; raises SettingsError too, where the images are not there."""
+        return make_thumbnail(*self._locate(image))
+
+    def _locate(self, image: int) -> tuple[ImageSource, str, int, dict[str, Any]]:
         table = self._codes.images
         number = table["store"][image].as_py() if "store" in table.column_names else 0
         source = self._source("images" if not number else f"images {number + 1}")
-        return see_image(source, table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess)
+        return source, table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess
 
     def _find(self, name: str) -> Path | None:
         if name == "images":
@@ -60,8 +67,9 @@ class Pictures:
         return self._sources[name]
 
 
-def make_thumbnail(image: Image.Image) -> bytes:
-    """JPEG of what the model saw, at most 160 pixels wide."""
+def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
+    """JPEG of the part of an image that the model sees, at most 160 pixels wide. Arguments and errors: `see_image`."""
+    image = see_image(source, uri, n_bytes, preprocess)
     if image.width > THUMBNAIL_PIXELS:
         image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from actcache import IMAGES_FILE, fsync_directory, temporary_path
 from analysis.catalogue import ClassCounts, TopImages, Totals, label_spread, present_labels
-from analysis.gallery import Pictures, make_thumbnail
+from analysis.gallery import Pictures
 from analysis.geometry import Nearest
 from analysis.heat import heat_maps
 from analysis.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
@@ -178,7 +178,7 @@ def write_gallery(
         return
     (path / "gallery").mkdir(exist_ok=True)
     for image in sorted(set(lines["image"])):
-        (path / "gallery" / f"{image}.jpg").write_bytes(make_thumbnail(pictures.see(image)))
+        (path / "gallery" / f"{image}.jpg").write_bytes(pictures.thumbnail(image))
 
 
 def copy_images(codes: CodeStore, path: Path) -> None:
