@@ -388,7 +388,10 @@ def train(
 def encode(
     run: RunPath, store: StorePaths, codes: CodesPath, device: Device = "auto", overwrite: Overwrite = False
 ) -> None:
-    """Turn activations into sparse codes. The same command resumes."""
+    """Turn activations into sparse codes. The same command resumes.
+
+    Under torchrun or srun every process takes its own shards.
+    """
     from saetrain import encode as run_encode
 
     with progress("encode", "images") as report:

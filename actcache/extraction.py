@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from actcache.commits import missing_shards
-from actcache.errors import ImageSourceError, IncompleteError, NonFiniteError, SettingsError
+from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.files import remove_litter
 from actcache.hook_point import HookPoint
 from actcache.images import decode_image, describe_failures
@@ -113,7 +113,6 @@ def extract(
         masks=masks,
         device=device,
         compile=compile,
-        worker=worker,
     )
     artifact = begin_store(
         store,
@@ -130,11 +129,8 @@ def extract(
         writers = (ShardWriter(artifact, shard) for shard in todo)
         _fill_shards(job, writers, todo, worker, batch_size, n_threads, on_error == "skip", on_progress)
         seal_store(artifact.path)
-        if missing := len(missing_shards(artifact.path, job.layout.n_shards)):
-            raise IncompleteError(
-                f"Worker {worker.rank} of {worker.world_size} is done. {missing} of {job.layout.n_shards} shards are "
-                "other workers'; the last to finish seals the store. If one died, run the same command again."
-            )
+        n_missing = len(missing_shards(artifact.path, job.layout.n_shards))
+        worker.check_others(n_missing, job.layout.n_shards, "store")
     return ActivationStore.open(artifact.path)
 
 

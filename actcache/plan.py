@@ -29,7 +29,7 @@ from actcache.settings import layout_of
 from actcache.sources import ImageSource, open_source
 from actcache.store import ActivationStore, read_images
 from actcache.vision_tower import VisionTower, compile_tower, make_vision_tower
-from actcache.workers import Worker, find_worker
+from actcache.workers import find_worker
 
 DEFAULTS: dict[str, Any] = {
     "prompts": None,
@@ -108,7 +108,6 @@ def plan_extraction(
     masks: str | Path | None,
     device: str,
     compile: bool,
-    worker: Worker,
 ) -> ExtractionPlan:
     """List the images, load the tower, fix the layout. Arguments and errors as `extract`."""
     source = open_source(images, masks=masks)
@@ -117,7 +116,6 @@ def plan_extraction(
     hooks = tuple(sorted({HookPoint(layer, site) for layer in layers for site in sites}))
     held = {uri for other in not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=limit, seed=seed, exclude=held)
-    device = _choose_gpu(device, worker)
     clip = load_clip(model, pretrained)
     adapted = None if prompts is None else open_prompts(prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=precision, device=device), adapted)
@@ -171,7 +169,7 @@ def estimate(
         options: as `extract` takes them; model, pretrained and layers must be there.
     """
     worker = find_worker()
-    plan = plan_extraction(images, store, **DEFAULTS | options, worker=worker)
+    plan = plan_extraction(images, store, **DEFAULTS | options)
     path = artifact_path(store)
     shards = range(plan.layout.n_shards)
     missing = missing_shards(path, len(shards)) if path.is_dir() else list(shards)
@@ -234,13 +232,6 @@ def remember_paths(store: Path, **given: Any) -> dict[str, Any]:
         return relative_path(Path(value), store) if there else (value if value is None else str(value))
 
     return {name: relative(value) for name, value in given.items() if value}
-
-
-def _choose_gpu(device: str, worker: Worker) -> str:
-    """`auto` on a host with several GPUs: the one of this worker."""
-    if device == "auto" and not worker.alone and torch.cuda.is_available():
-        return f"cuda:{worker.local_rank % torch.cuda.device_count()}"
-    return device
 
 
 def _check_layers(hooks: Sequence[HookPoint], tower: VisionTower, model: str) -> None:

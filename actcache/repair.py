@@ -19,7 +19,6 @@ from actcache.plan import plan_extraction
 from actcache.settings import expected_files, hook_points_of
 from actcache.store import IMAGES_FILE
 from actcache.verification import FOREIGN, LINK, Verification, verify
-from actcache.workers import Worker
 
 
 def repair(
@@ -82,7 +81,7 @@ def _had_failures(artifact: Artifact) -> bool:
 
 def _check_sources(artifact: Artifact, arguments: Mapping[str, Any]) -> None:
     """Raise SettingsError unless images and weights are those the store was made from."""
-    found = plan_extraction(store=artifact.path, worker=Worker(), **arguments).settings
+    found = plan_extraction(store=artifact.path, **arguments).settings
     if found["rows_id"] != artifact.settings.get("rows_id"):
         raise SettingsError(
             f"{arguments['images']} does not hold the images of {artifact.path}, or not only these. "

@@ -19,6 +19,7 @@ from torch.nn import functional
 from actcache.clip_model import Clip, load_clip
 from actcache.errors import ModelError, SettingsError
 from actcache.hook_point import HookPoint
+from actcache.workers import find_worker
 
 Half = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
@@ -273,9 +274,12 @@ def _attend_plainly(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto`: CUDA where there is one, else CPU."""
+    """`auto`: CUDA where there is one, of several workers on a host each its own; else CPU."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        worker = find_worker()
+        return torch.device("cuda" if worker.alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actcache.errors import SettingsError
+from actcache.errors import IncompleteError, SettingsError
 
 _VARIABLES = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -30,6 +30,14 @@ class Worker:
     @property
     def alone(self) -> bool:
         return self.world_size == 1
+
+    def check_others(self, n_missing: int, n_shards: int, kind: str) -> None:
+        """Raise IncompleteError, once this worker's own shards are done, while others' are missing."""
+        if n_missing:
+            raise IncompleteError(
+                f"Worker {self.rank} of {self.world_size} is done. {n_missing} of {n_shards} shards are "
+                f"other workers'; the last to finish seals the {kind}. If one died, run the same command again."
+            )
 
 
 def find_worker(environment: Mapping[str, str] = os.environ) -> Worker:

@@ -68,10 +68,14 @@ def our_peer(options: argparse.Namespace) -> Any:
 
     def train(batches: Any) -> None:
         for step, x in enumerate(batches):
-            if step == 0 and options.variant == "relu" and options.l0:
+            if step == 0 and options.variant in ("relu", "gated", "jumprelu") and options.l0:
                 with torch.no_grad():  # so many active latents a token: what a sparse step costs depends on it
                     z = x[:256] @ sae.encoder.T
-                    sae.b_enc.fill_(-float(np.quantile(z.numpy(), 1 - options.l0 / options.n_latents)))
+                    floor = float(np.quantile(z.numpy(), 1 - options.l0 / options.n_latents))
+                    if options.variant == "jumprelu":
+                        sae.threshold.fill_(floor)
+                    else:
+                        sae.b_enc.fill_(-floor)
                 batches.begun[-1] = time.perf_counter()
             loss = our_step(x, step)
         print(json.dumps({"l0": float(loss.n_active) / len(x)}), file=sys.stderr)
@@ -302,7 +306,7 @@ def main() -> None:
     arguments.add_argument("--n-latents", type=int, default=12288)
     arguments.add_argument("--k", type=int, default=32)
     arguments.add_argument("--l1", type=float, default=8e-5)
-    arguments.add_argument("--l0", type=int, default=150, help="active latents a token of ours, variant relu")
+    arguments.add_argument("--l0", type=int, default=150, help="active latents a token of our relu, gated, jumprelu")
     arguments.add_argument("--batch-size", type=int, default=4096)
     arguments.add_argument("--d-model", type=int, default=768, help="of random rows")
     arguments.add_argument("--steps", type=int, default=5)

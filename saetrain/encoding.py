@@ -11,10 +11,12 @@ from torch import Tensor
 
 from actcache import (
     NonFiniteError,
+    SettingsError,
     StoreGroup,
     Stores,
     begin_artifact,
     choose_device,
+    find_worker,
     missing_shards,
     open_stores,
     read_records,
@@ -37,16 +39,22 @@ def encode(
 ) -> CodeStore:
     """Encode a store with a run's SAE: the one it was trained on, or any of the same model.
 
-    The same call twice is safe: complete, it returns the codes; interrupted, it resumes.
+    The same call twice is safe: complete, it returns the codes; interrupted, it resumes. Under torchrun or srun every
+    process takes its own shards (`find_worker`).
 
     Args:
         store: one, or several of one model: their shards follow one another.
         device: speed only.
-        on_progress: called with (images done, images in all).
+        on_progress: called with (images done, images in all), of this worker's share.
 
     Raises:
-        ParentMismatchError: the store holds another model. IncompleteError, SettingsError.
+        ParentMismatchError: the store holds another model. SettingsError.
+        IncompleteError: run or store are not complete; or this worker is done and others are not: whoever finishes
+            last seals the codes.
     """
+    worker = find_worker()
+    if overwrite and not worker.alone:
+        raise SettingsError("--overwrite with several workers would delete what others write. Remove the codes first.")
     run = run if isinstance(run, Run) else Run.open(run)
     store = open_stores(store)
     run.check_store(store)
@@ -73,8 +81,9 @@ def encode(
         remove_litter(artifact.path)
         encoder = make_encoder(run.sae().to(choose_device(device)))
         shards = store.shards()
-        todo = missing_shards(artifact.path, len(shards))
-        done = store.n_images - sum(len(shards[shard]) for shard in todo)
+        todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
+        total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
+        done = total - sum(len(shards[shard]) for shard in todo)
         with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
             written: list[Future[None]] = []
             for shard in todo:
@@ -82,7 +91,7 @@ def encode(
 
                 def report(n_images: int, before: int = before) -> None:
                     if on_progress:
-                        on_progress(before + n_images, store.n_images)
+                        on_progress(before + n_images, total)
 
                 arrays = _encode_shard(encoder, run, store, shards[shard], report)
                 if written:  # one shard is written while the next is encoded, no more
@@ -91,6 +100,7 @@ def encode(
                 done += len(shards[shard])
             for last in written:
                 last.result()
+        worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
         n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
         failed = {str(image): reason for image, reason in store.failed.items()}
         seal_artifact(artifact.path, n_entries=n_entries, failed=failed)

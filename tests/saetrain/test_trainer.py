@@ -1,7 +1,6 @@
 """train(): it finds a planted dictionary, repeats from its seed, and a killed run ends as an unbroken one."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +14,13 @@ import torch
 
 from actcache import (
     ActivationStore,
-    CorruptError,
     IncompleteError,
     NonFiniteError,
-    ParentMismatchError,
     SettingsError,
     describe,
     verify,
 )
-from saetrain import CodeStore, Run, SAEConfig, TrainConfig, encode, train
+from saetrain import Run, SAEConfig, TrainConfig, train
 from saetrain.revival import init_from_rows, init_thresholds, lower_thresholds, resample
 
 TOPK = SAEConfig(n_latents=96, k=3)
@@ -252,120 +249,9 @@ def test_l0_comes_near_its_target(tmp_path: Path, planted_store: Path, name: str
     assert run.fvu < 0.3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Codes
-
-
-@pytest.fixture(scope="module")
-def planted_run(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> Run:
-    return train(planted_store, tmp_path_factory.mktemp("run") / "run", sae=TOPK, config=SHORT)
-
-
-@pytest.fixture(scope="module")
-def planted_codes(tmp_path_factory: pytest.TempPathFactory, planted_run: Run, planted_store: Path) -> CodeStore:
-    return encode(planted_run, planted_store, tmp_path_factory.mktemp("codes") / "x.codes")
-
-
-def dense_codes(codes: CodeStore) -> np.ndarray:
-    dense = np.zeros((codes.n_images * codes.n_tokens, codes.n_latents), dtype=np.float16)
-    for number in range(codes.n_shards):
-        shard = codes.read_shard(number)
-        rows = shard.first_row + np.repeat(np.arange(len(shard.indptr) - 1), np.diff(shard.indptr))
-        dense[rows, shard.latent] = shard.value
-    return dense.reshape(codes.n_images, codes.n_tokens, codes.n_latents)
-
-
-def test_codes_are_what_the_sae_computes(planted_codes: CodeStore, planted_run: Run, planted_store: Path) -> None:
-    store, sae = ActivationStore.open(planted_store), planted_run.sae()
-    dense = dense_codes(planted_codes)
-    for image in (0, 5, 63, 64, 200, 319):
-        rows, latents, values = sae.encode(torch.from_numpy(store.read(images=[image])[0]))
-        expected = np.zeros((17, 96), dtype=np.float16)
-        expected[rows, latents] = values.half()
-        if not store.valid[image]:
-            expected[:] = 0
-        np.testing.assert_allclose(dense[image], expected, rtol=2e-3, atol=1e-3)
-    assert planted_codes.n_entries == (dense != 0).sum()
-    assert planted_codes.valid.sum() == 317
-
-
-def test_both_orders_hold_the_same_entries(planted_codes: CodeStore) -> None:
-    dense = dense_codes(planted_codes).reshape(-1, 96)
-    for latent in range(96):
-        rows, values = planted_codes.read_latent(latent)
-        assert np.array_equal(rows, np.flatnonzero(dense[:, latent]))
-        assert np.array_equal(values, dense[rows, latent])
-
-
-def test_plain_zarr_reads_the_codes(planted_codes: CodeStore) -> None:
-    import zarr
-
-    group = zarr.open_group(planted_codes.path / "codes.zarr", mode="r")
-    shard = planted_codes.read_shard(3)
-    for name in ("indptr", "latent", "value", "latent_indptr", "row", "latent_value"):
-        assert np.array_equal(group[f"3/{name}"][:], getattr(shard, name))
-    assert verify(planted_codes.path).ok
-
-
-def test_interrupted_encoding_ends_with_the_same_bytes(
-    tmp_path: Path, planted_codes: CodeStore, planted_run: Run, planted_store: Path
-) -> None:
-    def stop(done: int, total: int) -> None:
-        if done > 150:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        encode(planted_run, planted_store, tmp_path / "x.codes", on_progress=stop)
-    with pytest.raises(IncompleteError, match="3 of 5 shards"):
-        CodeStore.open(tmp_path / "x.codes")
-    shutil.copytree(tmp_path / "x.codes" / "codes.zarr" / "0", tmp_path / "x.codes" / "codes.zarr" / "2")  # no record
-    again = encode(planted_run, planted_store, tmp_path / "x.codes")
-    for number in range(5):
-        for name, value in vars(planted_codes.read_shard(number)).items():
-            assert np.array_equal(getattr(again.read_shard(number), name), value)
-    assert verify(again.path).ok
-
-
-def test_patch_saes_write_no_cls_rows(tmp_path: Path, planted_store: Path) -> None:
-    config = TrainConfig(n_steps=30, batch_size=256, tokens="patch")
-    run = train(planted_store, tmp_path / "run", sae=TOPK, config=config)
-    dense = dense_codes(encode(run, planted_store, tmp_path / "x.codes"))
-    assert not dense[:, 0].any()
-    assert dense[0, 1:].any()
-    assert set(run.quality) == {"patch", "silent", "dense", "n_tokens", "dead"}
-
-
-def test_another_models_store_is_refused(tmp_path: Path, planted_run: Run, tiny_store: Path) -> None:
-    with pytest.raises(ParentMismatchError, match="trained on model planted"):
-        encode(planted_run, tiny_store, tmp_path / "x.codes")
-    assert not (tmp_path / "x.codes").exists()
-
-
-def test_values_beyond_float16_name_their_image(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    copy = Path(shutil.copytree(planted_run.path, tmp_path / "run"))
-    tensors = load_file(copy / "sae.safetensors")
-    tensors["encoder"] *= 1e6
-    save_file(tensors, copy / "sae.safetensors")
-    with pytest.raises(NonFiniteError, match=r"image \d+\.png .*beyond float16"):
-        encode(copy, planted_store, tmp_path / "x.codes")
-
-
-def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) -> None:
-    copy = Path(shutil.copytree(planted_codes.path, tmp_path / "x.codes"))
-    file = copy / "codes.zarr" / "1" / "latent" / "c" / "0"
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(CorruptError, match="Shard 1"):
-        CodeStore.open(copy).read_shard(1)
-    file.unlink()
-    with pytest.raises(CorruptError, match="lacks latent"):
-        CodeStore.open(copy).read_shard(1)
-    assert any("latent/c/0: is missing" in str(problem) for problem in verify(copy).problems)
-
-
-def test_metrics_are_readable_lines(planted_run: Run) -> None:
-    lines = [json.loads(line) for line in (planted_run.path / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_are_readable_lines(tmp_path: Path, planted_store: Path) -> None:
+    run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [50, 90]
     assert set(lines[0]) >= {"loss", "fvu", "l0", "dead", "lr", "tokens_per_s", "seconds"}
     assert set(lines[0]["seconds"]) >= {"wait", "encode", "select", "decode", "backward", "optimizer"}
