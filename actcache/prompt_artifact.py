@@ -6,6 +6,7 @@ manifest.json         the seal, with the accuracies
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load, save
 from actcache.artifact import ARTIFACT_FILE, Artifact, open_artifact
 from actcache.clip_model import Clip
 from actcache.errors import CorruptError, ParentMismatchError
+from actcache.few_shot import class_words
 from actcache.files import write_atomic
 from actcache.prompt_checkpoints import read_prompt_checkpoint
 from actcache.prompts import Prompts
@@ -49,7 +51,12 @@ def read_prompts(artifact: Artifact) -> Prompts:
     try:
         tensors = load(file.read_bytes())
         fields = artifact.settings
-        return Prompts(fields["method"], tensors, fields["template"], fields["position"])
+        prompts = Prompts(fields["method"], tensors, fields["template"], fields["position"])
+        return (
+            prompts
+            if prompts.n_classes is None
+            else replace(prompts, classes=tuple(map(class_words, fields["classes"])))
+        )
     except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptError(f"{file} cannot be read ({error}). Make the artifact again, with --overwrite.") from error
 

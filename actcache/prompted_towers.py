@@ -100,14 +100,15 @@ def prompt_text(
 
     Raises:
         ModelError: a text tower that is not causal, pools elsewhere than at EOT, or is not open_clip's.
-        SettingsError: no names, a text longer than the tower reads, or another number of classes than the prompts'.
+        SettingsError: no names, a text longer than the tower reads, or other classes than prompts of each class have.
     """
     if not names:
         raise SettingsError("There are no classes. Expected images in one folder a class, or a column label_name.")
-    if prompts.n_classes not in (None, len(names)):
+    if prompts.n_classes not in (None, len(names)) or prompts.classes not in ((), tuple(names)):
+        known = f" ({', '.join(prompts.classes[:5])})" if prompts.classes else ""
         raise SettingsError(
-            f"These prompts are of {prompts.n_classes} classes each its own; {len(names)} are asked for. "
-            "Give the classes they were trained on."
+            f"These prompts are of {prompts.n_classes} classes each its own{known}; {len(names)} are asked for "
+            f"({', '.join(names[:5])}). Give the classes they were trained on."
         )
     module = _text_module(tower)
     tokens = tower.tokenize(class_texts(prompts, names))

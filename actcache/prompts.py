@@ -17,7 +17,7 @@ Sources: Zhou et al. 2022 (CoOp; CoCoOp), Jia et al. 2022 (VPT), Khattak et al. 
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class Prompts:
         tensors: float32, named as in the method's checkpoints.
         template: the text around a class name. Its first words are those that the prompts stand for.
         position: of the class name among CoOp's prompts: end, middle or front.
+        classes: words of the classes that prompts of each class are tied to, in order; empty where they are not known.
 
     Raises:
         ModelError: tensors that are missing, left over, or do not fit each other; the text names them.
@@ -60,6 +61,7 @@ class Prompts:
     tensors: Mapping[str, Tensor] = field(repr=False)
     template: str = TEMPLATE
     position: str = "end"
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -123,7 +125,7 @@ class Prompts:
     def to(self, device: torch.device) -> "Prompts":
         """The same on another device."""
         moved = {name: value.to(device) for name, value in self.tensors.items()}
-        return Prompts(self.method, moved, self.template, self.position)
+        return replace(self, tensors=moved)
 
     def check_towers(self, clip: Any) -> None:
         """Raise ModelError unless widths and depths are those of a CLIP. `clip`: a loaded `Clip`."""
