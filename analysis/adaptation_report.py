@@ -41,10 +41,11 @@ class Grid(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """A latent with the images of each model."""
+    """A latent with the images of each model, and the tokens on which it is above tau."""
 
     latent: int
     anchor: bool
+    tokens: dict[str, int]
     shots: dict[str, list[Shot]]
 
 
@@ -83,7 +84,7 @@ def draw_comparison(
     """
     small = len(found["classes"]) <= MAX_CLASSES
     confusion = {name: np.array(counts) for name, counts in found.get("confusion", {}).items()} if small else {}
-    method = found["prompts"]["method"]
+    method, seeds = found["prompts"]["method"], found["settings"].get("seeds", 1)
     more = fill(
         "comparison.html.jinja",
         conclusion=found["conclusion"]["sentence"],
@@ -98,13 +99,15 @@ def draw_comparison(
         counts=[draw_counts(found)],
         overlap=_overlap(found),
         n_top=found["settings"]["n_top"],
-        concepts=_concepts(found["overlap"]["dataset"], tables, anchors),
+        concepts=_concepts(found["overlap"], tables, anchors),
         dictionaries=found.get("dictionaries"),
+        say=say,
         percent=lambda value: "n/a" if value is None else f"{100 * value:.1f} %",
     )
     text = (
         f"{method} prompts at {found['hook_point']}, {len(found['classes'])} classes. Latents were chosen on "
-        f"{found['n_chosen']:,} images and judged on {found['n_judged']:,} others."
+        f"{found['n_chosen']:,} images and judged on {found['n_judged']:,} others"
+        f"{f'; mean of {seeds} seeds, with other halves and draws' if seeds > 1 else ''}."
     )
     return Section(f"What {method} changed", text, [], [], more)
 
@@ -202,7 +205,7 @@ def _paint(
 
 
 def _concepts(
-    whole: Mapping[str, Any], tables: Mapping[str, ConceptTable], anchors: Collection[int]
+    overlap: Mapping[str, Any], tables: Mapping[str, ConceptTable], anchors: Collection[int]
 ) -> dict[str, list[Strip]]:
     groups = {
         "In both models' top": ("shared", tuple(MODELS)),
@@ -210,10 +213,16 @@ def _concepts(
         "Only in the adapted model's": ("adapted_only", ("adapted",)),
     }
     shots = TopShots(tables)
+    counts = {latent: dict(zip(MODELS, both, strict=True)) for latent, *both in zip(*overlap["scatter"], strict=True)}
     return {
         title: [
-            Strip(latent, latent in anchors, {name: shots.of(name, latent, N_PICTURES) for name in models})
-            for latent in whole[group][:N_SHOWN]
+            Strip(
+                latent,
+                latent in anchors,
+                counts[latent],
+                {name: shots.of(name, latent, N_PICTURES) for name in models},
+            )
+            for latent in overlap["dataset"][group][:N_SHOWN]
         ]
         for title, (group, models) in groups.items()
     }

@@ -73,7 +73,7 @@ def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict
     if image.width > THUMBNAIL_PIXELS:
         image = image.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * image.height // image.width))
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
+    image.save(buffer, format="JPEG", quality=80, optimize=True)
     return buffer.getvalue()
 
 

@@ -132,7 +132,7 @@ def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
         return []
     plots = []
     for name, title, scale, caption in (
-        ("loss", "loss", "log", "Falls, then flattens: training has converged."),
+        ("loss", "loss", "log", "Good: it falls, then flattens."),
         ("fvu", "FVU of the batch", "log", "Share of the variance that is not explained: lower is better."),
         ("l0", "L0", "linear", "Active latents a token."),
         ("dead", "dead", "linear", "Share of latents silent for long: lower is better."),

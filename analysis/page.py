@@ -95,8 +95,9 @@ def finish_plot(plot: Any, caption: str = "", size: str = "half") -> Plot:
         plot.add_layout(plot.legend[0], "below")
         plot.legend.label_text_font_size = "11px"
         plot.legend.location = "left"
-        plot.legend.ncols = 2
-        plot.legend.spacing = 12
+        plot.legend.ncols = -(-len(plot.legend[0].items) // 2)
+        plot.legend.spacing = 8
+        plot.legend.padding = 4
         plot.legend.margin = 0
         plot.legend.border_line_color = None
     script, element = components(plot)

@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 
 from actcache import (
     ArtifactNotFoundError,
-    ImageSource,
     ImageSourceError,
     IncompleteError,
     ParentMismatchError,
+    SettingsError,
     check_parent,
-    open_source,
 )
 from analysis.concepts import ConceptTable
-from analysis.gallery import draw_heat_map, make_thumbnail
+from analysis.gallery import Pictures, draw_heat_map
 from analysis.heat import heat_maps
-from analysis.join import find_images
 from saetrain import CodeStore
 
 
@@ -43,7 +41,7 @@ class TopShots:
     def __init__(self, tables: Mapping[str, ConceptTable]) -> None:
         self.tables = tables
         self._codes = {name: find_codes(table) for name, table in tables.items()}
-        self._sources = {name: _open_images(codes) for name, codes in self._codes.items()}
+        self._pictures = [Pictures(codes) for codes in self._codes.values() if codes is not None]
         self._picture = cache(self._find_picture)
 
     def of(self, name: str, latent: int, n: int) -> list[Shot]:
@@ -76,14 +74,10 @@ class TopShots:
         for table in self.tables.values():
             if picture := table.thumbnail(image):
                 return picture
-        for name, codes in self._codes.items():
-            source = self._sources[name]
-            if codes is None or source is None:
-                continue
-            uri, n_bytes = (codes.images[column][image].as_py() for column in ("uri", "bytes"))
+        for pictures in self._pictures:
             try:
-                return make_thumbnail(source, uri, n_bytes, codes.preprocess)
-            except (ParentMismatchError, ImageSourceError):  # others lie there by now
+                return pictures.thumbnail(image)
+            except (SettingsError, ParentMismatchError, ImageSourceError):  # gone, or others lie there by now
                 continue
         return b""
 
@@ -96,11 +90,3 @@ def find_codes(concepts: ConceptTable) -> CodeStore | None:
     except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
         return None
     return codes
-
-
-def _open_images(codes: CodeStore | None) -> ImageSource | None:
-    where = None if codes is None else find_images(codes)
-    try:
-        return None if where is None else open_source(where)
-    except ImageSourceError:
-        return None

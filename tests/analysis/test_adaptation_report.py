@@ -18,7 +18,7 @@ from plain_clip import checkpoint_tensors
 
 from actcache import extract
 from analysis import ConceptTable, analyze, compare, heat_maps, write_adaptation_page, write_report
-from saetrain import CodeStore, encode
+from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
 N_TOP = 5
 
@@ -27,7 +27,7 @@ N_TOP = 5
 def folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str], middle_run: Path
 ) -> Path:
-    """base.concepts, maple.concepts and comparison.json."""
+    """base.concepts, maple.concepts, comparison.json with a second dictionary."""
     folder = tmp_path_factory.mktemp("adaptation")
     state = checkpoint_tensors("maple", width=32, text=16, embed=16, n=4, depth=2)
     torch.save({"state_dict": {name: 5 * value for name, value in state.items()}}, folder / "maple.tar")
@@ -36,9 +36,11 @@ def folder(
         extract(tiny_images, folder / f"{name}.acts", **tiny_model, **options)
         encode(middle_run, folder / f"{name}.acts", folder / f"{name}.codes")
         analyze(folder / f"{name}.codes", folder / f"{name}.concepts", n_gallery=4)
+    config = TrainConfig(n_steps=20, batch_size=128, lr=3e-3)
+    second = train(folder / "maple.acts", folder / "second", layer=1, sae=SAEConfig(n_latents=64, k=4), config=config)
     compare(
         folder / "base.concepts", folder / "maple.concepts", folder / "comparison.json", k=[1, 3], n_top=N_TOP,
-        device="cpu",
+        second_run=second, seeds=2, device="cpu",
     )  # fmt: skip
     return folder
 
@@ -61,7 +63,7 @@ def body(page: str) -> str:
 def strips(page: str) -> list[tuple[int, str]]:
     return [
         (int(latent), text)
-        for text in page.split('<div class="latent pair">')[1:]
+        for text in re.split(r'<div class="latent pair(?: both)?">', page)[1:]
         for latent in re.findall(r"^<b>(?:<a.*?>)?latent (\d+)", text)
     ]
 
@@ -110,6 +112,18 @@ def test_predictions_under_masks_are_drawn(page: str, found: dict[str, Any]) -> 
         )
         share = counts / counts.sum(axis=1, keepdims=True)
         assert np.allclose(255 - decode(data)[..., 0], 244 * share, atol=0.51)
+
+
+def test_the_second_dictionary_has_its_four_cells(page: str, found: dict[str, Any]) -> None:
+    cells = found["dictionaries"]["cells"]
+    assert len(cells) == 4
+    for cell in cells:
+        assert (
+            f"<tr><td>{cell['sae']}</td><td>{cell['run']}</td><td>{cell['model']}</td><td>{cell['fvu']:.4f}</td>"
+            f"<td>{cell['l0']:.1f}</td><td>{100 * cell['accuracy']:.1f} %</td>"
+        ) in page
+    assert str(escape(found["dictionaries"]["sentence"])) in page
+    assert "mean of 2 seeds" in page
 
 
 def test_confusion_and_its_change_add_up(page: str, found: dict[str, Any]) -> None:
@@ -164,7 +178,7 @@ def test_a_report_shows_the_same_section(page: str, found: dict[str, Any], folde
     shown = set(base.gallery["latent"].to_pylist())
     both = {latent for latent, _ in strips(report)} & shown
     for latent in both:
-        assert f'<b><a href="#latent-{latent}">latent {latent}</a></b>' in report
+        assert f'<b><a href="#latent-{latent}">latent {latent}</a><span' in report
         assert f'id="latent-{latent}"' in report
     ids = set(re.findall(r'id="(.*?)"', body(report)))
     assert set(re.findall(r'href="#(.*?)"', body(report))) <= ids

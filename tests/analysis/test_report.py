@@ -327,3 +327,17 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
     assert sorted(found["label"]) == sorted(set(row["latent"]) & (on_top | set(counts["latent"].to_pylist())))
     assert found["none"] == []
     assert found["said"].startswith("none of the shown latents")
+
+
+def test_a_link_to_what_the_search_left_out_shows_it(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
+    first, last = shown(concepts)[0], shown(concepts)[-1]
+    found = in_browser(
+        HELPERS
+        + f"""
+        find("{first}");
+        const before = document.getElementById("latent-{last}").hidden;
+        location.hash = "#latent-{last}";
+        window.dispatchEvent(new HashChangeEvent("hashchange"));
+        return {{before, after: document.getElementById("latent-{last}").hidden, all: list()}};"""
+    )
+    assert found == {"before": True, "after": False, "all": shown(concepts)}
