@@ -10,7 +10,7 @@ from .embeddings import embed_images
 from .entries import open_entries, read_entries
 from .fidelity import evaluate_fidelity
 from .heat import heat_maps, latent_masks
-from .intervention import Judge, mask_latents
+from .intervention import mask_latents
 from .join import find_images, map_shards, open_scheduler
 from .localization import Localization, localize, score_latents
 from .masks import PixelMasks, read_masks
@@ -32,6 +32,7 @@ from .rule_learning import learn_rules
 from .selection import choose_images, query_class, query_firing, query_selection
 from .sheet import draw_sheet
 from .steering import measure_steerability, set_latents
+from .study import Judge
 from .tour import Quickstart, quickstart
 
 __all__ = [

@@ -11,7 +11,7 @@ text) and at random among the active latents.
 Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes as in splicing.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcache import SettingsError, StoreGroup, Stores, open_stores
+from actcache import StoreGroup, Stores
 from analysis.intervals import bootstrap_intervals
-from analysis.intervention import PLAIN_JUDGE, Judge, Study, open_study, study_parents
 from analysis.naming import embed_directions
 from analysis.results import describe_result, find_result, finish_result
 from analysis.splicing import Spliced
+from analysis.study import PLAIN_JUDGE, Judge, Report, Study, check_grid, open_inputs, open_study, study_parents
 from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy
 from saetrain import Run
 
@@ -68,7 +68,7 @@ def delete_latents(
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Report | None = None,
 ) -> dict[str, Any]:
     """Measure the deletion curves.
 
@@ -84,22 +84,15 @@ def delete_latents(
     Raises:
         SettingsError, ParentMismatchError: see `open_study`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    store = open_stores(store)
-    if not n or min(n) < 1:
-        raise SettingsError(f"n must be at least 1, got {', '.join(map(str, n)) or 'nothing'}.")
-    grid = [0, *sorted(set(n))]
+    run, store = open_inputs(run, store)
+    grid = [0, *check_grid("--n", n)]
     settings = {**asdict(judge), "n": grid, "keep_error": keep_error}
-    head = describe_result("deletion", settings, study_parents(run, store))
-    out = None if out is None else Path(out)
+    head = describe_result("deletion", settings, study_parents([run], store))
     if found := find_result(out, head, overwrite=overwrite):
         return found
     study = open_study(run, store, judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size)
     values = _delete(study, grid, keep_error, judge.seed, on_progress)
-    body = {
-        "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens,
-        "n_judged": len(study.scene.images), **_summarize(values, grid, judge.seed),
-    }  # fmt: skip
+    body = {**study.facts(), "n_judged": len(values), **_summarize(values, grid, judge.seed)}
     return finish_result(out, head, body)
 
 
@@ -128,13 +121,13 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
 
 
 def _delete(
-    study: Study, grid: list[int], keep_error: bool, seed: int, on_progress: Callable[[int, int], None] | None
+    study: Study, grid: list[int], keep_error: bool, seed: int, on_progress: Report | None
 ) -> NDArray[np.float64]:
     """y of every image, method and number of deleted latents: [I, M, n]."""
     scene, rng = study.scene, torch.Generator().manual_seed(seed)
     lens = embed_directions(study.sae, scene.vision).to(scene.vision.device)
-    found, done = [], 0
-    for images, spliced in study.batches(scene.images):
+    found = []
+    for images, spliced in study.batches(scene.images, on_progress):
         targets = scene.logits(spliced.x).argmax(1)
         scores = score_latents(study, spliced, targets, lens, rng)
         order = scores.argsort(dim=2, descending=True, stable=True)[..., : max(grid)]
@@ -152,9 +145,6 @@ def _delete(
                 table.scatter_(1, order[number, :, :n], True)
                 values[:, number, i] = measure(spliced.drop(spliced.keep(table)) + rest)
         found.append(values)
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(scene.images))
     return np.concatenate(found)
 
 

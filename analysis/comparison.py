@@ -127,7 +127,6 @@ def compare(
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
     head = describe_result("comparison", settings, parents)
-    out = None if out is None else Path(out)
     if found := find_result(out, head, overwrite=overwrite):
         return found
     scenes = _open_scenes(sides, run, template, device)

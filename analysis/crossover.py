@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.fidelity import Outcome, Outcomes
-from analysis.intervention import Mask
+from analysis.masking import Mask
+from analysis.outcomes import Outcome, Outcomes
 from analysis.ranking import LatentCounts, match_frequency, rank_latents
 from analysis.splicing import splice
 from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy, batches

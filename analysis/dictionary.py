@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError, StoreGroup, Stores, open_stores
-from analysis.fidelity import find_runs, unseen_images
+from analysis.fidelity import find_runs
 from analysis.sparse_coding import pursue, refit
+from analysis.study import unseen_images
 from saetrain import Run
 
 BLOCK_LATENTS = 512

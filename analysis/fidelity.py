@@ -9,71 +9,23 @@ texts. recovered: (ablated - sae) / (ablated - original); the share alone hides 
 absolute values stand beside it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from actcache import StoreGroup, Stores, open_stores, open_towers
-from analysis.intervals import wilson_interval
+from analysis.outcomes import Outcome, Outcomes
 from analysis.results import describe_result, find_result, finish_result
-from analysis.splicing import Spliced, choose_tokens, splice
-from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy, batches, open_zero_shot
-from saetrain import Run, held_out_images
+from analysis.splicing import Spliced
+from analysis.study import Judge, Report, Study, open_study, study_parents
+from analysis.zero_shot import BATCH_IMAGES, ZeroShot
+from saetrain import Run
 
 VARIANTS = ("original", "sae", "sae+error", "zero", "mean")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a classifier said of some images, in their order."""
-
-    label: NDArray[np.int64]  # [I] true class
-    predicted: NDArray[np.int64]  # [I]
-    loss: NDArray[np.float64]  # [I]
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        return np.asarray(self.predicted == self.label)
-
-    def numbers(self) -> dict[str, float]:
-        """accuracy with its 95 % interval (Wilson), the mean over classes of their recall, and the mean loss."""
-        low, high = wilson_interval(int(self.right.sum()), len(self.right))
-        return {
-            "accuracy": float(self.right.mean()),
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "class_accuracy": float(np.mean(list(self.recalls().values()))),
-            "loss": float(self.loss.mean()),
-        }
-
-    def recalls(self) -> dict[int, float]:
-        """Accuracy of each class."""
-        classes, number, n_images = np.unique(self.label, return_inverse=True, return_counts=True)
-        shares = np.bincount(number, weights=self.right) / n_images
-        return dict(zip(classes.tolist(), shares.tolist(), strict=True))
-
-
-class Outcomes:
-    """Collects batches of logits into an Outcome."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[NDArray[Any], ...]] = []
-
-    def add(self, logits: Tensor, label: NDArray[np.int64]) -> None:
-        """logits [B, C]."""
-        truth = torch.from_numpy(label).to(logits.device)
-        loss = F.cross_entropy(logits.double(), truth, reduction="none")
-        self._parts.append((label, as_numpy(logits.argmax(1)), as_numpy(loss)))
-
-    def result(self) -> Outcome:
-        return Outcome(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
 
 
 def evaluate_fidelity(
@@ -91,7 +43,7 @@ def evaluate_fidelity(
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Report | None = None,
 ) -> dict[str, Any]:
     """Measure one run, or every run of a folder (a sweep: several layers, several sizes), on labeled images.
 
@@ -113,11 +65,8 @@ def evaluate_fidelity(
     """
     runs = find_runs(run)
     store = open_stores(store)
-    parents = {_numbered("run", i): one.artifact for i, one in enumerate(runs)}
-    parents |= {_numbered("store", i): one.artifact for i, one in enumerate(store.stores)}
-    settings = {"templates": templates, "tokens": tokens, "where": where, "limit": limit, "seed": seed}
-    head = describe_result("fidelity", settings, parents)
-    out = None if out is None else Path(out)
+    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    head = describe_result("fidelity", asdict(judge), study_parents(runs, store))
     if found := find_result(out, head, overwrite=overwrite):
         return found
     for one in runs:
@@ -125,21 +74,15 @@ def evaluate_fidelity(
     towers = open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     measured = []
     for number, one in enumerate(runs):
-        kind = choose_tokens(one, tokens)
-        scene = open_zero_shot(
-            store, one.hook_point, templates=templates, where=where, within=unseen_images(one, store), limit=limit,
-            seed=seed, towers=towers,
-        )  # fmt: skip
-        total = len(scene.images) * len(runs)
+        study = open_study(one, store, judge, batch_size=batch_size, towers=towers)
 
-        def report(n_images: int, before: int = number * len(scene.images), total: int = total) -> None:
+        def report(done: int, total: int, number: int = number) -> None:
             if on_progress:
-                on_progress(before + n_images, total)
+                on_progress(number * total + done, len(runs) * total)
 
-        outcomes = compare_variants(scene, one, kind, batch_size=batch_size, report=report)
-        measured.append(_describe(one, kind, scene, outcomes))
-    body = {"n_classes": len(scene.names), "classes": list(scene.names), "runs": measured}
-    return finish_result(out, head, body)
+        measured.append(_describe(study, compare_variants(study, report)))
+    names = study.scene.names
+    return finish_result(out, head, {"n_classes": len(names), "classes": list(names), "runs": measured})
 
 
 def find_runs(path: Run | str | Path) -> list[Run]:
@@ -152,32 +95,14 @@ def find_runs(path: Run | str | Path) -> list[Run]:
     return [Run.open(path)]
 
 
-def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
-    """Images of a store that the run was not trained on: of its own store the held-out ones, of others all."""
-    trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
-    parts = [
-        start + np.array(held_out_images(one.n_images) if one.store_id in trained else range(one.n_images))
-        for start, one in zip(store.starts.tolist(), store.stores, strict=False)
-    ]
-    return np.concatenate(parts)
-
-
 @torch.no_grad()
-def compare_variants(
-    scene: ZeroShot, run: Run, tokens: str, *, batch_size: int = BATCH_IMAGES,
-    report: Callable[[int], None] = lambda n_images: None,
-) -> dict[str, Outcome]:  # fmt: skip
-    """The five variants' outcomes on the scene's images."""
-    sae = run.sae().to(scene.vision.device)
-    means = mean_tokens(scene)
+def compare_variants(study: Study, on_progress: Report | None = None) -> dict[str, Outcome]:
+    """The five variants' outcomes on the study's images."""
+    scene, means = study.scene, mean_tokens(study.scene)
     outcomes = {name: Outcomes() for name in VARIANTS}
-    done = 0
-    for images in batches(scene.images, batch_size):
-        spliced = splice(sae, scene.read(images), scene.store.n_tokens, tokens)
+    for images, spliced in study.batches(scene.images, on_progress):
         for name in VARIANTS:
             outcomes[name].add(scene.logits(_variant(name, spliced, means)), scene.labels[images])
-        done += len(images)
-        report(done)
     return {name: collected.result() for name, collected in outcomes.items()}
 
 
@@ -200,7 +125,7 @@ def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:
     return spliced.stream(new)
 
 
-def _describe(run: Run, tokens: str, scene: ZeroShot, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def _describe(study: Study, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     numbers = {name: outcome.numbers() for name, outcome in outcomes.items()}
     for name, outcome in outcomes.items():
         numbers[name]["same_prediction"] = float((outcome.predicted == outcomes["original"].predicted).mean())
@@ -211,21 +136,10 @@ def _describe(run: Run, tokens: str, scene: ZeroShot, outcomes: dict[str, Outcom
         for measure in ("accuracy", "loss")
         for ablation in ("zero", "mean")
     }
-    return {
-        "run": run.path.name,
-        "hook_point": str(run.hook_point),
-        "tokens": tokens,
-        "n_images": len(scene.images),
-        "variants": numbers,
-        "recovered": recovered,
-    }
+    return {**study.facts(), "n_images": len(study.scene.images), "variants": numbers, "recovered": recovered}
 
 
 def _recovered(measure: str, original: float, sae: float, ablated: float) -> float:
     """NaN where the ablation does no harm: accuracy does not fall, or loss does not rise."""
     harm = original - ablated if measure == "accuracy" else ablated - original
     return (sae - ablated) / (original - ablated) if harm > 0 else float("nan")
-
-
-def _numbered(name: str, index: int) -> str:
-    return name if index == 0 else f"{name} {index + 1}"

@@ -10,113 +10,40 @@ Each batch is read and encoded once; a mask decodes the entries it keeps, what i
 blocks after the hook point run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from actcache import (
-    Artifact,
-    ParentMismatchError,
-    SettingsError,
-    StoreGroup,
-    Stores,
-    Towers,
-    open_stores,
-    read_templates,
-    select_images,
-)
+from actcache import ParentMismatchError, StoreGroup, Stores, select_images
 from analysis.concepts import TAU
-from analysis.fidelity import Outcome, Outcomes, unseen_images
 from analysis.intervals import bootstrap_intervals
-from analysis.ranking import (
-    LatentCounts,
-    check_disjoint,
-    count_in_codes,
-    image_names,
-    match_frequency,
-    rank_latents,
-    split_halves,
-)
+from analysis.masking import Key, Mask, judge_masks, make_masks
+from analysis.outcomes import Outcome
+from analysis.ranking import LatentCounts, check_disjoint, count_in_codes, image_names, split_halves
 from analysis.results import describe_result, find_result, finish_result
-from analysis.splicing import Spliced, choose_tokens, splice
-from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy, batches, check_images, open_zero_shot
-from saetrain import SAE, CodeStore, Run
+from analysis.study import (
+    PLAIN_JUDGE,
+    Judge,
+    Report,
+    Study,
+    check_grid,
+    check_latents,
+    open_inputs,
+    open_study,
+    study_parents,
+    unseen_images,
+)
+from analysis.zero_shot import BATCH_IMAGES, as_numpy, check_images
+from saetrain import CodeStore, Run
 
 K_GRID = (1, 2, 5, 10, 50, 100, 500, 1000, 2000)
 """PatchSAE's; `all` is always there."""
 N_RANDOM = 3
-Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """On which images, against which texts and on which tokens interventions are judged. Part of a result's identity.
-
-    Attributes:
-        templates, where, limit, seed: see `open_zero_shot`.
-        tokens: what is replaced: all, patch or cls; None: what the run was trained on.
-    """
-
-    templates: str | Sequence[str] = "photo"
-    tokens: str | None = None
-    where: str | None = None
-    limit: int | None = None
-    seed: int = 0
-
-
-PLAIN_JUDGE = Judge()
-
-
-@dataclass(frozen=True)
-class Study:
-    """A run and the classifier behind its hook point, opened."""
-
-    run: Run
-    sae: SAE
-    scene: ZeroShot
-    tokens: str
-    templates: tuple[str, ...]
-    batch_size: int
-
-    def batches(self, images: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
-        """Images with their stream, encoded."""
-        for part in batches(images, self.batch_size):
-            yield part, splice(self.sae, self.scene.read(part), self.scene.store.n_tokens, self.tokens)
-
-
-def open_study(
-    run: Run,
-    store: StoreGroup,
-    judge: Judge,
-    *,
-    model: str | None,
-    pretrained: str | None,
-    device: str,
-    batch_size: int,
-    towers: Towers | None = None,
-) -> Study:
-    """Raises SettingsError, ParentMismatchError: see `open_zero_shot`, `choose_tokens`."""
-    run.check_store(store)
-    tokens = choose_tokens(run, judge.tokens)
-    scene = open_zero_shot(
-        store, run.hook_point, templates=judge.templates, where=judge.where, within=unseen_images(run, store),
-        limit=judge.limit, seed=judge.seed, model=model, pretrained=pretrained, device=device, towers=towers,
-    )  # fmt: skip
-    sae = run.sae().to(scene.vision.device)
-    return Study(run, sae, scene, tokens, read_templates(judge.templates), batch_size)
-
-
-def study_parents(run: Run, store: StoreGroup, codes: CodeStore | None = None) -> dict[str, Artifact]:
-    """What a result names as its parents."""
-    parents = {"run": run.artifact}
-    parents |= {"store" if i == 0 else f"store {i + 1}": one.artifact for i, one in enumerate(store.stores)}
-    return parents if codes is None else {**parents, "codes": codes.artifact}
 
 
 @torch.no_grad()
@@ -164,31 +91,26 @@ def mask_latents(
         SettingsError: no labels, a class without images to choose on, overlapping images, a latent out of range.
         ParentMismatchError: a store of another model, codes of another run.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    store = open_stores(store)
+    run, store = open_inputs(run, store)
     codes = CodeStore.open(chosen_on) if isinstance(chosen_on, str | Path) else chosen_on
     if codes is not None:
         _check_codes(codes, run)
     listed = check_latents(run, latents)
-    grid = _check_grid(run, k) if not listed else [len(listed)]
+    grid = [n for n in check_grid("--k", k) if n < run.sae_config.size] if not listed else [len(listed)]
     settings = {
         **asdict(judge), "k": grid, "latents": listed, "keep_error": keep_error, "n_random": n_random, "tau": tau,
         "chosen_where": chosen_where,
     }  # fmt: skip
-    head = describe_result("masks", settings, study_parents(run, store, codes))
-    out = None if out is None else Path(out)
+    head = describe_result("masks", settings, study_parents([run], store, codes))
     if found := find_result(out, head, overwrite=overwrite):
         return found
-    study = open_study(
-        run, store, judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size
-    )  # fmt: skip
+    study = open_study(run, store, judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size)
     judged, counts, n_chosen = _choose(study, judge, codes, chosen_where, tau)
     masks = make_masks(counts, grid, listed, n_random, judge.seed)
     outcomes = judge_masks(study, judged, masks, keep_error, on_progress)
     often = counts.by_dataset / n_chosen
     body = {
-        "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens,
-        "classes": list(study.scene.names), "n_chosen": n_chosen, "n_judged": len(judged),
+        **study.facts(), "classes": list(study.scene.names), "n_chosen": n_chosen, "n_judged": len(judged),
         "n_latents": study.sae.config.size, **_summarize(outcomes, masks, study.scene.names, often, judge.seed),
     }  # fmt: skip
     return finish_result(out, head, body)
@@ -204,23 +126,6 @@ def _check_codes(codes: CodeStore, run: Run) -> None:
             f"{codes.path} was encoded by run {codes.artifact.parents['run'].id}, {run.path} is {run.run_id}. "
             f"Encode the images with {run.path}."
         )
-
-
-def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
-    """Raise SettingsError for a latent out of range, or one that is named twice."""
-    n_latents = run.sae_config.size
-    for latent in latents:
-        if not 0 <= latent < n_latents:
-            raise SettingsError(f"--latent must lie in 0..{n_latents - 1}, got {latent}.")
-    if len(set(latents)) < len(latents):
-        raise SettingsError(f"--latent names one twice: {', '.join(map(str, latents))}.")
-    return list(latents)
-
-
-def _check_grid(run: Run, k: Sequence[int]) -> list[int]:
-    if not k or min(k) < 1:
-        raise SettingsError(f"--k must be at least 1, got {', '.join(map(str, k)) or 'nothing'}.")
-    return sorted({n for n in k if n < run.sae_config.size})
 
 
 def _choose(
@@ -254,98 +159,6 @@ def _choose(
         above = spliced.values > tau
         counts.add(labels[images[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
     return judged, counts, len(chosen)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Masking
-
-
-@dataclass(frozen=True)
-class Mask:
-    """k latents for each class, or one list for all.
-
-    Attributes:
-        selection: class, predicted, dataset, list or random.
-        draw: number of the random draw; 0 else.
-        lists: [C, k] or [1, k], -1 behind the last.
-    """
-
-    selection: str
-    k: int
-    draw: int
-    lists: Tensor
-
-    def table(self, classes: Tensor, n_latents: int) -> Tensor:
-        """[B, F]: true for the latents of each image's class [B]; class -1 has none."""
-        rows = self.lists[classes.clamp(min=0) if len(self.lists) > 1 else torch.zeros_like(classes)]
-        rows = torch.where((rows >= 0) & (classes >= 0)[:, None], rows, n_latents)  # one column more takes the rest
-        table = torch.zeros(len(classes), n_latents + 1, dtype=torch.bool, device=classes.device)
-        return table.scatter_(1, rows, True)[:, :n_latents]
-
-
-def make_masks(counts: LatentCounts, grid: list[int], listed: list[int], n_random: int, seed: int) -> list[Mask]:
-    """For each k the masks of class, predicted class and dataset (or of the list), and the random draws."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    total = counts.by_dataset
-    masks = []
-    ranked = rank_latents(counts.by_class, max(grid)) if not listed else np.array([listed])
-    dataset = rank_latents(total[None], max(grid))
-    for k in grid:
-        own = ranked[:, :k]
-        chosen = {"list": own} if listed else {"class": own, "predicted": own, "dataset": dataset[:, :k]}
-        masks += [Mask(selection, k, 0, torch.from_numpy(lists)) for selection, lists in chosen.items()]
-        for draw in range(n_random):
-            drawn = match_frequency(own, total, rng=rng)
-            if drawn is not None:  # else there are not k others: no control
-                masks.append(Mask("random", k, draw, torch.from_numpy(drawn)))
-    return masks
-
-
-Key = tuple[str, str, int | str, int]
-"""(selection, mode, k, draw)."""
-
-
-def judge_masks(
-    study: Study, judged: NDArray[np.int64], masks: list[Mask], keep_error: bool, on_progress: Report | None
-) -> dict[Key, Outcome]:
-    """The outcome of the original, of all and no latents, and of each mask kept and dropped, on the judged images."""
-    scene, n_latents = study.scene, study.sae.config.size
-    found: dict[Key, Outcomes] = {}
-    masks = [Mask(m.selection, m.k, m.draw, m.lists.to(scene.vision.device)) for m in masks]
-    done = 0
-    for images, spliced in study.batches(judged):
-        truth = scene.labels[images]
-        label = torch.from_numpy(truth).to(scene.vision.device)
-        rest: Tensor | float = spliced.error if keep_error else 0.0
-
-        def run(new: Tensor, key: Key, truth: NDArray[np.int64] = truth, x: Spliced = spliced) -> Tensor:
-            logits = scene.logits(x.stream(new))
-            found.setdefault(key, Outcomes()).add(logits, truth)
-            return logits
-
-        predicted = run(spliced.old, ("all", "original", "all", 0)).argmax(1)
-        run(spliced.whole + rest, ("all", "keep", "all", 0))
-        run(spliced.nothing + rest + torch.zeros_like(spliced.old), ("all", "drop", "all", 0))
-        by_class: dict[tuple[str, int], Tensor] = {}
-        for mask in masks:
-            wrong = predicted != label if mask.selection == "predicted" else torch.ones_like(label, dtype=torch.bool)
-            guess = predicted if mask.selection == "predicted" else label
-            kept = spliced.keep(mask.table(torch.where(wrong, guess, -1), n_latents))
-            for mode, new in (("keep", kept), ("drop", spliced.drop(kept))):
-                key: Key = (mask.selection, mode, mask.k, mask.draw)
-                if mask.selection != "predicted":
-                    logits = run(new + rest, key)
-                else:  # where the model is right, its mask is the class's
-                    logits = by_class[mode, mask.k].clone()
-                    if bool(wrong.any()):
-                        logits[wrong] = scene.logits(spliced.stream(new + rest)[wrong])
-                    found.setdefault(key, Outcomes()).add(logits, truth)
-                if mask.selection == "class":
-                    by_class[mode, mask.k] = logits
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(judged))
-    return {key: outcomes.result() for key, outcomes in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

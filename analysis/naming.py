@@ -23,18 +23,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import (
-    ParentMismatchError,
     SettingsError,
     TextTower,
     VisionTower,
     check_parent,
     digest,
-    open_stores,
     open_towers,
     read_templates,
 )
 from analysis.concepts import ConceptTable
 from analysis.embeddings import embed_images
+from analysis.join import open_parents
 from analysis.names import METHODS, write_name_table
 from analysis.vocabulary import read_vocabulary
 from analysis.zero_shot import BATCH_IMAGES
@@ -76,7 +75,8 @@ def name_latents(
         method has no such score. Names of methods that were not asked for are dropped.
 
     Raises:
-        SettingsError: a bad vocabulary, method or template, a word longer than the text tower reads.
+        SettingsError: a bad vocabulary, method or template, a word that the text tower cannot read whole, one store for
+            codes of several.
         ParentMismatchError: other codes, run, store or model than the table was made from.
     """
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
@@ -89,10 +89,7 @@ def name_latents(
     check_parent(concepts.artifact, "codes", opened_codes.artifact)
     opened_run = Run.open(run or opened_codes.artifact.parent_path("run"))
     check_parent(opened_codes.artifact, "run", opened_run.artifact)
-    paths = [path for path in opened_codes.artifact.parents if path.startswith("store")]
-    wanted = [store] if store is not None else [opened_codes.artifact.parent_path(name) for name in paths]
-    stores = open_stores(wanted)
-    _check_stores(opened_codes, [one.store_id for one in stores.stores], paths)
+    stores = open_parents(opened_codes, store)
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     texts = embed_words(towers.text, words, text)
     latents = np.flatnonzero(concepts.table["n_images"].to_numpy() > 0)
@@ -215,12 +212,3 @@ def redundancy(vectors: Tensor) -> NDArray[np.float64]:
         cosines[own, first + own] = -2.0
         found.append(cosines.max(1).values)
     return np.asarray(torch.cat(found).double().numpy())
-
-
-def _check_stores(codes: CodeStore, ids: list[str], names: list[str]) -> None:
-    expected = [codes.artifact.parents[name].id for name in names]
-    if ids != expected:
-        raise ParentMismatchError(
-            f"{codes.path} was encoded from store {', '.join(expected)}, got {', '.join(ids)}. "
-            "Give the activations it was encoded from with --store."
-        )

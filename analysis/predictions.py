@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actcache import ParentMismatchError, open_stores
+from analysis.join import open_parents
 from analysis.zero_shot import BATCH_IMAGES, as_numpy, batches, open_zero_shot
 from saetrain import CodeStore
 
@@ -30,14 +30,8 @@ def predict_classes(
     Raises:
         ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
     """
-    parents = {name: parent.id for name, parent in codes.artifact.parents.items() if name.startswith("store")}
-    store = open_stores([str(codes.artifact.parent_path(name)) for name in parents])
-    if [one.store_id for one in store.stores] != list(parents.values()):
-        raise ParentMismatchError(
-            f"{store.path} is not the store that {codes.path} was encoded from. Put it back there."
-        )
     scene = open_zero_shot(
-        store, codes.hook_point, templates=templates, model=model, pretrained=pretrained, device=device
+        open_parents(codes), codes.hook_point, templates=templates, model=model, pretrained=pretrained, device=device
     )
     said, done = np.full(codes.n_images, "", dtype=object), 0
     for images in batches(scene.images, BATCH_IMAGES):

@@ -25,7 +25,7 @@ def describe_result(kind: str, settings: Mapping[str, Any], parents: Mapping[str
     return {"kind": kind, "schema": SCHEMA, "id": identity, "settings": settings, "parents": named}
 
 
-def find_result(out: Path | None, head: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
+def find_result(out: str | Path | None, head: Mapping[str, Any], *, overwrite: bool = False) -> dict[str, Any] | None:
     """The result that the same command wrote before; None when there is none, or it is to be replaced.
 
     Raises:
@@ -33,6 +33,7 @@ def find_result(out: Path | None, head: Mapping[str, Any], *, overwrite: bool = 
     """
     if out is None:
         return None
+    out = Path(out)
     if out.is_dir():
         raise SettingsError(f"{out} is a folder. Expected a file such as {out / 'result.json'}.")
     if overwrite or not out.exists():
@@ -54,11 +55,12 @@ def find_result(out: Path | None, head: Mapping[str, Any], *, overwrite: bool = 
     return found
 
 
-def finish_result(out: Path | None, head: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+def finish_result(out: str | Path | None, head: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
     """Head and body, written where there is a path to; NaN and infinity become None."""
     whole: dict[str, Any] = _plain({**head, **body})
     if out is None:
         return whole
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, (json.dumps(whole, allow_nan=False, indent=1) + "\n").encode())
     return whole

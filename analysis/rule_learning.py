@@ -99,8 +99,8 @@ def learn_rules(
         if table.table.num_rows != learn.n_latents:
             raise SettingsError(f"{table.path} has {table.table.num_rows} latents, {learn.path} {learn.n_latents}.")
         parents["concepts"], names = table.artifact, read_names(table)
-    head, path = describe_result("rules", settings, parents), None if out is None else Path(out)
-    if found := find_result(path, head, overwrite=overwrite):
+    head = describe_result("rules", settings, parents)
+    if found := find_result(out, head, overwrite=overwrite):
         return found
 
     firing, report = Firing(tau, n_patches), on_progress
@@ -115,7 +115,7 @@ def learn_rules(
             raise SettingsError(f"No image of {other.path} has a label to judge by.")
     fires = read_firing(target, rules.latents, firing, report)
     body = _judge(rules, fires, labels, told, judged, explain, names, n_patches)
-    return finish_result(path, head, {"n_learned": int(chosen.sum()), **body})
+    return finish_result(out, head, {"n_learned": int(chosen.sum()), **body})
 
 
 def _check(

@@ -11,7 +11,7 @@ Values are in the SAE's normalized units, in which an activation has mean square
 Source: Joseph et al. 2025 (arXiv 2504.08729), as a co-author's notebooks compute it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actcache import StoreGroup, Stores, open_stores, open_towers
-from analysis.fidelity import Outcomes
-from analysis.intervention import PLAIN_JUDGE, Judge, Study, check_latents, open_study, study_parents
+from actcache import StoreGroup, Stores, open_towers
+from analysis.outcomes import Outcomes
 from analysis.results import describe_result, find_result, finish_result
 from analysis.splicing import Spliced
+from analysis.study import PLAIN_JUDGE, Judge, Report, Study, check_latents, open_inputs, open_study, study_parents
 from analysis.vocabulary import read_vocabulary
 from analysis.zero_shot import BATCH_IMAGES, as_numpy
 from saetrain import Run
@@ -33,8 +33,6 @@ STEERABLE = 0.1
 STRENGTHS = (10.0, 50.0, 150.0)
 N_LATENTS = 200
 N_IMAGES = 32
-
-Report = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -68,22 +66,20 @@ def set_latents(
     Raises:
         SettingsError: a latent out of range or named twice; as `open_study`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    store = open_stores(store)
+    run, store = open_inputs(run, store)
     fixed, raised = dict(set or {}), dict(add or {})
     check_latents(run, [*fixed, *raised])
     settings = {
         **asdict(judge), "set": {str(n): v for n, v in fixed.items()}, "add": {str(n): v for n, v in raised.items()},
         "keep_error": keep_error,
     }  # fmt: skip
-    head = describe_result("steering", settings, study_parents(run, store))
-    out = None if out is None else Path(out)
+    head = describe_result("steering", settings, study_parents([run], store))
     if found := find_result(out, head, overwrite=overwrite):
         return found
     study = open_study(run, store, judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size)
     scene = study.scene
-    before, after, shift, done = Outcomes(), Outcomes(), torch.zeros(len(scene.names), dtype=torch.float64), 0
-    for images, spliced in study.batches(scene.images):
+    before, after, shift = Outcomes(), Outcomes(), torch.zeros(len(scene.names), dtype=torch.float64)
+    for images, spliced in study.batches(scene.images, on_progress):
         new = spliced.old if keep_error else spliced.whole
         for wanted, raise_it in ((fixed, False), (raised, True)):
             new = new + spliced.shift(torch.tensor(list(wanted)), torch.tensor(list(wanted.values())), add=raise_it)
@@ -91,14 +87,11 @@ def set_latents(
         before.add(old_logits, scene.labels[images])
         after.add(new_logits, scene.labels[images])
         shift += (new_logits.double().softmax(1) - old_logits.double().softmax(1)).sum(0).cpu()
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(scene.images))
     counts = [np.bincount(o.result().predicted, minlength=len(scene.names)).tolist() for o in (before, after)]
     body = {
-        "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens, "n_judged": done,
+        **study.facts(), "n_judged": len(scene.images),
         "before": before.result().numbers(), "after": after.result().numbers(),
-        "shift": dict(zip(scene.names, (shift / done).tolist(), strict=True)),
+        "shift": dict(zip(scene.names, (shift / len(scene.images)).tolist(), strict=True)),
         "predicted": {name: [a, b] for name, a, b in zip(scene.names, *counts, strict=True)},
     }  # fmt: skip
     return finish_result(out, head, body)
@@ -138,8 +131,7 @@ def measure_steerability(
     Raises:
         SettingsError: a latent out of range, a bad vocabulary; as `open_study`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    store = open_stores(store)
+    run, store = open_inputs(run, store)
     judge = replace(judge, limit=judge.limit or N_IMAGES)
     words = read_vocabulary(vocabulary)
     check_latents(run, latents)
@@ -147,8 +139,7 @@ def measure_steerability(
         **asdict(judge), "latents": list(latents), "n_latents": n_latents, "strengths": list(strengths),
         "vocabulary": list(words),
     }  # fmt: skip
-    head = describe_result("steerability", settings, study_parents(run, store))
-    out = None if out is None else Path(out)
+    head = describe_result("steerability", settings, study_parents([run], store))
     if found := find_result(out, head, overwrite=overwrite):
         return found
     towers = open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
@@ -178,8 +169,8 @@ def measure_steerability(
         if on_progress:
             on_progress(number + 1, total)
     body = {
-        "run": run.path.name, "hook_point": str(run.hook_point), "tokens": study.tokens,
-        "n_judged": len(study.scene.images), "n_words": len(words), "summary": _summarize(rows), "rows": rows,
+        **study.facts(), "n_judged": len(study.scene.images), "n_words": len(words), "summary": _summarize(rows),
+        "rows": rows,
     }  # fmt: skip
     return finish_result(out, head, body)
 

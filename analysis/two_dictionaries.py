@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from actcache import ParentMismatchError, SettingsError
 from analysis.crossover import MODELS, Condition, Round, count_in_stream, judge, make_masks
-from analysis.fidelity import unseen_images
+from analysis.study import unseen_images
 from analysis.verdict import say, share_with_base_latents
 from analysis.zero_shot import ZeroShot
 from saetrain import SAE, Run, evaluate

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.crossover import MODELS, Condition, Round
-from analysis.fidelity import Outcome
 from analysis.intervals import LEVELS, resample_means
+from analysis.outcomes import Outcome
 from analysis.overlap import improvement_rate
 
 MAX_CLASSES = 200

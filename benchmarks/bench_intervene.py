@@ -14,8 +14,9 @@ from common import emit, parser, timed
 from PIL import Image
 
 from actcache import extract, open_stores
-from analysis.intervention import Judge, judge_masks, make_masks, open_study
+from analysis.masking import judge_masks, make_masks
 from analysis.ranking import LatentCounts
+from analysis.study import Judge, open_study
 from analysis.zero_shot import as_numpy, batches
 from saetrain import SAEConfig, TrainConfig, train
 
@@ -49,10 +50,7 @@ def main() -> None:
             folder / "images", folder / "y.acts", model=options.model, pretrained=options.pretrained,
             layers=[options.layer], seed=1,
         )  # fmt: skip
-        study = open_study(
-            run, open_stores(folder / "y.acts"), Judge(), model=None, pretrained=None, device="auto",
-            batch_size=options.batch_size,
-        )  # fmt: skip
+        study = open_study(run, open_stores(folder / "y.acts"), Judge(), batch_size=options.batch_size)
         grid = sorted(
             {max(1, options.n_latents * i // 12288) + i for i in (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 4000)}
         )

@@ -23,7 +23,8 @@ from common import emit, parser
 
 from actcache import begin_artifact, seal_artifact
 from saetrain import CodeStore
-from saetrain.codes import CODES, code_dtypes, write_shard
+from saetrain.code_writer import code_dtypes, write_shard
+from saetrain.codes import CODES
 
 ROOT = Path(__file__).parents[1]
 

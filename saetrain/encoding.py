@@ -23,7 +23,8 @@ from actcache import (
     remove_litter,
     seal_artifact,
 )
-from saetrain.codes import CodeStore, code_dtypes, codes_settings, prepare_codes, write_shard
+from saetrain.code_writer import code_dtypes, codes_settings, prepare_codes, write_shard
+from saetrain.codes import CodeStore
 from saetrain.preselection import Encoder, make_encoder
 from saetrain.run import Run
 

@@ -25,18 +25,8 @@ from torch.nn import functional as F
 from saetrain.config import TOP_K, TrainConfig
 from saetrain.processes import all_sum
 from saetrain.sae import SAE
-from saetrain.sparse import (
-    Code,
-    Lap,
-    decode,
-    gradient,
-    nested_error,
-    no_lap,
-    preactivations,
-    select_above,
-    select_batch_topk,
-    select_topk,
-)
+from saetrain.selection import Code, Lap, no_lap, select_above, select_batch_topk, select_topk
+from saetrain.sparse import decode, gradient, nested_error, preactivations
 
 THRESHOLD_RATE = 0.01
 """How fast batchtopk's threshold of inference follows the smallest active value of a batch (0.999 as decay of peers

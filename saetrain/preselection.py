@@ -18,7 +18,8 @@ from torch import Tensor
 
 from actcache import has_cpu_bfloat16
 from saetrain.sae import SAE
-from saetrain.sparse import Code, _Blocks, _csr, _Found, _join, _largest
+from saetrain.selection import Blocks, Code, Found, group_size, join, largest
+from saetrain.sparse import csr
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Activations [B, D] -> active entries (row, latent, value), as SAE.encode."""
@@ -73,7 +74,7 @@ class CoarseEncoder:
             return None
         starts, order = code.by_latent(len(self.coarse))
         latents = code.latents[order]
-        pattern = _csr(starts, code.rows[order], torch.zeros(len(order)), (len(self.coarse), len(x)))
+        pattern = csr(starts, code.rows[order], torch.zeros(len(order)), (len(self.coarse), len(x)))
         product = torch.sparse.sampled_addmm(pattern, sae.encoder.detach(), centered.T, beta=0.0).values()
         z = torch.empty_like(product)
         z[order] = product + sae.b_enc[latents]
@@ -82,8 +83,8 @@ class CoarseEncoder:
         kept = z > limit
         rows, latents, z = rows[kept], latents[kept], z[kept]
         if self.k is not None and len(z):
-            largest = _largest(rows.numpy(), z.view(torch.int32).numpy(), len(x), self.k)
-            rows, latents, z = rows[largest], latents[largest], z[largest]
+            top = largest(rows.numpy(), z.view(torch.int32).numpy(), len(x), self.k)
+            rows, latents, z = rows[top], latents[top], z[top]
         values = sae.activate(z, latents)
         active = values > 0
         return rows[active] + first, latents[active], values[active]
@@ -97,25 +98,25 @@ class CoarseEncoder:
         error = (rest * self.norm + (norm + rest) * self.rest + slack * norm * self.norm + U * self.bound) * 1.01
         lift = 2 * float(torch.minimum(error.max(), 4 * error.median())) + 1e-6  # rows beyond are compared as signed
         error += 2 * U * lift
-        blocks = _Blocks(rounded, self.coarse, self.offset + lift, True)
-        n_latents, found, n_found = len(self.coarse), list[_Found](), 0
-        groups = next((n for n in (64, 32, 16, 8) if n_latents % n == 0 and n_latents // n >= 4 * (self.k or 1)), 0)
+        blocks = Blocks(rounded, self.coarse, self.offset + lift, True)
+        n_latents, found, n_found = len(self.coarse), list[Found](), 0
+        size = group_size(n_latents, self.k or 1)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for number, z in enumerate(blocks):
                 e = error[number * len(blocks.out) :][: len(z)]
                 floor = (lift - e) * (1 - 3 * U)
                 if self.k is not None:
-                    floor = torch.maximum(floor, (self._bound(z, groups) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
+                    floor = torch.maximum(floor, (self._bound(z, size) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
                 found += blocks.above(pool, z, (floor * (1 - 2 * U))[:, None])  # rounded to bfloat16, still below
                 n_found = sum(len(part.places) for part in found)
                 if n_found > MAX_SHARE * (number * len(blocks.out) + len(z)) * n_latents:
                     return None
-        return _join(n_latents, found)
+        return join(n_latents, found)
 
-    def _bound(self, z: Tensor, groups: int) -> Tensor:
+    def _bound(self, z: Tensor, size: int) -> Tensor:
         """[b]: at most the k-th largest of each row: the k-th largest of the maxima of disjoint groups."""
         assert self.k is not None
-        if groups:  # positive numbers are ordered as their bits are, and numbers below 0 come after them
-            maxima = z.view(torch.int16).view(len(z), groups, -1).amax(1).topk(self.k, dim=1, sorted=False).values
+        if size:  # positive numbers are ordered as their bits are, and numbers below 0 come after them
+            maxima = z.view(torch.int16).view(len(z), size, -1).amax(1).topk(self.k, dim=1, sorted=False).values
             return maxima.amin(1).clamp_(min=0).view(torch.bfloat16).float()
         return z.topk(min(self.k, z.shape[1]), dim=1, sorted=False).values.amin(1).float()

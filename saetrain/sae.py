@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from actcache import CorruptError
 from saetrain.config import SAEConfig
-from saetrain.sparse import select_above, select_topk
+from saetrain.selection import select_above, select_topk
 
 INITIAL_THRESHOLD = 0.1
 """Of jumprelu, in units of x' (Anthropic, January 2025); training sets it from its first batch."""

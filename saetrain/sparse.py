@@ -1,253 +1,19 @@
 """Sparse forward and backward of a code: no (tokens x latents) array outlives a block of rows.
 
-In: centered rows x [B, D], encoder [F, D], b_enc [F], decoder [F, D]. Out: the active (latent, value) pairs of each
-row, k of them or any number, and their decoding. The encoder GEMM runs over blocks of 256 rows, whose active entries
-are found while the block is in cache; everything after costs O(active D), on one sparse layout for all variants.
-`preactivations` and `decode` are the two ends that autograd sees; what lies between (an activation, a penalty) is plain
-torch on [N] entries. Gradients of encoder and decoder are added to `.grad` in place: 300 MB a step are not allocated.
+In: a code (see selection.py), the rows it was selected from, encoder and decoder. Out: its pre-activations and its
+decoding, at a cost of O(active D), on one sparse layout for all variants. `preactivations` and `decode` are the two
+ends that autograd sees; what lies between (an activation, a penalty) is plain torch on [N] entries. Gradients of
+encoder and decoder are added to `.grad` in place: 300 MB a step are not allocated.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from saetrain.processes import all_gather, all_sum, rank
-
-BLOCK_ROWS = 256
-Lap = Callable[[str], None]
-"""Told what has just been done, by who measures time."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """The active latents of rows, row after row. A value that is not above 0 is not active."""
-
-    starts: Tensor  # [B + 1] int64
-    latents: Tensor  # [N] int64
-    values: Tensor  # [N] float32: pre-activations
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """[N]: the row of each entry."""
-        counts = self.starts.diff()
-        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-
-    def by_latent(self, n_latents: int) -> tuple[Tensor, Tensor]:
-        """(starts [F + 1], order [N]): the entries sorted by latent, rows ascending."""
-        if "_by_latent" not in self.__dict__:
-            counts = torch.bincount(self.latents, minlength=n_latents)
-            order = torch.argsort(self.latents, stable=True)
-            self.__dict__["_by_latent"] = F.pad(counts.cumsum(0), (1, 0)), order
-        found: tuple[Tensor, Tensor] = self.__dict__["_by_latent"]
-        return found
-
-    def keep(self, mask: Tensor) -> "Code":
-        """The entries where `mask` [N] is true."""
-        counts = torch.bincount(self.rows[mask], minlength=len(self.starts) - 1)
-        return Code(F.pad(counts.cumsum(0), (1, 0)), self.latents[mask], self.values[mask])
-
-    def by_prefix(self, prefixes: Sequence[int]) -> tuple["Code", Tensor]:
-        """The entries of the first prefix's latents as rows 0..B, those added by the second as rows B..2B, ...
-
-        Returns:
-            (code of m B rows, order [N]: which entry each one was).
-        """
-        edges = torch.tensor(prefixes, device=self.latents.device)
-        n_rows = len(self.starts) - 1
-        row = torch.bucketize(self.latents, edges, right=True) * n_rows + self.rows
-        order = torch.argsort(row, stable=True)
-        starts = F.pad(torch.bincount(row, minlength=n_rows * len(prefixes)).cumsum(0), (1, 0))
-        return Code(starts, self.latents[order], self.values[order]), order
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Selection: no gradients
-
-
-class _Found(NamedTuple):
-    """Entries of some rows [b, F], row by row."""
-
-    n_rows: int
-    places: Tensor  # [n] int64: row * F + latent
-    values: Tensor  # [n] float32
-
-
-class _Blocks:
-    """Pre-activations [b, F] of 256 rows at a time, in memory that the next block takes over, and what is found there.
-
-    bfloat16 is 4-7 times faster where the hardware has it; the values are rounded to 8 bits. On a CPU comparisons are
-    made on the numbers' bits, by numpy: positive floats are ordered as these are, and a batch's worth of 16-bit
-    integers is compared in 2 ms where torch takes 20 for bfloat16.
-    """
-
-    def __init__(self, x: Tensor, encoder: Tensor, b_enc: Tensor, bfloat16: bool) -> None:
-        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
-        self.bits = torch.int16 if bfloat16 else torch.int32
-        self.weight, self.offset, self.x = (encoder.to(self.dtype).T, b_enc.to(self.dtype), x.to(self.dtype))
-        self.out = torch.empty(BLOCK_ROWS, len(encoder), dtype=self.dtype, device=x.device)
-        self.on_cpu = x.device.type == "cpu"
-        self.mask = np.empty(self.out.shape if self.on_cpu else 0, dtype=np.bool_)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for first in range(0, len(self.x), BLOCK_ROWS):
-            z = self.out[: min(BLOCK_ROWS, len(self.x) - first)]
-            torch.addmm(self.offset, self.x[first : first + len(z)], self.weight, out=z)
-            yield z
-
-    def above(self, pool: ThreadPoolExecutor, z: Tensor, threshold: Tensor, k: int | None = None) -> list[_Found]:
-        """What exceeds a threshold [], [F] or [b, 1], and of that the k largest of each row."""
-        if not self.on_cpu or bool((threshold < 0).any()):
-            places = torch.nonzero((z > threshold).view(-1)).squeeze(1)
-            return [_Found(len(z), places, z.view(-1)[places].float())]
-        bits, floor = z.view(self.bits).numpy(), threshold.to(self.dtype).view(self.bits).numpy()
-        n = min(torch.get_num_threads(), len(z))
-        cuts = [len(z) * i // n for i in range(n + 1)]
-
-        def find(low: int, high: int) -> _Found:
-            part, part_floor = bits[low:high], floor[low:high] if floor.ndim == 2 else floor
-            places = np.flatnonzero(np.greater(part, part_floor, out=self.mask[low:high]))
-            found = part.reshape(-1)[places]
-            if k is not None:
-                kept = _largest(places // z.shape[1], found, high - low, k)
-                places, found = places[kept], found[kept]
-            return _Found(high - low, torch.from_numpy(places), torch.from_numpy(found).view(self.dtype).float())
-
-        return list(pool.map(find, cuts, cuts[1:]))
-
-
-def _largest(rows: NDArray[np.int64], values: NDArray[Any], n_rows: int, k: int) -> NDArray[np.bool_] | slice:
-    """Which of the positive entries are among the k largest of their row; of equal ones the first."""
-    starts = np.searchsorted(rows, np.arange(n_rows + 1))
-    width = int(np.diff(starts).max())
-    if width <= k:
-        return slice(None)
-    table = np.zeros((n_rows, width), values.dtype)
-    table[rows, np.arange(len(rows)) - starts[rows]] = values
-    floor = np.partition(table, width - k, axis=1)[:, width - k]
-    over, ties = values > floor[rows], values == floor[rows]
-    room = k - np.bincount(rows[over], minlength=n_rows)
-    number = np.cumsum(ties)
-    before = np.concatenate([[0], number])[starts[:-1]]
-    kept: NDArray[np.bool_] = over | (ties & (number - before[rows] <= room[rows]))
-    return kept
-
-
-def _join(n_latents: int, found: list[_Found]) -> Code:
-    """The entries of consecutive rows as one code."""
-    edges = [torch.arange(0, part.n_rows * n_latents + 1, n_latents, device=part.places.device) for part in found]
-    counts = [torch.searchsorted(part.places, edge).diff() for part, edge in zip(found, edges, strict=True)]
-    latents = torch.cat([part.places for part in found]).remainder_(n_latents)
-    return Code(F.pad(torch.cat(counts).cumsum(0), (1, 0)), latents, torch.cat([part.values for part in found]))
-
-
-def no_lap(name: str) -> None:
-    """Nobody measures."""
-
-
-@torch.no_grad()
-def select_topk(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = no_lap
-) -> Code:
-    """The k largest pre-activations of each row, where they are above 0, by latent.
-
-    With enough latents the k-th largest maximum of groups of them bounds the k-th largest pre-activation from below: a
-    few more than k reach it, and only these are sorted (15 ms a batch where torch.topk of all takes 40).
-    """
-    n_latents, blocks, found = len(encoder), _Blocks(x, encoder, b_enc, bfloat16), []
-    size = next((size for size in (64, 32, 16, 8) if n_latents % size == 0 and n_latents // size >= 4 * k), 0)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for z in blocks:
-            lap("encode")
-            if size and blocks.on_cpu:
-                maxima = z.view(blocks.bits).view(len(z), size, -1).amax(1)
-                floor = maxima.topk(k, dim=1, sorted=False).values.amin(1).clamp_(min=1) - 1  # just below: to reach it
-                found += blocks.above(pool, z, floor.view(blocks.dtype)[:, None], k)
-            else:
-                top = z.topk(k, dim=1, sorted=False)
-                rows = torch.arange(0, z.numel(), n_latents, device=z.device)[:, None]
-                places = (top.indices + rows)[top.values > 0].sort().values
-                found.append(_Found(len(z), places, z.view(-1)[places].float()))
-            lap("select")
-    return _join(n_latents, found)
-
-
-@torch.no_grad()
-def select_above(
-    x: Tensor,
-    encoder: Tensor,
-    b_enc: Tensor,
-    threshold: float | Tensor,
-    *,
-    bfloat16: bool = False,
-    max_share: float = 1.0,
-    lap: Lap = no_lap,
-) -> Code:
-    """Pre-activations above a threshold, one for all or [F], by latent.
-
-    Args:
-        max_share: when more of the first block's entries are above, only that block is looked at: the code covers its
-            rows alone, and the caller sees that it is too dense to be worth while.
-    """
-    blocks, found = _Blocks(x, encoder, b_enc, bfloat16), []
-    floor = torch.as_tensor(threshold, dtype=torch.float32, device=x.device)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for number, z in enumerate(blocks):
-            lap("encode")
-            found += blocks.above(pool, z, floor)
-            lap("select")
-            if number == 0 and sum(len(part.places) for part in found) > max_share * z.numel():
-                break
-    return _join(len(encoder), found)
-
-
-@torch.no_grad()
-def select_batch_topk(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, guess: float, *, bfloat16: bool = False, lap: Lap = no_lap
-) -> tuple[Code, float]:
-    """The k x B largest positive pre-activations of the batch (BatchTopK; Bussmann et al. 2024, arXiv 2412.06410).
-
-    Of the batches of all processes together. Of equal values the first ones are taken.
-
-    Args:
-        guess: a threshold that about k a row exceed, such as the last batch's. Entries above 0.8 of it are collected
-            and cut to size; when they are too few, all positive ones are. 0 makes a guess from the first block.
-
-    Returns:
-        (code, the smallest value that was kept).
-    """
-    if guess <= 0:
-        z = torch.addmm(b_enc, x[:BLOCK_ROWS], encoder.T).flatten()
-        own = z.topk(min(k * min(len(x), BLOCK_ROWS), len(z))).values[-1:]
-        guess = max(0.0, float(torch.cat(all_gather(own)).min()))
-    code = select_above(x, encoder, b_enc, 0.8 * guess, bfloat16=bfloat16, lap=lap)
-    candidates = all_gather(code.values)
-    wanted = k * int(all_sum(torch.tensor(len(x), device=x.device)))
-    if sum(map(len, candidates)) < wanted and guess > 0:
-        code = select_above(x, encoder, b_enc, 0.0, bfloat16=bfloat16, lap=lap)
-        candidates = all_gather(code.values)
-    everything = torch.cat(candidates)
-    if len(everything) > wanted:
-        floor = everything.topk(wanted, sorted=False).values.min()
-        room = wanted - int((everything > floor).sum())
-        room -= sum(int((values == floor).sum()) for values in candidates[: rank()])
-        ties = code.values == floor
-        code = code.keep((code.values > floor) | (ties & (ties.cumsum(0) <= room)))
-        lap("select")
-        return code, float(floor)
-    return code, float(everything.min()) if len(everything) else 0.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The two ends that take gradients
+from saetrain.selection import Code
 
 
 class _PreActivations(torch.autograd.Function):
@@ -264,7 +30,7 @@ class _PreActivations(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x, encoder, code = ctx.x, ctx.encoder, ctx.code
         starts, order = code.by_latent(len(encoder))
-        gradient = _csr(starts, code.rows[order], grads[0][order], (len(encoder), len(x)))
+        gradient = csr(starts, code.rows[order], grads[0][order], (len(encoder), len(x)))
         _add_product(encoder, gradient, x - ctx.b_dec)
         grad_bias = (gradient @ x.new_ones(len(x), 1)).squeeze(1)
         return grad_bias, -(grad_bias @ encoder.detach()), None, None, None
@@ -286,7 +52,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         grad, code, decoder = grads[0].contiguous(), ctx.code, ctx.decoder
         starts, order = code.by_latent(len(decoder))
-        matrix = _csr(starts, code.rows[order], ctx.values[order], (len(decoder), len(grad)))
+        matrix = csr(starts, code.rows[order], ctx.values[order], (len(decoder), len(grad)))
         # latent by latent its dictionary row stays in cache: 17 ms where row by row takes 45
         products = torch.sparse.sampled_addmm(matrix, decoder.detach(), grad.T, beta=0.0).values()
         grad_values = torch.empty_like(products)
@@ -359,7 +125,8 @@ def gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A sparse matrix by rows, not checked."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from actcache import begin_artifact, seal_artifact
 from analysis.pairs import Piece
 from saetrain import CodeStore
-from saetrain.codes import CODES, code_dtypes, write_shard
+from saetrain.code_writer import code_dtypes, write_shard
+from saetrain.codes import CODES
 
 QUALITY = {"all": {"fvu": 0.1, "l0": 2.0, "cosine": 0.9}, "dead": 0.0}
 

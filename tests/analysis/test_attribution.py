@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from actcache import ActivationStore, SettingsError, open_stores
 from analysis import Judge, delete_latents
 from analysis.attribution import METHODS, attribute
-from analysis.intervention import open_study
+from analysis.study import open_study
 from saetrain import Run
 
 

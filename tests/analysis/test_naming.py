@@ -184,7 +184,7 @@ def test_bad_input_is_told_what_to_do(
         with pytest.raises(error, match=message):
             name_latents(table, **{"vocabulary": words, **options})
     extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[1], seed=9)
-    with pytest.raises(ParentMismatchError, match="was encoded from store"):
+    with pytest.raises(ParentMismatchError, match="Give the store it was made from"):
         name_latents(table, vocabulary=words, store=tmp_path / "other.acts")
     with pytest.raises(SettingsError, match=r"0\.\.63, got 64"):
         set_name(table, 64, name="x")

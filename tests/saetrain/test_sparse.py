@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saetrain.sparse import BLOCK_ROWS, Code, decode, preactivations, select_above, select_batch_topk, select_topk
+from saetrain.selection import BLOCK_ROWS, Code, select_above, select_batch_topk, select_topk
+from saetrain.sparse import decode, preactivations
 
 D = 12
 Select = Callable[..., Code]
