@@ -21,6 +21,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from actcache.errors import PipelineError
@@ -71,10 +72,10 @@ options = Options()
 
 @app.callback()
 def main(
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object on stdout.")] = False,
+    traceback: Annotated[bool, Option("--traceback", help="Show where an error came from.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     options.quiet, options.json, options.traceback = quiet, as_json, traceback
     if version:
@@ -87,40 +88,59 @@ def main(
 # ---------------------------------------------------------------------------------------------------------------------
 # Verbs
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Workers = Annotated[int | None, typer.Option(help="Run dask in so many processes here. Speed only.")]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Run on this dask scheduler, e.g. tcp://10.0.0.1:8786. Speed only.")
+# What several verbs take.
+ImagesPath = Annotated[
+    Path,
+    Argument(metavar="IMAGES", help="A folder, a CSV or Parquet table of paths, tars, or a Hugging Face dataset."),
 ]
-StorePath = Annotated[str, typer.Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
-StorePaths = Annotated[
-    list[str], typer.Argument(metavar="STORE...", help="Activations, e.g. val.acts; several of one model.")
-]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
-CodesPath = Annotated[Path, typer.Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
-ConceptsPath = Annotated[Path, typer.Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
-KeepError = Annotated[bool, typer.Option("--keep-error", help="Add what the SAE does not explain.")]
-Limit = Annotated[int | None, typer.Option(help="Look at a random sample of so many images.")]
+StorePath = Annotated[str, Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
+StorePaths = Annotated[list[str], Argument(metavar="STORE...", help="Activations: val.acts; several of one model.")]
+RunPath = Annotated[Path, Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
+CodesPath = Annotated[Path, Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
+ConceptsPath = Annotated[Path, Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
+AnyPath = Annotated[str, Argument(metavar="PATH", help="Any artifact.")]
+ResultPath = Annotated[Path | None, Argument(metavar="[OUT]", help="A JSON file for the result.")]
+TablePath = Annotated[Path | None, Option(help="Write the answer as .csv or .parquet too.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there.")]
+
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
+BatchImages = Annotated[int, Option(help="Images a forward pass. Speed only.")]
+Workers = Annotated[int | None, Option(help="Run dask in so many processes here. Speed only.")]
+Scheduler = Annotated[str | None, Option(help="Run on this dask scheduler, e.g. tcp://10.0.0.1:8786. Speed only.")]
+CheckpointEvery = Annotated[int, Option(help="Steps between checkpoints.")]
+
+Model = Annotated[str, Option(help="An open_clip architecture, or the path of its config JSON.")]
+Pretrained = Annotated[str, Option(help="A tag of it, a checkpoint file, or random:SEED.")]
+StoreModel = Annotated[str | None, Option(help="The architecture the store was extracted with, if it moved.")]
+StorePretrained = Annotated[str | None, Option(help="Its weights, if they moved.")]
+MovedImages = Annotated[Path | None, Option(help="Where the images are, if they moved.")]
+MovedStore = Annotated[Path | None, Option(help="The activation store, if it moved.")]
+MovedRun = Annotated[Path | None, Option(help="The run, if it moved.")]
+
+Where = Annotated[str | None, Option(help="Images to look at, by columns of images.parquet: \"split == 'test'\".")]
+Limit = Annotated[int | None, Option(help="Look at a random sample of so many images.")]
+Seed = Annotated[int, Option(help="Of samples, halves and random latents.")]
 Templates = Annotated[
-    str, typer.Option(help="photo, simple (7), openai (80), a text with {} for the class, or a file of them.")
+    str, Option(help="photo, simple (7), openai (80), a text with {} for the class, or a file of them.")
 ]
 ReplacedTokens = Annotated[
-    str | None, typer.Option(help="What is replaced: all, patch or cls; by default what RUN was trained on.")
+    str | None, Option(help="What is replaced: all, patch or cls; as RUN was trained, by default.")
 ]
-JudgedWhere = Annotated[
-    str | None, typer.Option(help="Images to look at, by columns of images.parquet: \"split == 'test'\".")
-]
-StoreModel = Annotated[str | None, typer.Option(help="The architecture the store was extracted with, if it moved.")]
-StorePretrained = Annotated[str | None, typer.Option(help="Its weights, if they moved.")]
-BatchImages = Annotated[int, typer.Option(help="Images a forward pass. Speed only.")]
+KeepError = Annotated[bool, Option("--keep-error", help="Add what the SAE does not explain.")]
+Vocabulary = Annotated[Path | None, Option(help="A word or phrase a line; by default general words.")]
+Tau = Annotated[float, Option(help="A token counts for its class above this activation.")]
+Draws = Annotated[int, Option(help="Draws of random latents as frequent as the chosen.")]
+
+N_GRID = [1, 2, 5, 10, 20, 50, 100, 200]
+STRENGTHS = [10.0, 50.0, 150.0]
+K_GRID = [1, 2, 5, 10, 50, 100, 500, 1000, 2000]
 
 
 @app.command(epilog="Example: patchsae quickstart quickstart")
 def quickstart(
-    out: Annotated[Path, typer.Argument(metavar="[OUT]", help="Where everything is written.")] = Path("quickstart"),
-    n_images: Annotated[int, typer.Option(help="Images to generate.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of images, order and training.")] = 0,
+    out: Annotated[Path, Argument(metavar="[OUT]", help="Where everything is written.")] = Path("quickstart"),
+    n_images: Annotated[int, Option(help="Images to generate.")] = 2000,
+    seed: Annotated[int, Option(help="Of images, order and training.")] = 0,
 ) -> None:
     """The whole path on the embedded demo: generated images, a tiny CLIP, known concepts. Under three minutes."""
     from analysis import quickstart as run_quickstart
@@ -134,41 +154,29 @@ def quickstart(
     epilog="Example: patchsae extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10"
 )
 def extract(
-    images: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGES",
-            help="A folder of images (flat or in class folders), a CSV or Parquet table of paths, webdataset tars, "
-            "or a Hugging Face dataset on disk.",
-        ),
-    ],
+    images: ImagesPath,
     store: StorePath,
-    model: Annotated[str, typer.Option(help="An open_clip architecture, or the path of its config JSON.")],
-    pretrained: Annotated[str, typer.Option(help="A tag of it, a checkpoint file, or random:SEED.")],
-    layer: Annotated[list[int], typer.Option(help="0-based block index; repeat for several.")],
+    model: Model,
+    pretrained: Pretrained,
+    layer: Annotated[list[int], Option(help="0-based block index; repeat for several.")],
     site: Annotated[
-        list[str],
-        typer.Option(help="Place in the block: resid_post, resid_mid, attn_out, mlp_out; repeat for several."),
-    ] = ["resid_post"],  # noqa: B006  typer reads it only
-    prompts: Annotated[
-        Path | None, typer.Option(help="Of an adapted model: what adapt wrote, or an original checkpoint.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="What is stored: float16 or float32.")] = "float16",
-    precision: Annotated[
-        str, typer.Option(help="What is computed: auto, float32, bfloat16 (branches; the stream stays float32).")
-    ] = "auto",
-    codec: Annotated[str, typer.Option(help="raw or zstd (lossless).")] = "raw",
-    shard_images: Annotated[int | None, typer.Option(help="Images a shard, a multiple of 16.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Take a random sample of so many images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the stored order.")] = 0,
-    not_in: Annotated[list[str], typer.Option(help="Leave out the images of this store; repeat for several.")] = [],  # noqa: B006
-    masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, named as the images.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a forward pass. Speed only.")] = 32,
+        list[str], Option(help="Place in the block: resid_post, resid_mid, attn_out, mlp_out; repeat for several.")
+    ] = ["resid_post"],
+    prompts: Annotated[Path | None, Option(help="Of an adapted model: by adapt, or an original checkpoint.")] = None,
+    dtype: Annotated[str, Option(help="What is stored: float16 or float32.")] = "float16",
+    precision: Annotated[str, Option(help="What is computed: auto, float32, bfloat16 (not the stream).")] = "auto",
+    codec: Annotated[str, Option(help="raw or zstd (lossless).")] = "raw",
+    shard_images: Annotated[int | None, Option(help="Images a shard, a multiple of 16.")] = None,
+    limit: Annotated[int | None, Option(help="Take a random sample of so many images.")] = None,
+    seed: Annotated[int, Option(help="Of the stored order.")] = 0,
+    not_in: Annotated[list[str], Option(help="Leave out the images of this store; repeat for several.")] = [],
+    masks: Annotated[Path | None, Option(help="A folder of PNG masks, named as the images.")] = None,
+    batch_size: BatchImages = 32,
     device: Device = "auto",
-    n_threads: Annotated[int | None, typer.Option(help="Decoding threads. Speed only.")] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the tower. Speed, and the lowest bits.")] = False,
-    on_error: Annotated[str, typer.Option(help="An unreadable image: stop, or skip (its row stays, marked).")] = "stop",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written, and how long.")] = False,
+    n_threads: Annotated[int | None, Option(help="Decoding threads. Speed only.")] = None,
+    compile: Annotated[bool, Option("--compile", help="Compile the tower. Speed, and the lowest bits.")] = False,
+    on_error: Annotated[str, Option(help="An unreadable image: stop, or skip (its row stays, marked).")] = "stop",
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written, and how long.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run the image tower once and keep every patch's activation. The same command resumes.
@@ -205,39 +213,31 @@ def extract(
     epilog="Example: patchsae adapt photos maple.prompts --model ViT-B-16-quickgelu --pretrained openai --method maple"
 )
 def adapt(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Labeled images: class folders, a table, tars ...")],
-    prompts: Annotated[Path, typer.Argument(metavar="PROMPTS", help="What is written, e.g. maple.prompts.")],
-    model: Annotated[str, typer.Option(help="An open_clip architecture, or the path of its config JSON.")],
-    pretrained: Annotated[str, typer.Option(help="A tag of it, a checkpoint file, or random:SEED.")],
-    method: Annotated[str, typer.Option(help="coop, cocoop, vpt, ivlp or maple.")] = PromptConfig.method,
-    shots: Annotated[int, typer.Option(help="Images a class.")] = PromptConfig.shots,
-    classes: Annotated[
-        str, typer.Option(help="Learn all classes, base (the first half of the sorted names) or novel (the rest).")
-    ] = PromptConfig.classes,
-    test: Annotated[
-        Path | None, typer.Option(help="Labeled images to measure on; by default the images that are no shots.")
-    ] = None,
+    images: ImagesPath,
+    prompts: Annotated[Path, Argument(metavar="PROMPTS", help="What is written, e.g. maple.prompts.")],
+    model: Model,
+    pretrained: Pretrained,
+    method: Annotated[str, Option(help="coop, cocoop, vpt, ivlp or maple.")] = PromptConfig.method,
+    shots: Annotated[int, Option(help="Images a class.")] = PromptConfig.shots,
+    classes: Annotated[str, Option(help="all, base (first half of the sorted names) or novel.")] = PromptConfig.classes,
+    test: Annotated[Path | None, Option(help="Images to measure on; by default those that are no shots.")] = None,
     template: Annotated[
-        str, typer.Option(help="The text around a class name; its first words are where prompts begin.")
+        str, Option(help="The text around a class name; its first words are where prompts begin.")
     ] = PromptConfig.template,
-    n_prompts: Annotated[int | None, typer.Option(help="Prompt tokens; the method's usual number.")] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Blocks with prompts of their own; 1: shallow. The method's usual number.")
-    ] = None,
+    n_prompts: Annotated[int | None, Option(help="Prompt tokens; the method's usual number.")] = None,
+    depth: Annotated[int | None, Option(help="Blocks with their own prompts; 1: shallow. The method's usual.")] = None,
     position: Annotated[
-        str, typer.Option(help="With coop: the class name at the end, middle or front.")
+        str, Option(help="With coop: the class name at the end, middle or front.")
     ] = PromptConfig.position,
-    class_specific: Annotated[bool, typer.Option("--class-specific", help="With coop: prompts of each class.")] = False,
-    n_epochs: Annotated[int | None, typer.Option(help="Passes over the shots; the method's usual number.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images an update; the method's usual number.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Of SGD; the method's usual rate.")] = None,
-    augment: Annotated[
-        bool | None, typer.Option(help="Random crops and flips; by default for vpt, ivlp, maple.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of shots, first values and order.")] = PromptConfig.seed,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (branches).")] = "auto",
+    class_specific: Annotated[bool, Option("--class-specific", help="With coop: prompts of each class.")] = False,
+    n_epochs: Annotated[int | None, Option(help="Passes over the shots; the method's usual number.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images an update; the method's usual number.")] = None,
+    lr: Annotated[float | None, Option(help="Of SGD; the method's usual rate.")] = None,
+    augment: Annotated[bool | None, Option(help="Random crops and flips; by default for vpt, ivlp, maple.")] = None,
+    seed: Annotated[int, Option(help="Of shots, first values and order.")] = PromptConfig.seed,
+    precision: Annotated[str, Option(help="auto, float32 or bfloat16 (branches).")] = "auto",
     device: Device = "auto",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    checkpoint_every: CheckpointEvery = 200,
     overwrite: Overwrite = False,
 ) -> None:
     """Train prompts on a few images a class, CLIP frozen, and say what they gain. The same command resumes."""
@@ -266,69 +266,51 @@ def adapt(
 def train(
     store: StorePaths,
     run: RunPath,
-    layer: Annotated[list[int] | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
-    site: Annotated[str | None, typer.Option(help="Which site of that layer, where the store holds several.")] = None,
-    variant: Annotated[list[str], typer.Option(help="topk, batchtopk, relu (PatchSAE), jumprelu or gated.")] = [  # noqa: B006
+    layer: Annotated[list[int] | None, Option(help="Which hook point, where the store holds several.")] = None,
+    site: Annotated[str | None, Option(help="Which site of that layer, where the store holds several.")] = None,
+    variant: Annotated[list[str], Option(help="topk, batchtopk, relu (PatchSAE), jumprelu or gated.")] = [
         SAEConfig.variant
     ],
-    n_latents: Annotated[list[int] | None, typer.Option(help="Dictionary size; 16 x the model's width.")] = None,
-    k: Annotated[list[int], typer.Option(help="Active latents a token; with batchtopk on average.")] = [SAEConfig.k],  # noqa: B006
-    prefixes: Annotated[
-        str | None, typer.Option(help="Nested dictionaries (Matryoshka), as shares: 1/8,1/4,1/2,1. Top-k variants.")
-    ] = None,
-    l1: Annotated[list[float] | None, typer.Option(help="Weight of the penalty (relu, gated, jumprelu).")] = None,
-    target_l0: Annotated[
-        list[float] | None, typer.Option(help="Active latents that the penalty is steered to (relu, gated, jumprelu).")
-    ] = None,
-    penalty: Annotated[str, typer.Option(help="Of jumprelu: quadratic or tanh.")] = SAEConfig.penalty,
-    bandwidth: Annotated[float, typer.Option(help="Window around jumprelu's thresholds.")] = SAEConfig.bandwidth,
-    normalize: Annotated[
-        str | None, typer.Option(help="center or none; by default none for relu, else center.")
-    ] = SAEConfig.normalize,
-    n_steps: Annotated[int, typer.Option(help="Updates.")] = TrainConfig.n_steps,
-    batch_size: Annotated[int, typer.Option(help="Tokens an update.")] = TrainConfig.batch_size,
-    lr: Annotated[list[float] | None, typer.Option(help="Peak learning rate; derived from n_latents.")] = None,
+    n_latents: Annotated[list[int] | None, Option(help="Dictionary size; 16 x the model's width.")] = None,
+    k: Annotated[list[int], Option(help="Active latents a token; with batchtopk on average.")] = [SAEConfig.k],
+    prefixes: Annotated[str | None, Option(help="Nested dictionaries, as shares: 1/8,1/4,1/2,1. For top-k.")] = None,
+    l1: Annotated[list[float] | None, Option(help="Weight of the penalty (relu, gated, jumprelu).")] = None,
+    target_l0: Annotated[list[float] | None, Option(help="Active latents the penalty aims at (not top-k).")] = None,
+    penalty: Annotated[str, Option(help="Of jumprelu: quadratic or tanh.")] = SAEConfig.penalty,
+    bandwidth: Annotated[float, Option(help="Window around jumprelu's thresholds.")] = SAEConfig.bandwidth,
+    normalize: Annotated[str | None, Option(help="center, or none, the default for relu.")] = SAEConfig.normalize,
+    n_steps: Annotated[int, Option(help="Updates.")] = TrainConfig.n_steps,
+    batch_size: Annotated[int, Option(help="Tokens an update.")] = TrainConfig.batch_size,
+    lr: Annotated[list[float] | None, Option(help="Peak learning rate; derived from n_latents.")] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(help="Linear warm-up; 500, or a tenth of a short run.")
+        int | None, Option(help="Linear warm-up; 500, or a tenth of a short run.")
     ] = TrainConfig.warmup_steps,
     decay_fraction: Annotated[
-        float, typer.Option(help="Linear decay over the last share of the steps.")
+        float, Option(help="Linear decay over the last share of the steps.")
     ] = TrainConfig.decay_fraction,
-    aux: Annotated[
-        float | None, typer.Option(help="Weight of AuxK, which revives dead latents; 1/32, for relu 0.")
-    ] = TrainConfig.aux,
-    ghost: Annotated[
-        bool | None, typer.Option(help="PatchSAE's ghost gradients, in place of AuxK; by default for relu.")
-    ] = TrainConfig.ghost,
+    aux: Annotated[float | None, Option(help="Weight of AuxK, against dead latents; 1/32, relu 0.")] = TrainConfig.aux,
+    ghost: Annotated[bool | None, Option(help="Ghost gradients, not AuxK; by default for relu.")] = TrainConfig.ghost,
     resample_every: Annotated[
-        int, typer.Option(help="Steps between replacements of dead latents by tokens; 0: never.")
+        int, Option(help="Steps between replacements of dead latents by tokens; 0: never.")
     ] = TrainConfig.resample_every,
-    dead_tokens: Annotated[
-        int, typer.Option(help="A latent silent for so many tokens is dead.")
-    ] = TrainConfig.dead_tokens,
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Gradient norm limit; 1, for relu 0: none.")
-    ] = TrainConfig.clip_norm,
-    tokens: Annotated[str, typer.Option(help="all, patch or cls.")] = TrainConfig.tokens,
-    pool_tokens: Annotated[int, typer.Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
-    n_streams: Annotated[int, typer.Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,
-    init: Annotated[str, typer.Option(help="First dictionary: random, or data (of tokens).")] = TrainConfig.init,
+    dead_tokens: Annotated[int, Option(help="A latent silent for so many tokens is dead.")] = TrainConfig.dead_tokens,
+    clip_norm: Annotated[float | None, Option(help="Gradient norm limit; 1, relu 0: none.")] = TrainConfig.clip_norm,
+    tokens: Annotated[str, Option(help="all, patch or cls.")] = TrainConfig.tokens,
+    pool_tokens: Annotated[int, Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
+    n_streams: Annotated[int, Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,
+    init: Annotated[str, Option(help="First dictionary: random, or data (of tokens).")] = TrainConfig.init,
     where: Annotated[
-        str | None, typer.Option(help='Images to train on, by columns of images.parquet: "label < 10".')
+        str | None, Option(help='Images to train on, by columns of images.parquet: "label < 10".')
     ] = TrainConfig.where,
     precision: Annotated[
-        str | None, typer.Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
+        str | None, Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
     ] = TrainConfig.precision,
-    seed: Annotated[list[int], typer.Option(help="Of initial weights and order.")] = [TrainConfig.seed],  # noqa: B006
+    seed: Annotated[list[int], Option(help="Of initial weights and order.")] = [TrainConfig.seed],
     device: Device = "auto",
-    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
-    log_to: Annotated[
-        list[str], typer.Option(help="Show the metrics in tensorboard or wandb as well; repeat for both.")
-    ] = [],  # noqa: B006
-    wandb_project: Annotated[
-        str | None, typer.Option(help="Of wandb; by default what WANDB_PROJECT says. WANDB_MODE=offline works.")
-    ] = None,
+    log_every: Annotated[int, Option(help="Steps between lines of metrics.jsonl.")] = 50,
+    checkpoint_every: CheckpointEvery = 1000,
+    log_to: Annotated[list[str], Option(help="Show metrics in tensorboard or wandb too; repeat for both.")] = [],
+    wandb_project: Annotated[str | None, Option(help="Of wandb; by default what WANDB_PROJECT says.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes.
@@ -364,11 +346,8 @@ def train(
     with progress("train", "steps") as report:
 
         def show(step: int, total: int, metrics: dict[str, Any]) -> None:
-            report(
-                step,
-                total,
-                "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics),
-            )
+            note = "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics)
+            report(step, total, note)
 
         speed: dict[str, Any] = {
             "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
@@ -401,16 +380,11 @@ def encode(
 
 @app.command(epilog="Example: patchsae convert runs/l10 l10-saelens --to saelens --store val.acts")
 def convert(
-    src: Annotated[Path, typer.Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="A folder of that package, or a run.")],
-    to: Annotated[
-        str | None,
-        typer.Option(help="Of a run: saelens, dictionary_learning, sparsify, saev, prisma or patchsae."),
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Activations to compare on; a checkpoint needs them to become a run.")
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="Which hook point, where the store holds several.")] = None,
+    src: Annotated[Path, Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
+    dst: Annotated[Path, Argument(metavar="DST", help="A folder of that package, or a run.")],
+    to: Annotated[str | None, Option(help="saelens, dictionary_learning, sparsify, saev, prisma, patchsae.")] = None,
+    store: Annotated[str | None, Option(help="Activations to compare on; a checkpoint needs them.")] = None,
+    layer: Annotated[int | None, Option(help="Which hook point, where the store holds several.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a run for another package, or read a checkpoint of one, and report how well the two agree."""
@@ -418,66 +392,42 @@ def convert(
 
     made = run_convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
     facts = asdict(made.parity)
+    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in facts.items()}
     emit(
         {"path": str(made.path), "format": made.format, "parity": facts},
-        draw_facts(
-            {
-                "written": str(made.path),
-                "format": made.format,
-                **{n: f"{v:.3g}" if isinstance(v, float) else v for n, v in facts.items()},
-            }
-        ),
+        draw_facts({"written": str(made.path), "format": made.format, **rounded}),
     )
 
 
 @app.command(epilog="Example: patchsae inspect runs/seed0 runs/seed1 --store val.acts")
 def inspect(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
-    store: Annotated[list[str], typer.Option(help="Activations of their model; repeat for several stores.")],
-    n_tokens: Annotated[int, typer.Option(help="Tokens, not trained on, that are coded by pursuit.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Of the sample of tokens.")] = 0,
-    truth: Annotated[Path | None, typer.Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
+    store: Annotated[list[str], Option(help="Activations of their model; repeat for several stores.")],
+    n_tokens: Annotated[int, Option(help="Tokens, not trained on, that are coded by pursuit.")] = 2048,
+    seed: Annotated[int, Option(help="Of the sample of tokens.")] = 0,
+    truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
 ) -> None:
     """Measure dictionaries: amortization gap, coherence, and how well the latents of two runs match."""
     from analysis import inspect_dictionaries
 
     with progress("inspect", "runs and pairs") as report:
-        found = inspect_dictionaries(
-            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, on_progress=report
-        )  # fmt: skip
+        found = inspect_dictionaries(runs, store, n_tokens=n_tokens, seed=seed, truth=truth, on_progress=report)
     facts = found.to_json()
-    tables = [
-        [
-            {"run": one["run"], "latents": one["n_latents"], "firing": one["n_firing"], "l0": one["gap"]["l0"],
-             "fvu": one["gap"]["fvu"], "refit": one["gap"]["fvu_refit"], "pursuit": one["gap"]["fvu_pursuit"],
-             "gap": one["gap"]["gap"], "nearest": one["coherence"]["quantiles"][1]}
-            for one in facts["runs"]
-        ],
-        [
-            {"first": one["first"], "second": one["second"], "cosine": one["mean_cosine"], "> 0.7": one["above_70"],
-             "> 0.9": one["above_90"], "largest": one["mean_largest"]}
-            for one in facts["matchings"]
-        ],
-    ]  # fmt: skip
-    emit(facts, Group(*(draw_table(rows) for rows in tables if rows)))
+    emit(facts, Group(*(draw_table(rows) for rows in tables_of_dictionaries(facts) if rows)))
 
 
 @app.command(epilog="Example: patchsae analyze val.codes val.concepts")
 def analyze(
     codes: CodesPath,
     concepts: ConceptsPath,
-    n_top: Annotated[int, typer.Option(help="Images kept a latent.")] = 16,
-    score: Annotated[str, typer.Option(help="What orders them: mean over tokens (PatchSAE), or max.")] = "mean",
-    tau: Annotated[float, typer.Option(help="A token counts for a class above this activation.")] = 0.2,
-    n_gallery: Annotated[int, typer.Option(help="Latents whose pictures are kept.")] = 100,
-    images: Annotated[Path | None, typer.Option(help="The folder of the images, where it moved.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="The run, where it moved; its decoder gives nearest latents.")
-    ] = None,
-    embeddings: Annotated[
-        str | None, typer.Option(help="For monosemanticity: clip (the store's own model), or an .npy file.")
-    ] = None,
+    n_top: Annotated[int, Option(help="Images kept a latent.")] = 16,
+    score: Annotated[str, Option(help="What orders them: mean over tokens (PatchSAE), or max.")] = "mean",
+    tau: Tau = 0.2,
+    n_gallery: Annotated[int, Option(help="Latents whose pictures are kept.")] = 100,
+    images: MovedImages = None,
+    store: MovedStore = None,
+    run: MovedRun = None,
+    embeddings: Annotated[str | None, Option(help="For monosemanticity: clip (the store's), or an .npy file.")] = None,
     device: Device = "auto",
     n_workers: Workers = None,
     scheduler: Scheduler = None,
@@ -500,52 +450,31 @@ def analyze(
 @app.command(epilog="Example: patchsae query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
 def query(
     codes: CodesPath,
-    latent: Annotated[int | None, typer.Option(help="Images a latent fires on most.")] = None,
-    show: Annotated[
-        str | None,
-        typer.Option(help="With --latent, instead of images: patches, counter-examples or co-firing latents."),
-    ] = None,
-    sample: Annotated[
-        int | None,
-        typer.Option(help="Co-firing of all latents, --n-top partners each, over so many random tokens.", min=1),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of that sample; 0.")] = None,
-    image: Annotated[
-        list[str], typer.Option(help="Strongest latents of an image (position or uri); of two: shared and exclusive.")
-    ] = [],  # noqa: B006  typer reads it only
-    at: Annotated[
-        str | None, typer.Option(help="With --image, a patch or a region: ROW,COLUMN or ROW:ROW,COLUMN:COLUMN.")
-    ] = None,
-    label: Annotated[str | None, typer.Option("--class", help="Strongest latents of a class.")] = None,
-    group: Annotated[
-        str | None, typer.Option(help="Latents that tell these images from the others; an expression as in --where.")
-    ] = None,
-    versus: Annotated[str | None, typer.Option(help="With --group: which others.")] = None,
-    fires: Annotated[str | None, typer.Option(help="Images on which all of these latents fire: 12,57.")] = None,
-    silent: Annotated[str | None, typer.Option(help="Images on which none of these latents fires: 3.")] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help='Only images for which this holds, by columns of images.parquet: "label < 10". Alone: their latents.'
-        ),
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option(help="What orders images: mean over tokens (PatchSAE, the default), or max.")
-    ] = None,
-    tau: Annotated[
-        float | None, typer.Option(help="A token counts for a class or selection above this activation; 0.2.")
-    ] = None,
-    n_top: Annotated[int, typer.Option(help="Rows of the answer.", min=1)] = 10,
-    names: Annotated[Path | None, typer.Option(help="Concepts of these codes, for the names of their latents.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
-    images: Annotated[Path | None, typer.Option(help="With --sheet: where the images are, if they moved.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    latent: Annotated[int | None, Option(help="Images a latent fires on most.")] = None,
+    show: Annotated[str | None, Option(help="With --latent: patches, counter-examples or co-firing.")] = None,
+    sample: Annotated[int | None, Option(help="Co-firing of all latents, over so many random tokens.", min=1)] = None,
+    seed: Annotated[int | None, Option(help="Of that sample; 0.")] = None,
+    image: Annotated[list[str], Option(help="Latents of an image (position or uri); of two, what they share.")] = [],
+    at: Annotated[str | None, Option(help="With --image, a patch or region: ROW,COLUMN or 0:3,2:5.")] = None,
+    label: Annotated[str | None, Option("--class", help="Strongest latents of a class.")] = None,
+    group: Annotated[str | None, Option(help="Latents that tell these images from others; as --where.")] = None,
+    versus: Annotated[str | None, Option(help="With --group: which others.")] = None,
+    fires: Annotated[str | None, Option(help="Images on which all of these latents fire: 12,57.")] = None,
+    silent: Annotated[str | None, Option(help="Images on which none of these latents fires: 3.")] = None,
+    where: Where = None,
+    score: Annotated[str | None, Option(help="What orders images: mean over tokens (the default), or max.")] = None,
+    tau: Annotated[float | None, Option(help="A token counts above this activation; 0.2.")] = None,
+    n_top: Annotated[int, Option(help="Rows of the answer.", min=1)] = 10,
+    names: Annotated[Path | None, Option(help="Concepts of these codes, for the names of their latents.")] = None,
+    out: TablePath = None,
+    sheet: Annotated[Path | None, Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
+    images: MovedImages = None,
+    store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Ask codes: images of a latent, latents of images, groups, conditions. Reads no more than the answer needs."""
-    from analysis import add_names, find_image, find_images, open_scheduler, parse_latents, write_answer
+    """Ask codes: images of a latent, latents of images, groups, conditions; --where alone: latents of a selection."""
+    from analysis import add_names, find_image, find_images, open_scheduler, parse_latents
     from saetrain import CodeStore
 
     asked = {
@@ -562,17 +491,15 @@ def query(
         table = answer(opened, subject, asked, n_top)
     if names is not None:
         table = add_names(table, opened, names)
-    facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}  # of codes.zarr
-    if out is not None:
-        facts["out"] = str(write_answer(table, out))
+    drawn = {}
     if sheet is not None:
         from analysis import draw_sheet  # PIL
 
         latents = [latent] if latent is not None and show != "co-firing" else parse_latents(fires, "--fires")
         positions = [find_image(opened, one) for one in image]
         draw_sheet(opened, table, sheet, latents=latents, images=positions, where=where, folder=images, store=store)
-        facts["sheet"] = str(sheet)
-    emit(facts, draw_table(facts["rows"] if subject != "sample" else table.slice(0, 20).to_pylist()))
+        drawn["sheet"] = str(sheet)
+    emit_answer(opened, table, out, n_shown=20 if subject == "sample" else None, **drawn)
 
 
 QUESTIONS = {
@@ -609,10 +536,8 @@ def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
     """The table that answers a question."""
     import analysis
 
-    given: dict[str, Any] = {
-        "n_top": n_top,
-        **{name: asked[name] for name in ("where", "score", "tau") if name in asked},
-    }
+    given: dict[str, Any] = {name: asked[name] for name in ("where", "score", "tau") if name in asked}
+    given["n_top"] = n_top
     match subject:
         case "latent":
             ask = {
@@ -645,12 +570,12 @@ def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
 def evaluate(
     run: RunPath,
     store: StorePath,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
+    out: ResultPath = None,
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
-    where: JudgedWhere = None,
+    where: Where = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    seed: Seed = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
     batch_size: BatchImages = 64,
@@ -675,35 +600,21 @@ def evaluate(
 def intervene(
     run: RunPath,
     store: StorePath,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
-    k: Annotated[list[int], typer.Option(help="How many latents are kept, or dropped; repeat for several.")] = [  # noqa: B006
-        1,
-        2,
-        5,
-        10,
-        50,
-        100,
-        500,
-        1000,
-        2000,
-    ],
-    latents: Annotated[
-        list[int], typer.Option("--latent", help="Keep or drop these instead, for every image; repeat for several.")
-    ] = [],  # noqa: B006
-    set_: Annotated[
-        list[str], typer.Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")
-    ] = [],  # noqa: B006
-    add: Annotated[list[str], typer.Option(help="Instead, raise (or lower) a latent by a value: 907=-2.")] = [],  # noqa: B006
+    out: ResultPath = None,
+    k: Annotated[list[int], Option(help="How many latents are kept, or dropped; repeat for several.")] = K_GRID,
+    latents: Annotated[list[int], Option("--latent", help="Keep or drop these instead; repeat for several.")] = [],
+    set_: Annotated[list[str], Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")] = [],
+    add: Annotated[list[str], Option(help="Instead, raise (or lower) a latent by a value: 907=-2.")] = [],
     keep_error: KeepError = False,
-    n_random: Annotated[int, typer.Option(help="Draws of random latents as frequent as the chosen.")] = 3,
-    chosen_on: Annotated[Path | None, typer.Option(help="Codes of other images, to choose latents on.")] = None,
-    chosen_where: Annotated[str | None, typer.Option(help="Images to choose on: \"split == 'train'\".")] = None,
-    tau: Annotated[float, typer.Option(help="A token counts for its class above this activation.")] = 0.2,
+    n_random: Draws = 3,
+    chosen_on: Annotated[Path | None, Option(help="Codes of other images, to choose latents on.")] = None,
+    chosen_where: Annotated[str | None, Option(help="Images to choose on: \"split == 'train'\".")] = None,
+    tau: Tau = 0.2,
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
-    where: JudgedWhere = None,
+    where: Where = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of samples, halves and random latents.")] = 0,
+    seed: Seed = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
     batch_size: BatchImages = 64,
@@ -740,23 +651,14 @@ def intervene(
 def attribute(
     run: RunPath,
     store: StorePath,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
-    n: Annotated[list[int], typer.Option(help="How many latents are deleted; repeat for several.")] = [  # noqa: B006
-        1,
-        2,
-        5,
-        10,
-        20,
-        50,
-        100,
-        200,
-    ],
+    out: ResultPath = None,
+    n: Annotated[list[int], Option(help="How many latents are deleted; repeat for several.")] = N_GRID,
     keep_error: KeepError = False,
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
-    where: JudgedWhere = None,
+    where: Where = None,
     limit: Limit = None,
-    seed: Annotated[int, typer.Option(help="Of samples and random latents.")] = 0,
+    seed: Seed = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
     batch_size: BatchImages = 64,
@@ -779,20 +681,16 @@ def attribute(
 def steer(
     run: RunPath,
     store: StorePath,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
-    latents: Annotated[
-        list[int], typer.Option("--latent", help="These latents, instead of a sample; repeat for several.")
-    ] = [],  # noqa: B006
-    n_latents: Annotated[int, typer.Option(help="How many of those that fire are sampled.")] = 200,
-    strengths: Annotated[
-        list[float], typer.Option("--strength", help="What a latent is set to, in the SAE's units; repeat for several.")
-    ] = [10.0, 50.0, 150.0],  # noqa: B006
-    vocabulary: Annotated[Path | None, typer.Option(help="A word a line; by default general words.")] = None,
+    out: ResultPath = None,
+    latents: Annotated[list[int], Option("--latent", help="These, instead of a sample; repeat for several.")] = [],
+    n_latents: Annotated[int, Option(help="How many of those that fire are sampled.")] = 200,
+    strengths: Annotated[list[float], Option("--strength", help="What a latent is set to; repeat.")] = STRENGTHS,
+    vocabulary: Vocabulary = None,
     templates: Templates = "photo",
     tokens: ReplacedTokens = None,
-    where: JudgedWhere = None,
-    limit: Annotated[int | None, typer.Option(help="Look at a random sample of so many images; 32.")] = None,
-    seed: Annotated[int, typer.Option(help="Of samples.")] = 0,
+    where: Where = None,
+    limit: Annotated[int | None, Option(help="Look at a random sample of so many images; 32.")] = None,
+    seed: Seed = 0,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
     batch_size: BatchImages = 64,
@@ -815,19 +713,18 @@ def steer(
 @app.command(epilog='Example: patchsae name val.concepts --vocabulary words.txt --set "907=red stripes"')
 def name(
     concepts: ConceptsPath,
-    vocabulary: Annotated[Path | None, typer.Option(help="A word or phrase a line; by default general words.")] = None,
-    method: Annotated[
-        list[str], typer.Option(help="By the embeddings of its top images, or its direction (lens); repeat for both.")
-    ] = ["images", "lens"],  # noqa: B006  typer reads it only
-    template: Annotated[str, typer.Option(help="The text a word is put into.")] = "{}",
-    set_: Annotated[
-        list[str], typer.Option("--set", help='Your own name of a latent: "907=red stripes"; nothing else is done.')
-    ] = [],  # noqa: B006
-    note: Annotated[list[str], typer.Option(help='Your own note on a latent: "907=see image 12".')] = [],  # noqa: B006
-    codes: Annotated[Path | None, typer.Option(help="The codes the table was made from, where they moved.")] = None,
-    run: Annotated[Path | None, typer.Option(help="The run, where it moved.")] = None,
-    store: Annotated[str | None, typer.Option(help="The activations, where they moved.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Embed these image files instead of the activations.")] = None,
+    vocabulary: Vocabulary = None,
+    method: Annotated[list[str], Option(help="By top images, or direction (lens); repeat for both.")] = [
+        "images",
+        "lens",
+    ],
+    template: Annotated[str, Option(help="The text a word is put into.")] = "{}",
+    set_: Annotated[list[str], Option("--set", help='Your own name: "907=red stripes"; nothing else is done.')] = [],
+    note: Annotated[list[str], Option(help='Your own note on a latent: "907=see image 12".')] = [],
+    codes: Annotated[Path | None, Option(help="The codes the table was made from, where they moved.")] = None,
+    run: MovedRun = None,
+    store: Annotated[str | None, Option(help="The activations, where they moved.")] = None,
+    images: Annotated[Path | None, Option(help="Embed these image files instead of the activations.")] = None,
     model: StoreModel = None,
     pretrained: StorePretrained = None,
     batch_size: BatchImages = 64,
@@ -858,21 +755,14 @@ def name(
 @app.command(epilog="Example: patchsae localize val.codes --masks masks --legend classes.csv")
 def localize(
     codes: CodesPath,
-    masks: Annotated[
-        Path | None, typer.Option(help="A folder of PNG masks, named as the images; by default what extract recorded.")
-    ] = None,
-    legend: Annotated[
-        Path | None,
-        typer.Option(
-            help="What the masks' numbers mean: a table of number and name, or of uri and lists of numbers a concept."
-        ),
-    ] = None,
-    latent: Annotated[int | None, typer.Option(help="Judge this latent, in place of the best of each concept.")] = None,
-    n_top: Annotated[int, typer.Option(help="Latents a concept.", min=1)] = 1,
-    where: Annotated[str | None, typer.Option(help="Only images for which this holds, as in query.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the answer as .csv or .parquet too.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Where the images are, if they moved.")] = None,
-    store: Annotated[Path | None, typer.Option(help="The activation store, where it moved.")] = None,
+    masks: Annotated[Path | None, Option(help="PNG masks, named as the images; by default as extracted.")] = None,
+    legend: Annotated[Path | None, Option(help="What the numbers mean: columns number, name (or uri, ...).")] = None,
+    latent: Annotated[int | None, Option(help="Judge this latent, in place of the best of each concept.")] = None,
+    n_top: Annotated[int, Option(help="Latents a concept.", min=1)] = 1,
+    where: Where = None,
+    out: TablePath = None,
+    images: MovedImages = None,
+    store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
@@ -881,7 +771,7 @@ def localize(
     Latent and threshold are chosen on one half of the images with masks and judged on the other.
     """
     from analysis import localize as run_localize
-    from analysis import open_scheduler, write_answer
+    from analysis import open_scheduler
     from saetrain import CodeStore
 
     opened = CodeStore.open(codes)
@@ -890,28 +780,21 @@ def localize(
             opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
             on_progress=report,
         )  # fmt: skip
-    facts: dict[str, Any] = {"rows": table.to_pylist(), "bytes_read": opened.bytes_read}
-    if out is not None:
-        facts["out"] = str(write_answer(table, out))
-    emit(facts, draw_table(facts["rows"]))
+    emit_answer(opened, table, out)
 
 
 @app.command(epilog="Example: patchsae rules train.codes rules.json --judge test.codes --concepts train.concepts")
 def rules(
     codes: CodesPath,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="A JSON file for the result.")] = None,
-    judge: Annotated[
-        Path | None, typer.Option(help="Codes of the same run to judge on; by default the last 20 % of the images.")
-    ] = None,
-    explain: Annotated[
-        str, typer.Option(help="What rules learn: label, or zero-shot (the class CLIP names).")
-    ] = "label",
-    tau: Annotated[float, typer.Option(help="A latent is on a patch above this activation.")] = 0.2,
-    n_patches: Annotated[int, typer.Option(help="It fires on an image with so many such patches.")] = 3,
-    n_candidates: Annotated[int, typer.Option(help="Latents that a class may choose from.")] = 64,
-    n_rules: Annotated[int, typer.Option(help="Rules a class, at most.")] = 4,
-    n_literals: Annotated[int, typer.Option(help="Latents a rule, at most.")] = 3,
-    concepts: Annotated[Path | None, typer.Option(help="Concepts whose names the latents take.")] = None,
+    out: ResultPath = None,
+    judge: Annotated[Path | None, Option(help="Codes to judge on; by default the last 20 % of the images.")] = None,
+    explain: Annotated[str, Option(help="What rules learn: label, or zero-shot (the class CLIP names).")] = "label",
+    tau: Annotated[float, Option(help="A latent is on a patch above this activation.")] = 0.2,
+    n_patches: Annotated[int, Option(help="It fires on an image with so many such patches.")] = 3,
+    n_candidates: Annotated[int, Option(help="Latents that a class may choose from.")] = 64,
+    n_rules: Annotated[int, Option(help="Rules a class, at most.")] = 4,
+    n_literals: Annotated[int, Option(help="Latents a rule, at most.")] = 3,
+    concepts: Annotated[Path | None, Option(help="Concepts whose names the latents take.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Explain classes by a few readable rules over latents, judged on images they were not learned from."""
@@ -928,11 +811,11 @@ def rules(
 @app.command(epilog="Example: patchsae report val.concepts report.html")
 def report(
     concepts: ConceptsPath,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
     interventions: Annotated[
         list[Path],
-        typer.Option("--intervention", help="A result of intervene, attribute, evaluate, steer, compare; repeat."),
-    ] = [],  # noqa: B006
+        Option("--intervention", help="A result of intervene, attribute, evaluate, steer, compare; repeat."),
+    ] = [],
 ) -> None:
     """Write one self-contained HTML page: quality, all latents, results, gallery with heat maps and numbers."""
     from analysis import write_report
@@ -943,34 +826,21 @@ def report(
 
 @app.command(epilog="Example: patchsae compare val.concepts maple.concepts comparison.json")
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
-    adapted: Annotated[
-        Path, typer.Argument(metavar="CONCEPTS_ADAPTED", help="Of the adapted one, same images, same SAE.")
-    ],
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A JSON file; a page of the same name is written beside it.")
-    ],
-    k: Annotated[list[int], typer.Option(help="Latents a class that a masked classifier sees; repeat for several.")] = [  # noqa: B006
-        1,
-        2,
-        5,
-        10,
-        50,
-        100,
-        500,
-    ],
-    n_top: Annotated[int, typer.Option(help="Latents whose overlap is measured.")] = 50,
-    high: Annotated[int, typer.Option(help="Rank at which a latent's count is high.")] = 50,
-    low: Annotated[int, typer.Option(help="Rank below which it is low.")] = 100,
-    n_random: Annotated[int, typer.Option(help="Draws of the random control.")] = 2,
-    tau: Annotated[float, typer.Option(help="A token counts for its class above this activation.")] = 0.2,
-    template: Annotated[str, typer.Option(help="The base model's text for a class.")] = "a photo of a {}.",
-    limit: Annotated[int | None, typer.Option(help="Judge a sample of so many images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of halves, controls and intervals.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
+    base: Annotated[Path, Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
+    adapted: Annotated[Path, Argument(metavar="CONCEPTS_ADAPTED", help="Of the adapted one, same images, same SAE.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="A JSON file; a page of the same name is written beside it.")],
+    k: Annotated[list[int], Option(help="Latents a class that a masked classifier sees; repeat.")] = K_GRID[:7],
+    n_top: Annotated[int, Option(help="Latents whose overlap is measured.")] = 50,
+    high: Annotated[int, Option(help="Rank at which a latent's count is high.")] = 50,
+    low: Annotated[int, Option(help="Rank below which it is low.")] = 100,
+    n_random: Annotated[int, Option(help="Draws of the random control.")] = 2,
+    tau: Tau = 0.2,
+    template: Annotated[str, Option(help="The base model's text for a class.")] = "a photo of a {}.",
+    limit: Annotated[int | None, Option(help="Judge a sample of so many images.")] = None,
+    seed: Annotated[int, Option(help="Of halves, controls and intervals.")] = 0,
+    seeds: Annotated[int, Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
     second_run: Annotated[
-        Path | None,
-        typer.Option(help="A run trained on the adapted model's activations: both dictionaries by both models."),
+        Path | None, Option(help="A run trained on the adapted model's activations: both dictionaries by both models.")
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -990,9 +860,6 @@ def compare(
     emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, "\n".join(said))
 
 
-AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="Any artifact.")]
-
-
 @app.command(epilog="Example: patchsae info val.acts")
 def info(path: AnyPath) -> None:
     """What an artifact is, whether it is complete, and what it was made from."""
@@ -1005,11 +872,11 @@ def info(path: AnyPath) -> None:
 @app.command(epilog="Example: patchsae verify val.acts")
 def verify(
     path: AnyPath,
-    repair: Annotated[bool, typer.Option("--repair", help="Extract the damaged shards again, and only these.")] = False,
-    images: Annotated[Path | None, typer.Option(help="With --repair: where the images are, if they moved.")] = None,
-    model: Annotated[str | None, typer.Option(help="With --repair: the architecture, if it moved.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="With --repair: the weights, if they moved.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="With --repair: the prompts, if they moved.")] = None,
+    repair: Annotated[bool, Option("--repair", help="Extract the damaged shards again, and only these.")] = False,
+    images: Annotated[Path | None, Option(help="With --repair: where the images are, if they moved.")] = None,
+    model: Annotated[str | None, Option(help="With --repair: the architecture, if it moved.")] = None,
+    pretrained: Annotated[str | None, Option(help="With --repair: the weights, if they moved.")] = None,
+    prompts: Annotated[str | None, Option(help="With --repair: the prompts, if they moved.")] = None,
 ) -> None:
     """Read every file and compare it with its checksum. Exit 1 when anything is wrong."""
     from actcache import repair as run_repair
@@ -1095,10 +962,20 @@ def emit(facts: dict[str, Any], text: str | Table | Group) -> None:
     """The result: one JSON object, or what people read."""
     if options.json:
         print(json.dumps(facts, default=str))
+    elif isinstance(text, str):
+        stdout.print(text, soft_wrap=True, highlight=False, markup=False)
     else:
-        stdout.print(text, soft_wrap=True, highlight=False, markup=False) if isinstance(text, str) else stdout.print(
-            text
-        )
+        stdout.print(text)
+
+
+def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, **more: Any) -> None:
+    """A table that was found in codes, written too where there is a path to, and what it cost to read."""
+    from analysis import write_answer
+
+    facts = {"rows": table.to_pylist(), "bytes_read": codes.bytes_read, **more}  # of codes.zarr
+    if out is not None:
+        facts["out"] = str(write_answer(table, out))
+    emit(facts, draw_table(facts["rows"][:n_shown]))
 
 
 def lines_of_rules(found: dict[str, Any]) -> list[str]:
@@ -1129,23 +1006,27 @@ def draw_table(rows: list[dict[str, Any]]) -> Table | str:
     return table
 
 
+SCORES = {"accuracy": "accuracy", "from": "accuracy_low", "to": "accuracy_high", "loss": "loss"}
+"""from, to: 95 % interval."""
+
+
+def pick(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Some fields of a result's row, under the names that people read."""
+    return {name: row[field] for name, field in columns.items()}
+
+
 def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a run and variant, for people. from, to: 95 % interval; same: share of images classified as before."""
+    """A row a run and variant. same: share of images classified as before."""
     return [
-        {
-            "run": run["run"],
-            "layer": run["hook_point"].split(".")[1],
-            "tokens": run["tokens"],
-            "variant": name,
-            "accuracy": numbers["accuracy"],
-            "from": numbers["accuracy_low"],
-            "to": numbers["accuracy_high"],
-            "loss": numbers["loss"],
-            "same": numbers["same_prediction"],
-        }
-        for run in found["runs"]
-        for name, numbers in run["variants"].items()
-    ]
+        {"run": run["run"], "layer": run["hook_point"].split(".")[1], "tokens": run["tokens"], "variant": name,
+         **pick(numbers, SCORES | {"same": "same_prediction"})}
+        for run in found["runs"] for name, numbers in run["variants"].items()
+    ]  # fmt: skip
+
+
+def rows_of_masks(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a selection, mode and k."""
+    return [pick(row, {"selection": "selection", "mode": "mode", "k": "k"} | SCORES) for row in found["curve"]]
 
 
 def rows_of_steering(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -1156,13 +1037,17 @@ def rows_of_steering(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def rows_of_masks(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a selection, mode and k, for people. from, to: 95 % interval."""
-    names = {"accuracy": "accuracy", "from": "accuracy_low", "to": "accuracy_high", "loss": "loss"}
-    return [
-        {**{key: row[key] for key in ("selection", "mode", "k")}, **{name: row[key] for name, key in names.items()}}
-        for row in found["curve"]
-    ]
+def tables_of_dictionaries(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """A row a run, and a row a pair."""
+    gaps = {"l0": "l0", "fvu": "fvu", "refit": "fvu_refit", "pursuit": "fvu_pursuit", "gap": "gap"}
+    pairs = {"first": "first", "second": "second", "cosine": "mean_cosine", "> 0.7": "above_70", "> 0.9": "above_90",
+             "largest": "mean_largest"}  # fmt: skip
+    runs = [
+        {**pick(one, {"run": "run", "latents": "n_latents", "firing": "n_firing"}), **pick(one["gap"], gaps),
+         "nearest": one["coherence"]["quantiles"][1]}
+        for one in found["runs"]
+    ]  # fmt: skip
+    return [runs, [pick(one, pairs) for one in found["matchings"]]]
 
 
 def draw_facts(facts: dict[str, Any]) -> Table:
@@ -1181,7 +1066,7 @@ def draw_facts(facts: dict[str, Any]) -> Table:
 
 
 def draw_estimate(plan: Any) -> Table:
-    free = "not known" if plan.free_bytes is None else decimal(plan.free_bytes)
+    free, hours = "not known" if plan.free_bytes is None else decimal(plan.free_bytes), plan.seconds > 5400
     return draw_facts(
         {
             "images": plan.n_images,
@@ -1189,9 +1074,7 @@ def draw_estimate(plan: Any) -> Table:
             "hook points": plan.settings["hook_points"],
             "bytes": f"{decimal(plan.n_bytes)} in {plan.n_shards:,} shards, {plan.n_missing_shards:,} to be written",
             "free on that disk": free + ("" if plan.fits else f": not enough for {decimal(plan.missing_bytes)}"),
-            "time": f"about {plan.seconds / 3600:.1f} h"
-            if plan.seconds > 5400
-            else f"about {plan.seconds / 60:.1f} min",
+            "time": f"about {plan.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",
             "rate": f"{plan.images_per_s:.1f} images/s, measured on one batch",
         }
     )
