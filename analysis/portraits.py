@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from analysis.concepts import ConceptTable
 from analysis.gallery import draw_heat_map, draw_position_map
-from analysis.names import read_names, read_own_names
+from analysis.names import METHODS, read_name_table, read_names, read_own_names
 from analysis.strengths import choose_bins, draw_strengths
 from analysis.top_shots import Shot
 
@@ -58,11 +58,11 @@ class Neighbor(NamedTuple):
 
 @dataclass(frozen=True)
 class Portrait:
-    """One latent. Numbers are the table's; None or empty: there is none."""
+    """One latent. Numbers are the table's; None or empty: there is none. `origin` says where its name is from."""
 
     latent: int
     name: str
-    own: bool
+    origin: str
     note: str
     numbers: dict[str, float | None]
     labels: str
@@ -91,7 +91,7 @@ NUMBERS = (
 def make_portraits(concepts: ConceptTable) -> list[Portrait]:
     """Of every latent in the gallery."""
     shown = pc.unique(concepts.gallery["latent"]).to_pylist()
-    names, own = read_names(concepts), read_own_names(concepts)
+    names, own, origins = read_names(concepts), read_own_names(concepts), _origins(concepts)
     shots, labels, classes = _shots(concepts), _top_labels(concepts, shown), _class_shares(concepts, shown)
     strengths = _strengths(concepts, shown)
     portraits = []
@@ -102,7 +102,7 @@ def make_portraits(concepts: ConceptTable) -> list[Portrait]:
             Portrait(
                 latent=latent,
                 name=names.get(latent, ""),
-                own=bool(own.get(latent, {}).get("name")),
+                origin="by hand" if own.get(latent, {}).get("name") else origins.get(latent, ""),
                 note=own.get(latent, {}).get("note", ""),
                 numbers={name: _number(row.get(name)) for name in NUMBERS},
                 labels=labels.get(latent, ""),
@@ -133,6 +133,19 @@ def missing_parts(concepts: ConceptTable) -> list[str]:
 def _has(concepts: ConceptTable, file: str) -> bool:
     """Whether the seal lists a file; a file that is listed and gone is damage, which opening it reports."""
     return file in concepts.summary["files"]
+
+
+def _origins(concepts: ConceptTable) -> dict[int, str]:
+    """How each computed name was found, and how far to trust it; the method that `read_names` takes comes last."""
+    table = read_name_table(concepts)
+    rows = [] if table is None else table.to_pylist()
+    said = {"images": "from its top images", "lens": "from its direction"}
+    return {
+        row["latent"]: f"{said.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
+        for method in reversed(METHODS)
+        for row in rows
+        if row["method"] == method
+    }
 
 
 def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -97,8 +98,8 @@ def test_every_gallery_latent_is_there_with_its_pictures(
     page: str, latents: dict[int, str], concepts: ConceptTable
 ) -> None:
     assert sum(text.count('<img class="heat"') for text in latents.values()) == concepts.gallery.num_rows
-    first = concepts.gallery["image"][0].as_py()
-    assert base64.b64encode(concepts.thumbnail(first) or b"").decode() in page
+    for image in pc.unique(concepts.gallery["image"]).to_pylist():
+        assert page.count(base64.b64encode(concepts.thumbnail(image) or b"").decode()) == 1
     assert f"{concepts.artifact.provenance['quality']['all']['fvu']:.4f}" in page
 
 
@@ -240,6 +241,21 @@ def test_names_and_notes_of_people_are_shown(tmp_path: Path, concepts: ConceptTa
     assert html.unescape(words[1]).startswith(f"{first} red <stripes> on kites & sails")
 
 
+def test_computed_names_say_how_far_to_trust_them(tmp_path: Path, concepts: ConceptTable) -> None:
+    copy = ConceptTable.open(shutil.copytree(concepts.path, tmp_path / "x.concepts"))
+    first, second, third = shown(copy)[:3]
+    rows = [(first, "lens", "blue", 0.5), (first, "images", "red", 0.25), (second, "lens", "green", 0.125)]
+    columns = dict(zip(("latent", "method", "name", "alignment"), zip(*rows, strict=True), strict=True))
+    (copy.path / "notes").mkdir()
+    pq.write_table(
+        pa.table({name: list(values) for name, values in columns.items()}), copy.path / "notes/names.parquet"
+    )
+    page = write_report(copy, tmp_path / "report.html").read_text()
+    assert f'Latent {first}: red</a> <span class="tag">from its top images, alignment 0.25</span>' in page
+    assert f'Latent {second}: green</a> <span class="tag">from its direction, alignment 0.12</span>' in page
+    assert f">Latent {third}</a></h3>" in page
+
+
 def test_names_from_outside_are_escaped(
     tmp_path: Path, tiny_store: Path, tiny_run: Path, tiny_images: Path, tiny_model: dict[str, str]
 ) -> None:
@@ -254,6 +270,39 @@ def test_names_from_outside_are_escaped(
     page = write_report(table, tmp_path / "report.html").read_text()
     assert "<b onload" not in page
     assert "&lt;b onload" in page
+
+
+def test_images_without_labels_and_an_empty_gallery_make_pages(
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_run: Path
+) -> None:
+    from actcache import extract
+    from saetrain import encode
+
+    (tmp_path / "flat").mkdir()
+    for file in sorted(tiny_images.rglob("*.png"))[:40]:
+        shutil.copy(file, tmp_path / "flat" / file.name)
+    extract(tmp_path / "flat", tmp_path / "x.acts", **tiny_model, layers=[2], precision="float32")
+    encode(tiny_run, tmp_path / "x.acts", tmp_path / "x.codes")
+    for name, n_gallery in (("some", 3), ("none", 0)):
+        concepts = analyze(tmp_path / "x.codes", tmp_path / f"{name}.concepts", n_gallery=n_gallery)
+        page = write_report(concepts, tmp_path / f"{name}.html").read_text()
+        assert page.count('<section class="latent"') == n_gallery == page.count("<h4>nearest</h4>")
+        assert "<h4>classes</h4>" not in page
+        assert "labels allow" not in page
+        assert ">label entropy</button>" not in page
+        assert Anchors(without_scripts(page)).open == []
+
+
+def test_codes_of_cls_alone_show_no_places(tmp_path: Path, tiny_store: Path) -> None:
+    from saetrain import SAEConfig, TrainConfig, encode, train
+
+    config = TrainConfig(n_steps=20, batch_size=32, lr=3e-3, tokens="cls")
+    run = train(tiny_store, tmp_path / "run", layer=2, sae=SAEConfig(n_latents=32, k=2), config=config)
+    codes = encode(run, tiny_store, tmp_path / "x.codes")
+    page = write_report(analyze(codes, tmp_path / "x.concepts", n_gallery=3), tmp_path / "r.html").read_text()
+    assert page.count('<section class="latent"') == page.count("<h4>activation values</h4>") > 0
+    for part in ("where it fires", "CLS and patches"):
+        assert f"<h4>{part}</h4>" not in page
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,6 +376,20 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
     assert sorted(found["label"]) == sorted(set(row["latent"]) & (on_top | set(counts["latent"].to_pylist())))
     assert found["none"] == []
     assert found["said"].startswith("none of the shown latents")
+
+
+def test_every_picture_is_drawn(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
+    images = pc.unique(concepts.gallery["image"])
+    assert len(images) < concepts.gallery.num_rows  # some are shown twice
+    found = in_browser(
+        """
+        const pictures = [...document.querySelectorAll(".strip img:not(.heat)")];
+        return {sources: pictures.map(i => i.src.split(",")[1]), names: pictures.map(i => i.alt)};"""
+    )
+    uris = concepts.images["uri"].take(concepts.gallery["image"]).to_pylist()
+    assert found["names"] == uris
+    wanted = [concepts.thumbnail(image) or b"" for image in concepts.gallery["image"].to_pylist()]
+    assert [base64.b64decode(source) for source in found["sources"]] == wanted
 
 
 def test_a_link_to_what_the_search_left_out_shows_it(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
