@@ -5,7 +5,7 @@ checked against the store's.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,6 +72,16 @@ class Towers(NamedTuple):
         if self.prompts.method == "cocoop":
             raise SettingsError("CoCoOp has other text embeddings for every image. Take prompts of another method.")
         return prompt_text(self.text, self.prompts, names).embed(self.prompts).detach()
+
+    def texts_by_image(self, names: Sequence[str]) -> "Callable[[Tensor], Tensor] | None":
+        """CoCoOp's texts: unit image embeddings [B, E] -> [B, C, E]. None where texts are the same for all images."""
+        from actcache.prompted_towers import prompt_text
+
+        prompts = self.prompts
+        if prompts is None or prompts.method != "cocoop":
+            return None
+        text = prompt_text(self.text, prompts, names)
+        return lambda images: text.embed(prompts, images).detach()
 
 
 def open_towers(

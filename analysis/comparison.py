@@ -105,7 +105,7 @@ def compare(
     Raises:
         ParentMismatchError: other images, another SAE or another model; two stores of the same prompts; a second run of
             another model, hook point or kind of token.
-        SettingsError: no labels, CoCoOp's prompts, values out of range.
+        SettingsError: no labels, other classes than prompts of each class have, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
@@ -199,7 +199,7 @@ def _open_scenes(sides: dict[str, Side], run: Run, template: str, device: str) -
     images = np.intersect1d(first, second)
     return {
         name: open_zero_shot(
-            side.store, run.hook_point, templates=template, within=images,
+            side.store, run.hook_point, templates=template, within=images, by_image=True,
             towers=open_towers(side.store.stores[0].artifact, device=device),
         )
         for name, side in sides.items()

@@ -106,8 +106,8 @@ def judge(
                 found.setdefault(condition, Outcomes()).add(logits, truth)
 
             embedded = scene.embed(spliced.x)
-            add(Condition(model, "all", "original"), scene.logit_scale * embedded @ scene.classes.T)
-            add(Condition(model, "all", "swap"), scene.logit_scale * embedded @ other.classes.T)
+            add(Condition(model, "all", "original"), scene.classify(embedded))
+            add(Condition(model, "all", "swap"), other.classify(embedded))
             for keep_error in (False, True):
                 rest: Tensor | float = spliced.error if keep_error else 0.0
                 condition = Condition(model, "all", "all", keep_error=keep_error)

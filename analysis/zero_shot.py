@@ -5,7 +5,7 @@ full forward pass, up to the rounding of the stored dtype.
 Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's prompt tokens), D d_model, C classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from actcache import (
 )
 
 BATCH_IMAGES = 64
+BATCH_TEXTS = 512
+"""Texts that CoCoOp embeds at once: images x classes."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class ZeroShot:
 
     Attributes:
         names: class names, sorted.
-        classes: [C, E] unit text embeddings.
+        classes: [C, E] unit text embeddings; of `by_image` none, [0, E].
         labels: [I] class number of every image of the store, -1 for images that are not looked at.
         logit_scale: what cosines are multiplied with.
+        by_image: CoCoOp's texts, other ones for every image: unit image embeddings [B, E] -> [B, C, E].
     """
 
     store: StoreGroup
@@ -49,6 +52,7 @@ class ZeroShot:
     classes: Tensor
     labels: NDArray[np.int64]
     logit_scale: float
+    by_image: Callable[[Tensor], Tensor] | None = None
 
     @property
     def images(self) -> NDArray[np.int64]:
@@ -66,7 +70,14 @@ class ZeroShot:
 
     def logits(self, x: Tensor) -> Tensor:
         """The stream at the hook point [B, T, D] -> logits [B, C], scaled."""
-        return self.logit_scale * self.embed(x) @ self.classes.T
+        return self.classify(self.embed(x))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        """Unit image embeddings [B, E] -> logits [B, C], scaled."""
+        if self.by_image is None:
+            return self.logit_scale * embedded @ self.classes.T
+        some = torch.split(embedded, max(1, BATCH_TEXTS // len(self.names)))
+        return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in some])
 
 
 def open_zero_shot(
@@ -82,6 +93,7 @@ def open_zero_shot(
     pretrained: str | None = None,
     device: str = "auto",
     towers: Towers | None = None,
+    by_image: bool = False,
 ) -> ZeroShot:
     """The classifier of a store's labeled images. Classes are those of the images that are looked at.
 
@@ -91,6 +103,7 @@ def open_zero_shot(
         within: stored positions to choose from.
         limit: take a random sample of so many.
         model, pretrained, device: as `open_towers`.
+        by_image: take CoCoOp's prompts too, whose texts have no embedding of their own.
 
     Raises:
         SettingsError: a site other than resid_post, no labels, fewer than two classes, an unknown template.
@@ -105,8 +118,10 @@ def open_zero_shot(
         found = f"one class, {names[0]}" if names else "no labels"
         raise SettingsError(f"The images of {store.path} that are looked at have {found}. Zero-shot needs two classes.")
     towers = towers or open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
-    classes = towers.embed_classes([class_words(name) for name in names], texts)
-    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale)
+    words = [class_words(name) for name in names]
+    each = towers.texts_by_image(words) if by_image else None
+    classes = towers.embed_classes(words, texts) if each is None else torch.empty(0, towers.text.embed_dim)
+    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, each)
 
 
 def choose_images(

@@ -197,6 +197,32 @@ def test_coop_cannot_change_a_latent(make_concepts: Callable[..., Path]) -> None
         assert share == 1
 
 
+def test_cocoop_has_other_texts_for_every_image(
+    make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str]
+) -> None:
+    base, adapted = make_concepts(None), make_concepts("cocoop")
+    found = compare(base, adapted, k=[3], n_top=3, device="cpu", batch_size=7)
+    assert found["overlap"]["task"]["jaccard"] == 1
+    store = ActivationStore.open(adapted.with_suffix(".acts"))
+    labels = np.array([NAMES.index(name) for name in store.images["label_name"].to_pylist()])
+    _, judged = split_halves(labels, seed=0)
+    clip = load_clip(**tiny_model)
+    prompts, text = open_prompts(adapted.with_suffix(".tar"), clip), make_text_tower(clip, device="cpu")
+    tower = open_towers(store.artifact, device="cpu").vision
+    x = torch.from_numpy(store.read(LAYER, images=judged))
+    spliced = plain_sae.decode(plain_sae.encode(x)).float()
+    for stream, got in (
+        (x, found["accuracy"]["adapted image, adapted text"]),
+        (x, found["accuracy"]["base image, adapted text"]),
+        (spliced, row(found, classified_by="adapted", selection="all", keep_error=False)),
+    ):
+        with torch.no_grad():
+            images = torch.nn.functional.normalize(tower.head(tower.run_blocks(stream, LAYER + 1, 3)), dim=1)
+            texts = [prompt_text(text, prompts, NAMES).embed(prompts, image[None])[0] for image in images]
+        guess = [int((t @ image).argmax()) for image, t in zip(images, texts, strict=True)]
+        assert got["accuracy"] == pytest.approx(np.mean(np.array(guess) == labels[judged]))
+
+
 def test_pairs_that_do_not_belong_together_are_refused(
     make_concepts: Callable[..., Path], make_images: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,126 @@
+"""Adaptation where the truth is known: does `compare` say rightly what prompts changed?
+
+    python docs/recipes/demo_adaptation.py OUT
+
+The demo's CLIP was trained on captions of generated scenes; the words of these classes stood in none of them. Classes
+are of scenes with one object:
+
+    renamed   dax, fep, zib: it is solid, striped, checkered. The model knows textures, the SAE has a latent for each;
+              what lacks is the meaning of the words. (Dotted is left out: no single latent of this SAE tells it.)
+    missing   nib, rop: it is on the left, on the right. Captions named sides, but neither CLS nor any latent tells
+              them: prompts cannot help, or must make the concept.
+
+Printed: accuracy (zero-shot -> adapted texts, base images -> adapted); how well the best latent of each class tells it
+(AUROC on images it was not chosen on), before and after; what `compare` concludes; and whether the two agree.
+"""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actcache import PromptConfig, adapt, extract
+from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
+from analysis import analyze, compare, write_adaptation_page
+from analysis.recovery import auroc_table, patch_scores
+from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
+
+CLIP: dict[str, Any] = {"model": MODEL, "pretrained": PRETRAINED}
+LAYER = 2  # of 0..3: one block is left between the latents and the classifier
+WORDS = {
+    "renamed": {"texture:solid": "dax", "texture:striped": "fep", "texture:checkered": "zib"},
+    "missing": {"on the left": "nib", "on the right": "rop"},
+}
+METHODS = {
+    "coop": PromptConfig("coop", class_specific=True, n_prompts=4, lr=20.0, batch_size=640, n_epochs=200, shots=64),
+    "maple": PromptConfig("maple", n_prompts=4, lr=0.5, batch_size=32, n_epochs=30, augment=False, shots=64),
+}
+EXISTS, ABSENT = 0.95, 0.65
+"""AUROC from which the concept is said to be there, and below which it is said not to be."""
+MOST = 0.5
+"""What a share must be above, for certain, where no new concept is needed; and below, where one was made."""
+
+
+def main(out: Path, n_images: int = 2000, seeds: int = 5) -> None:
+    learned, unseen = (write_demo(out / name, n_images=n_images, seed=i) for i, name in enumerate(("scenes", "unseen")))
+    store = extract(learned.path / "images", out / "scenes.acts", **CLIP, layers=[LAYER], batch_size=64)
+    config = TrainConfig(n_steps=800, batch_size=2048, lr=2e-3, dead_tokens=100_000)
+    run = train(store, out / "sae", sae=SAEConfig(variant="batchtopk", n_latents=64, k=4), config=config)
+    for case, words in WORDS.items():
+        shots = write_table(out / f"{case}-shots.csv", learned, words)
+        images = write_table(out / f"{case}.csv", unseen, words)
+        tables, auroc = {}, {}
+        for name in ("base", *METHODS):
+            part, options = out / f"{case}-{name}", {}
+            if name in METHODS:
+                adapt(shots, part.with_suffix(".prompts"), **CLIP, config=METHODS[name], test=images)
+                options = {"prompts": part.with_suffix(".prompts")}
+            acts = extract(images, part.with_suffix(".acts"), **CLIP, layers=[LAYER], batch_size=64, **options)
+            codes = encode(run, acts, part.with_suffix(".codes"))
+            tables[name], auroc[name] = analyze(codes, part.with_suffix(".concepts")).path, best_latents(codes)
+        for name in METHODS:
+            file = out / f"{case}-{name}.json"
+            found = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, seeds=seeds)
+            write_adaptation_page(found, tables["base"], tables[name], file.with_suffix(".html"))
+            tell(f"{case}, {name}", auroc["base"], auroc[name], found)
+
+
+def label_scenes(truth: Truth, words: dict[str, str]) -> list[tuple[str, str, str]]:
+    """(path, class word, what it stands for) of the scenes with one object that one of the words applies to."""
+    rows = []
+    for uri, caption, present, carriers in zip(truth.uris, truth.captions, truth.present, truth.carriers, strict=True):
+        facts = {name for name, there in zip(truth.names, present, strict=True) if there}
+        mine = [fact for fact in words if fact in facts or fact in caption]
+        if max(number for numbers in carriers for number in numbers) == 1 and mine:
+            rows.append((str((truth.path / "images" / uri).absolute()), words[mine[0]], mine[0]))
+    return rows
+
+
+def write_table(out: Path, truth: Truth, words: dict[str, str]) -> Path:
+    with open(out, "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "stands_for"), *label_scenes(truth, words)])
+    return out
+
+
+def best_latents(codes: CodeStore) -> dict[str, float]:
+    """AUROC of each class's best latent: chosen on one half of the images, judged on the other."""
+    labels = np.array(codes.images["label_name"].to_pylist())
+    names: list[str] = sorted(set(labels.tolist()))
+    present = np.stack([labels == name for name in names], axis=1)
+    scores, half = patch_scores(codes), np.arange(len(labels)) % 2 == 0
+    chosen = auroc_table(scores[:, half], present[half])
+    judged = auroc_table(scores[:, ~half], present[~half])
+    return {name: float(judged[np.nanargmax(chosen[:, c]), c]) for c, name in enumerate(names)}
+
+
+def tell(title: str, before: dict[str, float], after: dict[str, float], found: dict[str, Any]) -> None:
+    """The truth, the conclusion, and whether they agree."""
+    gain = found["conclusion"]["without_new_concepts"]
+    if min(before.values()) >= EXISTS:
+        truth, agree = "there is a latent for every class", (gain["low"] or 0) > MOST
+    elif max(before.values()) >= ABSENT:
+        truth, agree = "some classes have a latent", False
+    elif max(after.values()) < ABSENT:
+        truth, agree = "no class has a latent, before or after", gain["share"] is None
+    else:
+        truth, agree = "classes have a latent after adaptation only", gain["high"] is not None and gain["high"] < MOST
+    said = "no gain is certain"
+    if gain["share"] is not None:
+        said = f"{gain['share']:.0%} ({gain['low']:.0%} to {gain['high']:.0%}) of the gain needs no new concept"
+    ranges = [f"{min(auroc.values()):.2f} to {max(auroc.values()):.2f}" for auroc in (before, after)]
+    print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(found))}")
+    print(f"  truth:   {truth} (AUROC of the best one: {ranges[0]} before, {ranges[1]} after)")
+    print(f"  compare: {said}; the two {'agree' if agree else 'do not agree'}")
+    print(f"  {found['conclusion']['sentence']}")
+
+
+def accuracies(found: dict[str, Any]) -> list[float]:
+    """Zero-shot, adapted texts with the base model's images, adapted."""
+    names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
+    return [found["accuracy"][name]["accuracy"] for name in names]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:]))
