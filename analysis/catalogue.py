@@ -141,7 +141,7 @@ def _top_images(piece: Piece, *, n_top: int, score: str) -> TopImages:
     top = TopImages(pairs.latent, pairs.image, scores, pairs.peak, pairs.peak_patch)
     if score == "patch" and (pairs.peak_patch < 0).any():
         top = top.take(pairs.peak_patch > 0)
-    return _merge_top([top], n_top=n_top) if len(top.latent) > 4 * n_top * len(piece.latents) else top
+    return top
 
 
 def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
@@ -207,6 +207,9 @@ class ClassCounts(NamedTuple):
 CLASS_BYTES = 16
 """Of ClassCounts, a latent and class."""
 
+SPREAD_CELLS = 1 << 17
+"""Latents x classes that are worked on at a time, so that they stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class _Classes:
@@ -254,7 +257,7 @@ def _merge_classes(parts: Sequence[_Classes], *, n_classes: int) -> _Classes:
     n_latents = parts[0].n_latents
     counted = [part.counts for part in parts if part.counts is not None]
     joined = _Classes(n_latents, sum((part.rows for part in parts), ()), _add_classes(counted) if counted else None)
-    if 4 * joined.n_rows < n_latents * n_classes:
+    if 2 * joined.n_rows < n_latents * n_classes:
         return joined
     return _Classes(n_latents, (), _count_classes(joined, n_classes=n_classes))
 
@@ -282,7 +285,7 @@ def _count_classes(part: _Classes, *, n_classes: int) -> ClassCounts:
 def _add_classes(parts: Sequence[ClassCounts]) -> ClassCounts:
     most = sum(int(part.n_tokens.max(initial=0)) for part in parts)
     return ClassCounts(
-        n_tokens=_sum([part.n_tokens.astype(np.uint32 if most < 1 << 32 else np.uint64) for part in parts]),
+        n_tokens=_sum([part.n_tokens.astype(np.uint32 if most < 1 << 32 else np.uint64, copy=False) for part in parts]),
         n_images=_sum([part.n_images for part in parts]),
         total=_sum([part.total for part in parts]),
     )
@@ -301,10 +304,17 @@ def label_spread(
         (entropy -sum_c p_c ln p_c, PatchSAE 3.2; standard deviation of the label number under p): [F] each; NaN for a
         latent without any mass. Neighboring numbers are related where labels are in WordNet's order.
     """
+    step = max(1, SPREAD_CELLS // max(1, len(labels)))
+    parts = [_spread(mass[row : row + step], labels.astype(np.float64)) for row in range(0, len(mass), step)]
+    entropy, deviation = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return entropy, deviation
+
+
+def _spread(mass: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     total = mass.sum(axis=1)
     present = total > 0
     share = mass / np.where(present, total, 1.0)[:, None]
-    mean = np.einsum("fc,c->f", share, labels.astype(np.float64))  # the same bits however many rows, unlike BLAS
+    mean = np.einsum("fc,c->f", share, labels)  # the same bits however many rows, unlike BLAS
     deviation = np.sqrt(np.einsum("fc,fc->f", share, (labels - mean[:, None]) ** 2))
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     entropy = np.maximum(-np.einsum("fc,fc->f", share, logs), 0.0)  # a single class sums to -0.0

@@ -69,10 +69,10 @@ TAU = 0.2
 N_NEAREST = 8
 EMBEDDINGS_FILE = "image_embeddings.npy"
 
-RANGE_BYTES = 1 << 25
+RANGE_BYTES = 1 << 26
 """What the counts of a range of latents may take; a task holds a few times as much."""
 
-RANGE_ENTRIES, PIECE_ENTRIES = 1 << 22, 1 << 15
+RANGE_ENTRIES, PIECE_ENTRIES = 1 << 22, 1 << 16
 """Entries of a range, and at least of a range in a shard: below that the fixed cost of numpy's calls shows."""
 
 

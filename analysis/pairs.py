@@ -22,13 +22,6 @@ BLOCK_ENTRIES = 1 << 16
 UNIT = 2.0**-24
 """The smallest float16; every other one is a multiple of it."""
 
-with np.errstate(invalid="ignore"):
-    _UNITS = np.nan_to_num(
-        np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64), nan=0, posinf=0, neginf=0
-    )
-_UNITS = (_UNITS / UNIT).astype(np.int64)
-"""[2^16] by the bits of a float16. Codes are finite."""
-
 
 class Pairs(NamedTuple):
     """Latents and images they fire on, sorted by latent, then image."""
@@ -98,7 +91,7 @@ def _find_in_block(block: Block, n_tokens: int, tau: float) -> Pairs:
     return Pairs(
         latent=np.repeat(np.arange(block.first, block.first + len(n_pairs), dtype=np.int32), n_pairs),
         image=image[start].astype(np.int32),
-        total=_sum_runs(_UNITS[bits], stop) * UNIT,
+        total=_sum_runs(_to_units(block.value), stop) * UNIT,
         peak=np.maximum(patch, cls),
         peak_patch=np.where(best > 0, (1 << shift) - (best & word((1 << shift) - 1)).astype(np.int64), -1).astype(
             np.int32
@@ -119,9 +112,16 @@ def _find_starts(block: Block, image: NDArray[Any]) -> NDArray[np.int64]:
     return np.flatnonzero(new)
 
 
+def _to_units(value: NDArray[np.float16]) -> NDArray[np.int64]:
+    """Values as whole numbers of 2^-24, below 2^40."""
+    return (value.astype(np.float64) / UNIT).astype(np.int64)
+
+
 def _sum_runs(values: NDArray[Any], stop: NDArray[np.int64], dtype: Any = np.int64) -> NDArray[Any]:
     """Exact sums of runs that follow each other and end before `stop`, a third of the time of `np.add.reduceat`."""
-    return np.diff(np.cumsum(values, dtype=dtype)[stop - 1], prepend=dtype(0))
+    sums: NDArray[Any] = np.cumsum(values, dtype=dtype)[stop - 1]
+    sums[1:] -= sums[:-1].copy()
+    return sums
 
 
 def last_bits(tau: float) -> int:
@@ -141,7 +141,7 @@ def sum_images(entries: LatentCodes, n_tokens: int) -> tuple[NDArray[Any], NDArr
         start = _find_starts(block, image)
         n_pairs = np.diff(np.searchsorted(start, block.indptr))
         latent = np.repeat(np.arange(block.first, block.first + len(n_pairs), dtype=np.int32), n_pairs)
-        total = _sum_runs(_UNITS[block.value.view(np.uint16)], np.append(start[1:], len(image)))
+        total = _sum_runs(_to_units(block.value), np.append(start[1:], len(image)))
         parts.append((latent, image[start], total))
     if not parts:
         return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int64)

@@ -24,8 +24,9 @@ from saetrain import CodeStore, LatentCodes
 FAN_IN = 4
 """Of 1,250 shards 15 partial results may wait at once; with 8 they would be 24, with 2 twice as many are read."""
 
-HELD_ENTRIES = 1 << 20
-"""Entries after which the partial results of a range are combined; until then they may refer to all of them."""
+FIRST_ENTRIES, HELD_ENTRIES = 1 << 17, 1 << 20
+"""Entries after which the partial results of a range are combined; until then they may refer to all of them. The first
+time is sooner: once there are top lists, little of what follows has to be sorted."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,14 @@ def _reduce_range(path: str, codes_id: str, latents: range, shared: tuple[Any, A
     codes = open_codes(path, codes_id)
     statistics, finish = shared
     parts: list[dict[str, Any]] = []
-    held = 0
+    held, enough = 0, FIRST_ENTRIES
     for shard in range(codes.n_shards):
         entries = codes.read_latents(shard, latents.start, latents.stop)
         piece = Piece(codes, shard, latents, entries, tau)
         parts.append({name: statistic.chunk(piece) for name, statistic in statistics.items()})
         held += len(entries.row)
-        if held >= HELD_ENTRIES or shard == codes.n_shards - 1:
-            parts, held = [_combine_all(parts, statistics)], 0
+        if held >= enough or shard == codes.n_shards - 1:
+            parts, held, enough = [_combine_all(parts, statistics)], 0, min(2 * enough, HELD_ENTRIES)
     return finish(codes, latents, {name: statistic.finalize(parts[0][name]) for name, statistic in statistics.items()})
 
 

@@ -6,7 +6,7 @@ other. Tables are Parquet; arrays are plain .npy, so that one latent is read by 
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -34,8 +34,17 @@ class RangeFound(NamedTuple):
     concepts: pa.Table
     top_images: pa.Table
     top_patches: pa.Table
-    class_counts: pa.Table
+    class_counts: "CountRows"
     entries: EntryCounts
+
+
+class CountRows(NamedTuple):
+    """Rows of class_counts.parquet, by latent, then class, 5 to 10 bytes each: there may be F x C of them."""
+
+    n_classes: NDArray[np.int64]  # [F] rows of each latent
+    place: NDArray[np.unsignedinteger[Any]]  # [N] of the label among those there are
+    n_tokens: NDArray[np.unsignedinteger[Any]]
+    n_images: NDArray[np.unsignedinteger[Any]]
 
 
 def describe_range(codes: CodeStore, latents: range, found: dict[str, Any]) -> RangeFound:
@@ -49,7 +58,7 @@ def describe_range(codes: CodeStore, latents: range, found: dict[str, Any]) -> R
         concepts=_describe_latents(latents, labels, **found),
         top_images=pa.table({"latent": _number(top, latents), "rank": top.rank(), **_columns(top)}),
         top_patches=pa.table({"latent": _number(patches, latents), **place}),
-        class_counts=_list_counts(found["classes"], latents, codes.images),
+        class_counts=_list_counts(found["classes"]),
         entries=found["entries"],
     )
 
@@ -107,18 +116,35 @@ def _sum_labels(
     return mass.reshape(n_latents, len(present))
 
 
-def _list_counts(classes: ClassCounts, latents: range, images: pa.Table) -> pa.Table:
-    """A row a latent and label with a token above tau, by latent, then label."""
-    labels, first = np.unique(np.asarray(images["label"]), return_index=True)
-    names = images["label_name"].take(first[labels >= 0]).combine_chunks()
-    latent, place = np.nonzero(classes.n_tokens)
+def _list_counts(classes: ClassCounts) -> CountRows:
+    """What is not 0."""
+    cells = np.flatnonzero(classes.n_tokens)
+    n_classes = classes.n_tokens.shape[1]
+
+    def shorten(values: NDArray[Any]) -> NDArray[Any]:
+        return values.astype(np.min_scalar_type(values.max(initial=0)))
+
+    return CountRows(
+        n_classes=np.count_nonzero(classes.n_tokens, axis=1),
+        place=shorten(cells % max(n_classes, 1)),
+        n_tokens=shorten(classes.n_tokens.ravel()[cells]),
+        n_images=shorten(classes.n_images.ravel()[cells]),
+    )
+
+
+def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
+    """Rows of a range of latents that begins with `first`, as they are written."""
+    labels, where = np.unique(np.asarray(images["label"]), return_index=True)
+    names = images["label_name"].take(where[labels >= 0]).combine_chunks()
+    latents = np.arange(first, first + len(rows.n_classes), dtype=np.int32)
+    big = np.uint32 if rows.n_tokens.itemsize < 8 else np.uint64
     return pa.table(
         {
-            "label_name": pa.DictionaryArray.from_arrays(pa.array(place.astype(np.int32)), names),
-            "label": labels[labels >= 0][place],
-            "latent": (latent + latents.start).astype(np.int32),
-            "n_tokens": classes.n_tokens[latent, place],
-            "n_images": classes.n_images[latent, place],
+            "label_name": pa.DictionaryArray.from_arrays(pa.array(rows.place.astype(np.int32)), names),
+            "label": labels[labels >= 0][rows.place],
+            "latent": np.repeat(latents, rows.n_classes),
+            "n_tokens": rows.n_tokens.astype(big),
+            "n_images": rows.n_images.astype(np.uint32),
         }
     )
 
@@ -128,7 +154,9 @@ def write_found(path: Path, codes: CodeStore, parts: Sequence[RangeFound], table
     write_table(path / "concepts.parquet", table)
     write_tables(path / "top_images.parquet", [part.top_images for part in parts])
     write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
-    write_tables(path / "class_counts.parquet", [part.class_counts for part in parts])
+    first = np.cumsum([0, *(part.concepts.num_rows for part in parts)]).tolist()
+    counts = (_name_counts(part.class_counts, start, codes.images) for part, start in zip(parts, first, strict=False))
+    write_tables(path / "class_counts.parquet", counts)
     entries = join_latents([part.entries for part in parts])
     histogram: Histogram = to_histogram(entries)
     write_array(path / "histogram.npy", histogram.counts)
@@ -189,12 +217,14 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_tables(path, [table])
 
 
-def write_tables(path: Path, tables: Sequence[pa.Table]) -> None:
-    """One Parquet file of tables of the same columns, a row group or more each."""
-    schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-    with _replace(path) as file, pq.ParquetWriter(file, schema) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """One Parquet file of tables of the same columns, a row group or more each; there must be one."""
+    rest = iter(tables)
+    table = next(rest)
+    with _replace(path) as file, pq.ParquetWriter(file, table.schema) as writer:
+        while table is not None:
+            writer.write_table(table)
+            table = next(rest, None)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

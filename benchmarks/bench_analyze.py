@@ -23,10 +23,12 @@ from saetrain import CodeStore
 ANALYZE = """
 import json, resource, sys, time
 import analysis
-started = time.perf_counter()
-analysis.analyze(sys.argv[1], sys.argv[2], n_gallery=0, overwrite=True)
-seconds = time.perf_counter() - started
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9]))
+if __name__ == "__main__":
+    started = time.perf_counter()
+    analysis.analyze(sys.argv[1], sys.argv[2], n_gallery=0, overwrite=True, n_workers=int(sys.argv[3]) or None)
+    seconds = time.perf_counter() - started
+    peaks = [resource.getrusage(who).ru_maxrss * 1024 / 1e9 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(json.dumps([seconds, *peaks]))
 """
 
 
@@ -49,6 +51,7 @@ def main() -> None:
     options.add_argument("--l0", type=int, default=32)
     options.add_argument("--shard-images", type=int, default=256)
     options.add_argument("--classes", type=int, default=1000)
+    options.add_argument("--n-workers", type=int, default=0, help="processes; 0: threads of one")
     options.add_argument("--folder", type=Path, help="where codes are kept; by default a temporary folder")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -57,11 +60,18 @@ def main() -> None:
         codes = write_codes(path, n_images=given.images, grid=given.grid, n_latents=given.n_latents, l0=given.l0,
                             n_shards=-(-given.images // given.shard_images), n_classes=given.classes)  # fmt: skip
         limit = read_and_count(codes)
-        command = [sys.executable, "-c", ANALYZE, str(path), str(Path(temporary) / "made.concepts")]
+        command = [
+            sys.executable,
+            "-c",
+            ANALYZE,
+            str(path),
+            str(Path(temporary) / "made.concepts"),
+            str(given.n_workers),
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
         made = Path(temporary) / "made.concepts"
-        seconds, peak = json.loads(done.stdout)
+        seconds, peak, worker_peak = json.loads(done.stdout)
         emit(
             given,
             n_tokens=codes.n_images * codes.n_tokens,
@@ -71,6 +81,7 @@ def main() -> None:
             limit_s=limit,
             share_of_limit=limit / seconds,
             peak_gb=peak,
+            worker_peak_gb=worker_peak if given.n_workers else None,
             class_rows=pq.ParquetFile(made / "class_counts.parquet").metadata.num_rows,
             class_gb=(made / "class_counts.parquet").stat().st_size / 1e9,
             table_gb=sum(file.stat().st_size for file in made.iterdir() if file.is_file()) / 1e9,

@@ -99,3 +99,7 @@ def dawdle(piece: Piece, *, folder: str) -> int:
         first.write_text(str(os.getpid()))
         time.sleep(30)
     return 1
+
+
+def keep(codes: CodeStore, latents: range, found: dict[str, object]) -> dict[str, object]:
+    return found

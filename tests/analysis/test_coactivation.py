@@ -69,7 +69,7 @@ def test_each_latent_is_counted_once_a_shard(table_codes: CodeStore) -> None:
     assert read([3, 5]) == read([3]) + read([5]) - counts
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from(["all", "patch", "cls"]), st.integers(1, 90), st.booleans())
 def test_partners_are_the_highest_of_the_dense_product_over_the_sampled_tokens(
     tmp_path_factory: pytest.TempPathFactory, seed: int, tokens: str, n_sample: int, small: bool

@@ -16,11 +16,14 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from small_codes import dawdle, which_process, write_codes
+from small_codes import dawdle, keep, which_process, write_codes
+from typer.testing import CliRunner
 
+import cli
 from actcache import CorruptError, SettingsError
-from analysis import Statistic, map_shards, open_scheduler, reduce_shards
+from analysis import Statistic, analyze, map_shards, open_scheduler, reduce_shards
 from analysis.catalogue import class_counts_statistic, top_images_statistic, totals_statistic
+from analysis.reduction import cut_latents, reduce_latents
 from saetrain import CodeStore
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +91,29 @@ def test_a_killed_worker_changes_nothing(codes: CodeStore, expected: dict[str, A
     assert seen == [(done, N_SHARDS) for done in range(1, N_SHARDS + 1)]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the worker that dies
+def test_a_worker_killed_amid_a_range_of_latents_changes_nothing(codes: CodeStore, tmp_path: Path) -> None:
+    ranges = cut_latents(codes, codes.n_entries // 6)
+    assert len(ranges) >= 6
+    chosen = {**statistics(codes), "n": Statistic(partial(dawdle, folder=str(tmp_path)), combine=sum, finalize=int)}
+    (tmp_path / "first").write_text("0")  # on threads it does not dawdle
+    expected = reduce_latents(codes, ranges, chosen, keep, tau=0.2)
+    (tmp_path / "first").unlink()
+    table = analyze(codes, tmp_path / "threads.concepts", n_gallery=0)
+    killer = threading.Thread(target=lambda: os.kill(int(wait_for(tmp_path / "first")), signal.SIGKILL))
+    seen: list[int] = []
+    with open_scheduler(n_workers=2):
+        killer.start()
+        found = reduce_latents(codes, ranges, chosen, keep, tau=0.2, on_progress=lambda done, total: seen.append(done))
+        killer.join()
+        other = analyze(codes, tmp_path / "workers.concepts", n_gallery=0)
+    assert [part.pop("n") for part in found] == [part.pop("n") for part in expected] == [N_SHARDS] * len(ranges)
+    assert [columns(part) for part in found] == [columns(part) for part in expected]
+    assert seen == list(range(1, len(ranges) + 1))
+    for name in ("concepts.parquet", "top_images.parquet", "class_counts.parquet", "histogram.npy", "position_map.npy"):
+        assert (other.path / name).read_bytes() == (table.path / name).read_bytes(), name
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[str]:
     """The address of a `dask scheduler` with two `dask worker` processes."""
@@ -121,6 +147,37 @@ def test_a_scheduler_that_runs_elsewhere(
     assert columns(result) == expected
     assert seen == list(range(1, N_SHARDS + 1))
     assert os.getpid() not in processes
+
+
+def test_workers_and_a_scheduler_give_the_same_answers(table_codes: CodeStore) -> None:
+    """On one small cluster; `--n-workers` starts one of its own."""
+    from distributed import LocalCluster
+
+    def ask(*arguments: str) -> list[dict[str, Any]]:
+        done = CliRunner().invoke(cli.app, ["--json", *arguments])
+        assert done.exit_code == 0, done.output
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+        assert rows
+        return rows
+
+    codes = str(table_codes.path)
+    questions = [
+        ["query", codes, "--group", "domain == 'photo'"],
+        ["query", codes, "--class", "class1"],
+        ["query", codes, "--sample", "50"],
+        ["localize", codes],
+    ]
+    expected = [ask(*question) for question in questions]
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp")
+    with cluster:
+        where = ["--scheduler", cluster.scheduler_address]
+        assert [ask(*question, *where) for question in questions] == expected
+    assert ask(*questions[0], "--n-workers", "1") == expected[0]
+    assert ask(*questions[3], "--n-workers", "1") == expected[3]
+    both = CliRunner().invoke(
+        cli.app, ["query", codes, "--latent", "1", "--n-workers", "1", "--scheduler", "tcp://x:1"]
+    )
+    assert both.exit_code == 1
 
 
 def test_progress_on_threads_counts_every_shard(codes: CodeStore) -> None:

@@ -57,7 +57,7 @@ def test_every_statistic_equals_plain_numpy(
         concepts = analyze(cut, Path(folder) / "x.concepts", n_top=N_TOP, tau=TAU)
         with pytest.MonkeyPatch.context() as patch:  # every latent by itself, every few entries counted
             patch.setattr(analysis.concepts, "RANGE_BYTES", 1)
-            patch.setattr(analysis.reduction, "HELD_ENTRIES", 5)
+            patch.setattr(analysis.reduction, "FIRST_ENTRIES", 5)
             other = analyze(one, Path(folder) / "1.concepts", n_top=N_TOP, tau=TAU)
         assert str(columns(concepts)) == str(columns(other))  # bit for bit, NaN included
         np.testing.assert_array_equal(concepts.position_map, other.position_map)
@@ -120,7 +120,7 @@ def test_sums_beyond_what_is_exact_agree_between_cuts(tmp_path: Path) -> None:
     labels = (np.arange(60) % 3).astype(np.int32)
     tables = [
         analyze(write_codes(tmp_path / f"{i}.codes", dense, cut, labels, grid=(16, 16)), tmp_path / f"{i}.concepts")
-        for i, cut in enumerate(([60], [7, 20, 1, 32], [1] * 60))
+        for i, cut in enumerate(([60], [7, 20, 1, 32], [40, *[1] * 20]))
     ]
     h = dense.astype(np.float64)
     sums = np.array([math.fsum(h[:, :, latent].ravel()) for latent in range(2)])
