@@ -814,7 +814,7 @@ def report(
     out: Annotated[Path, Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
     interventions: Annotated[
         list[Path],
-        Option("--intervention", help="A result of intervene, attribute, evaluate, steer, compare; repeat."),
+        Option("--intervention", help="A result of intervene, attribute, evaluate, steer, rules, compare; repeat."),
     ] = [],
 ) -> None:
     """Write one self-contained HTML page: quality, all latents, results, gallery with heat maps and numbers."""

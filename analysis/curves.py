@@ -1,7 +1,7 @@
 """The report's section on causes: result files in, plots and tables out. Needs bokeh only, no model.
 
 Of `intervene` the masking curve with its controls, of `attribute` the deletion curves, of `evaluate` the table of
-fidelity, of `steer` the table of steerability, of `compare` everything its own page shows.
+fidelity, of `steer` the table of steerability, of `rules` the rules, of `compare` everything its own page shows.
 """
 
 from collections.abc import Sequence
@@ -128,6 +128,26 @@ def show_steering(found: dict[str, Any]) -> Section:
     return Section("Steering", text, [], [head, *rows])
 
 
+def show_rules(found: dict[str, Any]) -> Section:
+    rows = [["class", "rule", "precision", "fires on images", "recall"]]
+    for name, one in found["classes"].items():
+        for i, rule in enumerate(one["rules"]):
+            right = "" if rule["precision"] is None else f"{rule['precision']:.0%}"
+            recall = "" if i or one["recall"] is None else f"{one['recall']:.0%}"
+            rows.append([name if not i else "", rule["text"], right, f"{rule['n_fires']:,}", recall])
+    what = "CLIP's zero-shot answer" if found["settings"]["explain"] == "zero-shot" else "the label"
+    size = found["size"]
+    text = (
+        f"{size['rules']} rules over {size['latents']} latents for {what}, learned on {found['n_learned']:,} images "
+        f"and judged on {found['n_judged']:,}: fidelity {found['fidelity']:.1%}, accuracy {found['accuracy']:.1%} "
+        f"({found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}); the largest class alone "
+        f"{found['majority']:.1%}. An image takes the class of the most precise rule that fires, {found['default']} "
+        "where none does. Precision: images of the class among those the rule fires on; recall: images of the class "
+        "that are told right."
+    )
+    return Section("Rules", text, [], rows)
+
+
 def _start(title: str, x: str, y: str) -> Any:
     return start_plot(
         title, height=400, x_axis_type="log", x_axis_label=x, y_axis_label=y,
@@ -135,4 +155,10 @@ def _start(title: str, x: str, y: str) -> Any:
     )  # fmt: skip
 
 
-DRAW = {"masks": draw_masks, "deletion": draw_deletion, "fidelity": show_fidelity, "steerability": show_steering}
+DRAW = {
+    "masks": draw_masks,
+    "deletion": draw_deletion,
+    "fidelity": show_fidelity,
+    "steerability": show_steering,
+    "rules": show_rules,
+}

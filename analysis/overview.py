@@ -164,10 +164,6 @@ def _histogram(
 
 
 def _points(table: pa.Table, entropy: NDArray[np.float64]) -> dict[str, Any]:
-    return {
-        "latent": table["latent"].to_numpy(),
-        "frequency": table["image_frequency"].to_numpy(),
-        "mean": table["mean_activation"].to_numpy(),
-        "maximum": table["max_activation"].to_numpy().astype(np.float64),
-        "entropy": entropy,
-    }
+    columns = {"frequency": "image_frequency", "mean": "mean_activation", "maximum": "max_activation"}
+    numbers = {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}  # half the page
+    return {"latent": table["latent"].to_numpy().astype(np.int32), "entropy": entropy.astype(np.float32), **numbers}

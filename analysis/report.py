@@ -38,7 +38,7 @@ def write_report(
     that sorts and searches it; before the gallery a section for each of `interventions`.
 
     Args:
-        interventions: result files of `intervene`, `attribute`, `evaluate`, `steer` and `compare`.
+        interventions: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
 
     Raises:
         SettingsError, SchemaError: a file that is no such result.

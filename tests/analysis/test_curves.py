@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from actcache import ParentMismatchError, SchemaError, SettingsError
 from analysis import (
@@ -12,6 +13,7 @@ from analysis import (
     analyze,
     delete_latents,
     evaluate_fidelity,
+    learn_rules,
     mask_latents,
     measure_steerability,
     query_image,
@@ -57,6 +59,20 @@ def test_every_result_has_a_section(
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(SchemaError, match="not a result file"):
         write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "other.json"])
+
+
+def test_rules_are_shown(tmp_path: Path, concepts: ConceptTable, tiny_codes: Path) -> None:
+    found = learn_rules(tiny_codes, tmp_path / "rules.json", n_patches=1, n_rules=2)
+    page = write_report(concepts, tmp_path / "r.html", interventions=[tmp_path / "rules.json"]).read_text()
+    section = page.split("<h2>Rules</h2>")[1].split("<h2>")[0]
+    assert f"fidelity {found['fidelity']:.1%}, accuracy {found['accuracy']:.1%}" in section
+    rules = [rule for one in found["classes"].values() for rule in one["rules"]]
+    assert rules
+    assert section.count("<tr>") == 1 + len(rules)
+    for rule in rules:
+        right = "" if rule["precision"] is None else f"{rule['precision']:.0%}"
+        said = escape(rule["text"])
+        assert f'<td class="text">{said}</td><td>{right}</td><td>{rule["n_fires"]:,}</td>' in section
 
 
 def test_names_are_shown(tmp_path: Path, concepts: ConceptTable) -> None:
