@@ -89,13 +89,17 @@ def draw_entropy(concepts: ConceptTable) -> list[Plot]:
     labels = pc.unique(concepts.images["label"].filter(pc.greater_equal(concepts.images["label"], 0)))
     if not len(entropy) or len(labels) < 2:
         return []
-    most = float(np.log(len(labels)))
-    plot = _histogram(entropy, "label entropy of the top images", extent=(0, most), level=most)
+    n_top = concepts.artifact.settings["n_top"]
+    most = float(np.log(min(len(labels), n_top)))
+    plot = _histogram(
+        entropy, "label entropy of the top images", extent=(0, max(most, float(entropy.max()))), level=most
+    )
     return [
         finish_plot(
             plot,
-            f"Left is specific: 0 means that the top images have one label; {most:.2f} (dashed) is the most that "
-            f"{len(labels):,} labels allow. A latent may be a clean concept without serving one class.",
+            f"Left is specific: 0 means that the top images have one label; {most:.2f} (dashed) is what {n_top} top "
+            f"images spread evenly over {len(labels):,} labels would have. A latent may be a clean concept without "
+            "serving one class.",
             "third",
         )
     ]

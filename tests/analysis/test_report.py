@@ -163,10 +163,15 @@ def bins_width(concepts: ConceptTable) -> float:
     return 250 / (used[-1] - used[0] + 1)
 
 
+def test_few_top_images_bound_the_entropy(tmp_path: Path, tiny_codes: Path) -> None:
+    page = write_report(analyze(tiny_codes, tmp_path / "x.concepts", n_top=2), tmp_path / "r.html").read_text()
+    assert f"{np.log(2):.2f} (dashed) is what 2 top images spread evenly over 3 labels would have" in page
+
+
 def test_the_overview_shows_what_the_table_has(page: str, concepts: ConceptTable) -> None:
     silent = pc.sum(pc.equal(concepts.table["density"], 0)).as_py()
     assert f"not in the plot: {silent:,} of {concepts.table.num_rows:,}" in page
-    assert f"{np.log(3):.2f} (dashed) is the most that 3 labels allow" in page
+    assert f"{np.log(3):.2f} (dashed) is what 16 top images spread evenly over 3 labels would have" in page
     embeddings = np.load(concepts.path / "image_embeddings.npy").astype(np.float64)
     likeness = embeddings @ embeddings.T
     mean = likeness[np.triu_indices(len(embeddings), 1)].mean()
@@ -288,7 +293,7 @@ def test_images_without_labels_and_an_empty_gallery_make_pages(
         page = write_report(concepts, tmp_path / f"{name}.html").read_text()
         assert page.count('<section class="latent"') == n_gallery == page.count("<h4>nearest</h4>")
         assert "<h4>classes</h4>" not in page
-        assert "labels allow" not in page
+        assert "(dashed)" not in page
         assert ">label entropy</button>" not in page
         assert Anchors(without_scripts(page)).open == []
 
