@@ -94,8 +94,8 @@ def compare(
         confusion: {base | adapted: [C][C]}, rows true, columns said; counts of images, summed over seeds.
         prediction: rows {classified_by, chosen_by, selection: class | dataset, k, keep_error, counts: [C][C]}.
             Neither is kept of more than 200 classes.
-        conclusion: {sentence, k, points, without_new_concepts: {share, low, high}, text_only: {share, low, high}}, see
-            docs/decisions/0019.
+        conclusion: {sentence, k, points, seen_points (of the gain with the k latents of each model's own),
+            without_new_concepts: {share, low, high}, text_only: {share, low, high}}, see docs/decisions/0019.
         dictionaries: with `second_run`: {n_images (held out), k, cells: rows {sae: first | second, run, model: base |
             adapted, fvu, l0, accuracy, accuracy_low, accuracy_high, loss (SAE spliced in, no error term),
             original_accuracy}, shares: rows {sae, share, low, high} (without new concepts, by either SAE), n_firing:

@@ -99,16 +99,20 @@ def conclude(rounds: Sequence[Round], overlap: Mapping[str, Any], k: int, n_top:
     base, adapted = (Condition(model, "all", "original") for model in MODELS)
     latents = share_with_base_latents(rounds, k, seed)
     texts = share(rounds, Condition("base", "all", "swap"), adapted, base, seed)
-    before, after = (float(np.mean([one.right(c).mean() for one in rounds])) for c in (base, adapted))
+    seen = [Condition(model, model, "class", k, 0, True) for model in MODELS]
+    before, after, least, most = (
+        float(np.mean([one.right(c).mean() for one in rounds])) for c in (base, adapted, *seen)
+    )
     sentence = (
         f"Accuracy goes from {before:.1%} to {after:.1%} ({100 * (after - before):+.1f} points). "
         f"Seeing only the {k} latents a class that the base model uses most, the adapted model keeps "
-        f"{say(latents)} of the gain it makes with the {k} of its own; what it keeps needs no new concept. "
+        f"{say(latents)} of the gain it makes with the {k} of its own ({100 * (most - least):+.1f} points); "
+        "what it keeps needs no new concept. "
         f"Its texts with the base model's images make {say(texts)} of the whole gain; "
         f"the two models share {overlap['task']['jaccard']:.0%} of a class's top {n_top} latents."
     )
-    points = 100 * (after - before)
-    return {"sentence": sentence, "k": k, "points": points, "without_new_concepts": latents, "text_only": texts}
+    points = {"points": 100 * (after - before), "seen_points": 100 * (most - least)}
+    return {"sentence": sentence, "k": k, **points, "without_new_concepts": latents, "text_only": texts}
 
 
 def share_with_base_latents(rounds: Sequence[Round], k: int, seed: int) -> dict[str, float | None]:

@@ -110,6 +110,11 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
     }
     assert np.sum(found["confusion"]["adapted"]) == len(judged) == found["n_judged"]
     assert found["conclusion"]["sentence"].startswith("Accuracy goes from")
+    after, before = (
+        row(found, classified_by=m, chosen_by=m, selection="class", k=3, keep_error=True)["accuracy"]
+        for m in ("adapted", "base")
+    )
+    assert found["conclusion"]["seen_points"] == pytest.approx(100 * (after - before))
     assert compare(base, adapted, tmp_path / "x.json", k=[3], n_top=3, device="cpu", tau=TAU) == found
     page = write_adaptation_page(found, base, adapted, tmp_path / "x.html").read_text()
     assert found["conclusion"]["sentence"] in page.replace("&#39;", "'")
