@@ -17,7 +17,7 @@ from actcache import (
     open_source,
     resize_image,
 )
-from analysis.join import find_images
+from analysis.join import find_images, image_stores
 from saetrain import CodeStore
 
 THUMBNAIL_PIXELS = 160
@@ -33,11 +33,12 @@ class Pictures:
     def __init__(self, codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> None:
         self._codes = codes
         self._images, self._store = images, store
-        self._sources: dict[str, ImageSource] = {}
+        self._stores = image_stores(codes)
+        self._sources: dict[int, ImageSource] = {}
 
     def all_there(self) -> bool:
-        names = [name for name in self._codes.artifact.parents if name.split()[0] == "images"]
-        return all((found := self._find(name)) is not None and found.exists() for name in names)
+        n_stores = sum(name.split()[0] == "images" for name in self._codes.artifact.parents)
+        return all((found := self._find(number)) is not None and found.exists() for number in range(n_stores))
 
     def see(self, image: int) -> Image.Image:
         """As `see_image`; raises SettingsError too, where the images are not there."""
@@ -49,22 +50,20 @@ class Pictures:
 
     def _locate(self, image: int) -> tuple[ImageSource, str, int, dict[str, Any]]:
         table = self._codes.images
-        number = table["store"][image].as_py() if "store" in table.column_names else 0
-        source = self._source("images" if not number else f"images {number + 1}")
-        return source, table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess
+        number = int(self._stores[image])
+        return self._source(number), table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess
 
-    def _find(self, name: str) -> Path | None:
-        if name == "images":
-            return find_images(self._codes, images=self._images, store=self._store)
-        return Path(self._images or self._codes.artifact.parent_path(name))
+    def _find(self, number: int) -> Path | None:
+        return find_images(self._codes, images=self._images, store=self._store, number=number)
 
-    def _source(self, name: str) -> ImageSource:
-        if name not in self._sources:
-            where = self._find(name) or self._codes.artifact.parent_path(name)
+    def _source(self, number: int) -> ImageSource:
+        if number not in self._sources:
+            name = f"images {number + 1}" if number else "images"
+            where = self._find(number) or self._codes.artifact.parent_path(name)
             if not where.exists():
                 raise SettingsError(f"{where} is not there any more. Say with --images where the images are.")
-            self._sources[name] = open_source(where)
-        return self._sources[name]
+            self._sources[number] = open_source(where)
+        return self._sources[number]
 
 
 def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from numpy.typing import NDArray
 
 from actcache import (
     ActivationStore,
@@ -195,12 +197,22 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
     return open_stores(list(opened))
 
 
-def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> Path | None:
+def image_stores(codes: CodeStore) -> NDArray[np.int64]:
+    """[I]: which of the stores that codes were made from each image is of, counted from 0."""
+    if "store" not in codes.images.column_names:
+        return np.zeros(codes.n_images, dtype=np.int64)
+    return np.asarray(codes.images["store"].to_numpy(), dtype=np.int64)
+
+
+def find_images(
+    codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None, number: int = 0
+) -> Path | None:
     """Where the codes' images lie (a folder, a table, a tar), or None when it cannot be found.
 
     Args:
         images: the path, where the caller knows it.
-        store: the activation store the codes were made from, where it moved.
+        store: the activation store the codes were made from, the first of several, where it moved.
+        number: of which store's images, see `image_stores`.
 
     Raises:
         ParentMismatchError: `store` is not that store.
@@ -211,5 +223,5 @@ def find_images(codes: CodeStore, *, images: str | Path | None = None, store: st
     if store is not None:
         artifact = open_artifact(store, "acts", complete=True)
         check_parent(codes.artifact, "store", artifact)
-    folder = artifact.parent_path("images")
+    folder = codes.artifact.parent_path(f"images {number + 1}") if number else artifact.parent_path("images")
     return folder if folder.exists() else None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.heat import heat_maps, upsample
-from analysis.join import fold_pieces
+from analysis.join import fold_pieces, image_stores
 from analysis.masks import PixelMasks, read_masks
 from analysis.pairs import find_pairs
 from analysis.reduction import cut_latents
@@ -57,7 +57,7 @@ def localize(
 ) -> pa.Table:
     """The latents that localize each concept best, chosen by AP on one half of the images and judged on the other.
 
-    The halves are the first and second of the images with masks, in stored order, which is random.
+    The halves are the first and second of each store's images with masks, in stored order, which is random.
 
     Args:
         masks, legend, images, store, where: as `read_masks`.
@@ -77,8 +77,8 @@ def localize(
     found = read_masks(
         codes, masks=masks, legend=legend, images=images, store=store, where=where, on_progress=on_progress
     )
-    cut = len(found.images) // 2
-    choose, judge = found.take(np.arange(cut)), found.take(np.arange(cut, len(found.images)))
+    first = _first_halves(image_stores(codes)[found.images])
+    choose, judge = found.take(np.flatnonzero(first)), found.take(np.flatnonzero(~first))
     shares = [half.coverage(codes.grid) for half in (choose, judge)]
     present = [np.any(share > 0, axis=1) for share in shares]  # [M, C]
     concepts = np.flatnonzero(present[0].any(0) & present[1].any(0))
@@ -110,6 +110,13 @@ def localize(
                 }
             )
     return pa.Table.from_pylist(rows)
+
+
+def _first_halves(stores: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[M]: which images are of the first half of their store's, from the store of each, ascending."""
+    starts = np.searchsorted(stores, stores)
+    sizes = np.searchsorted(stores, stores, side="right") - starts
+    return np.asarray(np.arange(len(stores)) - starts < sizes // 2)
 
 
 def score_latents(codes: CodeStore, masks: PixelMasks, *, latents: Sequence[int] | None = None) -> Localization:

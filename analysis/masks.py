@@ -24,7 +24,7 @@ from actcache import (
     resize_mask,
 )
 from analysis.heat import check_patches
-from analysis.join import find_images
+from analysis.join import find_images, image_stores
 from analysis.selection import choose_images
 from saetrain import CodeStore
 
@@ -104,16 +104,20 @@ def read_masks(
         where: only these images.
 
     Raises:
-        SettingsError: no masks, no legend of that form, masks of several sizes, or codes of CLS only.
+        SettingsError: no masks, no legend of that form, masks of several sizes, codes of CLS only, or one place for
+            masks of several stores whose images share names.
         ImageSourceError: a mask that cannot be read. ParentMismatchError: another store.
     """
     check_patches(codes)
-    source = _find_source(codes, masks, images, store)
     chosen = np.flatnonzero(choose_images(codes, where))
     uris, preprocess = codes.images["uri"].take(chosen).to_pylist(), codes.preprocess
+    stores = image_stores(codes)[chosen]
+    sources = {n: _find_source(codes, masks, images, store, n) for n in sorted(set(stores.tolist()))}
+    if masks or images:
+        _check_names(uris, "--masks or --images")
     found: dict[int, NDArray[np.uint8]] = {}
-    for done, (image, uri) in enumerate(zip(chosen.tolist(), uris, strict=True), start=1):
-        mask = source.read_mask(uri)
+    for done, (image, uri, n) in enumerate(zip(chosen.tolist(), uris, stores.tolist(), strict=True), start=1):
+        mask = sources[n].read_mask(uri)
         if mask is not None:
             found[image] = resize_mask(mask, preprocess)
         if on_progress:
@@ -132,12 +136,13 @@ def read_masks(
 
 
 def _find_source(
-    codes: CodeStore, masks: str | Path | None, images: str | Path | None, store: str | Path | None
+    codes: CodeStore, masks: str | Path | None, images: str | Path | None, store: str | Path | None, number: int
 ) -> ImageSource:
-    """What reads the masks; the images themselves need not be there where a folder of masks is given."""
-    folder = find_images(codes, images=images, store=store)
+    """What reads the masks of one store's images; these need not be there where a folder of masks is given."""
+    folder = find_images(codes, images=images, store=store, number=number)
     if masks is None:
-        origin = Path(store) if store is not None else codes.artifact.parent_path("store")
+        name = f"store {number + 1}" if number else "store"
+        origin = Path(store) if store is not None and not number else codes.artifact.parent_path(name)
         if origin.exists():
             artifact = open_artifact(origin, "acts")
             recorded = artifact.provenance.get("paths", {}).get("masks") is not None
@@ -147,6 +152,15 @@ def _find_source(
     if masks is None:
         raise SettingsError("Neither masks nor images are where they were. Give --masks, --images or --store.")
     return ImageFolder(masks, masks=masks)
+
+
+def _check_names(uris: list[str], what: str) -> None:
+    """Codes of several stores may hold two images of one name, which what lies in one place cannot tell apart."""
+    if len(set(uris)) < len(uris):
+        raise SettingsError(
+            f"Images of several stores share names, so {what} cannot tell whose masks are meant. "
+            'Ask about one store: --where "store == 0".'
+        )
 
 
 def _carriers_of_numbers(numbers: list[int]) -> NDArray[np.bool_]:
@@ -174,6 +188,7 @@ def _read_legend(path: Path, uris: list[str]) -> tuple[tuple[str, ...], NDArray[
             f"{path.name} is no legend. Expected columns number and name, or uri and lists of numbers a concept; "
             f"its columns are {', '.join(names)}."
         )
+    _check_names(uris, path.name)
     row_of = {uri: row for row, uri in enumerate(table["uri"].to_pylist())}
     missing = [uri for uri in uris if uri not in row_of]
     if missing:

@@ -195,3 +195,49 @@ def test_the_demo_is_localized_by_a_command(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         masks.pixels(which, masks.names.index(rows[0]["concept"])), truth.masks([order[i] for i in which], concept)
     )
+
+
+def test_codes_of_several_stores_are_localized_with_the_masks_of_each(
+    tmp_path: Path, table_codes: CodeStore, make_images: Callable[..., Path], tiny_model: dict[str, str], tiny_run: Path
+) -> None:
+    """The second store has masks elsewhere, left and right instead of quarters, and lends a name of the first."""
+    from actcache import extract
+    from saetrain import encode
+
+    more = make_images(tmp_path / "more", 30, seed=5)
+    masks = tmp_path / "halves"
+    for file in more.rglob("*.png"):
+        (masks / file.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron([[0, 7]], np.ones((24, 12))).astype(np.uint8)).save(masks / file.relative_to(more))
+    options: dict[str, Any] = {"layers": [2], "shard_images": 16, "precision": "float32"}
+    extract(more, tmp_path / "more.acts", **tiny_model, **options, masks=masks)
+    first = table_codes.artifact.parent_path("store")
+    both = encode(tiny_run, [first, tmp_path / "more.acts"], tmp_path / "both.codes")
+    found, alone = read_masks(both), read_masks(table_codes)
+    assert found.names == ("1", "2", "3", "7")
+    n = len(alone.images)
+    np.testing.assert_array_equal(found.images[:n], alone.images)
+    np.testing.assert_array_equal(found.numbers[:n], alone.numbers)
+    np.testing.assert_array_equal(found.images[n:], 76 + np.arange(30))
+    np.testing.assert_array_equal(
+        found.pixels(np.arange(n, n + 30), 3), np.arange(24)[None, None] >= np.full((30, 24, 1), 12)
+    )
+    rows = {row["concept"]: row for row in localize(both).to_pylist()}
+    assert rows["7"]["n_images"] == 15  # of each store one half is judged
+    assert rows["7"]["chance"] == pytest.approx(0.5 * 15 / (15 + n - n // 2))
+    kept = _copy(tmp_path, more, tiny_model, options)
+    again = encode(tiny_run, [tmp_path / "more.acts", kept], tmp_path / "again.codes")
+    with pytest.raises(SettingsError, match="--where"):  # two images of one name, one place to look
+        read_masks(again, masks=masks)
+    assert len(read_masks(again, masks=masks, where="store == 1").images) == 12
+
+
+def _copy(folder: Path, images: Path, model: dict[str, str], options: dict[str, Any]) -> Path:
+    """Some of the images again, under the same names."""
+    from actcache import extract
+
+    kept = Path(shutil.copytree(images, folder / "kept"))
+    for file in sorted(kept.rglob("*.png"))[12:]:
+        file.unlink()
+    extract(kept, folder / "kept.acts", **model, **options)  # type: ignore[arg-type]
+    return folder / "kept.acts"
