@@ -484,6 +484,8 @@ def query(
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     subject = check_question(asked)
+    if subject == "sample" and sheet is not None:
+        raise typer.BadParameter("--sheet does not go with --sample")
     opened = CodeStore.open(codes)
     if store is not None:
         find_images(opened, store=store)

@@ -274,7 +274,7 @@ def analyze(
     steps = _Steps(on_progress)
     passes = steps.add(len(ranges))
     geometry = steps.add(n_geometry_tasks(codes.n_latents) if isinstance(decoder, Run) else 0)
-    semantics = steps.add(n_monosemanticity_tasks(codes.n_latents) if given else 0)
+    semantics = steps.add(n_monosemanticity_tasks(codes) if given else 0)
     with open_scheduler(n_workers, scheduler):
         parts: list[RangeFound] = reduce_latents(codes, ranges, statistics, describe_range, tau=tau, on_progress=passes)
         table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()

@@ -12,6 +12,7 @@ about eight images a group. q: p adjusted by Benjamini and Hochberg (1995) over 
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +26,11 @@ from analysis.reduction import cut_latents
 from analysis.selection import choose_images
 from saetrain import CodeStore
 
-BLOCK_ENTRIES = 4_000_000
-"""Entries of a block of latents; a task holds about 60 bytes each."""
+BLOCK_ENTRIES = 1 << 24
+"""Entries of a block of latents; a task holds about 20 bytes each."""
+
+RANK_PAIRS = 1 << 18
+"""Pairs that are ranked at a time, in whole latents, so that they stay in the processor's cache."""
 
 
 class Contrast(NamedTuple):
@@ -84,16 +88,21 @@ def query_groups(
 
 def contrast_groups(codes: CodeStore, a: NDArray[np.bool_], b: NDArray[np.bool_], *, score: str = "mean") -> Contrast:
     """Every latent that fires in either of two groups of images [I], which do not overlap; by latent."""
-    result: Contrast = fold_pieces(
-        codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, cut_latents(codes, BLOCK_ENTRIES)
-    )
+    blocks = cut_latents(codes, BLOCK_ENTRIES, at_most=1 << (62 - _score_bits(codes)))
+    result: Contrast = fold_pieces(codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, blocks)
     return result
+
+
+def _score_bits(codes: CodeStore) -> int:
+    """Bits of the largest score: a float16 has 40 as a whole number of 2^-24, and a score is a sum over tokens."""
+    return 40 + codes.n_tokens.bit_length()
 
 
 def _contrast_block(
     codes: CodeStore, block: range, *, a: NDArray[np.bool_], b: NDArray[np.bool_], score: str
 ) -> Contrast:
     groups = np.where(a, 1, np.where(b, 0, -1)).astype(np.int8)
+    bits = _score_bits(codes)
     parts = []
     for shard in range(codes.n_shards):
         entries = codes.read_latents(shard, block.start, block.stop)
@@ -103,11 +112,11 @@ def _contrast_block(
         else:
             latent, image, units = sum_images(entries, codes.n_tokens)
         group = groups[image]
+        key = (latent.astype(np.int64) << (bits + 1)) | (units << 1) | (group == 1)
         keep = (group >= 0) & (units > 0)
-        parts.append((latent, units, group == 1) if keep.all() else (latent[keep], units[keep], group[keep] == 1))
-    latent, units, in_a = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.append(key if keep.all() else key[keep])
     unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
-    found = rank_groups(latent, units, in_a, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
+    found = rank_groups(np.concatenate(parts), bits, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
     return found._replace(latent=found.latent + block.start)
 
 
@@ -115,23 +124,24 @@ def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
     return Contrast._make(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
-def rank_groups(
-    latent: NDArray[np.integer[Any]],
-    units: NDArray[np.int64],
-    in_a: NDArray[np.bool_],
-    *,
-    n_a: int,
-    n_b: int,
-    unit: float,
-) -> Contrast:
+def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
     """Compare two groups latent by latent, given the positive scores only; all other images score 0.
 
     Args:
-        latent, units, in_a: [N] a pair of latent and image each: its score as a whole number of `unit`, and which group
-            the image is in.
+        key: [N] a pair of latent and image each: latent, score as a whole number of `unit` (`bits` bits), and whether
+            the image is in group a (1 bit), in one number: numpy sorts these by vector instructions. Sorted in place.
         n_a, n_b: images of the groups.
     """
-    latent, units, in_a = _sort(latent, units, in_a)
+    key.sort()
+    near = key[RANK_PAIRS::RANK_PAIRS] >> (bits + 1) << (bits + 1)
+    edges = np.unique([0, *np.searchsorted(key, near), len(key)]).tolist()
+    parts = [_rank(key[i:j], bits, n_a=n_a, n_b=n_b, unit=unit) for i, j in pairwise(edges)]
+    return _join_blocks(parts) if parts else _rank(key, bits, n_a=n_a, n_b=n_b, unit=unit)
+
+
+def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
+    """As `rank_groups`, of sorted keys of whole latents."""
+    latent, units, in_a = key >> (bits + 1), (key >> 1) & ((1 << bits) - 1), (key & 1).astype(np.bool_)
     n_total = n_a + n_b
     new = np.ones(len(latent), dtype=np.bool_)
     new[1:] = latent[1:] != latent[:-1]
@@ -179,19 +189,6 @@ def rank_groups(
         share_a=n_fired_a / n_a,
         share_b=(n - n_fired_a) / n_b,
     )
-
-
-def _sort(
-    latent: NDArray[np.integer[Any]], units: NDArray[np.int64], in_a: NDArray[np.bool_]
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """By latent, then score: all three in one 64-bit number where they fit, which numpy sorts by vectors."""
-    bits = int(units.max(initial=0)).bit_length()
-    if bits + int(latent.max(initial=0)).bit_length() + 1 > 63:
-        order = np.lexsort((units, latent))
-        return latent[order], units[order], in_a[order]
-    key = (latent.astype(np.int64) << (bits + 1)) | (units << 1) | in_a
-    key.sort()
-    return key >> (bits + 1), (key >> 1) & ((1 << bits) - 1), (key & 1).astype(np.bool_)
 
 
 def adjust_p(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from actcache import SettingsError
 from analysis.join import OnProgress, compute, open_codes
 from analysis.pairs import find_pairs, image_scores
+from analysis.reduction import cut_latents
 from saetrain import CodeStore
 
-TASK_LATENTS = 1024
+TASK_LATENTS, TASK_ENTRIES = 1024, 1 << 24
 
 
 def monosemanticity(
@@ -38,18 +39,19 @@ def monosemanticity(
     """
     task = dask.delayed(_score_range, pure=False)
     place = str(codes.path.absolute()), codes.codes_id, str(embeddings.absolute()), score
-    parts = [
-        task(*place, first, min(first + TASK_LATENTS, codes.n_latents))
-        for first in range(0, codes.n_latents, TASK_LATENTS)
-    ]
+    parts = [task(*place, latents.start, latents.stop) for latents in _ranges(codes)]
     found: NDArray[np.float64] = compute(
         dask.delayed(np.concatenate, pure=False)(parts), parts=parts, on_progress=on_progress
     )
     return found
 
 
-def n_monosemanticity_tasks(n_latents: int) -> int:
-    return -(-n_latents // TASK_LATENTS)
+def n_monosemanticity_tasks(codes: CodeStore) -> int:
+    return len(_ranges(codes))
+
+
+def _ranges(codes: CodeStore) -> list[range]:
+    return cut_latents(codes, TASK_ENTRIES, at_most=TASK_LATENTS)
 
 
 def check_embeddings(codes: CodeStore, path: str | Path) -> None:
