@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actcache import ParentMismatchError, StoreGroup, Stores, select_images
+from actcache import ParentMismatchError, SettingsError, StoreGroup, Stores, select_images
 from analysis.concepts import TAU
 from analysis.intervals import bootstrap_intervals
 from analysis.masking import Key, Mask, judge_masks, make_masks
@@ -96,6 +96,8 @@ def mask_latents(
     if codes is not None:
         _check_codes(codes, run)
     listed = check_latents(run, latents)
+    if n_random < 0:
+        raise SettingsError(f"--n-random must be at least 0, got {n_random}.")
     grid = [n for n in check_grid("--k", k) if n < run.sae_config.size] if not listed else [len(listed)]
     settings = {
         **asdict(judge), "k": grid, "latents": listed, "keep_error": keep_error, "n_random": n_random, "tau": tau,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actcache import StoreGroup, Stores, open_towers
+from actcache import SettingsError, StoreGroup, Stores, open_towers
 from analysis.outcomes import Outcomes
 from analysis.results import describe_result, find_result, finish_result
 from analysis.splicing import Spliced
@@ -129,12 +129,16 @@ def measure_steerability(
         one a (kind, unit, strength): S, P, their top word.
 
     Raises:
-        SettingsError: a latent out of range, a bad vocabulary; as `open_study`.
+        SettingsError: a latent out of range, a bad vocabulary, a strength that is no number; as `open_study`.
     """
     run, store = open_inputs(run, store)
-    judge = replace(judge, limit=judge.limit or N_IMAGES)
+    judge = replace(judge, limit=N_IMAGES if judge.limit is None else judge.limit)
     words = read_vocabulary(vocabulary)
     check_latents(run, latents)
+    if n_latents < 1:
+        raise SettingsError(f"--n-latents must be at least 1, got {n_latents}.")
+    if not strengths or not np.isfinite(strengths).all():
+        raise SettingsError(f"--strength must be numbers, got {', '.join(map(str, strengths)) or 'none'}.")
     settings = {
         **asdict(judge), "latents": list(latents), "n_latents": n_latents, "strengths": list(strengths),
         "vocabulary": list(words),

@@ -1,0 +1,219 @@
+"""From images to answers by command: every verb once, small. Each prints one JSON object, the same command again
+changes nothing, and what cannot be done is one line, exit 1, and writes nothing.
+
+Most commands run in one process: what is tested is the way from flags to files. Those that load a model run in
+processes of their own too, with warnings as errors.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--n-latents", "64", "--k", "4", "--n-steps", "60", "--batch-size", "128", "--lr", "0.003"]
+WORDS = "red\nsky\nwood\nclass0\nclass1\nclass2\n"
+
+
+class Pipeline:
+    """A folder in which commands are given; MODEL, IMAGES and names of the folder's own files are made whole."""
+
+    def __init__(self, folder: Path, images: Path, model: dict[str, str]) -> None:
+        self.folder, self.images = folder, images
+        self.model = ["--model", model["model"], "--pretrained", model["pretrained"]]
+
+    def words(self, command: str) -> list[str]:
+        words: list[str] = []
+        for word in command.split():
+            words += self.model if word == "MODEL" else [str(self.images)] if word == "IMAGES" else [word]
+        return words
+
+    def ask(self, command: str, *more: str) -> Any:
+        """In this process, from the folder."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            return CliRunner().invoke(cli.app, ["--quiet", "--json", *self.words(command), *more])
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Every file, with its size and when it was written."""
+        found = [(file, file.stat()) for file in self.folder.rglob("*") if file.is_file()]
+        return {str(file.relative_to(self.folder)): (stat.st_size, stat.st_mtime_ns) for file, stat in found}
+
+
+COMMANDS = [
+    "extract IMAGES a.acts MODEL --layer 1 --shard-images 16 --masks masks",
+    f"train a.acts run {' '.join(SMALL)}",
+    "encode run a.acts a.codes",
+    "analyze a.codes a.concepts --n-gallery 4 --embeddings clip --device cpu",
+    "name a.concepts --vocabulary words.txt --device cpu",
+    "evaluate run a.acts fidelity.json --device cpu",
+    "intervene run b.acts masks.json --k 1 --k 3 --n-random 1 --device cpu",
+    "intervene run b.acts steered.json --set 7=5 --add 9=-1 --device cpu",
+    "attribute run b.acts deletion.json --n 1 --n 3 --limit 12 --device cpu",
+    "steer run b.acts steerability.json --latent 7 --strength 20 --vocabulary words.txt --device cpu",
+    "rules a.codes rules.json --n-patches 1 --concepts a.concepts",
+    "inspect run --store a.acts --n-tokens 40",
+    "localize a.codes --out where.csv",
+    "query a.codes --class class1 --n-top 3 --names a.concepts --out class1.parquet --sheet class1.png",
+    "query a.codes --group label==1 --versus label==2 --n-top 3",
+    "report a.concepts report.html --intervention masks.json --intervention deletion.json --intervention fidelity.json",
+    "info a.concepts",
+    "verify a.codes",
+]
+ALWAYS_WRITTEN = {"name", "localize", "query", "report"}
+"""These make their files anew: names may come from another vocabulary, answers and pages are for looking at."""
+
+SOME = [COMMANDS[i] for i in (4, 6, 8)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(
+    tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]
+) -> Pipeline:  # fmt: skip
+    made = Pipeline(tmp_path_factory.mktemp("pipeline"), tiny_images, tiny_model)
+    for file in tiny_images.rglob("*.png"):
+        mask = made.folder / "masks" / file.relative_to(tiny_images)
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron([[0, 1]], np.ones((24, 12))).astype(np.uint8)).save(mask)
+    (made.folder / "words.txt").write_text(WORDS)
+    (made.folder / "twice.txt").write_text("red\nsky\nred\n")
+    done = made.ask("extract IMAGES b.acts MODEL --layer 1 --seed 3")  # a store the run was not trained on
+    assert done.exit_code == 0, done.output
+    for command in COMMANDS:
+        done = made.ask(command)
+        assert done.exit_code == 0, f"{command}: {done.output}"
+    return made
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[:3]))
+def test_the_same_command_again_says_what_is_there_and_changes_nothing(pipeline: Pipeline, command: str) -> None:
+    before = pipeline.files()
+    done = pipeline.ask(command)
+    assert done.exit_code == 0, done.output
+    (line,) = done.stdout.splitlines()
+    facts = json.loads(line)
+    assert isinstance(facts, dict)
+    after = pipeline.files()
+    if command.split()[0] in ALWAYS_WRITTEN:
+        assert after.keys() == before.keys()
+    else:
+        assert after == before
+    if command.split()[0] in ("evaluate", "intervene", "attribute", "steer", "rules"):
+        out = next(word for word in command.split() if word.endswith(".json"))
+        assert facts == json.loads((pipeline.folder / out).read_text())
+
+
+def test_verbs_that_load_a_model_run_without_a_warning(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Real processes, beside each other; what they find is what was found in one."""
+    processes = []
+    for number, command in enumerate(SOME):
+        own = [str(tmp_path / f"{number}.json") if word.endswith(".json") else word for word in pipeline.words(command)]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "error", str(ROOT / "cli.py"), "--json", *own], cwd=pipeline.folder,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    for command, process in zip(SOME, processes, strict=True):
+        out, progress = process.communicate(timeout=120)
+        assert process.returncode == 0, progress
+        facts, again = json.loads(out), json.loads(pipeline.ask(command).stdout)
+        assert facts.keys() == again.keys(), command
+        assert {key: facts.get(key) for key in ("id", "settings")} == {
+            key: again.get(key) for key in ("id", "settings")
+        }
+
+
+def test_what_was_made_leads_back_to_its_parents(pipeline: Pipeline) -> None:
+    ids = {name: json.loads(pipeline.ask(f"info {name}").stdout)["id"] for name in ("a.acts", "b.acts", "run")}
+    masks = json.loads((pipeline.folder / "masks.json").read_text())
+    assert {name: parent["id"] for name, parent in masks["parents"].items()} == {
+        "run": ids["run"], "store": ids["b.acts"],
+    }  # fmt: skip
+    fidelity = json.loads((pipeline.folder / "fidelity.json").read_text())
+    assert fidelity["parents"]["store"]["id"] == ids["a.acts"]
+    page = (pipeline.folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert fidelity["runs"][0]["variants"]["sae+error"]["same_prediction"] == 1
+
+
+BAD = [
+    ("train a.acts x --n-steps 2 --where color==1", "names 'color'"),
+    ("train a.acts x --n-steps 2 --where label==9", "label==9"),
+    ("encode run other.acts x.codes", "was trained on model"),
+    ("analyze a.codes x.concepts --store b.acts", "Give the store it was made from"),
+    ("analyze a.codes x.concepts --n-top 0", "n-top"),
+    ("evaluate run a.acts x.json --where color==1", "names 'color'"),
+    ("evaluate run a.acts x.json --where label==9", "--where"),
+    ("evaluate run a.acts x.json --limit 0", "--limit must be at least 1"),
+    ("evaluate run other.acts x.json", "was trained on model"),
+    ("evaluate run nowhere.acts x.json", "does not exist"),
+    ("intervene run b.acts x.json --latent 64", "0..63, got 64"),
+    ("intervene run b.acts x.json --set 64=1", "0..63, got 64"),
+    ("intervene run b.acts x.json --set 7=high", "--set takes LATENT=NUMBER"),
+    ("intervene run b.acts x.json --set 7=1 --add 7=1", "names one twice"),
+    ("intervene run b.acts x.json --k 0", "--k must be at least 1"),
+    ("intervene run b.acts x.json --chosen-where label==0", "There is no image of class1, class2"),
+    ("intervene run b.acts x.json --chosen-where color==0", "names 'color'"),
+    ("intervene run b.acts x.json --chosen-on other.codes", "was encoded by run"),
+    ("intervene run b.acts x.json --n-random -1", "--n-random"),
+    ("attribute run b.acts x.json --n 0", "--n must be at least 1"),
+    ("attribute run b.acts x.json --where label==0", "Zero-shot needs two classes"),
+    ("steer run b.acts x.json --latent 64", "0..63, got 64"),
+    ("steer run b.acts x.json --vocabulary twice.txt", "'red' twice"),
+    ("steer run b.acts x.json --n-latents 0", "--n-latents must be at least 1"),
+    ("steer run b.acts x.json --strength nan", "--strength"),
+    ("steer run b.acts x.json --limit 0", "--limit must be at least 1"),
+    ("name a.concepts --vocabulary twice.txt", "'red' twice"),
+    ("name a.concepts --set 64=red", "0..63, got 64"),
+    ("name a.concepts --store b.acts", "Give the store it was made from"),
+    ("rules a.codes x.json --judge other.codes", "codes of different runs"),
+    ("rules a.codes x.json --n-patches 10", "--n-patches must lie in 1..9"),
+    ("inspect run --store other.acts", "was trained on model"),
+    ("inspect run --store a.acts --n-tokens 0", "--n-tokens"),
+    ("localize a.codes --out x.csv --latent 64", "0..63, got 64"),
+    ("localize a.codes --out x.csv --where label==9", "none of the"),
+    ("localize other.codes --out x.csv", "--masks"),
+    ("query a.codes --latent 64 --out x.csv", "0..63, got 64"),
+    ("query a.codes --class cow --out x.csv", "cow"),
+    ("query a.codes --class class0 --where color==1 --out x.csv", "names 'color'"),
+    ("query a.codes --where label==9 --out x.csv --sheet x.png", "none of the"),
+    ("query a.codes --latent 7 --out x.txt", ".csv"),
+    ("query a.codes --latent 7 --names other.concepts --out x.csv", "does not exist"),
+    ("report a.concepts x.html --intervention words.txt", "words.txt"),
+    ("report a.codes x.html", "codes artifact"),
+]
+
+
+@pytest.fixture(scope="module")
+def other(pipeline: Pipeline) -> Pipeline:
+    """A store, a run and codes of another model beside it."""
+    model = ["--model", pipeline.model[1], "--pretrained", "random:7"]
+    for command, more in (
+        ("extract IMAGES other.acts --layer 1 --limit 32", model),
+        (f"train other.acts other {' '.join(SMALL)} --n-steps 2", []),
+        ("encode other other.acts other.codes", []),
+    ):
+        done = pipeline.ask(command, *more)
+        assert done.exit_code == 0, done.output
+    return pipeline
+
+
+@pytest.mark.parametrize(("command", "words"), BAD, ids=[command for command, _ in BAD])
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(other: Pipeline, command: str, words: str) -> None:
+    before = other.files()
+    done = other.ask(command)
+    assert done.exit_code == 1, done.output
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert other.files() == before
