@@ -548,7 +548,7 @@ def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
             }[asked.get("show", "images")]  # fmt: skip
             return ask(codes, asked["latent"], **given)
         case "sample":
-            order = [("jaccard", "descending"), ("latent", "ascending"), ("rank", "ascending")]
+            order = [("jaccard", "descending"), ("n_tokens", "descending"), ("latent", "ascending")]
             return analysis.sample_partners(
                 codes, n_tokens=asked["sample"], seed=asked.get("seed", 0), n_partners=n_top
             ).sort_by(order)
