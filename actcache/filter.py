@@ -25,8 +25,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
-def select_images(images: pa.Table, where: str) -> NDArray[np.bool_]:
-    """[I]: true where the expression holds.
+def select_images(images: pa.Table, where: str, *, flag: str = "--where") -> NDArray[np.bool_]:
+    """[I]: true where the expression holds. `flag`: where it was given, for errors.
 
     Raises:
         SettingsError: it cannot be read, names a column that is not there (those that are are listed), or compares
@@ -37,17 +37,17 @@ def select_images(images: pa.Table, where: str) -> NDArray[np.bool_]:
     try:
         tree = ast.parse(where.strip(), mode="eval").body
         mask = ds.dataset(images).to_table(columns={"": _translate(tree, images.column_names)}).column("")
-    except SettingsError:
-        raise
+    except SettingsError as error:
+        raise SettingsError(f"{flag} {error}") from error
     except SyntaxError as error:
-        raise SettingsError(f"--where {where!r} cannot be read ({error.msg}). Example: \"label == 'cat'\".") from error
+        raise SettingsError(f"{flag} {where!r} cannot be read ({error.msg}). Example: \"label == 'cat'\".") from error
     except (RecursionError, MemoryError, ValueError) as error:
-        raise SettingsError(f"--where {where!r} cannot be read ({str(error)[:100]}).") from error
+        raise SettingsError(f"{flag} {where!r} cannot be read ({str(error)[:100]}).") from error
     except (pa.ArrowException, TypeError, OverflowError) as error:
         what = str(error).splitlines()[0][:200]
-        raise SettingsError(f"--where {where!r} does not fit the columns ({what}).") from error
+        raise SettingsError(f"{flag} {where!r} does not fit the columns ({what}).") from error
     if not pa.types.is_boolean(mask.type):
-        raise SettingsError(f"--where {where!r} gives {mask.type}, expected true or false. Compare it with something.")
+        raise SettingsError(f"{flag} {where!r} gives {mask.type}, expected true or false. Compare it with something.")
     return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
@@ -67,14 +67,13 @@ def _translate(node: ast.expr, columns: list[str]) -> Any:
         case ast.Name(id=name) if name in columns:
             return pc.field(name)
         case ast.Name(id=name):
-            raise SettingsError(f"--where names {name!r}. Columns: {', '.join(columns)}.")
+            raise SettingsError(f"names {name!r}. Columns: {', '.join(columns)}.")
         case ast.Constant(value=value) if value is None or isinstance(value, str | int | float | bool):
             return value
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(_translate(element, columns) for element in elements)
     raise SettingsError(
-        f"--where cannot hold {ast.unparse(node)!r}. It knows columns, numbers, texts, comparisons, in, is None, and, "
-        "or, not."
+        f"cannot hold {ast.unparse(node)!r}. It knows columns, numbers, texts, comparisons, in, is None, and, or, not."
     )
 
 
@@ -82,13 +81,13 @@ def _compare(left: ast.expr, op: ast.cmpop, right: ast.expr, columns: list[str])
     a, b = _translate(left, columns), _translate(right, columns)
     if isinstance(op, ast.Is | ast.IsNot):
         if b is not None or not isinstance(a, pc.Expression):
-            raise SettingsError("--where knows `is` with None only, as in `note is not None`.")
+            raise SettingsError("knows `is` with None only, as in `note is not None`.")
         return a.is_null() if isinstance(op, ast.Is) else a.is_valid()
     if isinstance(op, ast.In | ast.NotIn):
         if not isinstance(b, tuple) or not isinstance(a, pc.Expression):
-            raise SettingsError("--where knows `in` with a list only, as in `label in (1, 2)`.")
+            raise SettingsError("knows `in` with a list only, as in `label in (1, 2)`.")
         inside = a.isin(list(b))
         return inside if isinstance(op, ast.In) else ~inside & a.is_valid()
     if not isinstance(a, pc.Expression) and not isinstance(b, pc.Expression):
-        raise SettingsError(f"--where compares no column in {ast.unparse(left)!r}.")
+        raise SettingsError(f"compares no column in {ast.unparse(left)!r}.")
     return _COMPARE[type(op)](a, b)

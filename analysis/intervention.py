@@ -141,7 +141,7 @@ def _choose(
     labels = np.array([number.get(name, -1) for name in table["label_name"].to_pylist()])
     labels[~(store.valid if codes is None else codes.valid)] = -1
     if chosen_where is not None:
-        labels[~select_images(table, chosen_where)] = -1
+        labels[~select_images(table, chosen_where, flag="--chosen-where")] = -1
     elif codes is None:
         trained = np.setdiff1d(np.arange(store.n_images), unseen_images(study.run, store))
         if len(trained):

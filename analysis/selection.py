@@ -26,7 +26,7 @@ def choose_images(codes: CodeStore, where: str | None, flag: str = "--where") ->
     """
     if where is None:
         return codes.valid
-    chosen = select_images(codes.images, where) & codes.valid
+    chosen = select_images(codes.images, where, flag=flag) & codes.valid
     if not chosen.any():
         raise SettingsError(f"{flag} {where!r} holds for none of the {codes.n_images:,} images. Loosen it.")
     return chosen
