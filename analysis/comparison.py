@@ -93,7 +93,7 @@ def compare(
             draws); `all` latents have chosen_by and k "all".
         confusion: {base | adapted: [C][C]}, rows true, columns said; counts of images, summed over seeds.
         prediction: rows {classified_by, chosen_by, selection: class | dataset, k, keep_error, counts: [C][C]}.
-            Neither is kept of more than 200 classes.
+            Neither is kept of more than 100 classes.
         conclusion: {sentence, k, points, seen_points (of the gain with the k latents of each model's own),
             without_new_concepts: {share, low, high}, text_only: {share, low, high}}, see docs/decisions/0019.
         dictionaries: with `second_run`: {n_images (held out), k, cells: rows {sae: first | second, run, model: base |

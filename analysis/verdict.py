@@ -15,8 +15,8 @@ from analysis.intervals import LEVELS, resample_means
 from analysis.outcomes import Outcome
 from analysis.overlap import improvement_rate
 
-MAX_CLASSES = 200
-"""Of more classes no confusions are kept: 1,000 classes and 60 conditions were 60 million counts."""
+MAX_CLASSES = 100
+"""Of more classes no confusions are kept: 100 classes and 100 conditions are a million counts already."""
 INTERVALS = {
     False: "95 %: images drawn anew (bootstrap, 1,000 times); halves and random draws are those of one seed",
     True: "95 %: images and seeds (halves, random draws) drawn anew together (two-way bootstrap, 1,000 times)",

@@ -137,6 +137,16 @@ def test_seeds_are_single_comparisons_averaged(make_concepts: Callable[..., Path
     assert whole.sum() == 2 * 3 * found["n_judged"]
 
 
+def test_of_many_classes_no_confusions_are_kept(
+    make_concepts: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.verdict.MAX_CLASSES", 2)
+    base, adapted = make_concepts(None), make_concepts("maple")
+    found = compare(base, adapted, k=[3], n_top=3, device="cpu")
+    assert (found["confusion"], found["prediction"]) == ({}, [])
+    assert write_adaptation_page(found, base, adapted, tmp_path / "x.html").stat().st_size > 10_000
+
+
 def test_two_dictionaries_by_two_models(
     make_concepts: Callable[..., Path], plain_sae: Any, middle_run: Path, tmp_path: Path
 ) -> None:
