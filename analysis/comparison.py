@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache import ActivationStore, ParentMismatchError, SettingsError, StoreGroup, open_stores, open_towers
+from actcache import ParentMismatchError, SettingsError, StoreGroup, open_towers
 from analysis.concepts import TAU, ConceptTable
 from analysis.crossover import MODELS, Round, judge, make_masks
+from analysis.join import open_parents
 from analysis.overlap import compare_counts
 from analysis.ranking import LatentCounts, count_in_codes, split_halves
 from analysis.results import describe_result, find_result, finish_result
@@ -37,11 +38,10 @@ class Side:
 
     @classmethod
     def open(cls, path: str | Path) -> "Side":
-        """Raises what `ConceptTable.open`, `CodeStore.open` and `ActivationStore.open` raise."""
+        """Raises what `ConceptTable.open`, `CodeStore.open` and `open_parents` raise."""
         concepts = ConceptTable.open(path)
         codes = CodeStore.open(concepts.artifact.parent_path("codes"))
-        names = sorted(name for name in codes.artifact.parents if name.startswith("store"))
-        return cls(concepts, codes, open_stores([ActivationStore.open(codes.artifact.parent_path(n)) for n in names]))
+        return cls(concepts, codes, open_parents(codes))
 
 
 def compare(

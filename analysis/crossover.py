@@ -21,7 +21,7 @@ from analysis.masking import Mask
 from analysis.outcomes import Outcome, Outcomes
 from analysis.ranking import LatentCounts, match_frequency, rank_latents
 from analysis.splicing import splice
-from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy, batches
+from analysis.zero_shot import BATCH_IMAGES, ZeroShot, batches
 from saetrain import SAE
 
 MODELS = ("base", "adapted")
@@ -119,19 +119,3 @@ def judge(
                     add(condition, scene.logits(spliced.stream(kept + (spliced.error if keep_error else 0.0))))
         report(len(images))
     return {condition: outcomes.result() for condition, outcomes in found.items()}
-
-
-@torch.no_grad()
-def count_in_stream(
-    sae: SAE, tokens: str, scene: ZeroShot, images: NDArray[np.int64], *, tau: float, batch_size: int = BATCH_IMAGES
-) -> tuple[LatentCounts, NDArray[np.bool_]]:
-    """(a_c[s] of some images, encoded here and now; [F] whether a latent fired on them)."""
-    counts = LatentCounts.empty(len(scene.names), sae.config.size)
-    fired = np.zeros(sae.config.size, dtype=np.bool_)
-    sae = sae.to(scene.vision.device)
-    for part in batches(images, batch_size):
-        spliced = splice(sae, scene.read(part), scene.store.n_tokens, tokens)
-        above = spliced.values > tau
-        counts.add(scene.labels[part[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
-        fired[as_numpy(spliced.latents)] = True
-    return counts, fired

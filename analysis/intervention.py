@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from actcache import ParentMismatchError, SettingsError, StoreGroup, Stores, select_images
 from analysis.concepts import TAU
 from analysis.intervals import bootstrap_intervals
-from analysis.masking import Key, Mask, judge_masks, make_masks
+from analysis.masking import Key, Mask, count_in_stream, judge_masks, make_masks
 from analysis.outcomes import Outcome
 from analysis.ranking import LatentCounts, check_disjoint, count_in_codes, image_names, split_halves
 from analysis.results import describe_result, find_result, finish_result
@@ -156,10 +156,9 @@ def _choose(
     check_disjoint(names[chosen], image_names(store.images, stores)[judged])
     if codes is not None:
         return judged, count_in_codes(codes, labels, len(number), tokens=study.tokens, tau=tau), len(chosen)
-    counts = LatentCounts.empty(len(number), study.sae.config.size)
-    for images, spliced in study.batches(chosen):
-        above = spliced.values > tau
-        counts.add(labels[images[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
+    counts, _ = count_in_stream(
+        study.sae, study.tokens, scene, chosen, labels, tau=tau, batch_size=study.batch_size
+    )  # fmt: skip
     return judged, counts, len(chosen)
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from analysis.outcomes import Outcome, Outcomes
 from analysis.ranking import LatentCounts, match_frequency, rank_latents
-from analysis.splicing import Spliced
+from analysis.splicing import Spliced, splice
 from analysis.study import Report, Study
+from analysis.zero_shot import BATCH_IMAGES, ZeroShot, as_numpy, batches
+from saetrain import SAE
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,27 @@ class Mask:
         rows = torch.where((rows >= 0) & (classes >= 0)[:, None], rows, n_latents)  # one column more takes the rest
         table = torch.zeros(len(classes), n_latents + 1, dtype=torch.bool, device=classes.device)
         return table.scatter_(1, rows, True)[:, :n_latents]
+
+
+@torch.no_grad()
+def count_in_stream(
+    sae: SAE, tokens: str, scene: ZeroShot, images: NDArray[np.int64], labels: NDArray[np.int64], *, tau: float,
+    batch_size: int = BATCH_IMAGES,
+) -> tuple[LatentCounts, NDArray[np.bool_]]:  # fmt: skip
+    """(a_c[s] of some images, encoded here and now; [F] whether a latent fired on them).
+
+    Args:
+        labels: [I] class of each image of the store.
+    """
+    counts = LatentCounts.empty(len(scene.names), sae.config.size)
+    fired = np.zeros(sae.config.size, dtype=np.bool_)
+    sae = sae.to(scene.vision.device)
+    for part in batches(images, batch_size):
+        spliced = splice(sae, scene.read(part), scene.store.n_tokens, tokens)
+        above = spliced.values > tau
+        counts.add(labels[part[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
+        fired[as_numpy(spliced.latents)] = True
+    return counts, fired
 
 
 def make_masks(counts: LatentCounts, grid: list[int], listed: list[int], n_random: int, seed: int) -> list[Mask]:

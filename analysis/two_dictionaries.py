@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from actcache import ParentMismatchError, SettingsError
-from analysis.crossover import MODELS, Condition, Round, count_in_stream, judge, make_masks
+from analysis.crossover import Condition, Round, judge, make_masks
+from analysis.masking import count_in_stream
 from analysis.study import unseen_images
 from analysis.verdict import say, share_with_base_latents
 from analysis.zero_shot import ZeroShot
@@ -72,7 +73,7 @@ def cross_dictionaries(
                 {"sae": name, "run": run.path.name, "model": model, "fvu": quality["fvu"], "l0": quality["l0"]}
                 | kept | {"original_accuracy": original}
             )  # fmt: skip
-            fired |= count_in_stream(sae, tokens, scene, images, tau=tau, batch_size=batch_size)[1]
+            fired |= count_in_stream(sae, tokens, scene, images, scene.labels, tau=tau, batch_size=batch_size)[1]
         firing.append(F.normalize(sae.decoder.detach().cpu()[torch.from_numpy(fired)]))
         mine = rounds if name == "first" else _judge_again(sae, tokens, scenes, rounds, k, tau, batch_size, report)
         shares.append(share_with_base_latents(mine, k, seed))
@@ -115,8 +116,8 @@ def _judge_again(
     found = []
     for one in rounds:
         counts = {
-            model: count_in_stream(sae, tokens, scenes[model], one.chosen, tau=tau, batch_size=batch_size)[0]
-            for model in MODELS
+            model: count_in_stream(sae, tokens, scene, one.chosen, scene.labels, tau=tau, batch_size=batch_size)[0]
+            for model, scene in scenes.items()
         }
         masks = [mask for mask in make_masks(counts, [k], 0, one.seed) if mask[1].selection == "class"]
         outcomes = judge(sae, tokens, scenes, one.judged, masks, batch_size=batch_size, report=report)
