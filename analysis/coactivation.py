@@ -20,8 +20,8 @@ from analysis.join import fold_pieces
 from analysis.pairs import tokens_per_image
 from saetrain import CodeStore
 
-TASK_PAIRS = 1 << 23
-"""Pairs of latents on a token that a task of `sample_partners` holds, 24 bytes each."""
+TASK_PAIRS = 1 << 18
+"""Pairs of latents on a token that a task of `sample_partners` sorts; more leave the processor's cache."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
