@@ -24,9 +24,10 @@ from actcache.commits import read_record
 from actcache.errors import CorruptError, SettingsError
 from actcache.files import check_file, crc32c, is_digest, is_remote, open_plain
 from actcache.hook_point import HookPoint
-from actcache.settings import hook_points_of, layout_of, zarr_arguments
-from actcache.shards import ARRAYS, ShardFiles, available_bytes, image_runs, shard_path
+from actcache.settings import hook_points_of, layout_of
+from actcache.shards import ShardFiles, available_bytes, image_runs, shard_path
 from actcache.statistics import ChannelStatistics
+from actcache.zarr_arrays import ZarrArrays
 
 IMAGES_FILE = "images.parquet"
 GROUP = "actcache"
@@ -77,7 +78,7 @@ class ActivationStore:
         require_complete(artifact, self.layout.n_shards, "extract")
         self._manifest = self._check(read_manifest(artifact))
         self._files = ShardFiles(self.path, self.layout)
-        self._zarr: dict[tuple[HookPoint, str], Any] = {}
+        self._zarr = ZarrArrays(self.path, artifact.settings, self.layout, self._files)
         self._seen: set[Path] = set()
         self._record = lru_cache(maxsize=16)(partial(read_record, self.path))
         self._direct = artifact.settings["codec"] == "raw" and not is_remote(self.path)
@@ -235,7 +236,7 @@ class ActivationStore:
         ]
         if not self._direct:
             for job in jobs:
-                self._read_through_zarr(*job)
+                self._zarr.read(*job)
         elif out.nbytes < _THREADED_BYTES:
             self._read_rows([(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))])
         else:
@@ -289,7 +290,7 @@ class ActivationStore:
         else:
             self._check_shard(hook, array, shard, None)
             stored = min(layout.chunk_images, self.n_images - (shard * layout.shard_images + first))
-            self._read_through_zarr(hook, array, shard, first, view[:stored], row)
+            self._zarr.read(hook, array, shard, first, view[:stored], row)
             view[stored:] = 0
 
     def _check_out(self, out: NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -321,45 +322,6 @@ class ActivationStore:
         for hook, array, shard, first, out, row in rows:
             columns = out.shape[1] // self.layout.n_rows(array)
             self._files.read(hook, array, shard, row, first, out[:, row * columns : (row + 1) * columns])
-
-    def _read_through_zarr(
-        self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any], row: int = 0
-    ) -> None:
-        """Images from `first` of a shard on, tokens from patch row `row` on, as many as `out` [I, T, D] has."""
-        start, columns = shard * self.layout.shard_images + first, row * self.layout.grid[1]
-        part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
-        try:
-            values = np.asarray(self._zarr_array(hook, array)[part[:1] if array == "cls" else part])
-        except Exception as error:  # zarr, its codecs and file systems raise what they like
-            if isinstance(error, CorruptError):
-                raise
-            path = shard_path(self.path, hook, array, shard)
-            raise self._files.corrupt(path, shard, f"cannot be decoded ({error})") from error
-        out[:] = values[:, None] if array == "cls" else values
-
-    def _zarr_array(self, hook: HookPoint, array: str) -> Any:
-        """The array through zarr, its metadata compared with ours."""
-        if (hook, array) not in self._zarr:
-            import zarr
-
-            source: Any = self.path
-            if is_remote(source):
-                options = dict(source.storage_options)
-                source = zarr.storage.FsspecStore.from_url(str(source), storage_options=options, read_only=True)
-            name = f"{ARRAYS}/{hook}/{array}/zarr.json"
-            if not is_remote(self.path):
-                self._files.check_inside(self.path / name)
-            found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
-            planned = zarr.create_array({}, **zarr_arguments(self.artifact.settings, array))
-            for field in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"):
-                ours, theirs = getattr(planned.metadata, field), getattr(found.metadata, field, None)
-                if ours != theirs:
-                    raise CorruptError(
-                        f"{name} of {self.path} says {field} {theirs}, expected {ours}. "
-                        f"Run `verify {self.path} --repair`."
-                    )
-            self._zarr[hook, array] = found
-        return self._zarr[hook, array]
 
     def _check_shard(self, hook: HookPoint, array: str, shard: int, chosen: NDArray[np.integer] | None) -> None:
         """Raise CorruptError unless the shard is there; with `chosen`, unless the chunks of these images are right."""

@@ -19,7 +19,9 @@ ROOMS = {
         "actcache/demo/training",
     },
     "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery", "analysis/sheet"},
-    "zarr": {"actcache/writer", "actcache/leftovers", "actcache/store", "actcache/codecs", "saetrain/code_writer"},
+    "zarr": {
+        "actcache/writer", "actcache/leftovers", "actcache/zarr_arrays", "actcache/codecs", "saetrain/code_writer",
+    },
     "numcodecs": {"actcache/codecs"},
     "torch": {
         "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
