@@ -27,10 +27,11 @@ def _draw_setting(found: Mapping[str, Any], model: str, keep_error: bool) -> Plo
     )  # fmt: skip
     plot.y_range.start = 0
     rows = [row for row in found["masks"] if (row["classified_by"], row["keep_error"]) == (model, keep_error)]
-    draw_level(plot, found["accuracy"][f"{model} image, {model} text"]["accuracy"], "solid")
+    draw_level(plot, found["accuracy"][f"{model} image, {model} text"]["accuracy"], "solid", "the model itself")
     for row in rows:
         if row["selection"] == "all":
-            draw_level(plot, row["accuracy"], "dotted")
+            draw_level(plot, row["accuracy"], "dotted", "all latents")
+    plot.xaxis.ticker = sorted({row["k"] for row in rows if row["selection"] != "all"})
     for selection in dict.fromkeys(row["selection"] for row in rows if row["selection"] != "all"):
         for chosen_by, color in MODELS.items():
             points = [

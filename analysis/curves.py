@@ -22,6 +22,7 @@ TITLES = {
     "class": "true class (oracle)", "predicted": "predicted class", "list": "the given list",
     "dataset": "dataset", "random": "random, as frequent",
 }  # fmt: skip
+LEVELS = (("original", "solid", "original"), ("keep", "dashed", "all latents"), ("drop", "dotted", "no latents"))
 MODES = {"keep": "only these latents", "drop": "all but these latents"}
 
 
@@ -52,8 +53,9 @@ def draw_masks(found: dict[str, Any]) -> Section:
     for mode, title in MODES.items():
         plot = _start(title, "latents k", "zero-shot accuracy")
         plot.y_range.start = 0
-        for name, style in (("original", "solid"), ("keep", "dashed"), ("drop", "dotted")):
-            draw_level(plot, whole[name], style)
+        for name, style, level in LEVELS:
+            draw_level(plot, whole[name], style, level)
+        plot.xaxis.ticker = sorted({r["k"] for r in found["curve"] if r["selection"] != "all"})
         for selection in dict.fromkeys(r["selection"] for r in found["curve"] if r["selection"] != "all"):
             rows = [r for r in found["curve"] if (r["selection"], r["mode"]) == (selection, mode)]
             points = [(r["k"], r["accuracy"], r["accuracy_low"], r["accuracy_high"]) for r in rows]

@@ -138,8 +138,7 @@ def draw_line(
     plot.scatter(x, y, color=color, size=4 + width, alpha=alpha, legend_label=title, name=title)
 
 
-def draw_level(plot: Any, y: float, style: str, color: str = GRAY) -> None:
-    """A line across the plot."""
-    from bokeh.models import Span
-
-    plot.add_layout(Span(location=y, dimension="width", line_color=color, line_dash=style, line_width=1.2))
+def draw_level(plot: Any, y: float, style: str, title: str, color: str = GRAY) -> None:
+    """A line across the plot, within its range; `title` shows under the mouse."""
+    source = {"y": [y], "x": ["any"]}
+    plot.hspan("y", source=source, line_color=color, line_dash=style, line_width=1.2, name=title)
