@@ -840,7 +840,7 @@ def compare(
     template: Annotated[str, Option(help="The base model's text for a class.")] = "a photo of a {}.",
     limit: Annotated[int | None, Option(help="Judge a sample of so many images.")] = None,
     seed: Annotated[int, Option(help="Of halves, controls and intervals.")] = 0,
-    seeds: Annotated[int, Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
+    n_seeds: Annotated[int, Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
     second_run: Annotated[
         Path | None, Option(help="A run trained on the adapted model's activations: both dictionaries by both models.")
     ] = None,
@@ -854,7 +854,7 @@ def compare(
     with progress("compare", "images") as report:
         found = run_compare(
             base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
-            limit=limit, seed=seed, seeds=seeds, second_run=second_run, device=device, overwrite=overwrite,
+            limit=limit, seed=seed, n_seeds=n_seeds, second_run=second_run, device=device, overwrite=overwrite,
             on_progress=report,
         )  # fmt: skip
     page = write_adaptation_page(found, base, adapted, out.with_suffix(".html"))

@@ -84,7 +84,7 @@ def draw_comparison(
     """
     small = len(found["classes"]) <= MAX_CLASSES
     confusion = {name: np.array(counts) for name, counts in found.get("confusion", {}).items()} if small else {}
-    method, seeds = found["prompts"]["method"], found["settings"].get("seeds", 1)
+    method, n_seeds = found["prompts"]["method"], found["settings"].get("n_seeds", 1)
     more = fill(
         "comparison.html.jinja",
         conclusion=found["conclusion"]["sentence"],
@@ -107,7 +107,7 @@ def draw_comparison(
     text = (
         f"{method} prompts at {found['hook_point']}, {len(found['classes'])} classes. Latents were chosen on "
         f"{found['n_chosen']:,} images and judged on {found['n_judged']:,} others"
-        f"{f'; mean of {seeds} seeds, with other halves and draws' if seeds > 1 else ''}."
+        f"{f'; mean of {n_seeds} seeds, with other halves and draws' if n_seeds > 1 else ''}."
     )
     return Section(f"What {method} changed", text, [], [], more)
 

@@ -59,7 +59,7 @@ def compare(
     template: str = "a photo of a {}.",
     limit: int | None = None,
     seed: int = 0,
-    seeds: int = 1,
+    n_seeds: int = 1,
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
@@ -79,7 +79,7 @@ def compare(
         template: the base model's text; the adapted one's prompts have their own.
         limit: judge a random sample of so many images of the half.
         seed: of halves, sample, controls and intervals.
-        seeds: do it so many times, with seed, seed + 1, ...: halves, sample and controls drawn anew each time.
+        n_seeds: do it so many times, with seed, seed + 1, ...: halves, sample and controls drawn anew each time.
 
     Returns:
         The result. `classes`, `n_chosen`, `n_judged` (images a seed), `hook_point`, `prompts`, `interval` (what the
@@ -109,9 +109,9 @@ def compare(
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
-    if not k or min(*k, n_random, n_top, seeds, limit or 1) < 1 or limit == 0 or not 1 <= high <= low:
+    if not k or min(*k, n_random, n_top, n_seeds, limit or 1) < 1 or limit == 0 or not 1 <= high <= low:
         raise SettingsError(
-            "--k, --n-random, --n-top, --seeds and --limit must be at least 1, and 1 <= --high <= --low."
+            "--k, --n-random, --n-top, --n-seeds and --limit must be at least 1, and 1 <= --high <= --low."
         )
     grid = sorted({n for n in k if n < run.sae_config.size})
     if not grid:
@@ -119,7 +119,7 @@ def compare(
     k_top = min(grid, key=lambda n: (abs(n - n_top), n))
     settings: dict[str, Any] = {
         "k": grid, "n_top": n_top, "high": high, "low": low, "n_random": n_random, "tau": tau,
-        "template": template, "limit": limit, "seed": seed, "seeds": seeds,
+        "template": template, "limit": limit, "seed": seed, "n_seeds": n_seeds,
     }  # fmt: skip
     parents = {name: side.concepts.artifact for name, side in sides.items()}
     second = second_run if isinstance(second_run, Run | None) else Run.open(second_run)
@@ -132,7 +132,7 @@ def compare(
     scenes = _open_scenes(sides, run, template, device)
     labels, names = scenes["base"].labels, scenes["base"].names
     tokens, sae = run.train_config.tokens, run.sae()
-    halves = [_halve(labels, names, limit, one) for one in range(seed, seed + seeds)]
+    halves = [_halve(labels, names, limit, one) for one in range(seed, seed + n_seeds)]
     # the second run judges the same again, and both runs the held-out images
     total = sum(len(judged) for _, judged in halves) * (1 if second is None else 2)
     done = 0

@@ -114,10 +114,10 @@ def test_a_pair_of_other_images_and_a_run_that_does_not_fit(
     options = ["--second-run", tmp_path / "nowhere"]
     check_refused(ask("compare", concepts["base"], concepts["adapted"], out, *options), "does not exist", out)
     done = ask(
-        "--json", "compare", concepts["base"], concepts["adapted"], out, "--k", "2", "--n-top", "2", "--seeds", "2"
+        "--json", "compare", concepts["base"], concepts["adapted"], out, "--k", "2", "--n-top", "2", "--n-seeds", "2"
     )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert set(found) == {"out", "page", "conclusion"}
-    assert json.loads(out.read_text())["settings"]["seeds"] == 2
+    assert json.loads(out.read_text())["settings"]["n_seeds"] == 2
     assert Path(found["page"]).read_text().startswith("<!doctype html>")

@@ -43,7 +43,7 @@ concepts() {  # SET NAME: a model's concepts on the test images, by the base mod
 }
 compare() {  # SET NAME flags
     $patchsae compare "$out/$1-base.concepts" "$out/$1-$2.concepts" "$out/$1-$2.json" --k 5 --k 10 --k 50 --k 100 \
-        --n-random 1 --seeds 5 "${@:3}"
+        --n-random 1 --n-seeds 5 "${@:3}"
 }
 own=(--method coop --class-specific --n-prompts 4 --lr 20 --batch-size 640 --n-epochs 400)
 gentle=(--n-prompts 4 --lr 0.1 --batch-size 32 --n-epochs 10 --no-augment)

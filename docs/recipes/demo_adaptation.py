@@ -43,7 +43,7 @@ MOST = 0.5
 """What a share must be above, for certain, where no new concept is needed; and below, where one was made."""
 
 
-def main(out: Path, n_images: int = 2000, seeds: int = 5) -> None:
+def main(out: Path, n_images: int = 2000, n_seeds: int = 5) -> None:
     learned, unseen = (write_demo(out / name, n_images=n_images, seed=i) for i, name in enumerate(("scenes", "unseen")))
     store = extract(learned.path / "images", out / "scenes.acts", **CLIP, layers=[LAYER], batch_size=64)
     config = TrainConfig(n_steps=800, batch_size=2048, lr=2e-3, dead_tokens=100_000)
@@ -62,7 +62,7 @@ def main(out: Path, n_images: int = 2000, seeds: int = 5) -> None:
             tables[name], auroc[name] = analyze(codes, part.with_suffix(".concepts")).path, best_latents(codes)
         for name in METHODS:
             file = out / f"{case}-{name}.json"
-            found = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, seeds=seeds)
+            found = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, n_seeds=n_seeds)
             write_adaptation_page(found, tables["base"], tables[name], file.with_suffix(".html"))
             tell(f"{case}, {name}", auroc["base"], auroc[name], found)
 

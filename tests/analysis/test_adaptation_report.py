@@ -40,7 +40,7 @@ def folder(
     second = train(folder / "maple.acts", folder / "second", layer=1, sae=SAEConfig(n_latents=64, k=4), config=config)
     compare(
         folder / "base.concepts", folder / "maple.concepts", folder / "comparison.json", k=[1, 3], n_top=N_TOP,
-        second_run=second, seeds=2, device="cpu",
+        second_run=second, n_seeds=2, device="cpu",
     )  # fmt: skip
     return folder
 

@@ -125,7 +125,7 @@ def test_seeds_are_single_comparisons_averaged(make_concepts: Callable[..., Path
     base, adapted = make_concepts(None), make_concepts("maple")
     options: dict[str, Any] = {"k": [3, 60], "n_top": 3, "n_random": 1, "device": "cpu"}
     one_by_one = [compare(base, adapted, seed=seed, **options) for seed in (4, 5, 6)]
-    found = compare(base, adapted, seed=4, seeds=3, **options)
+    found = compare(base, adapted, seed=4, n_seeds=3, **options)
     assert "seeds" in found["interval"]
     assert "seeds" not in one_by_one[0]["interval"].split(";")[0]
     for i, mask in enumerate(found["masks"]):
@@ -250,7 +250,7 @@ def test_pairs_that_do_not_belong_together_are_refused(
         compare(adapted, base, out)
     with pytest.raises(ParentMismatchError, match="of an adapted one"):
         compare(base, base, out)
-    for bad in ({"k": []}, {"k": [0]}, {"n_random": 0}, {"high": 5, "low": 4}, {"seeds": 0}, {"limit": 0}):
+    for bad in ({"k": []}, {"k": [0]}, {"n_random": 0}, {"high": 5, "low": 4}, {"n_seeds": 0}, {"limit": 0}):
         with pytest.raises(SettingsError, match="at least 1"):
             compare(base, adapted, out, **bad)  # type: ignore[arg-type]
     assert not out.exists()
