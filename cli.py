@@ -814,15 +814,15 @@ def rules(
 def report(
     concepts: ConceptsPath,
     out: Annotated[Path, Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
-    interventions: Annotated[
+    results: Annotated[
         list[Path],
-        Option("--intervention", help="A result of intervene, attribute, evaluate, steer, rules, compare; repeat."),
+        Option("--result", help="A result of intervene, attribute, evaluate, steer, rules, compare; repeat."),
     ] = [],
 ) -> None:
     """Write one self-contained HTML page: quality, all latents, results, gallery with heat maps and numbers."""
     from analysis import write_report
 
-    path = write_report(concepts, out, interventions=interventions)
+    path = write_report(concepts, out, results=results)
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

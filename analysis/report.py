@@ -28,17 +28,15 @@ class Column(NamedTuple):
         return "" if value is None else format(value, self.form)
 
 
-def write_report(
-    concepts: ConceptTable | str | Path, out: str | Path, *, interventions: Sequence[str | Path] = ()
-) -> Path:
+def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, results: Sequence[str | Path] = ()) -> Path:
     """Write the page and return its path. An existing file is replaced.
 
     Shows: held-out quality, the curves of training, all latents at once, and the gallery: each latent's top images with
     heat maps, numbers, histogram, position map, classes and nearest latents, with names where there are any; a list
-    that sorts and searches it; before the gallery a section for each of `interventions`.
+    that sorts and searches it; before the gallery a section for each of `results`.
 
     Args:
-        interventions: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
+        results: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
 
     Raises:
         SettingsError, SchemaError: a file that is no such result.
@@ -59,7 +57,7 @@ def write_report(
         quality=_quality(concepts),
         curves=draw_training(concepts.artifact.provenance.get("curves", {})),
         overview=draw_overview(concepts),
-        sections=draw_sections(interventions, concepts),
+        sections=draw_sections(results, concepts),
         latents=latents,
         columns=_columns(latents),
         missing=missing_parts(concepts),

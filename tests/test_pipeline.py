@@ -64,7 +64,7 @@ COMMANDS = [
     "localize a.codes --out where.csv",
     "query a.codes --class class1 --n-top 3 --names a.concepts --out class1.parquet --sheet class1.png",
     "query a.codes --group label==1 --versus label==2 --n-top 3",
-    "report a.concepts report.html --intervention masks.json --intervention deletion.json --intervention fidelity.json",
+    "report a.concepts report.html --result masks.json --result deletion.json --result fidelity.json",
     "info a.concepts",
     "verify a.codes",
 ]
@@ -189,7 +189,7 @@ BAD = [
     ("query a.codes --where label==9 --out x.csv --sheet x.png", "none of the"),
     ("query a.codes --latent 7 --out x.txt", ".csv"),
     ("query a.codes --latent 7 --names other.concepts --out x.csv", "does not exist"),
-    ("report a.concepts x.html --intervention words.txt", "words.txt"),
+    ("report a.concepts x.html --result words.txt", "words.txt"),
     ("report a.codes x.html", "codes artifact"),
 ]
 

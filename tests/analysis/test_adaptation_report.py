@@ -167,7 +167,7 @@ def test_shared_and_exclusive_concepts_have_the_codes_heat_maps(page: str, found
 
 def test_a_report_shows_the_same_section(page: str, found: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     base = ConceptTable.open(folder / "base.concepts")
-    report = write_report(base, tmp_path / "r.html", interventions=[folder / "comparison.json"]).read_text()
+    report = write_report(base, tmp_path / "r.html", results=[folder / "comparison.json"]).read_text()
     assert "<h2>What maple changed</h2>" in report
     assert str(escape(found["conclusion"]["sentence"])) in report
     tables = [
@@ -188,11 +188,11 @@ def test_without_the_other_table_its_pictures_are_left_out(found: dict[str, Any]
     for name in ("base.concepts", "base.codes"):
         shutil.copytree(folder / name, tmp_path / name)
     shutil.copy(folder / "comparison.json", tmp_path / "c.json")
-    report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", interventions=[tmp_path / "c.json"])
+    report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", results=[tmp_path / "c.json"])
     text = report.read_text()
     whole = found["overlap"]["dataset"]
     assert text.count("its table is not at hand") == len(whole["shared"]) + len(whole["adapted_only"])
     other = shutil.copytree(folder / "base.concepts", tmp_path / "maple.concepts")  # another table by that name
     assert Path(other).exists()
-    report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", interventions=[tmp_path / "c.json"])
+    report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", results=[tmp_path / "c.json"])
     assert report.read_text().count("its table is not at hand") == len(whole["shared"]) + len(whole["adapted_only"])

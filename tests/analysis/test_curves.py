@@ -42,7 +42,7 @@ def test_every_result_has_a_section(
         middle_run, middle_store, tmp_path / "s.json", n_latents=2, vocabulary=tmp_path / "words.txt", device="cpu"
     )
     files = [tmp_path / f"{name}.json" for name in "mdfs"]
-    page = write_report(concepts, tmp_path / "r.html", interventions=files).read_text()
+    page = write_report(concepts, tmp_path / "r.html", results=files).read_text()
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles[-5:-1] == ["Masking latents", "Which latents decide", "Fidelity", "Steering"]
     margin = next(m for m in masks["margins"] if m["selection"] == "class")
@@ -53,17 +53,17 @@ def test_every_result_has_a_section(
     assert "http" not in body
     set_latents(middle_run, middle_store, tmp_path / "set.json", set={1: 2.0}, **options)  # type: ignore[arg-type]
     with pytest.raises(SchemaError, match="holds steering, expected masks"):
-        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "set.json"])
+        write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "set.json"])
     with pytest.raises(SettingsError, match="does not exist"):
-        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "none.json"])
+        write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "none.json"])
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(SchemaError, match="not a result file"):
-        write_report(concepts, tmp_path / "r2.html", interventions=[tmp_path / "other.json"])
+        write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "other.json"])
 
 
 def test_rules_are_shown(tmp_path: Path, concepts: ConceptTable, tiny_codes: Path) -> None:
     found = learn_rules(tiny_codes, tmp_path / "rules.json", n_patches=1, n_rules=2)
-    page = write_report(concepts, tmp_path / "r.html", interventions=[tmp_path / "rules.json"]).read_text()
+    page = write_report(concepts, tmp_path / "r.html", results=[tmp_path / "rules.json"]).read_text()
     section = page.split("<h2>Rules</h2>")[1].split("<h2>")[0]
     assert f"fidelity {found['fidelity']:.1%}, accuracy {found['accuracy']:.1%}" in section
     rules = [rule for one in found["classes"].values() for rule in one["rules"]]
