@@ -55,15 +55,16 @@ adapt ten maple-gentle --method maple "${gentle[@]}"
 adapt negative coop-own "${own[@]}"
 adapt negative maple --method maple "${gentle[@]}"
 adapt negative vpt --method vpt "${gentle[@]}"
+for seed in 1 2; do adapt negative maple-$seed --method maple "${gentle[@]}" --seed $seed; done  # other shots, other prompts
 
 dictionary ten base sae
 dictionary negative base sae
 dictionary negative base sae-again --seed 1
 dictionary negative vpt sae-vpt
 for name in base coop-own maple-gentle; do concepts ten $name; done
-for name in base coop-own maple vpt; do concepts negative $name; done
+for name in base coop-own maple maple-1 maple-2 vpt; do concepts negative $name; done
 for name in coop-own maple-gentle; do compare ten $name; done
-for name in coop-own maple; do compare negative $name; done
+for name in coop-own maple maple-1 maple-2; do compare negative $name; done
 compare negative vpt --second-run "$out/negative-sae-vpt"
 $patchsae compare "$out/negative-base.concepts" "$out/negative-vpt.concepts" "$out/negative-vpt-again.json" --k 50 \
     --n-random 1 --second-run "$out/negative-sae-again"
