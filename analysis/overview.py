@@ -132,6 +132,8 @@ def mean_likeness(concepts: ConceptTable) -> float | None:
 
 def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
     """Loss, FVU, L0 and the share of dead latents by step; nothing without any."""
+    from bokeh.models import NumeralTickFormatter
+
     if not curves:
         return []
     plots = []
@@ -144,6 +146,8 @@ def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
         plot = start_plot(title, height=220, x_axis_label="step", y_axis_type=scale, tools="", toolbar_location=None)
         plot.line(curves["step"], curves[name], color=BAR, line_width=1.5)
         plot.xaxis.ticker.desired_num_ticks = 4
+        if name == "dead":
+            plot.yaxis.formatter = NumeralTickFormatter(format="0.0%")
         plots.append(finish_plot(plot, caption, "small"))
     return plots
 
