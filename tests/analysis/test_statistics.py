@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis import analyze
 from analysis.catalogue import TopImages, _merge_top, label_spread
 from analysis.pairs import find_pairs
-from saetrain import CodeStore, ShardCodes
+from saetrain import CodeStore, LatentCodes, ShardCodes
 
 
 def dense_codes(codes: CodeStore) -> NDArray[np.float64]:
@@ -134,3 +134,16 @@ def test_merging_does_not_depend_on_the_cut(
     parts = [_merge_top([TopImages._make(column[owner == part] for column in whole)], n_top=n_top) for part in range(3)]
     for got, want in zip(_merge_top(parts, n_top=n_top), _merge_top([whole], n_top=n_top), strict=True):
         assert got.tolist() == want.tolist()
+
+
+@given(
+    values=st.lists(st.floats(2**-20, 1000, width=16), min_size=1, max_size=20),
+    tau=st.one_of(st.floats(-1, 1000, width=32), st.none()),
+)
+def test_a_token_counts_above_tau_only(values: list[float], tau: float | None) -> None:
+    """Also where an activation is tau itself."""
+    value = np.array(values, dtype=np.float16)
+    limit = values[0] if tau is None else tau
+    entries = LatentCodes(np.array([0, len(value)]), np.arange(len(value), dtype=np.uint32), value)
+    found = find_pairs(entries, 1, tau=limit).n_above
+    assert found.tolist() == (value.astype(np.float32) > np.float32(limit)).astype(int).tolist()

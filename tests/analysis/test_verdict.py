@@ -1,0 +1,40 @@
+"""What is concluded of a comparison, on outcomes and counts that are written down here."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from analysis.crossover import Condition, Round, make_masks
+from analysis.outcomes import Outcome
+from analysis.ranking import LatentCounts
+from analysis.verdict import share_with_base_latents
+
+
+def judged(n_right: Sequence[int], seed: int = 0) -> Round:
+    """200 images, of which the first are told right by base with its own latents, adapted with base's, with its own."""
+    label = np.zeros(200, dtype=np.int64)
+    conditions = (("base", "base"), ("adapted", "base"), ("adapted", "adapted"))
+    outcomes = {
+        Condition(model, chosen_by, "class", 5, 0, True): Outcome(label, (np.arange(200) >= n).astype(int), label * 1.0)
+        for (model, chosen_by), n in zip(conditions, n_right, strict=True)
+    }
+    return Round(seed, np.arange(200, 400), np.arange(200), outcomes)
+
+
+def test_the_share_is_of_the_gain_that_the_adapted_model_makes_with_its_own_latents() -> None:
+    found = share_with_base_latents([judged((40, 90, 140))], 5, 0)
+    assert found["share"] == pytest.approx((90 - 40) / (140 - 40))
+    assert found["low"] < 0.5 < found["high"]  # type: ignore[operator]
+    found = share_with_base_latents([judged((40, 90, 140)), judged((20, 110, 140), seed=1)], 5, 0)
+    assert found["share"] == pytest.approx((50 + 90) / (100 + 120))
+
+
+def test_without_a_certain_gain_there_is_no_share() -> None:
+    assert share_with_base_latents([judged((100, 101, 101))], 5, 0) == {"share": None, "low": None, "high": None}
+
+
+def test_masks_hold_the_most_frequent_latents_of_each_class_and_of_all_images() -> None:
+    counts = {"base": LatentCounts(np.array([[3, 0, 2, 0], [0, 1, 2, 0]], dtype=np.int32))}
+    lists = {mask.selection: mask.lists.tolist() for _, mask in make_masks(counts, [1], 0, 0)}
+    assert lists == {"class": [[0], [2]], "dataset": [[2]]}
