@@ -129,7 +129,7 @@ def last_bits(tau: float) -> int:
     if tau < 0:
         return -1
     with np.errstate(over="ignore"):
-        near = np.float16(np.float32(tau))
+        near = np.float16(np.float32(abs(tau)))  # of minus zero, too, the bits of zero
     return int(near.view(np.uint16)) - int(near > np.float32(tau))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -140,6 +140,9 @@ def test_merging_does_not_depend_on_the_cut(
     values=st.lists(st.floats(2**-20, 1000, width=16), min_size=1, max_size=20),
     tau=st.one_of(st.floats(-1, 1000, width=32), st.none()),
 )
+@example(values=[1.0], tau=-0.0)
+@example(values=[1.0], tau=-(2.0**-149))
+@example(values=[1.0], tau=1e6)
 def test_a_token_counts_above_tau_only(values: list[float], tau: float | None) -> None:
     """Also where an activation is tau itself."""
     value = np.array(values, dtype=np.float16)
