@@ -588,12 +588,13 @@ def evaluate(
 
     RUN may be a folder of runs (a sweep). Of the store a run was trained on, held-out images only are looked at.
     """
-    from analysis import evaluate_fidelity
+    from analysis import Judge, evaluate_fidelity
 
+    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
     with progress("evaluate", "images") as report:
         found = evaluate_fidelity(
-            run, store, out, templates=templates, tokens=tokens, where=where, limit=limit, seed=seed, model=model,
-            pretrained=pretrained, device=device, batch_size=batch_size, overwrite=overwrite, on_progress=report,
+            run, store, out, judge=judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size,
+            overwrite=overwrite, on_progress=report,
         )  # fmt: skip
     emit(found, draw_table(rows_of_fidelity(found)))
 

@@ -9,7 +9,6 @@ texts. recovered: (ablated - sae) / (ablated - original); the share alone hides 
 absolute values stand beside it.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from actcache import StoreGroup, Stores, open_stores, open_towers
 from analysis.outcomes import Outcome, Outcomes
 from analysis.results import describe_result, find_result, finish_result
 from analysis.splicing import Spliced
-from analysis.study import Judge, Report, Study, open_study, study_parents
+from analysis.study import PLAIN_JUDGE, Judge, Report, Study, open_study, study_parents
 from analysis.zero_shot import BATCH_IMAGES, ZeroShot
 from saetrain import Run
 
@@ -33,11 +32,7 @@ def evaluate_fidelity(
     store: Stores | StoreGroup,
     out: str | Path | None = None,
     *,
-    templates: str | Sequence[str] = "photo",
-    tokens: str | None = None,
-    where: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+    judge: Judge = PLAIN_JUDGE,
     model: str | None = None,
     pretrained: str | None = None,
     device: str = "auto",
@@ -50,8 +45,8 @@ def evaluate_fidelity(
     Args:
         store: with labels, of the run's model. Of the store that a run was trained on, only held-out images count.
         out: a JSON file for the result; the same call again returns what is there.
-        templates, where, limit, seed, model, pretrained, device: see `open_zero_shot`.
-        tokens: what is replaced, all, patch or cls; by default what the run was trained on.
+        judge: on which images, against which texts and on which tokens.
+        model, pretrained, device: see `open_zero_shot`.
         batch_size: images a forward pass. Speed only.
         on_progress: called with (images done, images in all).
 
@@ -65,7 +60,6 @@ def evaluate_fidelity(
     """
     runs = find_runs(run)
     store = open_stores(store)
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
     head = describe_result("fidelity", asdict(judge), study_parents(runs, store))
     if found := find_result(out, head, overwrite=overwrite):
         return found

@@ -42,7 +42,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "train": (saetrain.train, saetrain.SAEConfig, saetrain.TrainConfig),
     "encode": (saetrain.encode,),
     "analyze": (analysis.analyze,),
-    "evaluate": (analysis.evaluate_fidelity,),
+    "evaluate": (analysis.evaluate_fidelity, analysis.Judge),
     "intervene": (analysis.set_latents, analysis.mask_latents, analysis.Judge),
     "attribute": (analysis.delete_latents, analysis.Judge),
     "steer": (analysis.measure_steerability, analysis.Judge),

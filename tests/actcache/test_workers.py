@@ -1,7 +1,5 @@
 """Several workers, one store: each takes its own shards, any number in the next run finishes what is missing."""
 
-import multiprocessing
-import os
 import random
 import signal
 import time
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from worker_processes import start_workers
 
 from actcache import ActivationStore, IncompleteError, SettingsError, Worker, extract, find_worker, verify
 from actcache.commits import committed_shards
@@ -42,25 +41,6 @@ def test_every_shard_has_one_owner() -> None:
             assert sum(Worker(rank, world_size).owns(shard) for rank in range(world_size)) == 1
 
 
-def work(rank: int, world_size: int, images: Path, store: Path, model: dict[str, str], pause_s: float) -> None:
-    """One worker process; `pause_s` after each batch gives the test time to kill it."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    try:
-        extract(images, store, **model, **WANTED, batch_size=8, on_progress=lambda done, total: time.sleep(pause_s))
-    except IncompleteError as error:
-        os._exit(3 if f"Worker {rank} of {world_size} is done" in str(error) else 4)
-    os._exit(0)
-
-
-def start(world_size: int, *rest: Any) -> list[Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["actcache.extraction"])
-    workers = [context.Process(target=work, args=(rank, world_size, *rest)) for rank in range(world_size)]
-    for worker in workers:
-        worker.start()
-    return workers
-
-
 def shards(store: Path) -> dict[str, bytes]:
     return {str(f.relative_to(store)): f.read_bytes() for f in (store / "activations.zarr").rglob("*") if f.is_file()}
 
@@ -68,14 +48,14 @@ def shards(store: Path) -> dict[str, bytes]:
 def test_four_workers_two_of_them_killed_then_three_give_the_same_store(
     tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_store: Path
 ) -> None:
-    path = tmp_path / "x.acts"
-    workers = start(4, tiny_images, path, tiny_model, 1.0)  # five shards: worker 0 owns two of them
+    path, settings = tmp_path / "x.acts", {**tiny_model, **WANTED, "batch_size": 8}
+    workers = start_workers(4, 1.0, extract, tiny_images, path, **settings)  # five shards: worker 0 owns two of them
     deadline = time.monotonic() + 120
     while not (path / "commits").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     for worker in workers[:2]:
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL, 3, 3]
@@ -83,7 +63,9 @@ def test_four_workers_two_of_them_killed_then_three_give_the_same_store(
     with pytest.raises(IncompleteError, match="3 of 5 shards are missing"):
         ActivationStore.open(path)
 
-    workers = start(3, tiny_images, path, tiny_model, 0.0)  # now shards 0 and 3 are worker 0's, 1 and 4 worker 1's
+    workers = start_workers(
+        3, 0.0, extract, tiny_images, path, **settings
+    )  # now shards 0 and 3 are worker 0's, 1 and 4 worker 1's
     for worker in workers:
         worker.join(120)
     codes = [worker.exitcode for worker in workers]
@@ -106,22 +88,20 @@ def test_overwriting_is_refused_to_one_of_several(
 def test_killed_ten_times_at_random_on_photographs_it_ends_as_if_nothing_had_been(
     tmp_path: Path, real_data: Path, tiny_model: dict[str, str]
 ) -> None:
-    images, path = real_data / "photos", tmp_path / "x.acts"
-    whole = extract(images, tmp_path / "whole.acts", **tiny_model, **WANTED, batch_size=8)
+    images, path, settings = real_data / "photos", tmp_path / "x.acts", {**tiny_model, **WANTED, "batch_size": 8}
+    whole = extract(images, tmp_path / "whole.acts", **settings)
     rng = random.Random(5)
-    context = multiprocessing.get_context("forkserver")
     n_killed = 0
     while n_killed < 10:
-        worker = context.Process(target=work, args=(0, 1, images, path, tiny_model, 0.6))
-        worker.start()
+        (worker,) = start_workers(1, 0.6, extract, images, path, **settings)
         deadline = time.monotonic() + rng.uniform(0.4, 2.5)
         while worker.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert worker.is_alive(), "it was to be killed before it ends"
-        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.kill()
         worker.join()
         n_killed += 1
-    extract(images, path, **tiny_model, **WANTED, batch_size=8)
+    extract(images, path, **settings)
     assert shards(path) == shards(whole.path)
     assert verify(path).ok
     assert not list(path.rglob("*.tmp"))

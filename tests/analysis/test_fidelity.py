@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError, extract
-from analysis import evaluate_fidelity
+from analysis import Judge, evaluate_fidelity
 
 PLACES = {"all": slice(0, 10), "patch": slice(1, 10), "cls": slice(0, 1)}
 
@@ -21,7 +21,7 @@ def test_the_numbers_are_those_of_whole_forward_passes(
     class_texts: Any, tokens: str,
 ) -> None:  # fmt: skip
     store = ActivationStore.open(middle_store)
-    found = evaluate_fidelity(middle_run, middle_store, tokens=tokens, where="label >= 0", device="cpu")
+    found = evaluate_fidelity(middle_run, middle_store, judge=Judge(tokens=tokens, where="label >= 0"), device="cpu")
     images = list(range(71, 75))  # the held-out ones: max(1, round(0.05 * 75))
     assert found["runs"][0]["n_images"] == len(images)
     table = store.images.to_pylist()
@@ -79,9 +79,9 @@ def test_the_same_call_twice_returns_the_file(tmp_path: Path, middle_run: Path, 
     assert json.loads(written) == first
     assert evaluate_fidelity(middle_run, middle_store, out, device="cpu") == first
     with pytest.raises(SettingsError, match="templates: photo there, simple asked for"):
-        evaluate_fidelity(middle_run, middle_store, out, templates="simple", device="cpu")
+        evaluate_fidelity(middle_run, middle_store, out, judge=Judge(templates="simple"), device="cpu")
     assert out.read_bytes() == written
-    evaluate_fidelity(middle_run, middle_store, out, templates="simple", device="cpu", overwrite=True)
+    evaluate_fidelity(middle_run, middle_store, out, judge=Judge(templates="simple"), device="cpu", overwrite=True)
     assert json.loads(out.read_text())["settings"]["templates"] == "simple"
     out.write_text("{}")
     with pytest.raises(SettingsError, match="not a result of ours"):
@@ -98,13 +98,17 @@ def test_bad_input_is_told_what_to_do(
         (flat / file.name).write_bytes(file.read_bytes())
     extract(flat, tmp_path / "flat.acts", **tiny_model, layers=[1])
     extract(tiny_images, tmp_path / "mid.acts", **tiny_model, layers=[1], sites=["resid_mid"])
+
+    def evaluate(**judge: Any) -> object:
+        return evaluate_fidelity(middle_run, middle_store, judge=Judge(**judge))
+
     cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (SettingsError, "has a label", lambda: evaluate_fidelity(middle_run, tmp_path / "flat.acts")),
-        (SettingsError, "template", lambda: evaluate_fidelity(middle_run, middle_store, templates="no such")),
-        (SettingsError, "one class, class1", lambda: evaluate_fidelity(middle_run, middle_store, where="label == 1")),
-        (SettingsError, "No labeled image", lambda: evaluate_fidelity(middle_run, middle_store, where="label == 9")),
-        (SettingsError, "Columns", lambda: evaluate_fidelity(middle_run, middle_store, where="color == 9")),
-        (SettingsError, "--tokens must be", lambda: evaluate_fidelity(middle_run, middle_store, tokens="some")),
+        (SettingsError, "template", lambda: evaluate(templates="no such")),
+        (SettingsError, "one class, class1", lambda: evaluate(where="label == 1")),
+        (SettingsError, "No labeled image", lambda: evaluate(where="label == 9")),
+        (SettingsError, "Columns", lambda: evaluate(where="color == 9")),
+        (SettingsError, "--tokens must be", lambda: evaluate(tokens="some")),
         (SettingsError, "not in", lambda: evaluate_fidelity(middle_run, tiny_store)),
         (ParentMismatchError, "not the model", lambda: evaluate_fidelity(middle_run, middle_store, pretrained=other)),
     ]  # fmt: skip

@@ -1,16 +1,14 @@
 """encode(): codes are what the SAE computes, whole whatever was killed, and the same from any number of workers."""
 
-import multiprocessing
-import os
 import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from worker_processes import start_workers
 
 from actcache import (
     ActivationStore,
@@ -135,41 +133,22 @@ def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) ->
     assert any("latent/c/0: is missing" in str(problem) for problem in verify(copy).problems)
 
 
-def work(rank: int, world_size: int, run: Path, store: Path, codes: Path, pause_s: float) -> None:
-    """One worker process; `pause_s` after each part gives the test time to kill it."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    try:
-        encode(run, store, codes, on_progress=lambda done, total: time.sleep(pause_s))
-    except IncompleteError as error:
-        os._exit(3 if f"Worker {rank} of {world_size} is done" in str(error) else 4)
-    os._exit(0)
-
-
-def start(world_size: int, *rest: Any) -> list[Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["saetrain.encoding"])
-    workers = [context.Process(target=work, args=(rank, world_size, *rest)) for rank in range(world_size)]
-    for worker in workers:
-        worker.start()
-    return workers
-
-
 def test_two_workers_one_of_them_killed_then_three_give_the_same_codes(
     tmp_path: Path, planted_codes: CodeStore, planted_run: Run, planted_store: Path
 ) -> None:
     path = tmp_path / "x.codes"
-    workers = start(2, planted_run.path, planted_store, path, 0.2)  # of five shards worker 0 owns three
+    workers = start_workers(2, 0.2, encode, planted_run.path, planted_store, path)  # of five shards worker 0 owns three
     deadline = time.monotonic() + 60
     while not (path / "codes.zarr" / "0").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(workers[0].pid, signal.SIGKILL)
+    workers[0].kill()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, 3]
     with pytest.raises(IncompleteError, match="of 5 shards are missing"):
         CodeStore.open(path)
 
-    workers = start(3, planted_run.path, planted_store, path, 0.0)
+    workers = start_workers(3, 0.0, encode, planted_run.path, planted_store, path)
     for worker in workers:
         worker.join(60)
     found = {worker.exitcode for worker in workers}
