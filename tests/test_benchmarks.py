@@ -16,6 +16,8 @@ TINY: dict[str, list[str]] = {
                    "--repeat", "1"],
     "bench_loader": ["--images", "64", "--grid", "2", "--d-model", "32", "--batch-size", "32", "--pool-tokens", "200",
                      "--seconds", "0.1", "--rounds", "1"],
+    "bench_feed": ["--n-latents", "64", "--k", "4", "--images", "64", "--grid", "2", "--d-model", "32", "--batch-size",
+                   "32", "--pool-tokens", "200", "--steps", "2", "--rounds", "1"],
     "bench_sweep": ["--members", "2", "--n-latents", "128", "--steps", "2", "--batch-size", "32", "--images", "64",
                     "--grid", "2", "--d-model", "32", "--rounds", "1"],
     "bench_query": ["--images", "40", "--grid", "2", "--n-latents", "64", "--l0", "4", "--shards", "3", "--repeat", "1",

@@ -1,0 +1,73 @@
+"""Training fed from a store, against the same steps on one batch that is in memory: what reading costs a trainer.
+
+By turns, so many steps each: batches of a fresh stream through a pool that holds a part of the store (waiting for them,
+and centering and scaling them in float32, counts), then updates on the last batch. `wait_share`: what the trainer
+itself notes as waiting.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from bench_read import make_store
+from common import emit, parser
+
+from actcache import has_cpu_bfloat16, open_stores
+from saetrain import ActivationLoader, SAEConfig, TrainConfig
+from saetrain.training import Laps, Training
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--variant", default="topk")
+    arguments.add_argument("--n-latents", type=int, default=12288)
+    arguments.add_argument("--k", type=int, default=32)
+    arguments.add_argument("--images", type=int, default=4096)
+    arguments.add_argument("--grid", type=int, default=14)
+    arguments.add_argument("--d-model", type=int, default=768)
+    arguments.add_argument("--batch-size", type=int, default=4096)
+    arguments.add_argument("--pool-tokens", type=int, default=1 << 19)
+    arguments.add_argument("--steps", type=int, default=60, help="a turn")
+    arguments.add_argument("--rounds", type=int, default=2)
+    arguments.add_argument("--folder", type=Path, default=Path())
+    options = arguments.parse_args()
+    precision = "bfloat16" if has_cpu_bfloat16() else "float32"
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        store = open_stores(make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images)))
+        loader = ActivationLoader(store, batch_size=options.batch_size, pool_tokens=options.pool_tokens)
+        sae = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
+        config = TrainConfig(n_steps=10**6, batch_size=options.batch_size).resolve(sae, precision)
+        training = Training(Path(folder) / "run", store, store.hook_point(0), sae, config, torch.device("cpu"))
+        laps, fed, alone, waits = Laps(), [], [], []
+        for turn in range(options.rounds + 1):  # the first touches memory
+            stream = loader.batches(turn * options.steps)
+            x = training.sae.normalize(next(stream).activations)
+            laps.take()
+            laps.last = started = time.perf_counter()
+            for _ in range(options.steps):
+                batch = next(stream)
+                laps("wait")
+                x = training.sae.normalize(batch.activations)
+                training.update(x, laps)
+            middle = time.perf_counter()
+            waits.append(laps.take()["wait"] / (middle - started))
+            stream.close()
+            resumed = time.perf_counter()
+            for _ in range(options.steps):
+                training.update(x, laps)
+            fed.append(middle - started)
+            alone.append(time.perf_counter() - resumed)
+    n = options.steps * options.batch_size
+    emit(
+        options,
+        tokens_per_s=n / statistics.median(fed[1:]),
+        limit_step_tokens_per_s=n / statistics.median(alone[1:]),
+        share_of_limit=statistics.median(limit / ours for ours, limit in zip(fed[1:], alone[1:], strict=True)),
+        wait_share=statistics.median(waits[1:]),
+    )
+
+
+if __name__ == "__main__":
+    main()
