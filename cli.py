@@ -586,7 +586,8 @@ def evaluate(
 ) -> None:
     """Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations.
 
-    RUN may be a folder of runs (a sweep). Of the store a run was trained on, held-out images only are looked at.
+    RUN may be a folder of runs (a sweep). Of the store a run was trained on, and of the same images extracted anew,
+    only the held-out ones are looked at.
     """
     from analysis import Judge, evaluate_fidelity
 

@@ -59,7 +59,7 @@ class StoreGroup:
     @property
     def rows_id(self) -> str:
         """Names images and their order; of one store, its own."""
-        ids = [str(store.artifact.settings["rows_id"]) for store in self.stores]
+        ids = [store.rows_id for store in self.stores]
         return ids[0] if len(ids) == 1 else digest(ids)
 
     def parents(self) -> dict[str, tuple[str, Path]]:

@@ -106,6 +106,11 @@ class ActivationStore:
         return str(self.artifact.settings["model_id"])
 
     @property
+    def rows_id(self) -> str:
+        """Names images and their order: stores with equal ids join row by row."""
+        return str(self.artifact.settings["rows_id"])
+
+    @property
     def n_images(self) -> int:
         return self.layout.n_images
 

@@ -105,13 +105,19 @@ def _numbered(name: str, index: int) -> str:
 
 
 def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
-    """Images of a store that the run was not trained on: of its own store the held-out ones, of others all."""
+    """Images that the run was not trained on, of a store or of another one of the same images in the same order.
+
+    Those are the held-out ones; of other stores, and for an SAE that was imported, all.
+    """
+    if "imported" in run.artifact.settings:
+        return np.arange(store.n_images)
     trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
-    parts = [
-        start + np.array(held_out_images(one.n_images) if one.store_id in trained else range(one.n_images))
-        for start, one in zip(store.starts.tolist(), store.stores, strict=False)
+    trained |= set(run.artifact.provenance.get("rows", ()))
+    unseen = [
+        held_out_images(one.n_images) if {one.store_id, one.rows_id} & trained else range(one.n_images)
+        for one in store.stores
     ]
-    return np.concatenate(parts)
+    return np.concatenate([start + np.array(part) for start, part in zip(store.starts, unseen, strict=False)])
 
 
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:

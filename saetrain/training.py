@@ -102,7 +102,11 @@ class Training:
             "run",
             settings=run_settings(store, hook_point, sae, config),
             parents=store.parents(),
-            provenance={"torch": torch.__version__, "device": device.type},
+            provenance={
+                "torch": torch.__version__,
+                "device": device.type,
+                "rows": [one.rows_id for one in store.stores],
+            },
             prepare=lambda folder: None,
             overwrite=overwrite and rank() == 0,
         )

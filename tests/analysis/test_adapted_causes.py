@@ -28,9 +28,9 @@ class Adapted:
         torch.save({"state_dict": tensors}, folder / "model.pth.tar-1")
         options: dict[str, Any] = {"shard_images": 16, "precision": "float32", "dtype": "float32"}
         self.path = folder / "x.acts"
-        self.store = extract(
-            images, self.path, **model, layers=[LAYER], **options, prompts=folder / "model.pth.tar-1"
-        )  # fmt: skip
+        self.store = extract(  # in another order than the run has learned from: all are judged
+            images, self.path, **model, layers=[LAYER], **options, prompts=folder / "model.pth.tar-1", seed=1
+        )
         clip = load_clip(**model)
         self.state = dict(clip.module.state_dict())
         self.vision, deep = plain_prompts(method, tensors, depth)

@@ -11,6 +11,7 @@ import torch
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError, extract
 from analysis import Judge, evaluate_fidelity
+from saetrain import convert
 
 PLACES = {"all": slice(0, 10), "patch": slice(1, 10), "cls": slice(0, 1)}
 
@@ -70,6 +71,21 @@ def test_of_another_store_every_labeled_image_counts_and_the_error_term_restores
     assert variants["sae+error"]["loss"] == pytest.approx(variants["original"]["loss"], abs=2**-11)
     assert variants["sae+error"]["same_prediction"] == 1
     assert variants["sae"]["loss"] != pytest.approx(variants["original"]["loss"], abs=1e-6)
+
+
+def test_of_the_same_images_extracted_anew_the_held_out_ones_count(
+    tmp_path: Path, middle_run: Path, tiny_images: Path, tiny_model: dict[str, str]
+) -> None:
+    extract(tiny_images, tmp_path / "again.acts", **tiny_model, layers=[1], codec="zstd", shard_images=64)
+    (run,) = evaluate_fidelity(middle_run, tmp_path / "again.acts", device="cpu")["runs"]
+    assert run["n_images"] == 4
+
+
+def test_an_imported_sae_was_not_trained_on_any(tmp_path: Path, middle_run: Path, middle_store: Path) -> None:
+    convert(middle_run, tmp_path / "lens", to="saelens", store=middle_store)
+    convert(tmp_path / "lens", tmp_path / "back", store=middle_store, layer=1)
+    (run,) = evaluate_fidelity(tmp_path / "back", middle_store, device="cpu")["runs"]
+    assert run["n_images"] == 75
 
 
 def test_the_same_call_twice_returns_the_file(tmp_path: Path, middle_run: Path, middle_store: Path) -> None:
