@@ -28,9 +28,9 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
     """
     grads = [all_sum(gradient(parameter)) for parameter in sae.parameters()]
     for row, grad in zip(_blocks(sae.decoder), _blocks(gradient(sae.decoder)), strict=True):
-        grad.addcmul_((grad * row).sum(1, keepdim=True), row, value=-1)
+        grad.addcmul_(torch.linalg.vecdot(grad, row)[:, None], row, value=-1)
     if clip_norm:
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        norm = torch.stack([torch.dot(grad.view(-1), grad.view(-1)) for grad in grads]).sum().sqrt()
         # what fused Adam divides gradients by while it reads them: no pass of its own
         vars(optimizer)["grad_scale"] = (norm / clip_norm).clamp_min(1.0)
     for group in optimizer.param_groups:
@@ -40,7 +40,8 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
         row.div_(row.norm(dim=1, keepdim=True).clamp_min(1e-8))
     if sae.config.variant == "jumprelu":
         sae.threshold.clamp_min_(0.0)
-    torch._foreach_zero_(grads)
+    for grad in grads:
+        grad.zero_()
 
 
 def _blocks(matrix: Tensor) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actcache import has_cpu_bfloat16
 from saetrain.sae import SAE
-from saetrain.selection import Blocks, Code, Found, group_size, join, largest
+from saetrain.selection import BLOCK_ROWS, Blocks, Code, Found, group_size, join, largest
 from saetrain.sparse import csr
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -103,13 +103,13 @@ class CoarseEncoder:
         size = group_size(n_latents, self.k or 1)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for number, z in enumerate(blocks):
-                e = error[number * len(blocks.out) :][: len(z)]
+                e = error[number * BLOCK_ROWS :][: len(z)]
                 floor = (lift - e) * (1 - 3 * U)
                 if self.k is not None:
                     floor = torch.maximum(floor, (self._bound(z, size) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
                 found += blocks.above(pool, z, (floor * (1 - 2 * U))[:, None])  # rounded to bfloat16, still below
                 n_found = sum(len(part.places) for part in found)
-                if n_found > MAX_SHARE * (number * len(blocks.out) + len(z)) * n_latents:
+                if n_found > MAX_SHARE * (number * BLOCK_ROWS + len(z)) * n_latents:
                     return None
         return join(n_latents, found)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from actcache import has_cpu_bfloat16
 from saetrain.processes import all_gather, all_sum, rank
 
 BLOCK_ROWS = 256
@@ -41,7 +42,8 @@ class Code:
         """(starts [F + 1], order [N]): the entries sorted by latent, rows ascending."""
         if "_by_latent" not in self.__dict__:
             counts = torch.bincount(self.latents, minlength=n_latents)
-            order = torch.argsort(self.latents, stable=True)
+            narrow = torch.int16 if n_latents <= 1 << 15 else torch.int32  # a radix sort: a fifth of int64's time
+            order = torch.argsort(self.latents.to(narrow), stable=True)
             self.__dict__["_by_latent"] = F.pad(counts.cumsum(0), (1, 0)), order
         found: tuple[Tensor, Tensor] = self.__dict__["_by_latent"]
         return found
@@ -84,16 +86,12 @@ class Blocks:
     def __init__(self, x: Tensor, encoder: Tensor, b_enc: Tensor, bfloat16: bool) -> None:
         self.dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.bits = torch.int16 if bfloat16 else torch.int32
-        self.weight, self.offset, self.x = (encoder.to(self.dtype).T, b_enc.to(self.dtype), x.to(self.dtype))
-        self.out = torch.empty(BLOCK_ROWS, len(encoder), dtype=self.dtype, device=x.device)
-        self.on_cpu = x.device.type == "cpu"
-        self.mask = np.empty(self.out.shape if self.on_cpu else 0, dtype=np.bool_)
+        self.x, self.on_cpu = x.to(self.dtype), x.device.type == "cpu"
+        self.product = make_product(encoder.to(self.dtype), b_enc.to(self.dtype))
+        self.mask = np.empty((BLOCK_ROWS, len(encoder)) if self.on_cpu else 0, dtype=np.bool_)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for first in range(0, len(self.x), BLOCK_ROWS):
-            z = self.out[: min(BLOCK_ROWS, len(self.x) - first)]
-            torch.addmm(self.offset, self.x[first : first + len(z)], self.weight, out=z)
-            yield z
+        return (self.product(rows) for rows in torch.split(self.x, BLOCK_ROWS))
 
     def above(self, pool: ThreadPoolExecutor, z: Tensor, threshold: Tensor, k: int | None = None) -> list[Found]:
         """What exceeds a threshold [], [F] or [b, 1], and of that the k largest of each row."""
@@ -114,6 +112,19 @@ class Blocks:
             return Found(high - low, torch.from_numpy(places), torch.from_numpy(found).view(self.dtype).float())
 
         return list(pool.map(find, cuts, cuts[1:]))
+
+
+def make_product(weight: Tensor, offset: Tensor) -> Callable[[Tensor], Tensor]:
+    """x [b, D] -> x weight^T + offset [b, F], in memory that the next call may take over.
+
+    A CPU's bfloat16 weight is brought into the order that the hardware reads once, not at every call: with AMX 4,096
+    rows take 34 ms where addmm takes 44, for 49,152 latents 165 where it takes 240.
+    """
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and has_cpu_bfloat16():
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight, BLOCK_ROWS)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, ordered, offset, "none", [], "")
+    out = torch.empty(BLOCK_ROWS, len(weight), dtype=weight.dtype, device=weight.device)
+    return lambda x: torch.addmm(offset, x, weight.T, out=out[: len(x)])
 
 
 def largest(rows: NDArray[np.int64], values: NDArray[Any], n_rows: int, k: int) -> NDArray[np.bool_] | slice:
