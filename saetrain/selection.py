@@ -93,25 +93,55 @@ class Blocks:
     def __iter__(self) -> Iterator[Tensor]:
         return (self.product(rows) for rows in torch.split(self.x, BLOCK_ROWS))
 
-    def above(self, pool: ThreadPoolExecutor, z: Tensor, threshold: Tensor, k: int | None = None) -> list[Found]:
-        """What exceeds a threshold [], [F] or [b, 1], and of that the k largest of each row."""
+    def above(self, pool: ThreadPoolExecutor, z: Tensor, threshold: Tensor) -> list[Found]:
+        """What exceeds a threshold [], [F] or [b, 1]."""
         if not self.on_cpu or bool((threshold < 0).any()):
             places = torch.nonzero((z > threshold).view(-1)).squeeze(1)
             return [Found(len(z), places, z.view(-1)[places].float())]
         bits, floor = z.view(self.bits).numpy(), threshold.to(self.dtype).view(self.bits).numpy()
-        n = min(torch.get_num_threads(), len(z))
-        cuts = [len(z) * i // n for i in range(n + 1)]
 
-        def find(low: int, high: int) -> Found:
-            part, part_floor = bits[low:high], floor[low:high] if floor.ndim == 2 else floor
-            places = np.flatnonzero(np.greater(part, part_floor, out=self.mask[low:high]))
-            found = part.reshape(-1)[places]
-            if k is not None:
-                kept = largest(places // z.shape[1], found, high - low, k)
-                places, found = places[kept], found[kept]
-            return Found(high - low, torch.from_numpy(places), torch.from_numpy(found).view(self.dtype).float())
+        def find(rows: slice) -> Found:
+            part, part_floor = bits[rows], floor[rows] if floor.ndim == 2 else floor
+            places = np.flatnonzero(np.greater(part, part_floor, out=self.mask[rows]))
+            return self._found(len(part), places, part.reshape(-1)[places])
 
-        return list(pool.map(find, cuts, cuts[1:]))
+        return list(pool.map(find, cut(len(z))))
+
+    def largest(self, pool: ThreadPoolExecutor, z: Tensor, k: int, size: int) -> list[Found]:
+        """The k largest of each row, where they are above 0.
+
+        The k-th largest of the maxima of groups of `size` latents bounds the k-th largest pre-activation from below. Of
+        groups of 8 a few more than k reach that bound, and only their members are looked at again.
+        """
+        bits, n_latents = z.view(self.bits), z.shape[1]
+        n_groups = n_latents // 8
+        eights = bits.view(len(z), 8, n_groups).amax(1)  # latents i, i + n_groups, ...
+        maxima = eights.view(len(z), size // 8, -1).amax(1).numpy()
+        floor = np.maximum(np.partition(maxima, -k, axis=1)[:, -k, None], 1)  # [b, 1]
+
+        def find(rows: slice) -> Found:
+            part, part_floor = bits[rows].numpy(), floor[rows]
+            at = np.flatnonzero(eights[rows].numpy() >= part_floor)
+            row = at // n_groups
+            places = (at + row * (n_latents - n_groups))[:, None] + np.arange(0, n_latents, n_groups)
+            values = part.reshape(-1).take(places)
+            kept = np.flatnonzero(values >= part_floor[row])
+            shift = 8 * values.itemsize
+            pairs = np.sort(places.reshape(-1)[kept] << shift | values.reshape(-1)[kept])
+            places, values = pairs >> shift, pairs.astype(values.dtype)  # the low bits
+            chosen = largest(places // n_latents, values, len(part), k)
+            return self._found(len(part), places[chosen], values[chosen])
+
+        return list(pool.map(find, cut(len(z))))
+
+    def _found(self, n_rows: int, places: NDArray[np.int64], bits: NDArray[Any]) -> Found:
+        return Found(n_rows, torch.from_numpy(places), torch.from_numpy(bits).view(self.dtype).float())
+
+
+def cut(n_rows: int) -> list[slice]:
+    """Rows for each thread."""
+    n = min(torch.get_num_threads(), n_rows)
+    return [slice(n_rows * i // n, n_rows * (i + 1) // n) for i in range(n)]
 
 
 def make_product(weight: Tensor, offset: Tensor) -> Callable[[Tensor], Tensor]:
@@ -168,20 +198,14 @@ def no_lap(name: str) -> None:
 def select_topk(
     x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, *, bfloat16: bool = False, lap: Lap = no_lap
 ) -> Code:
-    """The k largest pre-activations of each row, where they are above 0, by latent.
-
-    With enough latents the k-th largest maximum of groups of them bounds the k-th largest pre-activation from below: a
-    few more than k reach it, and only these are sorted (15 ms a batch where torch.topk of all takes 40).
-    """
-    n_latents, blocks, found = len(encoder), Blocks(x, encoder, b_enc, bfloat16), []
+    """The k largest pre-activations of each row, where they are above 0, by latent."""
+    n_latents, blocks, found = len(encoder), Blocks(x, encoder, b_enc, bfloat16), list[Found]()
     size = group_size(n_latents, k)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for z in blocks:
             lap("encode")
             if size and blocks.on_cpu:
-                maxima = z.view(blocks.bits).view(len(z), size, -1).amax(1)
-                floor = maxima.topk(k, dim=1, sorted=False).values.amin(1).clamp_(min=1) - 1  # just below: to reach it
-                found += blocks.above(pool, z, floor.view(blocks.dtype)[:, None], k)
+                found += blocks.largest(pool, z, k, size)
             else:
                 top = z.topk(k, dim=1, sorted=False)
                 rows = torch.arange(0, z.numel(), n_latents, device=z.device)[:, None]
