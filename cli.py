@@ -30,7 +30,12 @@ from saetrain.config import SAEConfig, TrainConfig
 
 
 class Verbs(TyperGroup):
-    """Turns our errors into one line, and says after an interrupt how to go on."""
+    """Turns our errors into one line, says after an interrupt how to go on, and takes the global flags anywhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args[: args.index("--")] if "--" in args else args
+        first = [arg for arg in own if arg in ("--json", "--quiet", "-q", "--traceback")]
+        return super().parse_args(ctx, [*first, *(arg for arg in own if arg not in first), *args[len(own) :]])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -853,6 +858,11 @@ def compare(
     from analysis import compare as run_compare
     from analysis import write_adaptation_page
 
+    if out.suffix.lower() == ".html":
+        raise typer.BadParameter(
+            f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it"
+        )
+
     with progress("compare", "images") as report:
         found = run_compare(
             base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
@@ -1096,12 +1106,14 @@ def progress(verb: str, unit: str) -> Iterator[Report]:
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=stderr, disable=options.quiet) as bar, interrupts() as interrupted:
+    bar = Progress(*columns, console=stderr, disable=options.quiet)
+    with interrupts() as interrupted:
         task = bar.add_task(verb, total=None, text="", visible=False)
 
         def report(done: int, total: int, note: str = "") -> None:
             if interrupted():
                 raise KeyboardInterrupt
+            bar.start()
             speed = bar.tasks[0].speed or 0.0
             if unit == "bytes":
                 text = f"{decimal(done)}/{decimal(total)}  {decimal(int(speed))}/s"
@@ -1109,7 +1121,11 @@ def progress(verb: str, unit: str) -> Iterator[Report]:
                 text = f"{done:,}/{total:,} {unit}  " + (note or f"{speed:,.1f} {unit}/s")
             bar.update(task, completed=done, total=total, text=text, visible=True)
 
-        yield report
+        try:
+            yield report
+        finally:
+            if bar.live.is_started:  # without a terminal, to stop is to print an empty line
+                bar.stop()
 
 
 @contextmanager

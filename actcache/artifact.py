@@ -52,6 +52,15 @@ MANIFEST_FILE = "manifest.json"
 UNSEALED_FOLDERS = ("notes",)
 """What people write beside the seal (names, notes): not covered by the manifest."""
 
+_NAMES = {
+    "acts": "an activation store (x.acts)",
+    "prompts": "an adapted model (x.prompts)",
+    "run": "a run",
+    "codes": "a code store (x.codes)",
+    "concepts": "a concept table (x.concepts)",
+}
+"""What people call a kind."""
+
 _REMAKE = "Make the artifact again, with --overwrite."
 
 Kind = Literal["acts", "prompts", "run", "codes", "concepts"]
@@ -191,14 +200,16 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         ArtifactNotFoundError, SchemaError, CorruptError; IncompleteError when `complete` is asked for and missing.
     """
     path = artifact_path(path)
-    wanted = f"a {kind} artifact" if kind else "an artifact"
+    wanted = _NAMES[kind] if kind else "an artifact"
+    advice = "check the path"
     try:
         there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
+        advice = advice if there else _advice(path)
     except OSError as error:  # no right to look, a name too long
         there, reason = False, f"cannot be opened ({error.strerror})"
     if not there:
-        raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; check the path.")
+        raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; {advice}.")
     value = read_json(path / ARTIFACT_FILE, _REMAKE)
     try:
         schema = int(value["schema"])
@@ -222,7 +233,8 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
             raise
         raise CorruptError(f"{path / ARTIFACT_FILE} lacks or garbles {error}. {_REMAKE}") from error
     if kind is not None and artifact.kind != kind:
-        raise SchemaError(f"{path} is a {artifact.kind} artifact. Expected {wanted}; check the order of the arguments.")
+        found = _NAMES.get(artifact.kind, f"a {artifact.kind} artifact")
+        raise SchemaError(f"{path} is {found}. Expected {wanted}; check the order of the arguments.")
     if identity != artifact.id:
         raise CorruptError(
             f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it says {artifact.id}. {_REMAKE}"
@@ -230,6 +242,15 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     if complete and not artifact.complete:
         raise IncompleteError(f"{path} is not complete. Run the command that began it again: it resumes.")
     return artifact
+
+
+def _advice(path: Path) -> str:
+    """What to do where there is no artifact: a folder of some, as of a sweep, names the first ones."""
+    if is_remote(path) or not path.is_dir():
+        return "check the path"
+    inside = sorted(str(file.parent) for file in path.glob(f"*/{ARTIFACT_FILE}"))
+    more = ", ..." if len(inside) > 3 else ""
+    return f"inside it are {', '.join(inside[:3])}{more}: name one" if inside else "check the path"
 
 
 def _check_types(artifact: Artifact) -> None:

@@ -110,6 +110,18 @@ def remove_litter(path: Path) -> None:
 # Writing
 
 
+_AGAIN = ", then run the same command again: it resumes."
+_REPAIR = f"Repair the disk{_AGAIN}"
+_ADVICE = {
+    errno.ENOSPC: f"Free space{_AGAIN}",
+    errno.EDQUOT: f"Free quota{_AGAIN}",
+    errno.EACCES: f"Correct the rights{_AGAIN}",
+    errno.EROFS: "Choose a path on a disk that can be written.",
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "Choose another path."),
+}
+"""What to do about an error of the operating system."""
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's errors into one line that says what to do."""
@@ -118,23 +130,24 @@ def storage_errors(path: Path) -> Iterator[None]:
     except PipelineError:
         raise
     except OSError as error:
-        advice = {errno.ENOSPC: "Free space", errno.EDQUOT: "Free quota", errno.EACCES: "Correct the rights"}
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. "
-            f"{advice.get(error.errno or 0, 'Repair the disk')}, then run the same command again: it resumes."
+            f"{path} cannot be written: {error.strerror or error}. {_ADVICE.get(error.errno or 0, _REPAIR)}"
         ) from error
 
 
-def write_atomic(path: Path, data: bytes, *, replace: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, *, replace: bool = True, parents: bool = False) -> None:
     """Write `data` under `path`: temporary file, fsync, rename, fsync of the directory. Raises StorageError.
 
     Args:
         replace: False leaves a file that has the name already as it is.
+        parents: make the folders above it, where they are missing.
     """
     with storage_errors(path):
         if is_remote(path):
             path.write_bytes(data)
             return
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         try:
             temporary.unlink(missing_ok=True)  # a killed process of our number may have linked it to a final name

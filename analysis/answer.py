@@ -48,6 +48,5 @@ def write_answer(table: pa.Table, out: str | Path) -> Path:
         pq.write_table(table, sink)
     else:
         raise SettingsError(f"--out must end in .csv or .parquet, got {out.name!r}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, sink.getvalue())
+    write_atomic(out, sink.getvalue(), parents=True)
     return out

@@ -48,8 +48,7 @@ def write_page(out: str | Path, template: str, **fields: Any) -> Path:
     script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
     page = share_pictures(fill(template, script=trust(script), **fields))
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page.encode())
+    write_atomic(out, page.encode(), parents=True)
     return out
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from actcache import SettingsError
 from analysis.concepts import ConceptTable
 from analysis.curves import draw_sections
 from analysis.overview import draw_overview, draw_training
@@ -39,8 +40,10 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
         results: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
 
     Raises:
-        SettingsError, SchemaError: a file that is no such result.
+        SettingsError: `out` does not end in .html. SettingsError, SchemaError: a file that is no such result.
     """
+    if Path(out).suffix.lower() not in (".html", ".htm"):  # it replaces what is there: nobody's data by mistake
+        raise SettingsError(f"{out} does not end in .html. Give the name of the page, e.g. report.html.")
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     rows, columns = concepts.grid
     sae, source = concepts.artifact.provenance["sae"], concepts.artifact.provenance["source"]

@@ -55,14 +55,16 @@ def find_result(out: str | Path | None, head: Mapping[str, Any], *, overwrite: b
     return found
 
 
+_WRITERS = "evaluate, intervene, attribute, steer, rules or compare"
+
+
 def finish_result(out: str | Path | None, head: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
     """Head and body, written where there is a path to; NaN and infinity become None."""
     whole: dict[str, Any] = _plain({**head, **body})
     if out is None:
         return whole
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, (json.dumps(whole, allow_nan=False, indent=1) + "\n").encode())
+    write_atomic(out, (json.dumps(whole, allow_nan=False, indent=1) + "\n").encode(), parents=True)
     return whole
 
 
@@ -70,10 +72,10 @@ def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     """Read a result file. Raises SchemaError for another kind or a newer schema, CorruptError, SettingsError."""
     path = Path(path)
     if not path.is_file():
-        raise SettingsError(f"{path} does not exist. Expected a file that `evaluate` or `intervene` wrote.")
+        raise SettingsError(f"{path} does not exist. Expected a result: the JSON file of {_WRITERS}.")
     found = read_json(path, "Run the command that made it again, with --overwrite.")
     if not isinstance(found, dict) or not isinstance(found.get("schema"), int):
-        raise SchemaError(f"{path} is not a result file. Expected one that `evaluate` or `intervene` wrote.")
+        raise SchemaError(f"{path} is not a result file. Expected the JSON file of {_WRITERS}.")
     if found["schema"] > SCHEMA:
         raise SchemaError(f"{path} has schema {found['schema']}; this program reads up to {SCHEMA}.")
     if kind is not None and found.get("kind") != kind:

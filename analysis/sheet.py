@@ -88,8 +88,7 @@ def draw_sheet(
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, buffer.getvalue())
+    write_atomic(out, buffer.getvalue(), parents=True)
     return out
 
 

@@ -131,6 +131,26 @@ def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     ]
 
 
+def test_global_flags_stand_before_or_after_the_verb(tmp_path: Path, tiny_codes: Path) -> None:
+    before = run("--json", "-q", "info", tiny_codes, cwd=tmp_path)
+    after = run("info", tiny_codes, "--json", "--quiet", cwd=tmp_path)
+    assert json.loads(before.stdout) == json.loads(after.stdout)
+    done = run("info", "--traceback", "nothing", cwd=tmp_path, check=False)
+    assert "Traceback" in done.stderr
+    assert "--json does not exist" in run("info", "--", "--json", cwd=tmp_path, check=False).stderr
+
+
+def test_an_error_before_the_first_progress_is_the_only_line(tmp_path: Path) -> None:
+    done = run("train", "nothing.acts", "run", cwd=tmp_path, check=False)
+    assert done.stderr.startswith("error: ")
+
+
+def test_the_page_of_a_comparison_cannot_replace_its_json(tmp_path: Path) -> None:
+    done = run("compare", "a.concepts", "b.concepts", "c.html", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "c.json" in done.stderr
+
+
 def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path) -> None:
     assert run("extract", ".", "x.acts", cwd=tmp_path, check=False).returncode == 2
     done = run("query", tiny_codes, cwd=tmp_path, check=False)

@@ -134,7 +134,7 @@ CASES: list[tuple[str, Callable[[Scene], object], list[str]]] = [
     ("ModelError", truncated_checkpoint, ["short.safetensors", "whole"]),
     ("NonFiniteError", overflow, ["hook_resid_post", ".png", "--dtype float32"]),
     ("ArtifactNotFoundError", nothing_there, ["nowhere.acts", "does not exist"]),
-    ("SchemaError", wrong_kind, ["run artifact", "acts artifact"]),
+    ("SchemaError", wrong_kind, ["is a run", "an activation store"]),
     ("SchemaError", newer_schema, ["schema 99", "newer patchsae"]),
     ("IncompleteError", incomplete_store, ["1 of 5 shards", "extract"]),
     ("ParentMismatchError", other_model, ["model", "same CLIP weights"]),

@@ -190,7 +190,11 @@ BAD = [
     ("query a.codes --latent 7 --out x.txt", ".csv"),
     ("query a.codes --latent 7 --names other.concepts --out x.csv", "does not exist"),
     ("report a.concepts x.html --result words.txt", "words.txt"),
-    ("report a.codes x.html", "codes artifact"),
+    ("report a.codes x.html", "is a code store (x.codes). Expected a concept table"),
+    ("report a.concepts words.txt", "words.txt does not end in .html"),
+    ("report a.concepts words.txt/x.html", "Choose another path"),
+    ("evaluate run a.acts a.concepts", "a.concepts"),
+    ("info .", "inside it are a.acts, a.codes, a.concepts, ...: name one"),
 ]
 
 
