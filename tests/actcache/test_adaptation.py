@@ -83,6 +83,26 @@ def test_a_crop_lies_inside_its_image() -> None:
     assert torch.equal(found, again)
 
 
+def test_crops_are_of_the_published_sizes_and_lie_anywhere() -> None:
+    """Where a crop begins and ends, from the slopes of two ramps and the values in its middle."""
+    line = (torch.arange(64.0) + 0.5) / 64
+    ramps = torch.stack([line.expand(64, 64), line[:, None].expand(64, 64), torch.zeros(64, 64)])
+    found = crop_and_flip(ramps.expand(400, 3, 64, 64), np.random.Generator(np.random.Philox(0)))
+    across, down = found[:, 0, 32], found[:, 1, :, 32]
+    size = torch.stack([64 * part[:, 24:40].diff(dim=1).mean(1).abs() for part in (across, down)])  # [2, B]
+    middle = torch.stack([part[:, 31:33].mean(1) for part in (across, down)])
+    area, ratio = size.prod(0), size[0] / size[1]
+    assert 0.079 < area.min() < 0.12
+    assert 0.9 < area.max() < 1.001
+    assert 0.749 < ratio.min() < 0.8
+    assert 1.25 < ratio.max() < 1.334
+    first, last = middle - size / 2, middle + size / 2
+    assert (first > -1e-3).all()
+    assert (last < 1 + 1e-3).all()
+    assert (first.amin(1) < 0.05).all()
+    assert (last.amax(1) > 0.95).all()
+
+
 @pytest.mark.parametrize("method", ["coop", "cocoop", "vpt", "ivlp", "maple"])
 def test_every_method_learns_and_is_measured(
     method: str, tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], make_images: Callable[..., Path]

@@ -73,3 +73,10 @@ def test_a_chunk_of_vit_b_16_is_a_multiple_of_a_page() -> None:
     assert layout.chunk_bytes("patches") == 1_376_256
     assert layout.chunk_bytes("patches") % 4096 == 0
     assert np.prod(layout.chunk_shape("patches")) * 2 == 1_376_256
+
+
+def test_shapes_are_chosen_by_the_number_of_images() -> None:
+    found = {n: choose_shape(n) for n in (1, 1023, 1024, 6_400, 10_000, 50_000)}
+    assert found == {1: (16, 256), 1023: (16, 256), 1024: (64, 256), 6_400: (64, 448), 10_000: (64, 640),
+                     50_000: (64, 1024)}  # fmt: skip
+    assert [choose_shape(*given) for given in ((1024, 16), (1023, 64), (1024, 64))] == [(16, 16), (16, 64), (64, 64)]

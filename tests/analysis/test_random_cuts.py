@@ -162,12 +162,11 @@ def test_monosemanticity_is_the_weighted_mean_over_pairs(case: Case, score: str)
         mine = a[1:, latent]
         weights = mine - mine.min()
         pairs = [(n, m) for n in range(len(mine)) for m in range(n)]
-        total = sum(weights[n] * weights[m] for n, m in pairs)
-        share = 2 * total / mine.sum() ** 2 if mine.any() else 0.0  # of what is rounded at 1e-16
-        if share > 1.01e-7:
+        if (weights > 0).sum() > 1:
+            total = sum(weights[n] * weights[m] for n, m in pairs)
             expected = sum(weights[n] * weights[m] * (unit[n + 1] @ unit[m + 1]) for n, m in pairs) / total
             assert found[latent] == pytest.approx(expected, abs=1e-8)
-        elif share < 0.99e-7:
+        else:
             assert np.isnan(found[latent])
 
 
@@ -180,6 +179,27 @@ def test_monosemanticity_is_none_of_one_image_that_differs_from_another_by_littl
     codes = write_codes(tmp_path / "x.codes", dense, [2], np.zeros(2, np.int32), grid=(ROWS, COLUMNS), tokens="all")
     np.save(tmp_path / "e.npy", rng.normal(size=(2, 5)))
     assert np.isnan(monosemanticity(codes, tmp_path / "e.npy")).all()
+
+
+def test_monosemanticity_of_what_fires_everywhere_is_of_the_differences(tmp_path: Path) -> None:
+    """A latent at nearly the same value on every image: what differs by a thousandth is all there is to weigh."""
+    dense = np.full((12, 5, 3), 60.0, dtype=np.float16)
+    dense[[1, 4, 9], 2] += np.float16([1 / 32, 1 / 16, 0])  # latent 0: on three images, 1: the same, 2: on none
+    dense[7, 3, 2] += np.float16(1 / 32)  # a single image has no pair
+    dense[[1, 4, 9], 2, 1] += np.float16([0, 2, 1])
+    embeddings = np.random.default_rng(0).normal(size=(12, 4))
+    np.save(tmp_path / "e.npy", embeddings)
+    unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
+    for sizes in ([12], [5, 1, 6]):
+        codes = write_codes(tmp_path / f"{len(sizes)}.codes", dense, sizes, grid=(2, 2))
+        found = monosemanticity(codes, tmp_path / "e.npy")
+        weights = dense.astype(np.float64).sum(1) - 300
+        for latent in range(2):
+            w = weights[:, latent]
+            pairs = [(n, m) for n in range(12) for m in range(n)]
+            expected = sum(w[n] * w[m] * (unit[n] @ unit[m]) for n, m in pairs) / sum(w[n] * w[m] for n, m in pairs)
+            assert found[latent] == pytest.approx(expected, rel=1e-12)
+        assert np.isnan(found[2])
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path, tiny_codes: Path) -> None:

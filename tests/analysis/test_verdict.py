@@ -38,3 +38,14 @@ def test_masks_hold_the_most_frequent_latents_of_each_class_and_of_all_images() 
     counts = {"base": LatentCounts(np.array([[3, 0, 2, 0], [0, 1, 2, 0]], dtype=np.int32))}
     lists = {mask.selection: mask.lists.tolist() for _, mask in make_masks(counts, [1], 0, 0)}
     assert lists == {"class": [[0], [2]], "dataset": [[2]]}
+
+
+def test_random_masks_are_other_latents_and_left_out_where_none_are_left() -> None:
+    counts = {"base": LatentCounts(np.array([[3, 0, 2, 1], [0, 1, 2, 4]], dtype=np.int32))}
+    masks = [mask for _, mask in make_masks(counts, [1, 3], 2, 0)]
+    assert [(m.selection, m.k, m.draw) for m in masks] == [
+        ("class", 1, 0), ("dataset", 1, 0), ("random", 1, 0), ("random", 1, 1), ("class", 3, 0), ("dataset", 3, 0)
+    ]  # fmt: skip
+    for mask in masks[2:4]:
+        assert (mask.lists >= 0).all()
+        assert (mask.lists != masks[0].lists).all()

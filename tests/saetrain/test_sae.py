@@ -92,6 +92,11 @@ def test_quality_equals_plain_numpy(planted_store: Path, tokens: str) -> None:
         assert quality[kind]["fvu"] == pytest.approx(fvu, rel=1e-5)
         assert quality[kind]["l0"] == pytest.approx(len(rows) / len(x))
         assert quality[kind]["cosine"] == pytest.approx(cosine, rel=1e-6)
+        if kind == tokens:
+            density = np.bincount(latents, minlength=60) / len(x)
+            assert 0 < (density > 0.1).sum() < 60
+            assert quality["dense"] == pytest.approx((density > 0.1).mean())
+            assert quality["silent"] == pytest.approx((density == 0).mean())
     with pytest.raises(SettingsError, match="No readable image"):
         evaluate(sae, store, HookPoint(0), [5, 77])
 
