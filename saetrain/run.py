@@ -198,9 +198,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to `step`: what a resumed run will not write again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_atomic(path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    """Keep a line a step, up to `step`: what a resumed run will not write again, nor two that ran beside each other."""
+    kept = {line["step"]: line for line in read_metrics(path) if line["step"] <= step}
+    write_atomic(path / METRICS_FILE, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)).encode())
 
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:

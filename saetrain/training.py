@@ -235,6 +235,7 @@ class Training:
             )
         quality["dead"] = float(self.dead.float().mean())
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
+        truncate_metrics(self.path, self.step)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         seal_artifact(self.path, quality=quality)
 

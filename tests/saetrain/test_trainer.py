@@ -22,6 +22,7 @@ from actcache import (
 )
 from saetrain import Run, SAEConfig, TrainConfig, train
 from saetrain.revival import init_from_rows, init_thresholds, lower_thresholds, resample
+from saetrain.run import append_metrics, read_metrics, truncate_metrics
 
 TOPK = SAEConfig(n_latents=96, k=3)
 RELU = SAEConfig(variant="relu", n_latents=96, l1=0.002)
@@ -255,3 +256,10 @@ def test_metrics_are_readable_lines(tmp_path: Path, planted_store: Path) -> None
     assert [line["step"] for line in lines] == [50, 90]
     assert set(lines[0]) >= {"loss", "fvu", "l0", "dead", "lr", "tokens_per_s", "seconds"}
     assert set(lines[0]["seconds"]) >= {"wait", "encode", "select", "decode", "backward", "optimizer"}
+
+
+def test_a_finished_run_has_one_line_a_step_whoever_else_wrote_some(tmp_path: Path) -> None:
+    for step in (2, 2, 4, 1, 4, 6):
+        append_metrics(tmp_path, {"step": step, "loss": 1.0})
+    truncate_metrics(tmp_path, 4)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4]
