@@ -7,8 +7,11 @@ sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, sc
 manifest.json         the seal, with the final quality
 """
 
+import fcntl
 import json
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +23,7 @@ from actcache import (
     HookPoint,
     IncompleteError,
     ParentMismatchError,
+    SettingsError,
     StoreGroup,
     crc32c,
     open_artifact,
@@ -201,6 +205,28 @@ def truncate_metrics(path: Path, step: int) -> None:
     """Keep a line a step, up to `step`: what a resumed run will not write again, nor two that ran beside each other."""
     kept = {line["step"]: line for line in read_metrics(path) if line["step"] <= step}
     write_atomic(path / METRICS_FILE, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)).encode())
+
+
+@contextmanager
+def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
+    """Hold runs while they are trained. The operating system lets go of them when the process ends, however it ends.
+
+    Raises:
+        SettingsError: another process trains one of them.
+    """
+    with ExitStack() as held:
+        for path in paths:
+            file = held.enter_context(open(path / "artifact.json", "rb"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SettingsError(
+                    f"{path} is being trained by another process. Let it finish, or stop it and run the same command: "
+                    "it resumes."
+                ) from error
+            except OSError:
+                logger.debug("%s is on a disk without locks", path)
+        yield
 
 
 def append_metrics(path: Path, line: dict[str, Any]) -> None:

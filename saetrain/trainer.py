@@ -34,7 +34,7 @@ from saetrain.config import SAEConfig, TrainConfig
 from saetrain.loader import ActivationLoader
 from saetrain.order import split_images
 from saetrain.processes import any_of_all, join_processes, rank, world_size
-from saetrain.run import Run
+from saetrain.run import Run, lock_runs
 from saetrain.trackers import Opener, choose_trackers, tracked
 from saetrain.training import Laps, Training
 
@@ -204,9 +204,10 @@ def _train(
     if not hook_points:
         return []
     loader = _make_loader(stores, hook_points, trainings[0].config, trainings[0].device)
-    for training in trainings:
-        training.start(_first_rows(stores, training))
-    with tracked(trainings, openers), _signals() as stopped:
+    going = [training.path for training in trainings if not training.complete]
+    with lock_runs(going if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped:
+        for training in trainings:
+            training.start(_first_rows(stores, training))
         return _loop(trainings, stores, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
 
 

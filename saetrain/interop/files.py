@@ -99,7 +99,7 @@ def take(tensors: Mapping[str, Any], path: Path, **shapes: tuple[int | None, ...
     """The named tensors as float32, their shapes checked; `__` in a name stands for a dot, None for any size.
 
     Raises:
-        CorruptError: one is missing, has another shape, or is not finite.
+        CorruptError: one is missing, has another shape, is of integers, or is not finite.
     """
     taken = {}
     for name, shape in shapes.items():
@@ -112,6 +112,8 @@ def take(tensors: Mapping[str, Any], path: Path, **shapes: tuple[int | None, ...
         fits = value.dim() == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
         if not fits or value.is_complex() or value.layout != torch.strided:
             raise CorruptError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shape}. Copy it again.")
+        if not value.is_floating_point():
+            raise CorruptError(f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as trained.")
         taken[name.replace(".", "__")] = value.float()
         if not taken[name.replace(".", "__")].isfinite().all():
             raise CorruptError(f"{path}: {name} holds numbers that are not finite. The training had diverged.")

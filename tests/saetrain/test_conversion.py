@@ -249,6 +249,7 @@ def test_damaged_and_lying_checkpoints_are_refused(tmp_path: Path, planted_store
         "missing": lambda p: saelens_folder(p, {n: tensors[n] for n in ("W_enc", "b_dec")}, architecture="standard"),
         "shape": lambda p: saelens_folder(p, tensors | {"b_enc": torch.zeros(7)}, architecture="standard"),
         "nan": lambda p: saelens_folder(p, tensors | {"b_enc": torch.full((40,), torch.nan)}, architecture="standard"),
+        "integers": lambda p: saelens_folder(p, {n: t.int() for n, t in tensors.items()}, architecture="standard"),
         "k": lambda p: saelens_folder(p, tensors, architecture="topk", k=10**12),
         "no k": lambda p: saelens_folder(p, tensors, architecture="topk"),
         "architecture": lambda p: saelens_folder(p, tensors, architecture="temporal"),

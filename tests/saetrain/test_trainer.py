@@ -263,3 +263,17 @@ def test_a_finished_run_has_one_line_a_step_whoever_else_wrote_some(tmp_path: Pa
         append_metrics(tmp_path, {"step": step, "loss": 1.0})
     truncate_metrics(tmp_path, 4)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 4]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, planted_store: Path) -> None:
+    refused: list[str] = []
+
+    def train_it_twice(*_: object) -> None:
+        with pytest.raises(SettingsError, match="being trained by another process") as found:
+            train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
+        refused.append(str(found.value))
+
+    run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT, on_progress=train_it_twice)
+    assert len(refused) == 2
+    assert str(run.path) in refused[0]
+    assert train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT).run_id == run.run_id
