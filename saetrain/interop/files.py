@@ -112,7 +112,7 @@ def take(tensors: Mapping[str, Any], path: Path, **shapes: tuple[int | None, ...
         fits = value.dim() == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
         if not fits or value.is_complex() or value.layout != torch.strided:
             raise CorruptError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shape}. Copy it again.")
-        if not value.is_floating_point():
+        if shape and not value.is_floating_point():  # a k may be an integer
             raise CorruptError(f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as trained.")
         taken[name.replace(".", "__")] = value.float()
         if not taken[name.replace(".", "__")].isfinite().all():
