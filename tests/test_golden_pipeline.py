@@ -1,0 +1,140 @@
+"""What version 0.1.0 wrote before its modules moved is opened, verified, resumed and shown by the code of today.
+
+tests/golden/pipeline holds every kind of artifact and of result (see tests/golden/README.md). Complete artifacts must
+not change by a byte when the command that made them is given again: that holds settings, ids and parents. Answers must
+be the numbers that were printed then; they may differ in the last digits, as processors do.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import cli
+
+GOLDEN = Path(__file__).parent / "golden" / "pipeline"
+SPEC = importlib.util.spec_from_file_location("make_pipeline", GOLDEN.parent / "make_pipeline.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+MADE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(MADE)
+
+ARTIFACTS = [
+    "a.acts", "b.acts", "adapted.acts", "a.prompts", "run", "long", "a.codes", "adapted.codes", "a.concepts",
+    "adapted.concepts", *(f"runs/variant{name}" for name in ("batchtopk", "relu", "jumprelu", "gated")),
+]  # fmt: skip
+RESULTS = {
+    "evaluate.json": "Fidelity", "evaluate-runs.json": "Fidelity", "intervene.json": "Masking latents",
+    "attribute.json": "Which latents decide", "steer.json": "Steering", "rules.json": "Rules",
+    "compare.json": "What maple changed",
+}  # fmt: skip
+REWRITES = ("name", "report", "compare")
+"""Verbs that write people's names, or a page for looking at, each time."""
+
+
+def ask(folder: Path, command: str) -> Result:
+    """A command given in a folder, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return CliRunner().invoke(cli.app, ["--quiet", "--json", *command.split()])
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, so that no test can change what is kept."""
+    return Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("golden") / "pipeline"))
+
+
+def check_close(found: Any, kept: Any, place: str = "") -> None:
+    """Equal but for the last digits of floats."""
+    if isinstance(kept, dict):
+        assert isinstance(found, dict), place
+        assert found.keys() >= kept.keys(), place
+        for name in kept:
+            check_close(found[name], kept[name], f"{place}/{name}")
+    elif isinstance(kept, list):
+        assert len(found) == len(kept), place
+        for i, (one, other) in enumerate(zip(found, kept, strict=True)):
+            check_close(one, other, f"{place}/{i}")
+    elif isinstance(kept, float):
+        assert found == pytest.approx(kept, rel=2e-3, abs=1e-5, nan_ok=True), place
+    else:
+        assert found == kept, place
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_an_artifact_is_whole(golden: Path, name: str) -> None:
+    done = ask(golden, f"verify {name}")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["ok"]
+
+
+@pytest.mark.parametrize("name", MADE.ANSWERS)
+def test_an_answer_is_what_it_was(golden: Path, name: str) -> None:
+    done = ask(golden, MADE.ANSWERS[name])
+    assert done.exit_code == 0, done.output
+    check_close(json.loads(done.stdout), json.loads((GOLDEN / "answers" / f"{name}.json").read_text()))
+
+
+@pytest.mark.parametrize("command", MADE.COMMANDS, ids=lambda command: " ".join(command.split()[:3]))
+def test_the_command_that_made_it_changes_nothing(golden: Path, command: str) -> None:
+    before = {file: file.read_bytes() for file in golden.rglob("*") if file.is_file()}
+    done = ask(golden, command)
+    assert done.exit_code == 0, done.output
+    if command.split()[0] not in REWRITES:
+        assert {file: file.read_bytes() for file in golden.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_is_reported_on(golden: Path, tmp_path: Path, name: str) -> None:
+    done = ask(golden, f"report a.concepts {tmp_path / 'page.html'} --result {name}")
+    assert done.exit_code == 0, done.output
+    assert RESULTS[name] in (tmp_path / "page.html").read_text()
+
+
+def test_an_interrupted_extraction_is_finished(golden: Path) -> None:
+    from actcache import ActivationStore
+
+    done = ask(golden, MADE.COMMANDS[0].replace("a.acts", "interrupted-a.acts"))
+    assert done.exit_code == 0, done.output
+    finished, whole = (ActivationStore.open(golden / name) for name in ("interrupted-a.acts", "a.acts"))
+    assert finished.store_id == whole.store_id
+    np.testing.assert_allclose(
+        finished.read(1, check=True).astype(np.float32), whole.read(1).astype(np.float32), rtol=2e-3, atol=1e-4
+    )
+
+
+def test_interrupted_codes_are_finished(golden: Path) -> None:
+    from saetrain import CodeStore
+
+    done = ask(golden, "encode run a.acts interrupted-a.codes --device cpu")
+    assert done.exit_code == 0, done.output
+    finished, whole = (CodeStore.open(golden / name) for name in ("interrupted-a.codes", "a.codes"))
+    assert finished.codes_id == whole.codes_id
+    for shard in range(whole.n_shards):
+        one, other = finished.read_shard(shard), whole.read_shard(shard)
+        np.testing.assert_array_equal(one.indptr, other.indptr)
+        np.testing.assert_allclose(one.value.astype(np.float32), other.value.astype(np.float32), rtol=2e-3, atol=1e-4)
+
+
+def test_a_killed_training_is_finished(golden: Path) -> None:
+    """From its checkpoint at step 1000; its twin was never killed."""
+    from saetrain import Run
+
+    checkpoints = golden / "interrupted-run" / "checkpoints"
+    assert sorted(file.name for file in checkpoints.glob("*.json")) == ["step-00001000.json"]
+    done = ask(golden, f"train a.acts interrupted-run {MADE.LONG} --checkpoint-every 1000")
+    assert done.exit_code == 0, done.output
+    finished, whole = (Run.open(golden / name) for name in ("interrupted-run", "long"))
+    assert finished.run_id == whole.run_id
+    assert finished.quality["all"]["fvu"] == pytest.approx(whole.quality["all"]["fvu"], rel=0.05)
+    steps = [
+        json.loads(line)["step"] for line in (golden / "interrupted-run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 4000
