@@ -2,8 +2,8 @@
 
     python tests/golden/make_pipeline.py FOLDER
 
-It was written once, by the code of version 0.1.0 before its modules moved into sub-packages, and is not made again: what
-the tests ask is whether the code of today still opens, verifies, resumes and shows what that code wrote. Floating point
+It was written once, by version 0.1.0 before its modules moved into sub-packages, and is not made again: what
+the tests ask is whether the code of today opens, verifies, resumes and shows what that code wrote. Floating point
 differs between processors, so a folder made again elsewhere has the same ids and settings but not the same bytes.
 """
 
