@@ -25,7 +25,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from actcache.errors import PipelineError
-from actcache.prompt_config import PromptConfig
+from actcache.prompts import PromptConfig
 from saetrain.config import SAEConfig, TrainConfig
 
 
@@ -323,7 +323,7 @@ def train(
     --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given several times: all
     combinations are trained on one stream, and RUN is a folder of runs.
     """
-    from actcache import find_worker
+    from actcache.workers import find_worker
     from saetrain import sweep
     from saetrain import train as run_train
 

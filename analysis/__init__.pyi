@@ -1,38 +1,47 @@
-from .adaptation_report import write_adaptation_page
-from .answer import parse_at, parse_latents, write_answer
-from .attribution import delete_latents
-from .coactivation import CoFiring, co_fire, query_co_firing, sample_partners
-from .comparison import compare
+from .classifier import embed_images
+from .comparison import compare, compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
 from .concepts import ConceptTable, analyze
-from .contrast import query_groups
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
-from .embeddings import embed_images
-from .entries import open_entries, read_entries
-from .fidelity import evaluate_fidelity
-from .heat import heat_maps, latent_masks
-from .intervention import mask_latents
-from .join import find_images, map_shards, open_scheduler
-from .localization import Localization, localize, score_latents
-from .masks import PixelMasks, read_masks
-from .names import add_names, read_name_table, read_names, read_own_names, set_name
-from .naming import name_latents
-from .overlap import compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
+from .heat_maps import heat_maps, latent_masks
+from .interventions import Judge, delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
+from .lineage import find_images
+from .localization import (
+    Labeled,
+    Localization,
+    PixelMasks,
+    Recovered,
+    localize,
+    read_masks,
+    recover_concepts,
+    score_latents,
+)
+from .naming import add_names, name_latents, read_name_table, read_names, read_own_names, set_name
 from .query import (
+    CoFiring,
+    choose_images,
+    co_fire,
+    draw_sheet,
     find_image,
+    open_entries,
+    parse_at,
+    parse_latents,
+    query_class,
+    query_co_firing,
     query_counter_examples,
+    query_firing,
+    query_groups,
     query_image,
     query_images,
     query_latent,
     query_patches,
+    query_selection,
+    read_entries,
+    sample_partners,
+    write_answer,
 )
-from .recovery import Labeled, Recovered, recover_concepts
-from .reduction import Statistic, reduce_shards
-from .report import write_report
-from .rule_learning import learn_rules
-from .selection import choose_images, query_class, query_firing, query_selection
-from .sheet import draw_sheet
-from .steering import measure_steerability, set_latents
-from .study import Judge
+from .reduce import Statistic, map_shards, open_scheduler, reduce_shards
+from .report import write_adaptation_page, write_report
+from .rules import learn_rules
 from .tour import Quickstart, quickstart
 
 __all__ = [

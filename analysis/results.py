@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actcache import Artifact, SchemaError, SettingsError, digest, read_json, write_atomic
+from actcache import SchemaError, SettingsError
+from actcache.artifacts import Artifact, digest, read_json, write_atomic
 
 SCHEMA = 1
 

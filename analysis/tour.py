@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from actcache import ActivationStore, extract
 from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
 from analysis.concepts import analyze
-from analysis.recovery import Labeled, Recovered, recover_concepts
+from analysis.localization import Labeled, Recovered, recover_concepts
 from analysis.report import write_report
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 

@@ -14,7 +14,7 @@ import numpy as np
 from bench_read import make_store, read_chunks
 from common import emit, parser
 
-from actcache import aligned_empty
+from actcache.store import aligned_empty
 
 GROUP = Path("/sys/fs/cgroup/memory/actcache-bench")
 

@@ -12,7 +12,7 @@ from common import emit, parser, timed
 from peers import random_rows
 
 from saetrain import SAE, SAEConfig
-from saetrain.preselection import make_encoder
+from saetrain.model.exact_encoder import make_encoder
 
 
 def main() -> None:

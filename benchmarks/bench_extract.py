@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from common import emit, pairs, parser, timed
 
-from actcache import HookPoint, choose_device, decode_image, extract, load_vision_tower, open_source
+from actcache import HookPoint, extract, load_vision_tower
+from actcache.models import choose_device
+from actcache.sources import decode_image, open_source
 
 
 def main() -> None:

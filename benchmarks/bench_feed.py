@@ -14,9 +14,10 @@ import torch
 from bench_read import make_store
 from common import emit, parser
 
-from actcache import has_cpu_bfloat16, open_stores
+from actcache import open_stores
+from actcache.models import has_cpu_bfloat16
 from saetrain import ActivationLoader, SAEConfig, TrainConfig
-from saetrain.training import Laps, Training
+from saetrain.training.state import Laps, Training
 
 
 def main() -> None:

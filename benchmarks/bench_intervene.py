@@ -14,10 +14,10 @@ from common import emit, parser, timed
 from PIL import Image
 
 from actcache import extract, open_stores
-from analysis.masking import judge_masks, make_masks
-from analysis.ranking import LatentCounts
-from analysis.study import Judge, open_study
-from analysis.zero_shot import as_numpy, batches
+from analysis.classifier.zero_shot import as_numpy, batches
+from analysis.interventions.latent_choice import LatentCounts
+from analysis.interventions.latent_masks import judge_masks, make_masks
+from analysis.interventions.study import Judge, open_study
 from saetrain import SAEConfig, TrainConfig, train
 
 N_MASKS = 21

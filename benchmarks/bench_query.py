@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import zarr
 from common import emit, parser
 
-from actcache import begin_artifact, seal_artifact
+from actcache.artifacts import begin_artifact, seal_artifact
 from saetrain import CodeStore
-from saetrain.code_writer import code_dtypes, write_shard
-from saetrain.codes import CODES
+from saetrain.codes.store import CODES
+from saetrain.codes.writer import code_dtypes, write_shard
 
 ROOT = Path(__file__).parents[1]
 

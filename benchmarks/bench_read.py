@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 from common import emit, memcpy_gb_s, parser, timed
 
-from actcache import ActivationStore, ChannelStatistics, HookPoint, ImagePlan, layout_of, verify
-from actcache.images import IMAGES_SCHEMA
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import ActivationStore, HookPoint, verify
+from actcache.sources import ImagePlan
+from actcache.sources.plan import IMAGES_SCHEMA
+from actcache.store import ChannelStatistics, layout_of
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 
 def make_store(

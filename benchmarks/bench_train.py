@@ -17,11 +17,11 @@ from common import emit, parser, timed
 from peer_worker import peak_gb
 from peers import random_rows
 
-from actcache import has_cpu_bfloat16
+from actcache.models import has_cpu_bfloat16
 from saetrain import SAE, SAEConfig, TrainConfig
-from saetrain.objective import add_gradients
-from saetrain.optimizer import apply_update, make_optimizer
-from saetrain.training import Laps
+from saetrain.training.objective import add_gradients
+from saetrain.training.optimizer import apply_update, make_optimizer
+from saetrain.training.state import Laps
 
 
 def main() -> None:

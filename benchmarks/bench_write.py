@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 from common import emit, parser
 
-from actcache import ChannelStatistics, HookPoint, ImagePlan, layout_of
-from actcache.images import IMAGES_SCHEMA
-from actcache.writer import ShardWriter, begin_store
+from actcache import HookPoint
+from actcache.sources import ImagePlan
+from actcache.sources.plan import IMAGES_SCHEMA
+from actcache.store import ChannelStatistics, layout_of
+from actcache.store.writer import ShardWriter, begin_store
 
 
 def main() -> None:

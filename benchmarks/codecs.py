@@ -24,9 +24,10 @@ import numpy as np
 from common import emit, parser, timed
 from numpy.typing import NDArray
 
-from actcache import ActivationStore, HookPoint, ImagePlan
-from actcache.codecs import CODECS
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import ActivationStore, HookPoint
+from actcache.sources import ImagePlan
+from actcache.store.codecs import CODECS
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 Key = tuple[str, str, int, int]
 NAMES = ("codec", "shuffle", "level", "block_kib")

@@ -25,8 +25,9 @@ import torch
 from common import emit, parser, timed
 from numpy.typing import NDArray
 
-from actcache import ActivationStore, HookPoint, ImagePlan
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import ActivationStore, HookPoint
+from actcache.sources import ImagePlan
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 from saetrain import SAE, Run, SAEConfig, TrainConfig, evaluate, train
 
 Floats = NDArray[np.floating[Any]]

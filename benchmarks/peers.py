@@ -45,8 +45,8 @@ def our_peer(options: argparse.Namespace) -> Any:
 
     from saetrain import SAE, SAEConfig
     from saetrain.config import TrainConfig
-    from saetrain.objective import add_gradients
-    from saetrain.optimizer import apply_update, make_optimizer
+    from saetrain.training.objective import add_gradients
+    from saetrain.training.optimizer import apply_update, make_optimizer
 
     worker = importlib.import_module("peer_worker")
     nested = options.variant == "matryoshka"

@@ -21,7 +21,9 @@ import open_clip
 import torch
 from torch import Tensor
 
-from actcache import HookPoint, ImageFolder, VisionTower, decode_image, load_vision_tower
+from actcache import HookPoint, ImageFolder, load_vision_tower
+from actcache.models import VisionTower
+from actcache.sources import decode_image
 
 SITES = ("attn_out", "resid_mid", "mlp_out", "resid_post")
 EVERYWHERE, WEIGHTS, OURS = "bfloat16 autocast everywhere", "bfloat16 weights", "bfloat16 branches"

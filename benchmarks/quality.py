@@ -37,7 +37,7 @@ def measure(options: Any, fields: dict[str, Any], seed: int, *, reference: bool)
         dead_tokens=options.dead_tokens, precision="float32" if reference else "bfloat16",
     )  # fmt: skip
     dense: AbstractContextManager[Any] = (
-        patch.dict("saetrain.objective.DENSE_SHARE", float32=-1.0) if reference else nullcontext()
+        patch.dict("saetrain.training.objective.DENSE_SHARE", float32=-1.0) if reference else nullcontext()
     )
     held_out = ActivationStore.open(options.held_out)
     with tempfile.TemporaryDirectory() as folder, dense:

@@ -1,13 +1,11 @@
-from .codes import CodeStore, LatentCodes, RowCodes, ShardCodes
+from .codes import CodeStore, LatentCodes, RowCodes, ShardCodes, encode
 from .config import SAEConfig, TrainConfig
-from .conversion import Conversion, Parity, convert
-from .encoding import encode
-from .loader import ActivationLoader, Batch
+from .data import ActivationLoader, Batch, held_out_images, split_images, train_images
+from .interop import Conversion, Parity, convert
 from .metrics import evaluate
-from .order import held_out_images, split_images, train_images
+from .model import SAE
 from .run import Run
-from .sae import SAE
-from .trainer import sweep, train
+from .training import sweep, train
 
 __all__ = [
     "SAE",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actcache import HookPoint, SettingsError, StoreGroup, Stores, open_stores
-from saetrain.sae import SAE
+from actcache import HookPoint, SettingsError, open_stores
+from actcache.store import StoreGroup, Stores
+from saetrain.model import SAE
 
 DENSE = 0.1
 """A latent is dense when it fires on more than this share of the tokens."""

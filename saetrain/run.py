@@ -17,27 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from actcache import (
-    Artifact,
-    CorruptError,
-    HookPoint,
-    IncompleteError,
-    ParentMismatchError,
-    SettingsError,
-    StoreGroup,
-    crc32c,
-    open_artifact,
-    read_json,
-    read_manifest,
-    write_atomic,
-    write_json,
-)
+from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
+from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
+from actcache.store import StoreGroup
 from saetrain.config import SAEConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saetrain.sae import SAE
+    from saetrain.model import SAE
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +96,7 @@ class Run:
         return {name: [line[name] for line in lines] for name in CURVES} if lines else {}
 
     def sae(self) -> "SAE":
-        from saetrain.sae import SAE
+        from saetrain.model import SAE
 
         return SAE.load(self.path / SAE_FILE, self.sae_config)
 

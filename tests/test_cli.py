@@ -16,7 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import actcache
-import actcache.plan
+import actcache.extraction.plan
 import analysis
 import cli
 import saetrain
@@ -68,7 +68,7 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
     renamed = {"layer": "layers", "site": "sites"} if verb == "extract" else {"set_": "set"}
     if verb == "extract":
         del flags["dry_run"]  # calls estimate(), whose defaults are these too
-        assert {name: keywords[name] for name in actcache.plan.DEFAULTS} == actcache.plan.DEFAULTS
+        assert {name: keywords[name] for name in actcache.extraction.plan.DEFAULTS} == actcache.extraction.plan.DEFAULTS
     if verb == "train":
         del flags["site"]  # with --layer one hook point
     assert {renamed.get(name, name) for name in flags} == set(keywords)

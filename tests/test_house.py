@@ -1,127 +1,136 @@
-"""The house: imports point one way, one library has one room, front doors list exactly what they give, and the
-command line starts without the heavy libraries."""
+"""The house: imports point one way, between packages and between sub-packages; a sub-package is entered by its door; a
+library has its rooms; doors list exactly what they give; and the command line starts without the heavy libraries.
+
+A *room* is a sub-package, or a module that lies directly in a package.
+"""
 
 import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("actcache", "saetrain", "analysis")
-RANK = {"actcache": 0, "saetrain": 1, "analysis": 2, "cli": 3}
 
-ROOMS = {
-    "open_clip": {
-        "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/plan",
-        "actcache/demo/training",
-    },
-    "PIL": {"actcache/images", "actcache/demo/dataset", "analysis/gallery", "analysis/sheet"},
-    "zarr": {
-        "actcache/writer", "actcache/leftovers", "actcache/zarr_arrays", "actcache/codecs", "saetrain/code_writer",
-    },
-    "numcodecs": {"actcache/codecs"},
-    "torch": {
-        "actcache/clip_model", "actcache/vision_tower", "actcache/text_tower", "actcache/extraction", "actcache/plan",
-        "actcache/demo/training",
-        "actcache/prompts", "actcache/prompted_towers", "actcache/prompt_checkpoints",
-        "actcache/prompt_training", "actcache/adaptation",
-        "actcache/origin",
-        "analysis/crossover", "analysis/two_dictionaries",
-        "analysis/attribution", "analysis/dictionary", "analysis/embeddings", "analysis/fidelity",
-        "analysis/intervention", "analysis/masking", "analysis/naming", "analysis/outcomes", "analysis/predictions",
-        "analysis/sparse_coding",
-        "analysis/splicing", "analysis/steering", "analysis/zero_shot",
-        "saetrain/conversion", "saetrain/encoding", "saetrain/preselection",
-        "saetrain/interop/dictionary_learning", "saetrain/interop/files",
-        "saetrain/interop/foreign", "saetrain/interop/patchsae", "saetrain/interop/prisma", "saetrain/interop/saelens",
-        "saetrain/interop/saev", "saetrain/interop/sparsify", "saetrain/loader", "saetrain/metrics",
-        "saetrain/objective", "saetrain/optimizer",
-        "saetrain/processes", "saetrain/revival", "saetrain/run", "saetrain/sae", "saetrain/selection",
-        "saetrain/sparse", "saetrain/trainer", "saetrain/trackers", "saetrain/training",
-    },
-    "wandb": {"saetrain/trackers"},
-    "scipy": {"analysis/dictionary", "analysis/rule_learning"},
-    "sklearn": {"analysis/rules"},
-    "torchvision": {"actcache/plan"},
-    "safetensors": {
-        "analysis/geometry",
-        "actcache/demo/training", "actcache/prompt_artifact", "actcache/prompt_training",
-        "saetrain/conversion", "saetrain/interop/files", "saetrain/interop/saelens",
-        "saetrain/interop/sparsify", "saetrain/run", "saetrain/sae", "saetrain/training",
-    },
-    "dask": {
-        "analysis/entries", "analysis/geometry", "analysis/join", "analysis/monosemanticity", "analysis/reduction",
-    },
-    "distributed": {"analysis/join"},
-    "bokeh": {"analysis/overview", "analysis/page"},
-    "jinja2": {"analysis/page"},
-    "datasets": {"actcache/sources/hugging_face"},
-    "upath": {"actcache/files"},
-    "typer": {"cli"},
-    "rich": {"cli"},
-}  # fmt: skip
+ORDER = {
+    "actcache": "errors options workers hook_point artifacts models sources store prompts extraction demo",
+    "saetrain": "distributed config model metrics run data training codes interop",
+    "analysis": "intervals results lineage pictures heat_maps reduce classifier concepts query localization naming "
+    "dictionary rules interventions comparison report tour",
+}
+"""The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
+
+LIBRARIES = {
+    "actcache/artifacts": "google_crc32c upath",
+    "actcache/models": "open_clip torch",
+    "actcache/sources": "PIL datasets",
+    "actcache/store": "numcodecs zarr",
+    "actcache/prompts": "safetensors torch",
+    "actcache/extraction": "open_clip torch torchvision",
+    "actcache/demo": "PIL open_clip safetensors torch",
+    "saetrain/distributed": "torch",
+    "saetrain/model": "safetensors torch",
+    "saetrain/metrics": "torch",
+    "saetrain/run": "safetensors torch",
+    "saetrain/data": "torch",
+    "saetrain/training": "safetensors torch wandb",
+    "saetrain/codes": "torch zarr",
+    "saetrain/interop": "safetensors torch",
+    "analysis/pictures": "PIL",
+    "analysis/reduce": "dask distributed",
+    "analysis/classifier": "torch",
+    "analysis/concepts": "dask safetensors",
+    "analysis/query": "PIL dask",
+    "analysis/naming": "torch",
+    "analysis/dictionary": "scipy torch",
+    "analysis/rules": "scipy sklearn",
+    "analysis/interventions": "torch",
+    "analysis/comparison": "torch",
+    "analysis/report": "bokeh jinja2 markupsafe",
+    "cli": "rich typer",
+}
+"""Which room may import which library. A room that is not listed takes the standard library and EVERYWHERE only."""
+
+EVERYWHERE = {"numpy", "pyarrow", "lazy_loader"}
+PACKAGES = (*ORDER, "cli")
+ROOMS = [f"{package}/{name}" for package, names in ORDER.items() for name in names.split()] + ["cli"]
+DOORS = [*ORDER, *(room.replace("/", ".") for room in ROOMS if (ROOT / room / "__init__.pyi").exists())]
 
 
-def modules() -> dict[str, Path]:
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
-    return {str(file.relative_to(ROOT).with_suffix("")): file for file in [*files, ROOT / "cli.py"]}
+def files_of(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
 
 
-def imported(file: Path) -> set[str]:
-    """Dotted names a file imports, anywhere in it."""
-    names: set[str] = set()
+def imported(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(dotted module, names) of every import anywhere in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return names
+            yield node.module, [alias.name for alias in node.names]
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_left_and_go_through_the_front_door(name: str) -> None:
-    home = name.split("/")[0]
-    for target in imported(modules()[name]):
-        package = target.split(".")[0]
-        if package not in RANK or package == home:
-            continue
-        assert RANK[package] < RANK[home], f"{name} imports {target}, to its right"
-        light = home == "cli" and target in (
-            "actcache.errors",
-            "actcache.prompt_config",
-            "saetrain.config",
-        )  # before any verb is chosen
-        assert "." not in target or target == "actcache.demo" or light, f"{name} goes past {package}'s front door"
+def room_of(module: str) -> str:
+    """actcache.store.reader -> actcache/store; actcache -> actcache."""
+    return "/".join(module.split(".")[:2])
 
 
-@pytest.mark.parametrize("library", sorted(ROOMS))
-def test_a_library_is_imported_in_its_rooms_only(library: str) -> None:
-    users = {name for name, file in modules().items() if any(t.split(".")[0] == library for t in imported(file))}
-    assert users == ROOMS[library]
+def test_every_file_has_a_room() -> None:
+    known = {file for room in ROOMS for file in files_of(room)} | {ROOT / name / "__init__.py" for name in ORDER}
+    assert {file for name in ORDER for file in (ROOT / name).rglob("*.py")} - known == set()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_a_front_door_gives_exactly_what_it_lists(package: str) -> None:
-    door = importlib.import_module(package)
-    listed = ast.literal_eval(
-        next(
-            node.value
-            for node in ast.parse((ROOT / package / "__init__.pyi").read_text()).body
-            if isinstance(node, ast.Assign)
-        )
-    )
-    assert sorted(door.__all__) == sorted(listed)
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way_and_go_through_doors(room: str) -> None:
+    home = room.split("/")[0]
+    for file in files_of(room):
+        for module, _ in imported(file):
+            package, target = module.split(".")[0], room_of(module)
+            if package not in PACKAGES or target == room:
+                continue
+            where = f"{file.relative_to(ROOT)} imports {module}"
+            assert module.count(".") <= 1, f"{where}, past the door {target}"
+            if package != home:
+                assert PACKAGES.index(package) < PACKAGES.index(home), f"{where}, to its right"
+            else:
+                assert target in ROOMS, f"{where}: inside a package, import from a room, not from the front door"
+                assert ROOMS.index(target) < ROOMS.index(room), f"{where}, which comes after it in ORDER"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_its_own_libraries_only(room: str) -> None:
+    found = {module.split(".")[0] for file in files_of(room) for module, _ in imported(file)}
+    found -= {*sys.stdlib_module_names, *PACKAGES, *EVERYWHERE}
+    assert found == set(LIBRARIES.get(room, "").split())
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_gives_exactly_what_it_lists(door: str) -> None:
+    opened = importlib.import_module(door)
+    body = ast.parse((ROOT / door.replace(".", "/") / "__init__.pyi").read_text()).body
+    listed = next(ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign))
+    assert sorted(opened.__all__) == sorted(listed)
     for name in listed:
-        value = getattr(door, name)
-        assert not isinstance(value, type(sys)), f"{package}.{name} is a module"
+        assert not isinstance(getattr(opened, name), type(sys)), f"{door}.{name} is a module"
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if "." in door])
+def test_a_door_lists_only_what_others_use(door: str) -> None:
+    package, name = door.split(".")
+    users = [file for room in ROOMS if room != f"{package}/{name}" for file in files_of(room)]
+    users += [file for folder in ("benchmarks", "docs") for file in (ROOT / folder).rglob("*.py")]
+    used = {each for file in users for module, names in imported(file) if module == door for each in names}
+    front = ast.parse((ROOT / package / "__init__.pyi").read_text()).body
+    used |= {a.name for node in front if isinstance(node, ast.ImportFrom) and node.module == name for a in node.names}
+    assert set(importlib.import_module(door).__all__) - used == set()
 
 
 def test_modules_stay_small() -> None:
-    sizes = {name: len(file.read_text().splitlines()) for name, file in modules().items() if name != "cli"}
-    assert {name: n for name, n in sizes.items() if n > 400} == {}
+    sizes = {file: len(file.read_text().splitlines()) for room in ROOMS[:-1] for file in files_of(room)}
+    assert {str(file): n for file, n in sizes.items() if n > 400} == {}
 
 
 def run_python(code: str) -> str:

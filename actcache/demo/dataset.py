@@ -20,13 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from actcache.artifacts import fsync_directory, fsync_tree, read_json
 from actcache.demo.scenes import caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
-from actcache.files import (
-    fsync_directory,
-    fsync_tree,
-    read_json,
-)
 
 IMAGE_SIZE = 64
 

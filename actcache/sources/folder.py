@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.images import ImagePlan, plan_images
 from actcache.sources.listing import MaskFolder, check_text, encode_labels, list_files, measure_files, read_file
+from actcache.sources.plan import ImagePlan, plan_images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

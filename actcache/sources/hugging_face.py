@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.images import ImagePlan, decode_mask, plan_images
+from actcache.sources.images import decode_mask
 from actcache.sources.listing import check_columns, encode_labels
+from actcache.sources.plan import ImagePlan, plan_images
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.images import IMAGES_SCHEMA, decode_mask
+from actcache.sources.images import decode_mask
+from actcache.sources.plan import IMAGES_SCHEMA
 
 RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
 """Names of images.parquet that a user's own column cannot have."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.images import ImagePlan
 from actcache.sources.folder import ImageFolder, is_image
 from actcache.sources.hugging_face import HuggingFaceDataset
+from actcache.sources.plan import ImagePlan
 from actcache.sources.table import TABLE_SUFFIXES, ImageTable
 from actcache.sources.tars import ImageTars
 

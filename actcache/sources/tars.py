@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.images import ImagePlan, plan_images
 from actcache.sources.folder import SUFFIXES
 from actcache.sources.listing import MaskFolder, UriIndex, check_columns, check_text, encode_labels
+from actcache.sources.plan import ImagePlan, plan_images
 from actcache.sources.tar_index import walk_tar
 
 N_INDEX_THREADS = 4

@@ -24,7 +24,7 @@ import numpy as np
 from actcache import PromptConfig, adapt, extract
 from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
 from analysis import analyze, compare, write_adaptation_page
-from analysis.recovery import auroc_table, patch_scores
+from analysis.localization.recovery import auroc_table, patch_scores
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
 CLIP: dict[str, Any] = {"model": MODEL, "pretrained": PRETRAINED}

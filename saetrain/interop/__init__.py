@@ -1,1 +1,8 @@
-"""SAEs of other packages: one module a format. Each reads a checkpoint as a Foreign and writes an SAE as files."""
+"""SAEs of other packages: one module a format, and the conversion both ways.
+
+The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

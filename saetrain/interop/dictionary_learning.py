@@ -17,7 +17,7 @@ from torch import Tensor
 from actcache import HookPoint, SettingsError
 from saetrain.interop.files import load_tensors, read_config, read_k, take
 from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest
-from saetrain.sae import SAE
+from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 CLASSES = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actcache import SettingsError
 from saetrain.config import SAEConfig
-from saetrain.sae import SAE
+from saetrain.model import SAE
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Activations [B, D] -> (codes [B, F], reconstruction [B, D]), dense, by the package's own formulas."""

@@ -14,7 +14,7 @@ from actcache import CorruptError, HookPoint, SettingsError
 from saetrain.interop import prisma
 from saetrain.interop.files import load_tensors, take
 from saetrain.interop.foreign import Foreign, build_sae, fold, refuse
-from saetrain.sae import SAE
+from saetrain.model import SAE
 
 WEIGHTS = "out.pt"
 

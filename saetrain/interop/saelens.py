@@ -16,7 +16,7 @@ from torch import Tensor
 from actcache import HookPoint, SettingsError
 from saetrain.interop.files import read_config, read_k, read_safetensors, take
 from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest
-from saetrain.sae import SAE
+from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"

@@ -17,7 +17,7 @@ from torch import Tensor
 from actcache import HookPoint, SettingsError
 from saetrain.interop.files import load_tensors, read_header, read_k, take
 from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest, refuse
-from saetrain.sae import SAE
+from saetrain.model import SAE
 
 WEIGHTS = "sae.pt"
 SCHEMA = 5

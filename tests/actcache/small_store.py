@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache import HookPoint, missing_shards, remove_litter
-from actcache.images import IMAGES_SCHEMA, ImagePlan
-from actcache.settings import layout_of
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import HookPoint
+from actcache.artifacts import missing_shards, remove_litter
+from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
+from actcache.store.settings import layout_of
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 Values = dict[str, NDArray[Any]]
 

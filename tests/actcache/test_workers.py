@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from worker_processes import start_workers
 
-from actcache import ActivationStore, IncompleteError, SettingsError, Worker, extract, find_worker, verify
-from actcache.commits import committed_shards
+from actcache import ActivationStore, IncompleteError, SettingsError, extract, verify
+from actcache.artifacts.commits import committed_shards
+from actcache.workers import Worker, find_worker
 
 WANTED: dict[str, Any] = {"layers": [2, 0], "shard_images": 16, "precision": "float32"}
 

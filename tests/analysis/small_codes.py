@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
-from actcache import begin_artifact, seal_artifact
-from analysis.pairs import Piece
+from actcache.artifacts import begin_artifact, seal_artifact
+from analysis.reduce.pairs import Piece
 from saetrain import CodeStore
-from saetrain.code_writer import code_dtypes, write_shard
-from saetrain.codes import CODES
+from saetrain.codes.store import CODES
+from saetrain.codes.writer import code_dtypes, write_shard
 
 QUALITY = {"all": {"fvu": 0.1, "l0": 2.0, "cosine": 0.9}, "dead": 0.0}
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actcache import HookPoint, layout_of
-from actcache.artifact import SCHEMA
-from actcache.images import plan_images
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import HookPoint
+from actcache.artifacts.artifact import SCHEMA
+from actcache.sources.plan import plan_images
+from actcache.store import layout_of
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 HERE = Path(__file__).parent
 N_LISTED, N_IMAGES, SEED, FAILED = 50, 39, 4, 20

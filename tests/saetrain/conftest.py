@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actcache import HookPoint, StoreLayout
-from actcache.images import IMAGES_SCHEMA, ImagePlan
-from actcache.writer import ShardWriter, begin_store, seal_store
+from actcache import HookPoint
+from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
+from actcache.store import StoreLayout
+from actcache.store.writer import ShardWriter, begin_store, seal_store
 from saetrain import CodeStore, Run, SAEConfig, TrainConfig
 
 if TYPE_CHECKING:

@@ -1,0 +1,60 @@
+"""Commit records: one JSON file a finished shard, written last. A shard without its record does not exist.
+
+A record holds the shard's number, the digest of every file of the shard, statistics, what failed, and its own digest.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from actcache.artifacts.files import digest, is_remote, make_folders, read_signed, write_json
+from actcache.errors import CorruptError
+
+COMMITS = "commits"
+
+_REPAIR = "Run `verify {} --repair`."
+
+
+def record_path(path: Path, shard: int) -> Path:
+    return path / COMMITS / f"{shard:06d}.json"
+
+
+def write_record(path: Path, shard: int, record: Mapping[str, Any]) -> None:
+    """The last act of a shard's commit; a record is never replaced. `record["files"]`: relative name -> digest."""
+    if not is_remote(path):
+        make_folders(path / COMMITS)
+    body = json.loads(json.dumps({"shard": shard, **record}, allow_nan=False))
+    write_json(record_path(path, shard), {**body, "digest": digest(body)}, replace=False)
+
+
+def committed_shards(path: Path) -> set[int]:
+    """Numbers of the shards that have a record. Raises CorruptError when the records' folder is a link."""
+    _refuse_link(path)
+    return {
+        int(entry.stem) for entry in (path / COMMITS).glob("*.json") if entry.stem.isascii() and entry.stem.isdigit()
+    }
+
+
+def _refuse_link(path: Path) -> None:
+    if not is_remote(path) and (path / COMMITS).is_symlink():
+        raise CorruptError(f"{path / COMMITS} is a link, which an artifact never holds. {_REPAIR.format(path)}")
+
+
+def read_record(path: Path, shard: int) -> dict[str, Any]:
+    """Raises CorruptError when the record is not what was written, or another shard's."""
+    _refuse_link(path)
+    record = read_signed(record_path(path, shard), _REPAIR.format(path))
+    if record.get("shard") != shard or not isinstance(record.get("files"), dict):
+        raise CorruptError(f"{record_path(path, shard)} is not the record of shard {shard}. {_REPAIR.format(path)}")
+    return record
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    for shard in sorted(committed_shards(path)):
+        yield read_record(path, shard)
+
+
+def missing_shards(path: Path, n_shards: int) -> list[int]:
+    done = committed_shards(path)
+    return [shard for shard in range(n_shards) if shard not in done]

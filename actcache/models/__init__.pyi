@@ -1,0 +1,19 @@
+from .clip import Clip, hash_tensors, load_clip
+from .device import choose_device, has_cpu_bfloat16
+from .text import TextTower, make_text_tower, read_templates
+from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
+
+__all__ = [
+    "Clip",
+    "TextTower",
+    "VisionTower",
+    "choose_device",
+    "compile_tower",
+    "has_cpu_bfloat16",
+    "hash_tensors",
+    "load_clip",
+    "load_vision_tower",
+    "make_text_tower",
+    "make_vision_tower",
+    "read_templates",
+]

@@ -1,0 +1,17 @@
+"""option(): a field of a configuration, with the help text that the command line shows for its flag."""
+
+from dataclasses import field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str, *, sweep: bool = False) -> T:
+    """A dataclass field with a default and a help text.
+
+    Args:
+        help: one complete phrase, as `--help` prints it.
+        sweep: the flag may be given several times, and every combination of such values is run.
+    """
+    metadata: dict[str, Any] = {"help": help, "sweep": sweep}
+    return field(default=default, metadata=metadata)

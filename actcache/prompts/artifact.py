@@ -1,0 +1,66 @@
+"""x.prompts/: an adapted CLIP on disk, the prompts alone. In: its path, or an original checkpoint's. Out: `Prompts`.
+
+artifact.json         method, template, classes, training settings; parents: the images
+prompts.safetensors   float32, named as in the method's own checkpoints
+manifest.json         the seal, with the accuracies
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load, save
+
+from actcache.artifacts import ARTIFACT_FILE, Artifact, open_artifact, write_atomic
+from actcache.errors import CorruptError, ParentMismatchError
+from actcache.models import Clip
+from actcache.prompts.checkpoints import read_prompt_checkpoint
+from actcache.prompts.few_shot import class_words
+from actcache.prompts.prompts import Prompts
+
+PROMPTS_FILE = "prompts.safetensors"
+
+
+def open_prompts(path: str | Path, clip: Clip) -> Prompts:
+    """Prompts of an artifact that `adapt` wrote, or of an original checkpoint, for the CLIP that was adapted.
+
+    Raises:
+        ParentMismatchError, ModelError: they were made for another model, or the file is no checkpoint.
+        ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError: as `open_artifact`.
+    """
+    path = Path(path)
+    if path.is_file() and path.name != ARTIFACT_FILE:
+        return read_prompt_checkpoint(path, clip)
+    artifact = open_artifact(path, "prompts", complete=True)
+    if artifact.settings["model_id"] != clip.model_id:
+        raise ParentMismatchError(
+            f"{path} adapts model {artifact.settings['model_id']}, {clip.name} is {clip.model_id}. "
+            "Give --model and --pretrained as `adapt` had them."
+        )
+    prompts = read_prompts(artifact)
+    prompts.check_towers(clip)
+    return prompts
+
+
+def read_prompts(artifact: Artifact) -> Prompts:
+    """The prompts in an artifact, whatever their model. Raises CorruptError."""
+    file = artifact.path / PROMPTS_FILE
+    try:
+        tensors = load(file.read_bytes())
+        fields = artifact.settings
+        prompts = Prompts(fields["method"], tensors, fields["template"], fields["position"])
+        return (
+            prompts
+            if prompts.n_classes is None
+            else replace(prompts, classes=tuple(map(class_words, fields["classes"])))
+        )
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CorruptError(f"{file} cannot be read ({error}). Make the artifact again, with --overwrite.") from error
+
+
+def write_prompts(artifact: Artifact, tensors: Mapping[str, Any]) -> None:
+    """Write the tensors whole, under their final name at once."""
+    plain = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
+    write_atomic(artifact.path / PROMPTS_FILE, save(plain))

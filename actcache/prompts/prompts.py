@@ -1,0 +1,260 @@
+"""Prompts: the learned tokens of CoOp, CoCoOp, VPT, IVLP and MaPLe, and what each of them puts into which tower.
+
+In: tensors, named as in the method's own checkpoints (docs/format.md lists them). Out: `Prompts`, checked: depth and
+lengths follow from names and shapes, and every tensor has its place. No model is needed for it.
+
+What a tower gets is a list of prompts, the first for its input and one more before each of the next blocks:
+
+    method   image tower                            text tower
+    coop     nothing                                ctx, of all classes or of each
+    cocoop   nothing                                ctx + meta_net(image embedding), of each image
+    vpt      VPT, VPT_shallow of the blocks         nothing: a fixed text
+    ivlp     VPT, VPT_shallow of the blocks         ctx, VPT_shallow of the blocks
+    maple    a linear map of each text prompt       ctx, compound prompts
+
+Sources: Zhou et al. 2022 (CoOp; CoCoOp), Jia et al. 2022 (VPT), Khattak et al. 2023 (MaPLe, IVLP).
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache.errors import ModelError, SettingsError
+from actcache.models import hash_tensors
+
+Shape = tuple[int, ...]
+
+METHODS = ("coop", "cocoop", "vpt", "ivlp", "maple")
+POSITIONS = ("end", "middle", "front")
+TEMPLATE = "a photo of a {}."
+"""The words that all these methods begin with."""
+
+_IMAGE_BLOCKS = "image_encoder.transformer.resblocks.{}.VPT_shallow"
+_TEXT_BLOCKS = "text_encoder.transformer.resblocks.{}.VPT_shallow"
+_COMPOUND = "prompt_learner.compound_prompts_text.{}"
+_FIRST = {_IMAGE_BLOCKS: 1, _TEXT_BLOCKS: 1, _COMPOUND: 0}
+"""Number of the first of a series: a block's, or MaPLe's own count."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one adapted CLIP.
+
+    Attributes:
+        method: one of METHODS.
+        tensors: float32, named as in the method's checkpoints.
+        template: the text around a class name. Its first words are those that the prompts stand for.
+        position: of the class name among CoOp's prompts: end, middle or front.
+        classes: words of the classes that prompts of each class are tied to, in order; empty where they are not known.
+
+    Raises:
+        ModelError: tensors that are missing, left over, or do not fit each other; the text names them.
+        SettingsError: an unknown method or position, or a template without one `{}`.
+    """
+
+    method: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    template: str = TEMPLATE
+    position: str = "end"
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        if self.position not in POSITIONS or (self.position != "end" and self.method != "coop"):
+            raise SettingsError(
+                f"The class name stands at the end; with coop also middle or front, not {self.position!r}."
+            )
+        if self.template.count("{}") != 1:
+            raise SettingsError(f"A template holds one {{}} for the class name, got {self.template!r}.")
+        _check_shapes(self.method, {name: tuple(value.shape) for name, value in self.tensors.items()})
+
+    @property
+    def text(self) -> tuple[Tensor, ...]:
+        """[n, W] for the text tower's input and before each of its next blocks; empty where its text is fixed.
+
+        The first of CoOp may be [C, n, W]: of each class its own.
+        """
+        return tuple(self.tensors[name] for name in _text_names(self.method, self.tensors))
+
+    @property
+    def vision(self) -> tuple[Tensor, ...]:
+        """[n, D] for the image tower's input and before each of its next blocks; empty where it is unchanged.
+
+        MaPLe's are projections of the text prompts, so gradients flow through them into these.
+        """
+        if self.method != "maple":
+            return tuple(self.tensors[name] for name in _vision_names(self.tensors))
+        return tuple(
+            F.linear(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
+            for name, x in zip(_map_names(len(self.text) - 1), self.text, strict=True)
+        )
+
+    def shift(self, images: Tensor) -> Tensor:
+        """CoCoOp's meta_net: unit image embeddings [B, E] -> what is added to every ctx token, [B, W]."""
+        first, second = ("meta_net.linear1", "meta_net.linear2")
+        hidden = F.relu(F.linear(images, self.tensors[f"{first}.weight"], self.tensors[f"{first}.bias"]))
+        return F.linear(hidden, self.tensors[f"{second}.weight"], self.tensors[f"{second}.bias"])
+
+    @property
+    def n_text(self) -> int:
+        """Prompt tokens in the text tower."""
+        return int(self.text[0].shape[-2]) if self.text else 0
+
+    @property
+    def n_vision(self) -> int:
+        """Prompt tokens in the image tower: `n_extra` of a store."""
+        return int(self.vision[0].shape[0]) if self.vision else 0
+
+    @property
+    def n_classes(self) -> int | None:
+        """Classes that the prompts are tied to; None where any can be named."""
+        return int(self.text[0].shape[0]) if self.text and self.text[0].dim() == 3 else None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What names these prompts in an identity, JSON-able: method, texts, and a hash of every tensor's bytes."""
+        fields = {"method": self.method, "template": self.template, "position": self.position}
+        return {**fields, "n_vision": self.n_vision, "hash": hash_tensors(self.tensors)}
+
+    def to(self, device: torch.device) -> "Prompts":
+        """The same on another device."""
+        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        return replace(self, tensors=moved)
+
+    def check_towers(self, clip: Any) -> None:
+        """Raise ModelError unless widths and depths are those of a CLIP. `clip`: a loaded `Clip`."""
+        visual, config = clip.module.visual, clip.config["text_cfg"]
+        widths = {"image": int(visual.positional_embedding.shape[1]), "text": config.get("width", 0)}
+        n_blocks = {"image": len(visual.transformer.resblocks), "text": config.get("layers", 0)}
+        for tower, prompts in (("image", self.vision), ("text", self.text)):
+            for i, value in enumerate(prompts):
+                if value.shape[-1] != widths[tower]:
+                    raise ModelError(
+                        f"The prompts of the {tower} tower are {value.shape[-1]} wide, {clip.name}'s is "
+                        f"{widths[tower]}. They were made for another model; give that one."
+                    )
+                if i >= n_blocks[tower] and not (
+                    self.method == "maple" and tower == "text"
+                ):  # may be the shallower one
+                    raise ModelError(
+                        f"There are prompts for {len(prompts)} blocks of the {tower} tower, {clip.name} has "
+                        f"{n_blocks[tower]}. They were made for another model; give that one."
+                    )
+        if self.method == "cocoop" and self.tensors["meta_net.linear1.weight"].shape[1] != clip.config["embed_dim"]:
+            raise ModelError(
+                f"meta_net.linear1.weight takes embeddings of {self.tensors['meta_net.linear1.weight'].shape[1]}, "
+                f"{clip.name}'s have {clip.config['embed_dim']}. It was made for another model; give that one."
+            )
+
+
+def guess_method(names: Iterable[str]) -> str:
+    """Which method's checkpoint has these keys. Raises ModelError where none has."""
+    names = set(names)
+    if any(name.startswith("meta_net.") for name in names):
+        return "cocoop"
+    if "ctx" in names:
+        return "coop"
+    if "prompt_learner.proj.weight" in names or _numbered(_COMPOUND, names):
+        return "maple"
+    if "prompt_learner.ctx" in names:
+        return "ivlp"
+    if "image_encoder.VPT" in names:
+        return "vpt"
+    shown = ", ".join(sorted(names)[:5]) or "none"
+    raise ModelError(
+        f"These keys are no prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT among them."
+    )
+
+
+def is_prompt(name: str) -> bool:
+    """Whether a checkpoint's key is a prompt's, of whatever method; the others are the frozen CLIP's."""
+    learned = name in ("ctx", "image_encoder.VPT") or name.startswith(("prompt_learner.", "meta_net."))
+    return learned or name.endswith(".VPT_shallow")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names and shapes
+
+
+def _text_names(method: str, names: Iterable[str]) -> list[str]:
+    if method == "vpt":
+        return []
+    if method in ("coop", "cocoop"):
+        return ["ctx"]
+    return ["prompt_learner.ctx", *_numbered(_COMPOUND if method == "maple" else _TEXT_BLOCKS, names)]
+
+
+def _vision_names(names: Collection[str]) -> list[str]:
+    return ["image_encoder.VPT", *_numbered(_IMAGE_BLOCKS, names)] if "image_encoder.VPT" in names else []
+
+
+def _numbered(series: str, names: Iterable[str]) -> list[str]:
+    """The names of a series, by number."""
+    pattern = re.compile(re.escape(series).replace(r"\{\}", r"(\d+)"))
+    found = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
+    return [name for _, name in sorted(found)]
+
+
+def _map_names(n_deep: int) -> list[str]:
+    """MaPLe's linear maps from text to image prompts."""
+    return ["prompt_learner.proj", *(f"prompt_learner.compound_prompt_projections.{i}" for i in range(n_deep))]
+
+
+def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
+    """Raise ModelError unless these are exactly the tensors of one method, in shapes that fit each other."""
+    expected = _expected_shapes(method, shapes)
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} is none of {method}'s" for name in sorted(shapes) if name not in expected]
+    problems += [
+        f"{name} has shape {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and (shapes[name] != shape or 0 in shape)
+    ]
+    if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ModelError(f"These are no {method} prompts: {'; '.join(problems[:6])}{more}. Take another checkpoint.")
+
+
+def _expected_shapes(method: str, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """Lengths, widths and the depth are read off one tensor each; the others must agree."""
+    if method in ("coop", "cocoop"):
+        ctx = shapes.get("ctx", (1, 1))
+        free = method == "coop" and len(ctx) == 3  # of each class its own
+        expected = {"ctx": ctx if free else _matrix(ctx)}
+        if method == "cocoop":
+            hidden, embed = _matrix(shapes.get("meta_net.linear1.weight", (1, 1)))
+            expected |= _linear("meta_net.linear1", embed, hidden) | _linear("meta_net.linear2", hidden, ctx[-1])
+        return expected
+    expected = {}
+    if method != "vpt":
+        ctx = _matrix(shapes.get("prompt_learner.ctx", (1, 1)))
+        expected |= _series("prompt_learner.ctx", _COMPOUND if method == "maple" else _TEXT_BLOCKS, ctx, shapes)
+    if method == "maple":
+        width = shapes.get("prompt_learner.proj.weight", (1,))[0]
+        for name in _map_names(len(expected) - 1):
+            expected |= _linear(name, ctx[1], width)
+    elif method == "vpt" or "image_encoder.VPT" in shapes:
+        vpt = _matrix(shapes.get("image_encoder.VPT", (1, 1)))
+        expected |= _series("image_encoder.VPT", _IMAGE_BLOCKS, vpt, shapes)
+    return expected
+
+
+def _matrix(shape: Shape) -> tuple[int, int]:
+    """The two sizes that a matrix of this shape would have."""
+    return (*shape, 1, 1)[:2] if len(shape) < 2 else shape[-2:]  # type: ignore[return-value]
+
+
+def _linear(name: str, n_in: int, n_out: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
+
+
+def _series(first: str, deep: str, shape: Shape, shapes: Iterable[str]) -> dict[str, Shape]:
+    """The input's prompts and those of the next blocks, without a gap."""
+    n_deep = len(_numbered(deep, shapes))
+    return {first: shape} | {deep.format(_FIRST[deep] + i): shape for i in range(n_deep)}

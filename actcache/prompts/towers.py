@@ -1,0 +1,227 @@
+"""The forward pass with prompts: both open_clip towers as they are, and the prompts put in between their blocks.
+
+In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of classes, logits.
+
+    image   x = ln_pre([CLS; patches + position; prompts]); before block i the last n tokens become the i-th prompts
+    text    x = [SOS; prompts; rest of the text; EOT] + position; before block i tokens 1..n become the i-th prompts,
+            which then have no position; the causal mask and the place of EOT are the text's own
+    logit   exp(logit_scale) * cosine of image and text
+
+Promises: a text is run as far as its last EOT only, which the causal mask makes exact; without prompts everything
+equals the plain towers. Sources: as actcache/prompts/prompts.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache.artifacts import Artifact
+from actcache.errors import ModelError, ParentMismatchError, SettingsError
+from actcache.models import TextTower, VisionTower
+from actcache.prompts.prompts import Prompts
+from actcache.store import find_origin
+
+PLACEHOLDER = "X"
+"""A word of one token that stands where prompts without words of their own will be."""
+
+
+def prompt_vision(tower: VisionTower, prompts: Prompts | None) -> VisionTower:
+    """The image tower with its prompts; CoOp and CoCoOp leave it as it is. Gradients reach the prompts."""
+    if prompts is None:
+        return tower
+    return replace(tower, prompts=tuple(value.to(tower.device) for value in prompts.vision))
+
+
+@dataclass(frozen=True)
+class PromptedText:
+    """Class names before the text tower of an adapted model.
+
+    Attributes:
+        tower: the plain text tower.
+        names: of the classes.
+        tokens: [C, L] token ids, as long as the longest text.
+        embedded: [C, L, W] their embeddings, without positions.
+        order: [C, L] where each token comes from, where the class name does not stand at the end.
+        precision: `float32`, or `bfloat16`: branches in bfloat16, the stream in float32.
+    """
+
+    tower: TextTower
+    names: tuple[str, ...]
+    tokens: Tensor
+    embedded: Tensor
+    order: Tensor | None
+    precision: str
+
+    def embed(self, prompts: Prompts, images: Tensor | None = None) -> Tensor:
+        """Unit text embeddings [C, E] float32; with CoCoOp of each image, [B, C, E]. Gradients reach the prompts.
+
+        Args:
+            images: unit image embeddings [B, E], which CoCoOp needs.
+        """
+        n_classes, n = len(self.names), prompts.n_text
+        first, *deep = prompts.text or (self.embedded[:, 1:1],)
+        x = self.embedded
+        if prompts.method == "cocoop":
+            assert images is not None
+            first = (first + prompts.shift(images)[:, None])[:, None].expand(-1, n_classes, -1, -1).flatten(0, 1)
+            x = x.repeat(len(images), 1, 1)
+        x = self._put(x, first)
+        if self.order is not None:
+            x = x.gather(1, self.order[..., None].expand_as(x))
+
+        def put_deep(block: int, x: Tensor) -> Tensor:
+            return self._put(x, deep[block - 1]) if n and 0 < block <= len(deep) else x
+
+        ends = self.tokens.argmax(1).repeat(len(x) // n_classes)
+        embedded = self.tower.run(x, ends, before=put_deep, precision=self.precision)
+        return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.method == "cocoop" else embedded
+
+    @staticmethod
+    def _put(x: Tensor, prompts: Tensor) -> Tensor:
+        """Tokens 1..n of x [N, L, W] become the prompts, [n, W] or [N, n, W]."""
+        return torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + prompts.shape[-2] :]], 1)
+
+
+def prompt_text(
+    tower: TextTower, prompts: Prompts, names: Sequence[str], *, precision: str = "float32"
+) -> PromptedText:
+    """Make class names ready: what is embedded once, whatever the prompts become.
+
+    Raises:
+        ModelError: a text tower that is not causal, pools elsewhere than at EOT, or is not open_clip's.
+        SettingsError: no names, a text longer than the tower reads, or other classes than prompts of each class have.
+    """
+    if not names:
+        raise SettingsError("There are no classes. Expected images in one folder a class, or a column label_name.")
+    if prompts.n_classes not in (None, len(names)) or prompts.classes not in ((), tuple(names)):
+        known = f" ({', '.join(prompts.classes[:5])})" if prompts.classes else ""
+        raise SettingsError(
+            f"These prompts are of {prompts.n_classes} classes each its own{known}; {len(names)} are asked for "
+            f"({', '.join(names[:5])}). Give the classes they were trained on."
+        )
+    if not tower.causal:
+        raise ModelError(
+            "Prompts go into a causal text tower of open_clip that pools at EOT, as CLIP's is. This model's is another."
+        )
+    tokens = tower.tokenize(class_texts(prompts, names))
+    for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
+        if last:
+            raise SettingsError(f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens.")
+    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
+    with torch.no_grad():
+        embedded = tower.modules.token_embedding(tokens).float()
+    order = None
+    if prompts.position != "end":
+        lengths = tower.tokenize(list(names)).argmax(1).tolist()  # SOS, the name, EOT
+        order = name_order(lengths, prompts.n_text, tokens.shape[1], prompts.position).to(tower.device)
+    return PromptedText(tower, tuple(names), tokens, embedded, order, precision)
+
+
+def class_texts(prompts: Prompts, names: Sequence[str]) -> list[str]:
+    """The text of every class, whose words 1..n the prompts will stand for.
+
+    IVLP and MaPLe replace the first n tokens of "a photo of a {}." where these are enough, and keep the rest as words.
+    """
+    before, after = prompts.template.split("{}")
+    keeps_words = prompts.method in ("ivlp", "maple") and len(before.split()) >= prompts.n_text
+    if prompts.method != "vpt" and not keeps_words:
+        before = f"{PLACEHOLDER} " * prompts.n_text
+    return [before + name + after for name in names]
+
+
+def name_order(name_lengths: Sequence[int], n: int, length: int, position: str) -> Tensor:
+    """[C, length]: where each token of [SOS; prompts; name; rest] comes from when the name is moved.
+
+    middle: half of the prompts, the name, the other half. front: the name, then the prompts. (CoOp.)
+    """
+    ahead = n // 2 if position == "middle" else 0
+    rows = []
+    for n_name in (k - 1 for k in name_lengths):
+        prompts, name = list(range(1, 1 + n)), list(range(1 + n, 1 + n + n_name))
+        moved = [0, *prompts[:ahead], *name, *prompts[ahead:]]
+        rows.append([*moved, *range(len(moved), length)])
+    return torch.tensor(rows)
+
+
+def embed_images(tower: VisionTower, images: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] -> unit image embeddings [B, E] float32. Gradients pass where they are enabled."""
+    x = tower.run_blocks(tower.embed(images), 0, tower.n_layers)
+    return F.normalize(tower.head(x).float(), dim=-1)
+
+
+def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
+    """Unit embeddings of images [B, E] and of texts [C, E] or [B, C, E] -> logits [B, C]."""
+    cosines = images @ texts.T if texts.dim() == 2 else torch.einsum("be,bce->bc", images, texts)
+    return logit_scale * cosines
+
+
+class Towers(NamedTuple):
+    """Both towers of a CLIP; of an adapted one the image tower with its prompts, the text tower without."""
+
+    vision: "VisionTower"
+    text: "TextTower"
+    prompts: "Prompts | None" = None
+
+    def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> "Tensor":
+        """Unit embeddings [C, E] of class names; the prompts of an adapted model have a template of their own.
+
+        Raises:
+            SettingsError: CoCoOp, whose text embeddings are another for every image.
+        """
+
+        if self.prompts is None:
+            return self.text.embed_classes(names, templates)
+        if self.prompts.method == "cocoop":
+            raise SettingsError("CoCoOp has other text embeddings for every image. Take prompts of another method.")
+        return prompt_text(self.text, self.prompts, names).embed(self.prompts).detach()
+
+    def texts_by_image(self, names: Sequence[str]) -> "Callable[[Tensor], Tensor] | None":
+        """CoCoOp's texts: unit image embeddings [B, E] -> [B, C, E]. None where texts are the same for all images."""
+
+        prompts = self.prompts
+        if prompts is None or prompts.method != "cocoop":
+            return None
+        text = prompt_text(self.text, prompts, names)
+        return lambda images: text.embed(prompts, images).detach()
+
+
+def open_towers(
+    artifact: Artifact, *, model: str | None = None, pretrained: str | None = None,
+    prompts: str | Path | None = None, device: str = "auto", precision: str | None = None,
+) -> Towers:  # fmt: skip
+    """Load the CLIP that a store was extracted with.
+
+    Args:
+        artifact: of an activation store.
+        model, pretrained, prompts: as `extract` was given them; by default what the store remembers.
+        precision: of the image tower; by default the store's.
+
+    Raises:
+        SettingsError: the model cannot be found. ModelError: it cannot be loaded.
+        ParentMismatchError: it is another model than the store's, or it was adapted by other prompts.
+    """
+    from actcache.models import load_clip, make_text_tower, make_vision_tower
+    from actcache.prompts.artifact import open_prompts
+
+    names = find_origin(artifact, "model", model), find_origin(artifact, "pretrained", pretrained)
+    clip = load_clip(*names)
+    if clip.model_id != artifact.settings["model_id"]:
+        raise ParentMismatchError(
+            f"{names[0]} with {names[1]} is not the model of {artifact.path}. "
+            "Say with --model and --pretrained which one was."
+        )
+    adapted = None
+    if "prompts" in artifact.settings:
+        place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
+        adapted = open_prompts(place, clip)
+        if adapted.description != artifact.settings["prompts"]:
+            raise ParentMismatchError(f"{place} are not the prompts of {artifact.path}. Say with --prompts which were.")
+    text = make_text_tower(clip, device=device)  # moves the whole module
+    vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
+    adapted = adapted.to(vision.device) if adapted else None
+    return Towers(prompt_vision(vision, adapted), text, adapted)

@@ -1,0 +1,284 @@
+"""Few-shot training of prompts: a frozen CLIP, a few images a class, SGD on the prompts alone.
+
+In: both towers, images, `PromptConfig`. Out: trained `Prompts`. Promises: what a step sees and draws is a function of
+(seed, step), so a run that was killed goes on bit for bit from its last checkpoint; what does not change is computed
+once: image embeddings for CoOp and CoCoOp, text embeddings for VPT.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache.artifacts import write_atomic
+from actcache.errors import CorruptError, NonFiniteError
+from actcache.models import TextTower
+from actcache.prompts.config import PromptConfig
+from actcache.prompts.prompts import Prompts
+from actcache.prompts.towers import Towers, classify, embed_images, prompt_text, prompt_vision
+from actcache.sources import ImageSource, decode_image
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+CACHE_BYTES = 1 << 30
+"""Decoded images kept in memory; further ones are decoded again each time."""
+
+INIT_STD = 0.02
+
+
+class Pixels:
+    """Images as the model takes them, [B, 3, H, W] float32, decoded by threads and kept while there is room."""
+
+    def __init__(self, source: ImageSource, uris: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
+        self.source, self.uris, self.transform = source, list(uris), transform
+        self.kept: dict[int, Tensor] = {}
+        self.n_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def read(self, rows: Sequence[int], pool: ThreadPoolExecutor) -> Tensor:
+        """Raises ImageSourceError."""
+        return torch.stack(list(pool.map(self._load, rows)))
+
+    def _load(self, row: int) -> Tensor:
+        if row not in self.kept:
+            uri = self.uris[row]
+            x = self.transform(decode_image(self.source.read(uri), name=uri))
+            if self.n_bytes + x.nbytes > CACHE_BYTES:
+                return x
+            self.kept[row] = x
+            self.n_bytes += x.nbytes
+        return self.kept[row]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """What is learned from: pixels, [N] class numbers, class texts."""
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+class PromptTraining:
+    """Prompts on their way. `step` counts finished updates."""
+
+    def __init__(self, towers: Towers, shots: Shots, config: PromptConfig, folder: Path) -> None:
+        """Begin, or go on from the checkpoint in `folder`. `config`: resolved."""
+        self.towers, self.shots, self.config, self.folder = towers, shots, config, folder
+        first = init_prompts(towers, config, len(shots.names))
+        self.learned = {name: value.clone().requires_grad_() for name, value in first.items()}
+        self.text = prompt_text(towers.text, self.prompts, shots.names, precision=towers.vision.precision)
+        self.optimizer = torch.optim.SGD(
+            list(self.learned.values()), lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.batches = len(shots.labels) // self._batch_size
+        self.losses = torch.zeros(self.n_steps)
+        self.step = 0
+        self._restore()
+
+    @property
+    def prompts(self) -> Prompts:
+        return Prompts(self.config.method, self.learned, self.config.template, self.config.position)
+
+    @property
+    def _batch_size(self) -> int:
+        return min(int(self.config.batch_size or 1), len(self.shots.labels))
+
+    @property
+    def n_steps(self) -> int:
+        return self.batches * int(self.config.n_epochs or 1)
+
+    def run(self, *, checkpoint_every: int, on_progress: Callable[[int, int, str], None] | None = None) -> Prompts:
+        """Train to the end.
+
+        Raises:
+            NonFiniteError: the loss is not finite.
+            ImageSourceError: an image cannot be read.
+        """
+        with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+            while self.step < self.n_steps:
+                epoch, batch = divmod(self.step, self.batches)
+                rows = self._order(epoch)[batch * self._batch_size : (batch + 1) * self._batch_size]
+                loss = self._update(rows, learning_rate(self.config, epoch), pool)
+                self.losses[self.step - 1] = loss
+                if self.step % checkpoint_every == 0 and self.step < self.n_steps:
+                    self.checkpoint()
+                if on_progress:
+                    on_progress(self.step, self.n_steps, f"loss {loss:.3f}")
+        return self.prompts
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return _generator(self.config.seed, "order", epoch).permutation(len(self.shots.labels))
+
+    def _update(self, rows: NDArray[np.int64], rate: float, pool: ThreadPoolExecutor) -> float:
+        logits = self._logits(rows, pool)
+        loss = F.cross_entropy(logits, torch.from_numpy(self.shots.labels[rows]).to(logits.device))
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"The loss is {loss.item()} at step {self.step:,}. Train into another folder with a lower --lr."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def _logits(self, rows: NDArray[np.int64], pool: ThreadPoolExecutor) -> Tensor:
+        """[B, C]; gradients reach the prompts."""
+        prompts, scale = self.prompts, self.towers.text.logit_scale
+        if not prompts.n_vision:
+            images = self._embeddings[torch.from_numpy(rows)]
+            return classify(images, self.text.embed(prompts, images), scale)
+        x = self.shots.pixels.read(rows.tolist(), pool)
+        if self.config.augment:
+            x = crop_and_flip(x, _generator(self.config.seed, "crop", self.step))
+        images = embed_images(prompt_vision(self.towers.vision, prompts), x)
+        return classify(images, self._fixed_texts if prompts.method == "vpt" else self.text.embed(prompts), scale)
+
+    @cached_property
+    def _fixed_texts(self) -> Tensor:
+        with torch.no_grad():
+            return self.text.embed(self.prompts)
+
+    @cached_property
+    def _embeddings(self) -> Tensor:
+        """[N, E] of all shots by the plain image tower."""
+        return embed_all(self.towers, None, self.shots.pixels)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Checkpoint
+
+    def checkpoint(self) -> None:
+        """Prompts, momentum, losses and step in one file that appears whole."""
+        tensors = {f"prompt.{name}": value.detach().cpu() for name, value in self.learned.items()}
+        for name, value in self.learned.items():
+            momentum = self.optimizer.state[value]["momentum_buffer"]
+            tensors[f"momentum.{name}"] = momentum.cpu()
+        data = save({**tensors, "losses": self.losses}, metadata={"step": str(self.step)})
+        write_atomic(self.folder / CHECKPOINT_FILE, data)
+
+    def _restore(self) -> None:
+        file = self.folder / CHECKPOINT_FILE
+        if not file.exists():
+            return
+        try:
+            with safetensors.safe_open(file, framework="pt") as found:
+                step = int(found.metadata()["step"])
+                tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118  no mapping
+            self.losses.copy_(tensors["losses"])
+            with torch.no_grad():
+                for name, value in self.learned.items():
+                    value.copy_(tensors[f"prompt.{name}"])
+                    momentum = tensors[f"momentum.{name}"].to(value.device)
+                    self.optimizer.state[value] = {"momentum_buffer": momentum}
+            self.step = step
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CorruptError(f"{file} is not a whole checkpoint ({error}). Remove it to begin anew.") from error
+
+
+def learning_rate(config: PromptConfig, epoch: int) -> float:
+    """A constant small rate in the first epoch, then a cosine over all epochs (Zhou et al. 2022)."""
+    if epoch == 0 and config.n_epochs != 1:
+        return config.warmup_lr
+    return float(config.lr or 0) * 0.5 * (1 + math.cos(math.pi * epoch / float(config.n_epochs or 1)))
+
+
+def init_prompts(towers: Towers, config: PromptConfig, n_classes: int) -> dict[str, Tensor]:
+    """First values: the template's own words where there are enough, else small and random; linear maps as in torch."""
+    text, vision, n = towers.text, towers.vision, int(config.n_prompts or 1)
+    generator = torch.Generator().manual_seed(int(_generator(config.seed, "init", 0).integers(1 << 62)))
+    width = int(text.embed_tokens(["x"]).shape[-1])
+    depth = int(config.depth or 1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * INIT_STD
+
+    def linear(name: str, n_in: int, n_out: int) -> dict[str, Tensor]:
+        bound = n_in**-0.5
+        weight, bias = torch.rand(n_out, n_in, generator=generator), torch.rand(n_out, generator=generator)
+        return {f"{name}.weight": (2 * weight - 1) * bound, f"{name}.bias": (2 * bias - 1) * bound}
+
+    words = config.template.split("{}")[0].split()
+    if config.method != "coop" and len(words) >= n:
+        ctx = text.embed_tokens([" ".join(words)])[0, 1 : 1 + n].cpu()
+    else:
+        ctx = noise(*((n_classes,) if config.class_specific else ()), n, width)
+    if config.method == "coop":
+        made = {"ctx": ctx}
+    elif config.method == "cocoop":
+        embed = text.embed_dim
+        hidden = max(1, embed // 16)
+        made = {"ctx": ctx, **linear("meta_net.linear1", embed, hidden), **linear("meta_net.linear2", hidden, width)}
+    elif config.method == "maple":
+        made = {"prompt_learner.ctx": ctx, **linear("prompt_learner.proj", width, vision.d_model)}
+        for i in range(depth - 1):
+            made[f"prompt_learner.compound_prompts_text.{i}"] = noise(n, width)
+            made |= linear(f"prompt_learner.compound_prompt_projections.{i}", width, vision.d_model)
+    else:
+        made = {"image_encoder.VPT": noise(n, vision.d_model)}
+        for i in range(1, depth):
+            made[f"image_encoder.transformer.resblocks.{i}.VPT_shallow"] = noise(n, vision.d_model)
+        if config.method == "ivlp":
+            made["prompt_learner.ctx"] = ctx
+            for i in range(1, min(depth, text.n_layers)):
+                made[f"text_encoder.transformer.resblocks.{i}.VPT_shallow"] = noise(n, width)
+    return {name: value.to(vision.device) for name, value in made.items()}
+
+
+def crop_and_flip(x: Tensor, generator: np.random.Generator) -> Tensor:
+    """A random part of each image [B, 3, H, W], 8-100 % of its area, 3:4 to 4:3, at full size again; half mirrored."""
+    n = len(x)
+    area = generator.uniform(0.08, 1.0, n)
+    ratio = np.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3), n))
+    size = np.minimum(np.sqrt(area * np.stack([ratio, 1 / ratio])), 1.0)  # [width and height, B], of the image's
+    center = (1 - size) * generator.uniform(-1, 1, (2, n))
+    mirror = np.where(generator.random(n) < 0.5, -1.0, 1.0)
+    theta = np.zeros((n, 2, 3), dtype=np.float32)
+    theta[:, 0, 0], theta[:, 1, 1] = size[0] * mirror, size[1]
+    theta[:, 0, 2], theta[:, 1, 2] = center
+    grid = F.affine_grid(torch.from_numpy(theta), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+@torch.no_grad()
+def embed_all(
+    towers: Towers, prompts: Prompts | None, pixels: Pixels, *, batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda n: None,
+) -> Tensor:  # fmt: skip
+    """Unit embeddings [N, E] of all images by the image tower, plain or with prompts."""
+    tower = prompt_vision(towers.vision, prompts)
+    parts = []
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        for first in range(0, len(pixels), batch_size):
+            rows = range(first, min(first + batch_size, len(pixels)))
+            parts.append(embed_images(tower, pixels.read(rows, pool)))
+            on_batch(len(rows))
+    return torch.cat(parts)
+
+
+def embed_texts(text: TextTower, prompts: Prompts | None, names: Sequence[str], template: str) -> Tensor:
+    """Unit embeddings [C, E] of class names, plain or with prompts (not CoCoOp's, which need an image)."""
+    if prompts is None:
+        return text.embed_classes(names, [template])
+    with torch.no_grad():
+        return prompt_text(text, prompts, names).embed(prompts)
+
+
+def _generator(seed: int, what: str, number: int) -> np.random.Generator:
+    """Random numbers of a purpose and a step: nothing that was drawn before matters."""
+    streams = {"order": 0, "crop": 1, "init": 2}
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, streams[what], number])))

@@ -1,0 +1,22 @@
+from .folder import ImageFolder
+from .hugging_face import HuggingFaceDataset
+from .images import decode_image, describe_failures, resize_image, resize_mask
+from .plan import ImagePlan
+from .source import ImageSource, open_source
+from .table import ImageTable, read_table
+from .tars import ImageTars
+
+__all__ = [
+    "HuggingFaceDataset",
+    "ImageFolder",
+    "ImagePlan",
+    "ImageSource",
+    "ImageTable",
+    "ImageTars",
+    "decode_image",
+    "describe_failures",
+    "open_source",
+    "read_table",
+    "resize_image",
+    "resize_mask",
+]

@@ -1,0 +1,76 @@
+"""plan_images(): a listing becomes the rows of images.parquet in their stored order.
+
+A plan depends on names, sizes, seed, limit and what is left out; no pixel is read for it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actcache.artifacts import digest
+from actcache.errors import ImageSourceError, SettingsError
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("source_index", pa.int64()),  # position in the sorted listing
+        ("uri", pa.string()),  # names the image within its source, with /
+        ("label", pa.int32()),  # class index; -1: none
+        ("label_name", pa.string()),  # "": none
+        ("bytes", pa.int64()),  # of the encoded image; -1: not known
+    ]
+)
+"""The columns every plan has. `mask` (string, "": none) and the user's own columns may follow."""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """Which images, in which stored order. `rows_id` names both: equal ids join row by row."""
+
+    table: pa.Table
+    rows_id: str
+    seed: int
+
+    @property
+    def n_images(self) -> int:
+        return int(self.table.num_rows)
+
+
+def plan_images(
+    listing: pa.Table, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()
+) -> ImagePlan:
+    """Put a source's images in a seeded random order (source order is often class order).
+
+    Args:
+        listing: in source order: uri, label, label_name, bytes, and any further columns, which are kept.
+        limit: keep only the first `limit` images of that order: a random sample.
+        exclude: uris that are left out, because another store holds them.
+
+    Raises:
+        ImageSourceError: nothing is left.
+        SettingsError: `limit` is below 1 or `seed` below 0.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, got {limit}.")
+    if seed < 0:
+        raise SettingsError(f"--seed must not be negative, got {seed}.")
+    identity: dict[str, Any] = {"seed": seed, "limit": limit}
+    listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
+    if exclude:
+        held = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))
+        left_out, listing = listing["uri"].filter(held), listing.filter(pc.invert(held))
+        if not listing.num_rows:
+            raise ImageSourceError(
+                f"All {len(left_out):,} images are in other stores already. Nothing is left to extract."
+            )
+        if len(left_out):
+            identity["exclude"] = digest(sorted(left_out.to_pylist()))
+    identity["images"] = list(zip(listing["uri"].to_pylist(), listing["bytes"].to_pylist(), strict=True))
+    order = np.random.Generator(np.random.Philox(seed)).permutation(listing.num_rows)[:limit]
+    first = [listing[field.name].cast(field.type) for field in IMAGES_SCHEMA]
+    names = [name for name in listing.column_names if name not in IMAGES_SCHEMA.names]
+    table = pa.table([*first, *(listing[name] for name in names)], names=[*IMAGES_SCHEMA.names, *names])
+    return ImagePlan(table.take(pa.array(order)).combine_chunks(), digest(identity), seed)

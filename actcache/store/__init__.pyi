@@ -1,0 +1,45 @@
+from .channel_statistics import ChannelStatistics
+from .codecs import check_codec, check_dtype
+from .description import describe
+from .group import StoreGroup, Stores, open_stores, read_extra
+from .layout import StoreLayout, choose_shape
+from .provenance import find_image_source, find_origin, remember_paths, whole_path
+from .reader import IMAGES_FILE, ActivationStore, Tokens, read_images
+from .settings import expected_files, hook_points_of, layout_of
+from .shard_files import aligned_empty
+from .verification import FOREIGN, LINK, Verification, verify
+from .where import select_images
+from .writer import ShardWriter, begin_store, seal_store
+
+__all__ = [
+    "FOREIGN",
+    "IMAGES_FILE",
+    "LINK",
+    "ActivationStore",
+    "ChannelStatistics",
+    "ShardWriter",
+    "StoreGroup",
+    "StoreLayout",
+    "Stores",
+    "Tokens",
+    "Verification",
+    "aligned_empty",
+    "begin_store",
+    "check_codec",
+    "check_dtype",
+    "choose_shape",
+    "describe",
+    "expected_files",
+    "find_image_source",
+    "find_origin",
+    "hook_points_of",
+    "layout_of",
+    "open_stores",
+    "read_extra",
+    "read_images",
+    "remember_paths",
+    "seal_store",
+    "select_images",
+    "verify",
+    "whole_path",
+]

@@ -1,0 +1,54 @@
+"""describe(): what an artifact is, from its own JSON files and nothing else. Works on incomplete ones too."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from actcache.artifacts import Artifact, committed_shards, is_remote, list_files, open_artifact, read_manifest
+from actcache.store.settings import layout_of
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Facts about any artifact, JSON-able: kind, id, complete, parents and whether they are where they were, settings.
+
+    Raises:
+        ArtifactNotFoundError, SchemaError, CorruptError.
+    """
+    artifact = open_artifact(path)
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "kind": artifact.kind,
+        "id": artifact.id,
+        "complete": artifact.complete,
+    }
+    sizes = artifact.settings.get("shard_sizes")  # of codes
+    if artifact.kind == "acts" or isinstance(sizes, list):
+        n_shards = len(sizes) if isinstance(sizes, list) else layout_of(artifact.settings).n_shards
+        facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
+    facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
+    for name, parent in artifact.parents.items():
+        facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
+    if artifact.complete:
+        manifest = read_manifest(artifact)
+        if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
+            facts["skipped images"] = len(manifest["failed"])
+        facts |= {key: manifest[key] for key in ("quality", "n_entries", "n_tokens", "n_alive") if key in manifest}
+    settings = {key: value for key, value in artifact.settings.items() if value is not None}
+    provenance = {key: value for key, value in artifact.provenance.items() if not isinstance(value, dict)}
+    return {**facts, **settings, **provenance}
+
+
+def _size(path: Path) -> int:
+    return int(path.stat().st_size if is_remote(path) else os.lstat(path).st_size)
+
+
+def _state(artifact: Artifact, name: str) -> str:
+    """Whether a parent lies where the artifact remembers it."""
+    try:
+        path = artifact.parent_path(name)
+        if name == "images":
+            return "there" if path.is_dir() else "not there"
+        found = open_artifact(path)
+    except Exception:  # file systems raise what they like about a path that anybody may have written
+        return "not there"
+    return "there" if found.id == artifact.parents[name].id else "another one is there"

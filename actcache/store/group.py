@@ -1,0 +1,200 @@
+"""StoreGroup: one or several stores of one model, read as one. Images of the first come first, then the second's.
+
+More images later go into a further store; training and encoding take them together.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actcache.artifacts import digest
+from actcache.errors import ParentMismatchError, SettingsError
+from actcache.hook_point import HookPoint
+from actcache.store.channel_statistics import ChannelStatistics
+from actcache.store.reader import ActivationStore, Tokens
+
+Stores = ActivationStore | str | Path | Sequence[ActivationStore | str | Path]
+"""What every function that reads stores takes."""
+
+
+class StoreGroup:
+    """group = open_stores(["a.acts", "b.acts"]); group.read(10, images=[0, 70_000])"""
+
+    def __init__(self, stores: Sequence[ActivationStore]) -> None:
+        """Raises ParentMismatchError unless all hold one model in one shape; SettingsError for none or twins."""
+        if not stores:
+            raise SettingsError("Give at least one store.")
+        self.stores = tuple(stores)
+        self.starts = np.cumsum([0, *(store.n_images for store in stores)])  # global number of each one's first image
+        self.layout, self.dtype, self.path = stores[0].layout, stores[0].dtype, stores[0].path
+        self.n_images, self.n_tokens = int(self.starts[-1]), stores[0].n_tokens
+        for store in stores[1:]:
+            if store.model_id != stores[0].model_id:
+                raise ParentMismatchError(
+                    f"{self.path} holds model {self.model_id}, {store.path} holds model {store.model_id}. "
+                    "Give stores of the same CLIP weights, architecture and preprocessing."
+                )
+            for name, mine, other in (
+                ("patch grids", self.layout.grid, store.layout.grid),
+                ("storage dtypes", self.dtype, store.dtype),
+                ("precisions", stores[0].artifact.settings["precision"], store.artifact.settings["precision"]),
+            ):
+                if mine != other:
+                    raise ParentMismatchError(
+                        f"{self.path} and {store.path} have other {name}: {mine} and {other}. Extract one of them anew."
+                    )
+        if len({store.store_id for store in stores}) < len(stores):
+            raise SettingsError(f"A store is given twice: {', '.join(str(store.path) for store in stores)}.")
+
+    @property
+    def model_id(self) -> str:
+        return self.stores[0].model_id
+
+    @property
+    def rows_id(self) -> str:
+        """Names images and their order; of one store, its own."""
+        ids = [store.rows_id for store in self.stores]
+        return ids[0] if len(ids) == 1 else digest(ids)
+
+    def parents(self) -> dict[str, tuple[str, Path]]:
+        """The stores as an artifact's parents: `store`, `store 2`, ..."""
+        return {_numbered("store", i): (store.store_id, store.path) for i, store in enumerate(self.stores)}
+
+    def image_parents(self) -> dict[str, tuple[str, Path]]:
+        """The image sources as an artifact's parents: `images`, `images 2`, ..."""
+        artifacts = [store.artifact for store in self.stores]
+        return {
+            _numbered("images", i): (artifact.parents["images"].id, artifact.parent_path("images"))
+            for i, artifact in enumerate(artifacts)
+        }
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """[I]: true where the image was read."""
+        return np.concatenate([store.valid for store in self.stores])
+
+    @cached_property
+    def failed(self) -> dict[int, str]:
+        """Images that could not be read -> reason."""
+        pairs = zip(self.starts.tolist(), self.stores, strict=False)
+        return {start + image: reason for start, store in pairs for image, reason in store.failed.items()}
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """images.parquet of all; a column that one store lacks is null there; of several, `store` numbers them."""
+        if len(self.stores) == 1:
+            return self.stores[0].images
+        tables = [
+            store.images.append_column("store", pa.array(np.full(store.n_images, i, np.int32)))
+            for i, store in enumerate(self.stores)
+        ]
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    def hook_point(self, layer: int | HookPoint | None) -> HookPoint:
+        """The hook point of a layer, stored in all. Raises SettingsError."""
+        found = self.stores[0].hook_point(layer)
+        for store in self.stores[1:]:
+            store.hook_point(found)
+        return found
+
+    def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
+        """Of all stores' stored values, merged in their order."""
+        first, *others = [store.statistics(layer, tokens) for store in self.stores]
+        return sum(others, first)
+
+    def n_read_tokens(self, tokens: Tokens) -> int:
+        return self.stores[0].n_read_tokens(tokens)
+
+    def shards(self) -> list[range]:
+        """Images of every shard, store by store."""
+        return [
+            range(int(start) + images.start, int(start) + images.stop)
+            for start, store in zip(self.starts, self.stores, strict=False)
+            for images in map(store.layout.shard_range, range(store.layout.n_shards))
+        ]
+
+    def blocks(self, images: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut ascending images where a block ends: what lies in one part is read together."""
+        if not len(images):
+            return []
+        store = np.searchsorted(self.starts, images, side="right") - 1
+        sizes = np.array([store.layout.chunk_images for store in self.stores])
+        block = (images - self.starts[store]) // sizes[store]
+        return np.split(images, np.flatnonzero((np.diff(store) != 0) | (np.diff(block) != 0)) + 1)
+
+    def read(
+        self,
+        layer: int | HookPoint | None = None,
+        *,
+        images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
+        tokens: Tokens = "all",
+        out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:
+        """As ActivationStore.read, with images numbered over all stores."""
+        if len(self.stores) == 1:
+            return self.stores[0].read(layer, images=images, tokens=tokens, out=out, check=check)
+        chosen = np.arange(self.n_images)[images] if isinstance(images, slice) else np.asarray(images)
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_images):
+            found = f"{chosen.min()}..{chosen.max()}"
+            raise SettingsError(f"Image indices must lie in 0..{self.n_images - 1}, got {found}.")
+        if out is None:
+            out = np.empty((len(chosen), self.n_read_tokens(tokens), self.layout.d_model), dtype=self.dtype)
+        numbers = np.searchsorted(self.starts, chosen, side="right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chosen)]
+        for first, stop in pairwise(edges):
+            if first < stop:
+                number = int(numbers[first])
+                local = chosen[first:stop] - self.starts[number]
+                self.stores[number].read(layer, images=local, tokens=tokens, out=out[first:stop], check=check)
+        return out
+
+
+def open_stores(stores: "Stores | StoreGroup") -> StoreGroup:
+    """Open what a function was given: a store, a path, or several of either."""
+    if isinstance(stores, StoreGroup):
+        return stores
+    several: Any = stores if isinstance(stores, list | tuple) else [stores]
+    return StoreGroup([s if isinstance(s, ActivationStore) else ActivationStore.open(s) for s in several])
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name} {index + 1}"
+
+
+def read_extra(
+    store: ActivationStore | StoreGroup,
+    layer: int | HookPoint | None = None,
+    *,
+    images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
+) -> NDArray[Any]:
+    """The prompt tokens behind the patches, [I, n_extra, D] in the store's dtype; of a plain model [I, 0, D].
+
+    Args:
+        images: stored positions, in any order.
+
+    Raises:
+        CorruptError: a shard is missing or short.
+    """
+    chosen = np.arange(store.n_images)[images]
+    out = np.empty((len(chosen), store.layout.n_extra, store.layout.d_model), dtype=store.dtype)
+    if not store.layout.n_extra:
+        return out
+    members = store.stores if isinstance(store, StoreGroup) else (store,)
+    first = 0
+    for member in members:
+        size = member.layout.chunk_images
+        chunk = np.empty((size, member.layout.n_extra, member.layout.d_model), dtype=member.dtype)
+        mine = np.flatnonzero((chosen >= first) & (chosen < first + member.n_images))
+        blocks, rows = np.divmod(chosen[mine] - first, size)
+        for block in np.unique(blocks).tolist():
+            member.read_chunk(layer, block, 0, chunk, array="extra")
+            out[mine[blocks == block]] = chunk[rows[blocks == block]]
+        first += member.n_images
+    return out

@@ -1,0 +1,376 @@
+"""The read side of the store: (images, tokens, hook point) in, activations out.
+
+Promises: an incomplete store is refused; a missing or short shard is an error that names it, never zeros; raw chunks
+of a local store are read by `preadv` straight into the array that is returned, by several threads; opening reads two
+JSON files and the footer of images.parquet; what a store claims about itself is checked before memory is taken for it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actcache.artifacts import (
+    Artifact,
+    check_file,
+    crc32c,
+    is_digest,
+    is_remote,
+    open_artifact,
+    open_plain,
+    read_manifest,
+    read_record,
+    require_complete,
+)
+from actcache.errors import CorruptError, SettingsError
+from actcache.hook_point import HookPoint
+from actcache.store.channel_statistics import ChannelStatistics
+from actcache.store.codecs import check_dtype
+from actcache.store.settings import hook_points_of, layout_of
+from actcache.store.shard_files import ShardFiles, available_bytes, image_runs, shard_path
+from actcache.store.zarr_arrays import ZarrArrays
+
+IMAGES_FILE = "images.parquet"
+GROUP = "actcache"
+"""Name of the zarr group's attribute that holds the store's settings."""
+
+Tokens = Literal["all", "patch", "cls"]
+_PARTS: dict[Tokens, list[tuple[str, slice]]] = {
+    "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
+    "patch": [("patches", slice(0, None))],
+    "cls": [("cls", slice(0, 1))],
+}
+"""(array, where its tokens go in the output)."""
+
+_THREADS = max(1, min(8, os.cpu_count() or 1))
+_THREADED_BYTES = 1 << 22
+"""A read smaller than this is done by the calling thread: handing work over costs as much as 1 MB."""
+
+
+def read_images(store: Path) -> pa.Table:
+    """images.parquet of a store, complete or not. Raises CorruptError."""
+    with _images_file(store) as file:
+        return pq.read_table(file)
+
+
+@contextmanager
+def _images_file(store: Path) -> Iterator[Any]:
+    try:
+        with open_plain(store / IMAGES_FILE) as file:
+            yield file
+    except (OSError, ValueError, pa.ArrowException) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorruptError(f"{store / IMAGES_FILE} cannot be read ({what}). Run `verify {store} --repair`.") from error
+
+
+class ActivationStore:
+    """A complete store, open for reading.
+
+    store = ActivationStore.open("val.acts")
+    x = store.read(10, images=slice(0, 8), tokens="patch")    # float16 [8, 196, 768]
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.path = artifact.path
+        self.layout = layout_of(artifact.settings)
+        self.dtype = check_dtype(artifact.settings["dtype"])
+        self.hook_points = hook_points_of(artifact.settings)
+        require_complete(artifact, self.layout.n_shards, "extract")
+        self._manifest = self._check(read_manifest(artifact))
+        self._files = ShardFiles(self.path, self.layout)
+        self._zarr = ZarrArrays(self.path, artifact.settings, self.layout, self._files)
+        self._seen: set[Path] = set()
+        self._record = lru_cache(maxsize=16)(partial(read_record, self.path))
+        self._direct = artifact.settings["codec"] == "raw" and not is_remote(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ActivationStore":
+        """Open a complete store. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
+        return cls(open_artifact(path, "acts"))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # descriptors and threads do not travel
+        return type(self).open, (str(self.path),)
+
+    def __repr__(self) -> str:
+        return (
+            f"ActivationStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens x "
+            f"{self.layout.d_model}, {', '.join(map(str, self.hook_points))})"
+        )
+
+    @property
+    def store_id(self) -> str:
+        return self.artifact.id
+
+    @property
+    def model_id(self) -> str:
+        return str(self.artifact.settings["model_id"])
+
+    @property
+    def rows_id(self) -> str:
+        """Names images and their order: stores with equal ids join row by row."""
+        return str(self.artifact.settings["rows_id"])
+
+    @property
+    def n_images(self) -> int:
+        return self.layout.n_images
+
+    @property
+    def n_tokens(self) -> int:
+        return self.layout.n_tokens
+
+    def _check(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The manifest, if it speaks of a store like this one; raises CorruptError before anything is sized by it."""
+        try:
+            failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has none
+            names = [self.artifact.settings[name] for name in ("model_id", "rows_id", "precision")]
+            parts = [
+                ChannelStatistics.from_json(manifest["statistics"][str(hook)][kind])
+                for hook in self.hook_points
+                for kind in ("cls", "patch")
+            ]
+            shapes = {part.sum.shape for part in parts} | {part.sum_squares.shape for part in parts}
+            sound = shapes == {(self.layout.d_model,)} and all(0 <= image < self.n_images for image in failed)
+            sound = sound and all(isinstance(name, str) for name in names)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            sound = False
+        if not sound:
+            raise CorruptError(f"The manifest of {self.path} is another store's. Run `verify {self.path} --repair`.")
+        with _images_file(self.path) as file:
+            self._check_rows(pq.read_metadata(file).num_rows)
+        return manifest
+
+    def _check_rows(self, n_rows: int) -> None:
+        if n_rows != self.n_images:
+            raise CorruptError(
+                f"{self.path / IMAGES_FILE} has {n_rows:,} rows, expected {self.n_images:,}. "
+                f"Run `verify {self.path} --repair`."
+            )
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """images.parquet: one row a stored image, in stored order."""
+        table = read_images(self.path)
+        self._check_rows(table.num_rows)
+        return table
+
+    @cached_property
+    def failed(self) -> dict[int, str]:
+        """Images whose rows are zeros because they could not be read: image -> reason."""
+        return {int(image): reason for image, reason in self._manifest["failed"].items()}
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """[I]: true where the image was read."""
+        mask = np.ones(self.n_images, dtype=bool)
+        mask[list(self.failed)] = False
+        return mask
+
+    def hook_point(self, layer: int | HookPoint | None) -> HookPoint:
+        """The stored hook point of a layer, resid_post where it is there; None takes the only one.
+
+        Raises:
+            SettingsError: it is not stored, or more than one would fit; the text lists what is stored.
+        """
+        stored = ", ".join(map(str, self.hook_points))
+        if layer is None:
+            if len(self.hook_points) > 1:
+                raise SettingsError(f"{self.path} holds several hook points ({stored}). Choose one with --layer.")
+            return self.hook_points[0]
+        if isinstance(layer, HookPoint) or HookPoint(layer) in self.hook_points:
+            hook = layer if isinstance(layer, HookPoint) else HookPoint(layer)
+        else:
+            others = [found for found in self.hook_points if found.layer == layer]
+            if len(others) > 1:
+                raise SettingsError(f"{self.path} holds {', '.join(map(str, others))}. Choose one with --site.")
+            hook = others[0] if others else HookPoint(layer)
+        if hook not in self.hook_points:
+            raise SettingsError(
+                f"{hook} is not in {self.path}. Stored: {stored}. Extract it into a store of its own with --layer."
+            )
+        return hook
+
+    def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
+        """Statistics of the stored values of one hook point, merged from the commit records."""
+        kinds = self._manifest["statistics"][str(self.hook_point(layer))]
+        parts = [ChannelStatistics.from_json(kinds[k]) for k in ("cls", "patch") if tokens in ("all", k)]
+        return parts[0] + parts[1] if len(parts) == 2 else parts[0]
+
+    def n_read_tokens(self, tokens: Tokens) -> int:
+        """Tokens an image gives under `tokens`. Raises SettingsError for another word."""
+        if tokens not in _PARTS:
+            raise SettingsError(f"tokens must be one of {', '.join(_PARTS)}, got {tokens!r}.")
+        return {"all": self.n_tokens, "patch": self.layout.n_patches, "cls": 1}[tokens]
+
+    def read(
+        self,
+        layer: int | HookPoint | None = None,
+        *,
+        images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
+        tokens: Tokens = "all",
+        out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:
+        """Read activations.
+
+        Args:
+            images: stored positions, in any order.
+            out: a C-contiguous array [I, T, D] of the store's dtype to read into; allocated when None.
+            check: compare every chunk touched with its recorded checksum (reads whole chunks).
+
+        Returns:
+            [I, T, D] in the store's dtype; T as `tokens` says. Rows of failed images are zeros (see `valid`).
+
+        Raises:
+            SettingsError: an image index or hook point that is not stored.
+            CorruptError: a shard is missing, short, or (with `check`) differs from what was written.
+        """
+        hook = self.hook_point(layer)
+        n_tokens = self.n_read_tokens(tokens)
+        positions = self._positions(images)
+        for shard, chosen in self._by_shard(positions):
+            for array, _ in _PARTS[tokens]:  # before memory is taken: a store may claim any size
+                self._check_shard(hook, array, shard, chosen if check else None)
+        shape = (len(positions), n_tokens, self.layout.d_model)
+        if out is None:
+            out = np.empty(shape, dtype=self.dtype)
+        self._check_out(out, shape)
+        jobs = [
+            (hook, array, *divmod(int(positions[start]), self.layout.shard_images), out[start:stop, columns])
+            for start, stop in image_runs(positions, self.layout.shard_images)
+            for array, columns in _PARTS[tokens]
+        ]
+        if not self._direct:
+            for job in jobs:
+                self._zarr.read(*job)
+        elif out.nbytes < _THREADED_BYTES:
+            self._read_rows([(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))])
+        else:
+            rows = [(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))]
+            with ThreadPoolExecutor(_THREADS) as pool:  # made anew, 0.1 ms: one kept would hang in a forked process
+                for done in [pool.submit(self._read_rows, rows[i::_THREADS]) for i in range(_THREADS)]:
+                    done.result()
+        return out
+
+    @cached_property
+    def past_cache(self) -> bool:
+        """Whether a hook point is larger than half of the memory available: a page cache that cannot hold it gains
+        nothing and costs six times the processor time (0.49 against 0.08 s a GB).
+        """
+        layout = self.layout
+        return self.n_images * layout.n_tokens * layout.d_model * layout.itemsize > available_bytes() / 2
+
+    def read_chunk(
+        self,
+        layer: int | HookPoint | None,
+        block: int,
+        row: int,
+        out: NDArray[Any],
+        *,
+        array: str = "patches",
+        past_cache: bool | None = None,
+    ) -> None:
+        """Read one whole chunk. For use by threads. A raw local one takes one system call, others go through zarr.
+
+        Args:
+            block: counted over the whole store: image // chunk_images.
+            row: patch row; 0 for `cls`.
+            out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) of the store's dtype. A short last
+                block is followed by zeros.
+            past_cache: O_DIRECT, where `out` begins at a page (`aligned_empty`); by default as `past_cache` says.
+
+        Raises:
+            SettingsError: a chunk or array that is not stored.
+            CorruptError: the shard is missing or short.
+        """
+        hook, layout = self.hook_point(layer), self.layout
+        n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
+        if not (0 <= block < n_blocks and 0 <= row < n_rows):
+            raise SettingsError(f"Chunk ({block}, {row}) does not exist: {n_blocks} blocks, {n_rows} rows.")
+        self._check_out(out, layout.chunk_shape(array))
+        shard, block = divmod(block, layout.blocks_per_shard)
+        first, view = block * layout.chunk_images, out[:, None] if array == "cls" else out
+        if self._direct:
+            direct = self.past_cache if past_cache is None else past_cache
+            self._files.read(hook, array, shard, row, first, view, direct=direct)
+        else:
+            self._check_shard(hook, array, shard, None)
+            stored = min(layout.chunk_images, self.n_images - (shard * layout.shard_images + first))
+            self._zarr.read(hook, array, shard, first, view[:stored], row)
+            view[stored:] = 0
+
+    def _check_out(self, out: NDArray[Any], shape: tuple[int, ...]) -> None:
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise SettingsError(f"out must be a C-contiguous {self.dtype} array of shape {shape}.")
+
+    def _by_shard(self, positions: NDArray[np.integer]) -> list[tuple[int, NDArray[np.integer]]]:
+        """(shard, images counted from the shard's first)."""
+        shards, offsets = np.divmod(positions, self.layout.shard_images)
+        return [(int(shard), offsets[shards == shard]) for shard in np.unique(shards)]
+
+    def _positions(self, images: slice | Sequence[int] | NDArray[np.integer]) -> NDArray[np.integer]:
+        if isinstance(images, slice):
+            chosen = range(*images.indices(self.n_images))
+            return np.arange(chosen.start, chosen.stop, chosen.step)
+        positions = np.asarray(images)
+        if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
+            raise SettingsError(
+                f"images must be a slice or a list of whole numbers, got {positions.dtype} of shape {positions.shape}. "
+                "A mask is given as np.flatnonzero(mask)."
+            )
+        if positions.size and (positions.min() < 0 or positions.max() >= self.n_images):
+            raise SettingsError(
+                f"Image indices must lie in 0..{self.n_images - 1}, got {positions.min()}..{positions.max()}."
+            )
+        return positions
+
+    def _read_rows(self, rows: Sequence[tuple[HookPoint, str, int, int, NDArray[Any], int]]) -> None:
+        for hook, array, shard, first, out, row in rows:
+            columns = out.shape[1] // self.layout.n_rows(array)
+            self._files.read(hook, array, shard, row, first, out[:, row * columns : (row + 1) * columns])
+
+    def _check_shard(self, hook: HookPoint, array: str, shard: int, chosen: NDArray[np.integer] | None) -> None:
+        """Raise CorruptError unless the shard is there; with `chosen`, unless the chunks of these images are right."""
+        path = shard_path(self.path, hook, array, shard)
+        if self._direct:
+            self._files.open(hook, array, shard)
+            if chosen is not None:
+                self._check_chunks(hook, array, shard, np.unique(chosen // self.layout.chunk_images))
+            return
+        if not is_remote(self.path):
+            self._files.check_index(hook, array, shard)
+        elif path not in self._seen:  # zarr would answer zeros
+            if not path.exists() or not path.stat().st_size:
+                raise self._files.corrupt(path, shard, "is missing or empty")
+            self._seen.add(path)
+        if chosen is not None and (problem := check_file(path, self._digest(path, shard))):
+            raise self._files.corrupt(path, shard, problem)
+
+    def _check_chunks(self, hook: HookPoint, array: str, shard: int, blocks: NDArray[np.integer]) -> None:
+        path = shard_path(self.path, hook, array, shard)
+        pieces = self._digest(path, shard)["pieces"]
+        if len(pieces) != self.layout.n_blocks(shard) * self.layout.n_rows(array) + 1:
+            raise self._files.corrupt(path, shard, "has a garbled commit record")
+        n_images = self.layout.chunk_images
+        chunk = np.empty((n_images, self.layout.chunk_bytes(array) // n_images), dtype=np.uint8)
+        for block in blocks.tolist():
+            for row in range(self.layout.n_rows(array)):
+                self._files.read(hook, array, shard, row, block * self.layout.chunk_images, chunk)
+                if crc32c(chunk) != pieces[row * self.layout.n_blocks(shard) + block][1]:
+                    what = f"differs from what was written (block {block}, patch row {row})"
+                    raise self._files.corrupt(path, shard, what)
+
+    def _digest(self, path: Path, shard: int) -> dict[str, Any]:
+        """Digest of a shard file, from its commit record."""
+        recorded = self._record(shard)["files"].get(str(path)[len(str(self.path)) + 1 :])
+        if not is_digest(recorded):
+            raise self._files.corrupt(path, shard, "has a garbled commit record")
+        return dict(recorded)

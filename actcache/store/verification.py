@@ -1,0 +1,230 @@
+"""verify(): are an artifact's bytes the bytes that were written?
+
+In: any artifact, complete or not. Out: a list of problems, each naming the file. Every file is read once and compared
+with the digest in the manifest or, for shards, in their commit records (which the manifest covers in turn).
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from actcache.artifacts import (
+    ARTIFACT_FILE,
+    COMMITS,
+    MANIFEST_FILE,
+    Artifact,
+    check_file,
+    committed_shards,
+    encode_json,
+    is_digest,
+    is_remote,
+    list_files,
+    open_artifact,
+    open_plain,
+    read_manifest,
+    read_record,
+    record_path,
+)
+from actcache.errors import CorruptError
+from actcache.store.reader import IMAGES_FILE, read_images
+from actcache.store.settings import expected_files, hook_points_of, layout_of
+
+LINK, FOREIGN = "is a link", "was not written by this artifact"
+"""What is wrong with a file that repair() removes, and with one that it leaves alone."""
+
+_SHOWN = 100
+"""Missing shards that are listed: a store may claim any number."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not what was written. `shard`: the one it belongs to, None for what is no shard's."""
+
+    file: str
+    what: str
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        """One line, whatever the file is called."""
+        text = f"{self.file}: {self.what}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. `ok` when the artifact is complete and nothing is wrong."""
+
+    path: Path
+    kind: str
+    complete: bool
+    n_files: int
+    n_bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.complete and not self.problems
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """Shards that something is wrong with."""
+        return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
+
+
+def verify(
+    path: str | Path, *, n_threads: int | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Read every file of an artifact and compare sizes and checksums.
+
+    Args:
+        on_progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ArtifactNotFoundError, SchemaError, CorruptError: when `artifact.json` itself cannot be trusted.
+    """
+    artifact = open_artifact(path)
+    expected, problems = _expected_files(artifact)
+    problems += _check_store(artifact)
+    found = set(list_files(artifact.path))
+    linked = {name for name in found if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
+    problems += [Problem(name, LINK, expected.get(name, _NOTHING).shard) for name in sorted(linked)]
+    problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - found)]
+    if artifact.complete and not any(problem.file == MANIFEST_FILE for problem in problems):
+        known = {*expected, *linked, ARTIFACT_FILE, MANIFEST_FILE, *(problem.file for problem in problems)}
+        with suppress(CorruptError):  # files whose record is damaged
+            for shard in {problem.shard for problem in problems if artifact.kind == "acts"} - {None}:
+                known |= expected_files(artifact.settings, cast(int, shard)).keys()
+        problems += [Problem(name, FOREIGN) for name in sorted(found - known)]
+    present = sorted(set(expected) & found - linked)
+    total = sum(expected[name].digest["bytes"] for name in present)
+    done = 0
+    with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
+        checks = pool.map(lambda name: check_file(artifact.path / name, expected[name].digest), present)
+        for name, problem in zip(present, checks, strict=True):
+            if problem:
+                problems.append(Problem(name, problem, expected[name].shard))
+            done += expected[name].digest["bytes"]
+            if on_progress:
+                on_progress(done, total)
+    return Verification(
+        artifact.path, artifact.kind, artifact.complete, len(present), total, tuple(dict.fromkeys(problems))
+    )
+
+
+@dataclass(frozen=True)
+class _Expected:
+    digest: Mapping[str, Any]
+    shard: int | None
+
+
+_NOTHING = _Expected({}, None)
+
+
+def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Problem]]:
+    """Digest of every file that should be there, and what is wrong with the records themselves."""
+    files: dict[str, _Expected] = {}
+    problems: list[Problem] = []
+    try:
+        shards = committed_shards(artifact.path)
+    except CorruptError:  # a link, which is named as such
+        shards = set()
+    records = {str(record_path(Path(), shard)): shard for shard in shards}
+    if artifact.complete:
+        try:
+            problems += _check_spelling(artifact.path, MANIFEST_FILE, None)
+            listed = read_manifest(artifact)["files"]
+            records |= {name: int(Path(name).stem) for name in listed if name.startswith(f"{COMMITS}/")}
+            problems += [Problem(n, "is not in the manifest", s) for n, s in sorted(records.items()) if n not in listed]
+            for name, digest in listed.items():
+                problems += _add(files, name, digest, records.get(name))
+        except (CorruptError, KeyError, TypeError, AttributeError, ValueError) as error:
+            problems.append(Problem(MANIFEST_FILE, f"{error}"))
+    for shard in sorted(shards):
+        name = str(record_path(Path(), shard))
+        try:
+            if name not in files:  # no manifest that would hold its checksum
+                problems += _check_spelling(artifact.path, name, shard)
+            record = read_record(artifact.path, shard)
+            for file, digest in record["files"].items():
+                problems += _add(files, file, digest, shard)
+        except CorruptError as error:
+            problems.append(Problem(name, f"{error}", shard))
+            continue
+        problems += [Problem(name, what, shard) for what in _check_record(artifact, shard, record)]
+    return files, problems
+
+
+def _check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
+    """A JSON file's digest covers what it says; a changed byte that says the same, such as a space, is found here."""
+    try:
+        with open_plain(path / name) as file:
+            data = file.read()
+        value = json.loads(data)
+        same = not isinstance(value, dict) or encode_json(value) == data
+    except (OSError, ValueError, RecursionError):
+        return []  # the reader names it
+    return [] if same else [Problem(name, "differs from what was written", shard)]
+
+
+def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None) -> list[Problem]:
+    """Expect a file, unless its name leads elsewhere or its digest is none."""
+    if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == "..":
+        return [Problem(name, "is a name that leads out of the artifact", shard)]
+    if not is_digest(digest):
+        return [Problem(name, "its recorded digest is garbled", shard)]
+    files[name] = _Expected(digest, shard)
+    return []
+
+
+def _check_store(artifact: Artifact) -> Iterator[Problem]:
+    """What an activation store must have beside the files that its records and its manifest name."""
+    if artifact.kind != "acts":
+        return
+    try:
+        n_shards, n_images = layout_of(artifact.settings).n_shards, layout_of(artifact.settings).n_images
+        hook_points_of(artifact.settings)
+    except CorruptError as error:
+        yield Problem(ARTIFACT_FILE, str(error))
+        return
+    if artifact.complete:
+        with suppress(CorruptError):
+            there = committed_shards(artifact.path)
+            absent = itertools.islice((shard for shard in range(n_shards) if shard not in there), _SHOWN)
+            yield from (Problem(str(record_path(Path(), shard)), "is missing", shard) for shard in absent)
+    else:  # no manifest holds the checksum of the table yet
+        try:
+            n_rows = read_images(artifact.path).num_rows
+            if n_rows != n_images:
+                yield Problem(IMAGES_FILE, f"has {n_rows:,} rows, expected {n_images:,}")
+        except CorruptError as error:
+            yield Problem(IMAGES_FILE, str(error))
+
+
+def _check_record(artifact: Artifact, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
+    """What an activation store's record must say, whatever its checksum."""
+    if artifact.kind != "acts":
+        return
+    try:
+        layout = layout_of(artifact.settings)
+        expected = expected_files(artifact.settings, shard)
+    except CorruptError as error:
+        yield str(error)
+        return
+    if shard >= layout.n_shards:
+        yield f"is the record of shard {shard}, and there are {layout.n_shards}"
+    elif set(record["files"]) != set(expected):
+        yield "does not list the files of its shard"
+    elif artifact.settings["codec"] == "raw" and any(
+        is_digest(record["files"][name]) and record["files"][name]["bytes"] != n_bytes
+        for name, n_bytes in expected.items()
+    ):
+        yield "lists files of another size than the settings say"
+    images = layout.shard_range(shard)
+    if record.get("images") != [images.start, images.stop]:
+        yield f"names images {record.get('images')}, expected {[images.start, images.stop]}"

@@ -1,0 +1,32 @@
+from .embeddings import BLOCK_LATENTS, embed_directions, embed_images
+from .outcomes import Outcome, Outcomes
+from .splicing import Spliced, choose_tokens, splice
+from .zero_shot import (
+    BATCH_IMAGES,
+    ZeroShot,
+    as_numpy,
+    batches,
+    check_images,
+    choose_images,
+    open_zero_shot,
+    predict_classes,
+)
+
+__all__ = [
+    "BATCH_IMAGES",
+    "BLOCK_LATENTS",
+    "Outcome",
+    "Outcomes",
+    "Spliced",
+    "ZeroShot",
+    "as_numpy",
+    "batches",
+    "check_images",
+    "choose_images",
+    "choose_tokens",
+    "embed_directions",
+    "embed_images",
+    "open_zero_shot",
+    "predict_classes",
+    "splice",
+]

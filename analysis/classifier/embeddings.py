@@ -1,0 +1,89 @@
+"""Image embeddings of a store's images: from cached activations through the remaining blocks, or from the files.
+
+Promise: both ways give the same unit vectors, up to the rounding of the stored dtype.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache import HookPoint, SettingsError, open_stores
+from actcache.models import VisionTower
+from actcache.sources import decode_image, open_source
+from actcache.store import StoreGroup, Stores
+from analysis.classifier.zero_shot import BATCH_IMAGES, as_numpy, batches, read_stream
+from saetrain import SAE
+
+
+@torch.no_grad()
+def embed_images(
+    store: Stores | StoreGroup,
+    images: NDArray[np.int64],
+    *,
+    vision: VisionTower,
+    files: str | Path | None = None,
+    batch_size: int = BATCH_IMAGES,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Unit embeddings [n, E] of stored images; an image that could not be read gives NaN.
+
+    Args:
+        images: stored positions.
+        vision: the tower the store was extracted with.
+        files: read the images from here instead; needed where the store holds no block's output.
+
+    Raises:
+        SettingsError: no hook point to go on from. ImageSourceError: a file that is not there.
+    """
+    store = open_stores(store)
+    hook = None if files is not None else last_output(store)
+    source = None if files is None else open_source(files)
+    out = np.full((len(images), vision.visual.output_dim), np.nan, dtype=np.float32)
+    readable = np.flatnonzero(store.valid[images])
+    done = 0
+    for places in batches(readable, batch_size):
+        positions = images[places]
+        if hook is not None:
+            x, start = read_stream(store, hook, positions).to(vision.device), hook.layer + 1
+        else:
+            assert source is not None
+            uris = store.images["uri"].take(positions).to_pylist()
+            pixels = [vision.transform(decode_image(source.read(uri), name=uri)) for uri in uris]
+            x, start = vision.embed(torch.stack(pixels)), 0
+        embedded = F.normalize(vision.head(vision.run_blocks(x, start, vision.n_layers)), dim=1)
+        out[places] = as_numpy(embedded)
+        done += len(places)
+        if on_progress:
+            on_progress(done, len(readable))
+    return out
+
+
+def last_output(store: StoreGroup) -> HookPoint:
+    """The stored block output that fewest blocks follow. Raises SettingsError where there is none."""
+    outputs = [hook for hook in store.stores[0].hook_points if hook.site == "resid_post"]
+    if not outputs:
+        raise SettingsError(
+            f"{store.path} holds no block's output, from which the rest of the model could be run. "
+            "Say with --images where the images are."
+        )
+    return store.hook_point(max(outputs, key=lambda hook: hook.layer))
+
+
+BLOCK_LATENTS = 1024
+
+
+@torch.no_grad()
+def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
+    """Every latent's decoder direction through the head, unit vectors [F, E] ("logit lens").
+
+    The direction stands alone in the stream, in activation units, without the bias.
+    """
+    directions = (sae.decoder / sae.scale).to(vision.device)
+    parts = torch.split(directions, BLOCK_LATENTS)
+    # as CLS and as a patch: a head takes CLS, or the mean of the patches
+    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, 2, -1)), dim=1).cpu() for part in parts])

@@ -1,0 +1,203 @@
+"""The zero-shot classifier behind a hook point: cached activations in, logits over class names out.
+
+Only the blocks after the hook point run, then the head. Promises: with unchanged activations the logits are those of a
+full forward pass, up to the rounding of the stored dtype.
+Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's prompt tokens), D d_model, C classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache import HookPoint, SettingsError
+from actcache.models import VisionTower, read_templates
+from actcache.prompts import Towers, class_words, open_towers
+from actcache.store import StoreGroup, read_extra, select_images
+from analysis.lineage import open_parents
+from saetrain import CodeStore
+
+BATCH_IMAGES = 64
+BATCH_TEXTS = 512
+"""Texts that CoCoOp embeds at once: images x classes."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A store, the model behind one of its hook points, and the classes to tell apart.
+
+    Attributes:
+        names: class names, sorted.
+        classes: [C, E] unit text embeddings; of `by_image` none, [0, E].
+        labels: [I] class number of every image of the store, -1 for images that are not looked at.
+        logit_scale: what cosines are multiplied with.
+        by_image: CoCoOp's texts, other ones for every image: unit image embeddings [B, E] -> [B, C, E].
+    """
+
+    store: StoreGroup
+    hook_point: HookPoint
+    vision: VisionTower
+    names: tuple[str, ...]
+    classes: Tensor
+    labels: NDArray[np.int64]
+    logit_scale: float
+    by_image: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """Stored positions of the images that are looked at."""
+        return np.flatnonzero(self.labels >= 0)
+
+    def read(self, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """The stream at the hook point, [B, T, D] float32 on the model's device."""
+        return read_stream(self.store, self.hook_point, images).to(self.vision.device)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The stream at the hook point [B, T, D] -> unit image embeddings [B, E]."""
+        x = self.vision.run_blocks(x, self.hook_point.layer + 1, self.vision.n_layers)
+        return F.normalize(self.vision.head(x), dim=1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The stream at the hook point [B, T, D] -> logits [B, C], scaled."""
+        return self.classify(self.embed(x))
+
+    def classify(self, embedded: Tensor) -> Tensor:
+        """Unit image embeddings [B, E] -> logits [B, C], scaled."""
+        if self.by_image is None:
+            return self.logit_scale * embedded @ self.classes.T
+        some = torch.split(embedded, max(1, BATCH_TEXTS // len(self.names)))
+        return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in some])
+
+
+def open_zero_shot(
+    store: StoreGroup,
+    hook_point: HookPoint,
+    *,
+    templates: str | Sequence[str] = "photo",
+    where: str | None = None,
+    within: NDArray[np.int64] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+    towers: Towers | None = None,
+    by_image: bool = False,
+) -> ZeroShot:
+    """The classifier of a store's labeled images. Classes are those of the images that are looked at.
+
+    Args:
+        templates: as `read_templates`.
+        where: which images, by columns of images.parquet.
+        within: stored positions to choose from.
+        limit: take a random sample of so many.
+        model, pretrained, device: as `open_towers`.
+        by_image: take CoCoOp's prompts too, whose texts have no embedding of their own.
+
+    Raises:
+        SettingsError: a site other than resid_post, no labels, fewer than two classes, an unknown template.
+        ParentMismatchError: the model is another than the store's.
+    """
+    if hook_point.site != "resid_post":
+        raise SettingsError(f"The rest of the model can be run from a block's output only, not from {hook_point}.")
+    texts = read_templates(templates)
+    chosen = choose_images(store, where=where, within=within, limit=limit, seed=seed)
+    names, numbers = number_classes(store, chosen)
+    if len(names) < 2:
+        found = f"one class, {names[0]}" if names else "no labels"
+        raise SettingsError(f"The images of {store.path} that are looked at have {found}. Zero-shot needs two classes.")
+    towers = towers or open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
+    words = [class_words(name) for name in names]
+    each = towers.texts_by_image(words) if by_image else None
+    classes = towers.embed_classes(words, texts) if each is None else torch.empty(0, towers.text.embed_dim)
+    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, each)
+
+
+def choose_images(
+    store: StoreGroup, *, where: str | None, within: NDArray[np.int64] | None = None, limit: int | None, seed: int
+) -> NDArray[np.int64]:
+    """Readable images with a label, ascending. Raises SettingsError when there are none."""
+    mask = store.valid & np.array([bool(name) for name in store.images["label_name"].to_pylist()])
+    if not mask.any():
+        raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
+    if where is not None:
+        mask &= select_images(store.images, where)
+    images = np.flatnonzero(mask)
+    if within is not None:
+        images = np.intersect1d(images, within)
+    if not len(images):
+        raise SettingsError(f"No labeled image of {store.path} is left to look at. Choose others with --where.")
+    if limit is not None and limit < len(images):
+        if limit < 1:
+            raise SettingsError(f"--limit must be at least 1, got {limit}.")
+        images = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
+    return images
+
+
+def number_classes(store: StoreGroup, images: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """(class names of some images, sorted; [I] their numbers, -1 for all other images)."""
+    labels = np.asarray(store.images["label_name"].take(images).to_pylist(), dtype=object)
+    names, numbers = np.unique(labels, return_inverse=True) if len(labels) else (np.empty(0, object), labels)
+    all_numbers = np.full(store.n_images, -1, dtype=np.int64)
+    all_numbers[images] = numbers
+    return tuple(names.tolist()), all_numbers
+
+
+def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDArray[np.int64], what: str) -> None:
+    """Raise SettingsError unless every class has one of the images."""
+    counts = np.bincount(labels[images], minlength=len(names))
+    if not counts.all():
+        missing = ", ".join(np.array(names, dtype=object)[counts == 0].tolist()[:10])
+        raise SettingsError(f"There is no image of {missing} to {what}. Give more images, or other ones with --where.")
+
+
+def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    """All that later blocks need of some images: [B, T, D] float32."""
+    x = torch.from_numpy(store.read(hook_point, images=images)).float()
+    if not store.layout.n_extra:
+        return x
+    return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)
+
+
+def batches(images: NDArray[np.int64], batch_size: int = BATCH_IMAGES) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, len(images), batch_size):
+        yield images[first : first + batch_size]
+
+
+def as_numpy(value: Tensor) -> NDArray[Any]:
+    return np.asarray(value.detach().cpu().numpy())
+
+
+@torch.no_grad()
+def predict_classes(
+    codes: CodeStore,
+    *,
+    templates: str | Sequence[str] = "photo",
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[Any]:
+    """[I] class names, "" for an image without a label or that could not be read.
+
+    Args:
+        templates, model, pretrained, device: as `open_zero_shot`. The store is found where the codes say.
+
+    Raises:
+        ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
+    """
+    scene = open_zero_shot(
+        open_parents(codes), codes.hook_point, templates=templates, model=model, pretrained=pretrained, device=device
+    )
+    said, done = np.full(codes.n_images, "", dtype=object), 0
+    for images in batches(scene.images, BATCH_IMAGES):
+        said[images] = np.array(scene.names, dtype=object)[as_numpy(scene.logits(scene.read(images)).argmax(1))]
+        done += len(images)
+        if on_progress:
+            on_progress(done, len(scene.images))
+    return said

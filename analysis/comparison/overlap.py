@@ -1,0 +1,102 @@
+"""Do two models use the same latents? Counts of both in, overlaps, groups and correlations out. numpy only.
+
+In: a_c[s] of a base and of an adapted model, the same SAE and the same images. Shapes: C classes, F latents.
+Sources: PatchSAE (arXiv 2412.05276) section 4.2, table 1 and figure 20; rank-biased overlap: Webber et al. 2010, cut at
+a depth and divided by what equal lists reach there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.interventions import rank_latents
+
+PERSISTENCE = 0.9
+"""Of rank-biased overlap: the first ten ranks have 86 % of the weight."""
+
+
+def jaccard(a: Sequence[int], b: Sequence[int]) -> float:
+    """Shared members over all members; NaN for two empty lists."""
+    one, other = set(a), set(b)
+    return len(one & other) / len(one | other) if one | other else float("nan")
+
+
+def rank_biased_overlap(a: Sequence[int], b: Sequence[int], persistence: float = PERSISTENCE) -> float:
+    """1 for equal lists, 0 for lists without a common member; what stands first counts most. NaN for empty lists."""
+    depth = max(len(a), len(b))
+    weights = persistence ** np.arange(depth)
+    shares = [len(set(a[: d + 1]) & set(b[: d + 1])) / (d + 1) for d in range(depth)]
+    return float(np.dot(weights, shares) / weights.sum()) if depth else float("nan")
+
+
+def group_latents(
+    base: NDArray[np.integer], adapted: NDArray[np.integer], high: int, low: int
+) -> dict[str, NDArray[np.int64]]:
+    """Latents that are high in both models, fell, or rose, from counts [F] of one class.
+
+    Of all counts of both models the `high`-th largest is the upper bound, the `low`-th the lower one. high: at or above
+    the upper bound in both; high_to_low: from there to below the lower bound; low_to_high: the reverse.
+    """
+    union = np.sort(np.concatenate([base, adapted]))[::-1]
+    upper, lower = (max(1, int(union[min(n, len(union)) - 1])) for n in (high, low))
+    return {
+        "high": np.flatnonzero((base >= upper) & (adapted >= upper)),
+        "high_to_low": np.flatnonzero((base >= upper) & (adapted < lower)),
+        "low_to_high": np.flatnonzero((base < lower) & (adapted >= upper)),
+    }
+
+
+def compare_counts(
+    base: NDArray[np.integer], adapted: NDArray[np.integer], names: Sequence[str], *, k: int, high: int, low: int
+) -> dict[str, Any]:
+    """Overlap of the top k latents and the three groups: of each class, and of the dataset.
+
+    Args:
+        base, adapted: [C, F] counts.
+
+    Returns:
+        `classes`: a row a class; `task`: their means; `dataset`: the same of the sums over classes, with the
+        correlation of a_D (Pearson of counts and of ln(1 + count), over latents that fire in either model); `scatter`.
+    """
+    rows = [_compare(base[c], adapted[c], k, high, low) | {"class": name} for c, name in enumerate(names)]
+    numbers = [name for name, value in rows[0].items() if isinstance(value, int | float)]
+    task = {name: float(np.mean([row[name] for row in rows])) for name in numbers}
+    a, b = base.sum(0, dtype=np.int64), adapted.sum(0, dtype=np.int64)
+    live = np.flatnonzero(a + b)
+    whole = _compare(a, b, k, high, low) | {
+        "correlation": _correlation(a[live], b[live]),
+        "log_correlation": _correlation(np.log1p(a[live]), np.log1p(b[live])),
+    }
+    return {
+        "classes": rows,
+        "task": task,
+        "dataset": whole,
+        "scatter": [live.tolist(), a[live].tolist(), b[live].tolist()],
+    }
+
+
+def _compare(a: NDArray[np.integer], b: NDArray[np.integer], k: int, high: int, low: int) -> dict[str, Any]:
+    tops = [row[row >= 0].tolist() for row in (rank_latents(x[None], k)[0] for x in (a, b))]
+    groups = group_latents(a, b, high, low)
+    return {
+        "jaccard": jaccard(*tops),
+        "rank_biased_overlap": rank_biased_overlap(*tops),
+        **{f"n_{name}": len(latents) for name, latents in groups.items()},
+        "shared": [latent for latent in tops[0] if latent in set(tops[1])][:10],
+        "base_only": [latent for latent in tops[0] if latent not in set(tops[1])][:10],
+        "adapted_only": [latent for latent in tops[1] if latent not in set(tops[0])][:10],
+    }
+
+
+def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """NaN where one of them does not vary."""
+    if len(a) < 2 or not a.std() or not b.std():
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def improvement_rate(base: float, adapted: float) -> float:
+    """Delta: the share of the base model's errors that are gone; NaN where it made none."""
+    return (adapted - base) / (1 - base) if base < 1 else float("nan")

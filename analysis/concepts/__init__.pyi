@@ -1,0 +1,5 @@
+from .compute import analyze
+from .statistics import strongest_first
+from .table import EMBEDDINGS_FILE, ConceptTable, find_codes
+
+__all__ = ["EMBEDDINGS_FILE", "ConceptTable", "analyze", "find_codes", "strongest_first"]

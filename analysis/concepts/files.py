@@ -1,0 +1,257 @@
+"""The files of a ConceptTable: what the reductions found, as tables (a row a latent) and arrays (a row a latent).
+
+`describe_range` makes the rows of a range of latents where they were counted; `write_found` puts ranges one behind the
+other. Tables are Parquet; arrays are plain .npy, so that one latent is read by a memory map.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actcache.artifacts import fsync_directory, temporary_path
+from actcache.store import IMAGES_FILE
+from analysis.concepts.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
+from analysis.concepts.nearest import Nearest
+from analysis.concepts.statistics import ClassCounts, TopImages, Totals, label_spread, present_labels
+from analysis.heat_maps import heat_maps
+from analysis.pictures import Pictures
+from saetrain import CodeStore
+
+N_SHOWN = 8
+"""Images a latent in the gallery."""
+
+
+class RangeFound(NamedTuple):
+    """What is kept of a range of latents, which are numbered from 0 in none of it: rows, and counts of entries."""
+
+    concepts: pa.Table
+    top_images: pa.Table
+    top_patches: pa.Table
+    class_counts: "CountRows"
+    entries: EntryCounts
+
+
+class CountRows(NamedTuple):
+    """Rows of class_counts.parquet, by latent, then class, 5 to 10 bytes each: there may be F x C of them."""
+
+    n_classes: NDArray[np.int64]  # [F] rows of each latent
+    place: NDArray[np.unsignedinteger[Any]]  # [N] of the label among those there are
+    n_tokens: NDArray[np.unsignedinteger[Any]]
+    n_images: NDArray[np.unsignedinteger[Any]]
+
+
+def describe_range(codes: CodeStore, latents: range, found: dict[str, Any]) -> RangeFound:
+    """The rows of a range, from the statistics `totals`, `top`, `top_patches`, `classes` and `entries`."""
+    labels = np.asarray(codes.images["label"])
+    patches: TopImages = found["top_patches"]
+    row, column = np.divmod(patches.peak_patch - 1, codes.grid[1])
+    place = {"rank": patches.rank(), "image": patches.image, "row": row, "column": column, "value": patches.score}
+    top: TopImages = found["top"]
+    return RangeFound(
+        concepts=_describe_latents(latents, labels, **found),
+        top_images=pa.table({"latent": _number(top, latents), "rank": top.rank(), **_columns(top)}),
+        top_patches=pa.table({"latent": _number(patches, latents), **place}),
+        class_counts=_list_counts(found["classes"]),
+        entries=found["entries"],
+    )
+
+
+def _describe_latents(
+    latents: range,
+    labels: NDArray[np.int32],
+    *,
+    totals: Totals,
+    top: TopImages,
+    top_patches: TopImages,
+    classes: ClassCounts,
+    entries: EntryCounts,
+) -> pa.Table:
+    """One row a latent; the columns are described in docs/statistics.md."""
+    fired = totals.fired_tokens
+    n_images = max(totals.n_images, 1)
+    per_image = totals.n_tokens / n_images
+    present = present_labels(labels)
+    entropy, deviation = label_spread(_sum_labels(top, labels, present, len(latents)), present)
+    entropy_all, deviation_all = label_spread(classes.total, present)
+    table = {
+        "latent": np.arange(latents.start, latents.stop),
+        "n_tokens": fired,
+        "n_images": totals.fired_images,
+        "density": fired / max(totals.n_tokens, 1),
+        "image_frequency": totals.fired_images / n_images,
+        "mean_activation": totals.total / np.maximum(fired, 1),
+        "image_activation": totals.total / max(per_image, 1) / np.maximum(totals.fired_images, 1),
+        "max_activation": totals.maximum,
+        "label_entropy": entropy,
+        "label_std": deviation,
+        "label_entropy_all": entropy_all,
+        "label_std_all": deviation_all,
+        "cls_density": totals.fired_cls / max(totals.n_cls, 1),
+        "cls_mean_activation": totals.total_cls / np.maximum(totals.fired_cls, 1),
+        "cls_max_activation": totals.maximum_cls,
+        "patch_density": (fired - totals.fired_cls) / max(totals.n_tokens - totals.n_cls, 1),
+        "patch_mean_activation": (totals.total - totals.total_cls) / np.maximum(fired - totals.fired_cls, 1),
+        "patch_max_activation": totals.maximum_patch,
+    }
+    shares = quantiles(to_histogram(entries), QUANTILES)
+    table |= {f"q{round(100 * share)}_activation": shares[:, i] for i, share in enumerate(QUANTILES)}
+    return pa.table(table)
+
+
+def _sum_labels(
+    top: TopImages, labels: NDArray[np.int32], present: NDArray[np.int32], n_latents: int
+) -> NDArray[np.float64]:
+    """[F, C]: the scores of a latent's top images, by label."""
+    label = labels[top.image]
+    keep = label >= 0
+    cell = top.latent[keep].astype(np.int64) * len(present) + np.searchsorted(present, label[keep])
+    mass: NDArray[Any] = np.bincount(cell, top.score[keep], n_latents * len(present))
+    return mass.reshape(n_latents, len(present))
+
+
+def _list_counts(classes: ClassCounts) -> CountRows:
+    """What is not 0."""
+    cells = np.flatnonzero(classes.n_tokens)
+    n_classes = classes.n_tokens.shape[1]
+
+    def shorten(values: NDArray[Any]) -> NDArray[Any]:
+        return values.astype(np.min_scalar_type(values.max(initial=0)))
+
+    return CountRows(
+        n_classes=np.count_nonzero(classes.n_tokens, axis=1),
+        place=shorten(cells % max(n_classes, 1)),
+        n_tokens=shorten(classes.n_tokens.ravel()[cells]),
+        n_images=shorten(classes.n_images.ravel()[cells]),
+    )
+
+
+def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
+    """Rows of a range of latents that begins with `first`, as they are written."""
+    labels, where = np.unique(np.asarray(images["label"]), return_index=True)
+    names = images["label_name"].take(where[labels >= 0]).combine_chunks()
+    latents = np.arange(first, first + len(rows.n_classes), dtype=np.int32)
+    big = np.uint32 if rows.n_tokens.itemsize < 8 else np.uint64
+    return pa.table(
+        {
+            "label_name": pa.DictionaryArray.from_arrays(pa.array(rows.place.astype(np.int32)), names),
+            "label": labels[labels >= 0][rows.place],
+            "latent": np.repeat(latents, rows.n_classes),
+            "n_tokens": rows.n_tokens.astype(big),
+            "n_images": rows.n_images.astype(np.uint32),
+        }
+    )
+
+
+def write_found(path: Path, codes: CodeStore, parts: Sequence[RangeFound], table: pa.Table) -> None:
+    """All tables and arrays of the latents: `table` is concepts.parquet, the others come from the ranges."""
+    write_table(path / "concepts.parquet", table)
+    write_tables(path / "top_images.parquet", [part.top_images for part in parts])
+    write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
+    first = np.cumsum([0, *(part.concepts.num_rows for part in parts)]).tolist()
+    counts = (_name_counts(part.class_counts, start, codes.images) for part, start in zip(parts, first, strict=False))
+    write_tables(path / "class_counts.parquet", counts)
+    entries = join_latents([part.entries for part in parts])
+    histogram: Histogram = to_histogram(entries)
+    write_array(path / "histogram.npy", histogram.counts)
+    write_array(path / "histogram_edges.npy", histogram.edges)
+    small = np.uint16 if entries.position.max(initial=0) < 1 << 16 else np.uint32
+    write_array(path / "position_map.npy", entries.position[:, 1:].astype(small).reshape(-1, *codes.grid))
+
+
+def write_nearest(path: Path, nearest: Nearest) -> None:
+    write_array(path / "nearest.npy", nearest.latent)
+    write_array(path / "nearest_cosine.npy", nearest.cosine)
+
+
+def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArray[np.int64]:
+    """Latents worth a look: specific first (low label entropy), then strong; neither rare nor everywhere.
+
+    A latent must fire on `min_images` images, and on less than half of them.
+    """
+    frequency = table["image_frequency"].to_numpy()
+    entropy = np.nan_to_num(table["label_entropy"].to_numpy(), nan=np.inf)
+    maximum = table["max_activation"].to_numpy()
+    wanted = np.flatnonzero((table["n_images"].to_numpy() >= min_images) & (frequency < 0.5))
+    order = np.lexsort((wanted, -maximum[wanted], np.round(entropy[wanted], 2)))
+    return wanted[order][:n_gallery]
+
+
+def write_gallery(
+    path: Path, codes: CodeStore, top: pa.Table, shown: NDArray[np.int64], pictures: Pictures | None
+) -> None:
+    """Heat maps, and thumbnails where the images are at hand. top: top_images.parquet."""
+    of_latent, of_image = np.asarray(top["latent"]), np.asarray(top["image"])
+    rows, columns = codes.grid
+    lines: dict[str, list[Any]] = {"latent": [], "rank": [], "image": [], "heat": []}
+    for latent in shown.tolist():
+        start, stop = np.searchsorted(of_latent, [latent, latent + 1])
+        images = of_image[start:stop][:N_SHOWN]
+        for rank, (image, heat) in enumerate(zip(images.tolist(), heat_maps(codes, latent, images), strict=True)):
+            lines["latent"].append(latent)
+            lines["rank"].append(rank)
+            lines["image"].append(image)
+            lines["heat"].append(heat.reshape(rows * columns))
+    schema = pa.schema(
+        [("latent", pa.int64()), ("rank", pa.int64()), ("image", pa.int64()), ("heat", pa.list_(pa.float32()))]
+    )
+    write_table(path / "gallery.parquet", pa.table(lines, schema=schema))
+    if pictures is None:
+        return
+    (path / "gallery").mkdir(exist_ok=True)
+    for image in sorted(set(lines["image"])):
+        (path / "gallery" / f"{image}.jpg").write_bytes(pictures.thumbnail(image))
+
+
+def copy_images(codes: CodeStore, path: Path) -> None:
+    shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    write_tables(path, [table])
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """One Parquet file of tables of the same columns, a row group or more each; there must be one."""
+    rest = iter(tables)
+    table = next(rest)
+    with _replace(path) as file, pq.ParquetWriter(file, table.schema) as writer:
+        while table is not None:
+            writer.write_table(table)
+            table = next(rest, None)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    with _replace(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+@contextmanager
+def _replace(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write what shall be `path`, which appears when it is whole."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def _number(top: TopImages, latents: range) -> NDArray[np.int32]:
+    return (top.latent + latents.start).astype(np.int32)
+
+
+def _columns(top: TopImages) -> dict[str, NDArray[Any]]:
+    return dict(zip(top._fields[1:], top[1:], strict=True))

@@ -1,0 +1,114 @@
+"""Monosemanticity of latents: do the images a latent fires on look alike to an image encoder?
+
+In: codes and image embeddings in a file. Out: one score a latent. numpy only, by dask: a task takes a range of latents
+over all shards, reads only their entries, and holds one [latents, width] sum, so memory does not grow with images.
+
+Source: Pach et al. 2025 (arXiv 2504.02821). With a the activations of a latent on images, scaled to 0..1 (its minimum
+and maximum over images), and E unit embeddings, MS is the mean of cos(E_n, E_m) over pairs n < m, weighted by a_n a_m:
+
+    MS = (||sum_n a_n E_n||^2 - sum_n a_n^2) / ((sum_n a_n)^2 - sum_n a_n^2)
+
+which is exact, and linear in the images. The scale to a maximum of 1 cancels; the minimum is 0 unless the latent fires
+everywhere.
+"""
+
+from pathlib import Path
+
+import dask
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache import SettingsError
+from analysis.reduce import OnProgress, compute, cut_latents, find_pairs, image_scores, open_codes
+from saetrain import CodeStore
+
+TASK_LATENTS, TASK_ENTRIES = 1024, 1 << 24
+
+
+def monosemanticity(
+    codes: CodeStore, embeddings: Path, *, score: str = "mean", on_progress: OnProgress | None = None
+) -> NDArray[np.float64]:
+    """MS of every latent, [F]; NaN where fewer than two images have any weight.
+
+    Args:
+        embeddings: an .npy file [I, E], rows in stored order; of any length but 0. See `check_embeddings`.
+        score: what a latent's activation on an image is: `mean` over its tokens, or `max`.
+        on_progress: called with (tasks done, tasks in all), see `n_monosemanticity_tasks`.
+    """
+    task = dask.delayed(_score_range, pure=False)
+    place = str(codes.path.absolute()), codes.codes_id, str(embeddings.absolute()), score
+    parts = [task(*place, latents.start, latents.stop) for latents in _ranges(codes)]
+    found: NDArray[np.float64] = compute(
+        dask.delayed(np.concatenate, pure=False)(parts), parts=parts, on_progress=on_progress
+    )
+    return found
+
+
+def n_monosemanticity_tasks(codes: CodeStore) -> int:
+    return len(_ranges(codes))
+
+
+def _ranges(codes: CodeStore) -> list[range]:
+    return cut_latents(codes, TASK_ENTRIES, at_most=TASK_LATENTS)
+
+
+def check_embeddings(codes: CodeStore, path: str | Path) -> None:
+    """Raise SettingsError unless the file holds one finite row of some length an image."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SettingsError(f"--embeddings {path} cannot be read as an .npy array: {error}") from error
+    if array.ndim != 2 or len(array) != codes.n_images or array.dtype.kind != "f":
+        raise SettingsError(
+            f"--embeddings {path} is {array.dtype} {list(array.shape)}, expected floats [{codes.n_images}, width]: "
+            "one row an image, in stored order."
+        )
+    for first in range(0, len(array), 4096):
+        norm = np.linalg.norm(np.asarray(array[first : first + 4096], dtype=np.float64), axis=1)
+        bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)) & codes.valid[first : first + 4096])
+        if len(bad):
+            raise SettingsError(f"--embeddings {path}: row {first + bad[0]} is zero or not finite.")
+
+
+def _score_range(path: str, codes_id: str, embeddings: str, score: str, start: int, stop: int) -> NDArray[np.float64]:
+    codes, array = open_codes(path, codes_id), np.load(embeddings, mmap_mode="r", allow_pickle=False)
+    n, width = stop - start, array.shape[1]
+    floor = _find_floor(codes, start, stop, score)
+    summed, first, second = np.zeros((n, width)), np.zeros(n), np.zeros(n)
+    for shard in range(codes.n_shards):
+        images = codes.shard_range(shard)
+        valid = codes.valid[images.start : images.stop]
+        unit = np.asarray(array[images.start : images.stop], dtype=np.float64)
+        unit = np.where(valid[:, None], unit, 1.0)
+        unit /= np.linalg.norm(unit, axis=1)[:, None]
+        pairs = find_pairs(codes.read_latents(shard, start, stop), codes.n_tokens)
+        active = image_scores(pairs, codes, score) - floor[pairs.latent]
+        dense = np.zeros((n, len(images)))
+        dense[pairs.latent, pairs.image - images.start] = active
+        summed += dense @ unit
+        first += np.bincount(pairs.latent, weights=active, minlength=n)
+        second += np.bincount(pairs.latent, weights=active**2, minlength=n)
+    weight = first**2 - second
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 1e-12 * first**2, (np.einsum("ne,ne->n", summed, summed) - second) / weight, np.nan)
+
+
+def _find_floor(codes: CodeStore, start: int, stop: int, score: str) -> NDArray[np.float64]:
+    """[n]: the least activation of each latent over images, which is 0 unless it fires on all of them.
+
+    Known before anything is added up: taken off sums afterwards, it would take their digits with it. Few latents fire
+    on every image of the first shard, so hardly anything is read twice.
+    """
+    floor = np.full(stop - start, np.inf)
+    for shard in range(codes.n_shards):
+        left = np.flatnonzero(floor)
+        if not len(left):
+            break
+        first, last = start + int(left[0]), start + int(left[-1]) + 1
+        images = codes.shard_range(shard)
+        pairs = find_pairs(codes.read_latents(shard, first, last), codes.n_tokens)
+        latent = pairs.latent + left[0]
+        np.minimum.at(floor, latent, image_scores(pairs, codes, score))
+        n_fired = np.bincount(latent, minlength=len(floor))
+        floor[n_fired < codes.valid[images.start : images.stop].sum()] = 0.0
+    return np.where(np.isfinite(floor), floor, 0.0)

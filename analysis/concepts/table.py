@@ -1,0 +1,141 @@
+"""analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents.
+
+    concepts.parquet        one row a latent: density, frequency, mean, quantiles, label entropy, token kinds, ...
+    top_images.parquet      latent, rank, image, score, peak, peak_patch;  top_patches.parquet  by their strongest patch
+    class_counts.parquet    label, latent, n_tokens, n_images (PatchSAE equation 5)
+    histogram.npy, position_map.npy, nearest.npy    a row a latent, read by memory map
+    images.parquet          copied
+    gallery.parquet         heat maps of the latents that are shown;  gallery/<image>.jpg  what the model saw
+
+Analysis after this needs neither images nor codes.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actcache import ArtifactNotFoundError, CorruptError, IncompleteError, ParentMismatchError
+from actcache.artifacts import Artifact, check_parent, open_artifact, read_manifest
+from actcache.store import IMAGES_FILE
+from analysis.concepts.histograms import Histogram
+from saetrain import CodeStore
+
+EMBEDDINGS_FILE = "image_embeddings.npy"
+
+
+class ConceptTable:
+    """Concept statistics, open for reading.
+
+    concepts = ConceptTable.open("val.concepts"); concepts.table.sort_by("label_entropy")
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.path = artifact.path
+        if not artifact.complete:
+            raise IncompleteError(
+                f"{artifact.path} is not complete. Finish it by running the same `analyze` command again."
+            )
+        self.summary = read_manifest(artifact)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ConceptTable":
+        """Open a complete table. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
+        return cls(open_artifact(path, "concepts"))
+
+    def __repr__(self) -> str:
+        return f"ConceptTable({self.path.name}: {self.table.num_rows:,} latents over {self.images.num_rows:,} images)"
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """One row a latent."""
+        return self._read("concepts.parquet")
+
+    @cached_property
+    def images(self) -> pa.Table:
+        return self._read(IMAGES_FILE)
+
+    @cached_property
+    def top_images(self) -> pa.Table:
+        """latent, rank, image, score, peak, peak_patch."""
+        return self._read("top_images.parquet")
+
+    @cached_property
+    def top_patches(self) -> pa.Table:
+        """latent, rank, image, row, column, value: the strongest patches of a latent, the best one of each image."""
+        return self._read("top_patches.parquet")
+
+    @cached_property
+    def class_counts(self) -> pa.Table:
+        """label, label_name, latent, n_tokens, n_images."""
+        return self._read("class_counts.parquet")
+
+    @cached_property
+    def gallery(self) -> pa.Table:
+        """latent, rank, image, heat (row-major list): the latents that are shown, in order."""
+        return self._read("gallery.parquet")
+
+    def summary_numbers(self) -> dict[str, int]:
+        """Images and tokens that were counted, and latents that fired."""
+        return {name: self.summary[name] for name in ("n_images", "n_tokens", "n_alive")}
+
+    @cached_property
+    def histogram(self) -> Histogram:
+        """Counts [F, B] of the values a latent takes where it fires, and the bins' edges [B + 1], by memory map."""
+        return Histogram(self._array("histogram.npy"), self._array("histogram_edges.npy"))
+
+    @cached_property
+    def position_map(self) -> NDArray[np.unsignedinteger]:
+        """[F, rows, columns]: images on which a latent fires at a patch, by memory map."""
+        return self._array("position_map.npy")
+
+    def nearest(self, latent: int) -> list[tuple[int, float]]:
+        """(latent, cosine) of the decoder rows most like a latent's; empty when the run was not at hand."""
+        if "nearest" in self.left_out:
+            return []
+        latents, cosines = self._array("nearest.npy")[latent], self._array("nearest_cosine.npy")[latent]
+        return list(zip(latents.tolist(), cosines.tolist(), strict=True))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What could not be computed -> why."""
+        return dict(self.summary.get("left_out", {}))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows, columns = self.summary["grid"]
+        return rows, columns
+
+    def thumbnail(self, image: int) -> bytes | None:
+        """JPEG of what the model saw of an image in the gallery; None when analysis ran without the images."""
+        path = self.path / "gallery" / f"{image}.jpg"
+        return path.read_bytes() if path.is_file() else None
+
+    def _read(self, name: str) -> pa.Table:
+        return pq.read_table(self._file(name))
+
+    def _array(self, name: str) -> NDArray[Any]:
+        return np.load(self._file(name), mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    def _file(self, name: str) -> Path:
+        if not (self.path / name).is_file():
+            raise CorruptError(
+                f"{self.path} has no {name}: it was made by an older version, or it is damaged. Run `analyze` again, "
+                "with --overwrite."
+            )
+        return self.path / name
+
+
+def find_codes(concepts: ConceptTable) -> CodeStore | None:
+    """The codes a table was made from; None where they are not at hand."""
+    try:
+        codes = CodeStore.open(concepts.artifact.parent_path("codes"))
+        check_parent(concepts.artifact, "codes", codes.artifact)
+    except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
+        return None
+    return codes

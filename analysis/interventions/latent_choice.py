@@ -1,0 +1,150 @@
+"""Which latents a mask names: the top latents of each class and of the dataset, and random ones as frequent as these.
+
+In: codes of the images that latents are chosen on. Out: lists of latents, best first, [C, k] with -1 behind the last.
+numpy only. Shapes: C classes, F latents.
+
+Source: PatchSAE (arXiv 2412.05276) equations 4-5: a_c[s] is the number of tokens of class c's images on which latent s
+is above tau; a_D[s] is its sum over the classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actcache import SettingsError
+from actcache.artifacts import Artifact
+from saetrain import CodeStore
+
+JITTER = 0.1
+"""Standard deviation in ln(frequency) by which a control's wanted frequency is moved, so that draws differ."""
+
+
+@dataclass
+class LatentCounts:
+    """a_c[s], added up entry by entry."""
+
+    by_class: NDArray[np.int32]  # [C, F]
+
+    @classmethod
+    def empty(cls, n_classes: int, n_latents: int) -> "LatentCounts":
+        return cls(np.zeros((n_classes, n_latents), dtype=np.int32))
+
+    def add(self, classes: NDArray[np.int64], latents: NDArray[np.int64]) -> None:
+        """Entries [N] above tau, with the class of their image; -1: not counted."""
+        counted = classes >= 0
+        key = classes[counted] * self.by_class.shape[1] + latents[counted]
+        np.add.at(self.by_class.reshape(-1), key, 1)
+
+    @property
+    def by_dataset(self) -> NDArray[np.int64]:
+        """a_D[s], [F]."""
+        return np.asarray(self.by_class.sum(0, dtype=np.int64))
+
+
+def count_in_codes(
+    codes: CodeStore, labels: NDArray[np.int64], n_classes: int, *, tokens: str, tau: float
+) -> LatentCounts:
+    """Count over stored codes.
+
+    Args:
+        labels: [I] class of each image, -1 for those that are not counted.
+    """
+    counts = LatentCounts.empty(n_classes, codes.n_latents)
+    for number in range(codes.n_shards):
+        shard = codes.read_shard(number)
+        image, token = np.divmod(shard.row.astype(np.int64), codes.n_tokens)
+        above = shard.latent_value.astype(np.float32) > tau
+        if tokens != "all":
+            above &= (token == 0) == (tokens == "cls")
+        latent = np.repeat(np.arange(codes.n_latents), np.diff(shard.latent_indptr))
+        counts.add(labels[image[above]], latent[above])
+    return counts
+
+
+def rank_latents(counts: NDArray[np.integer], k: int) -> NDArray[np.int64]:
+    """The k latents with the largest counts of each row of [C, F], largest first, of equal ones the first: [C, k].
+
+    A latent that is never counted is in no list: -1.
+    """
+    k = min(k, counts.shape[1])
+    order = np.argsort(-counts.astype(np.int64), axis=1, kind="stable")[:, :k]
+    return np.where(np.take_along_axis(counts, order, 1) > 0, order, -1)
+
+
+def match_frequency(
+    lists: NDArray[np.int64], frequency: NDArray[np.integer], *, rng: np.random.Generator
+) -> NDArray[np.int64] | None:
+    """For each list as many other latents of about the same frequencies, none twice.
+
+    The wanted frequencies are jittered in the logarithm; each takes the nearest of the latents that are not in the list
+    and still free.
+
+    Args:
+        lists: [C, k], -1 behind the last.
+        frequency: [F]; latents with 0 are never drawn.
+
+    Returns:
+        [C, k], -1 where the list has -1; None where some list leaves too few other live latents to draw from.
+    """
+    drawn = np.full_like(lists, -1)
+    logs = np.log(np.maximum(frequency, 1))
+    by_frequency = np.argsort(logs + 1e-9 * rng.random(len(logs)), kind="stable")
+    by_frequency = by_frequency[frequency[by_frequency] > 0]
+    for c, row in enumerate(lists):
+        mine = row[row >= 0]
+        free = by_frequency[~np.isin(by_frequency, mine)]
+        n, k = len(free), len(mine)
+        if k > n:
+            return None
+        wanted = np.sort(logs[mine] + rng.normal(0, JITTER, k))
+        above = np.searchsorted(logs[free], wanted).clip(max=n - 1)
+        below = (above - 1).clip(min=0)
+        place = np.where(wanted - logs[free[below]] < logs[free[above]] - wanted, below, above)
+        steps = np.arange(k)  # strictly increasing places, within 0..n - 1: no latent twice
+        place = np.minimum(np.maximum.accumulate(place - steps) + steps, n - k + steps)
+        drawn[c, :k] = free[place]
+    return drawn
+
+
+def split_halves(labels: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two halves of the images with a label >= 0, each class cut in two by a seeded permutation; positions ascending.
+
+    Of an odd class the second half, which is judged, gets the image more.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    first, second = [], []
+    for number in range(int(labels.max(initial=-1)) + 1):
+        mine = rng.permutation(np.flatnonzero(labels == number))
+        first.append(mine[: len(mine) // 2])
+        second.append(mine[len(mine) // 2 :])
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def image_names(images: pa.Table, artifacts: Sequence[Artifact]) -> NDArray[np.object_]:
+    """[I] "source/uri": what tells whether two tables speak of the same image.
+
+    Args:
+        artifacts: the stores whose images the table lists one after another, or the codes of them.
+    """
+    sources = [
+        str(artifact.parent_path(name))
+        for artifact in artifacts
+        for name in sorted(artifact.parents)
+        if name.startswith("images")
+    ]
+    numbers = images["store"].to_pylist() if "store" in images.column_names else [0] * images.num_rows
+    names = [f"{sources[n]}/{uri}" for n, uri in zip(numbers, images["uri"].to_pylist(), strict=True)]
+    return np.array(names, dtype=object)
+
+
+def check_disjoint(chosen: NDArray[np.object_], judged: NDArray[np.object_]) -> None:
+    """Raise SettingsError when an image that latents are chosen on is judged too. Takes `image_names`."""
+    both = set(chosen) & set(judged)
+    if both:
+        raise SettingsError(
+            f"{len(both):,} images are both chosen on and judged, e.g. {min(both)}. "
+            "Keep them apart with --where and --chosen-where, or give codes of other images with --chosen-on."
+        )

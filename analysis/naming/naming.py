@@ -1,0 +1,195 @@
+"""name_latents(): a word for every latent, by CLIP's own text tower, with scores that say how far to trust it.
+
+Two methods. `lens`: the decoder direction through the final LayerNorm and projection, as if it were the stream of an
+image. `images`: the mean embedding of the latent's top images. The name is the word with the largest cosine.
+
+    alignment         cos(v, t_word) - cos(v, t_""), the empty text taking away what any text has
+    clarity           mean pairwise cosine of the top images' embeddings: (||mean||^2 - 1/n) n / (n - 1)
+    redundancy        largest cosine of v with another latent's v
+    polysemanticity   1 - cosine of the centroids of the top images' two clusters (k-means, k = 2)
+
+Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes: F latents, V words, E embedding, n top images.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from actcache import SettingsError
+from actcache.artifacts import check_parent, digest
+from actcache.models import TextTower, read_templates
+from actcache.prompts import open_towers
+from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_images
+from analysis.concepts import ConceptTable
+from analysis.lineage import open_parents
+from analysis.naming.files import METHODS, write_name_table
+from analysis.naming.vocabulary import read_vocabulary
+from saetrain import CodeStore, Run
+
+N_LLOYD = 10
+
+
+def name_latents(
+    concepts: ConceptTable | str | Path,
+    *,
+    vocabulary: str | Path | None = None,
+    methods: Sequence[str] = METHODS,
+    template: str = "{}",
+    codes: str | Path | None = None,
+    run: str | Path | None = None,
+    store: str | Path | None = None,
+    images: str | Path | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+    batch_size: int = BATCH_IMAGES,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """Name the latents that fire, and keep names, methods and scores beside the table's seal.
+
+    Args:
+        vocabulary: a file with a word a line; by default the general one.
+        methods: `images`, `lens`.
+        template: the text a word is put into, with {}.
+        codes, run, store: the table's ancestors, where they moved.
+        images: take the embeddings from these image files instead of the store.
+        model, pretrained, device: see `open_towers`. batch_size: speed only.
+        on_progress: called with (images embedded, images in all).
+
+    Returns:
+        What was written: latent, method, name, alignment, cosine, clarity, redundancy, polysemanticity. NaN where a
+        method has no such score. Names of methods that were not asked for are dropped.
+
+    Raises:
+        SettingsError: a bad vocabulary, method or template, a word that the text tower cannot read whole, one store for
+            codes of several.
+        ParentMismatchError: other codes, run, store or model than the table was made from.
+    """
+    concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
+    words = read_vocabulary(vocabulary)
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
+    (text,) = read_templates([template])
+    opened_codes = CodeStore.open(codes or concepts.artifact.parent_path("codes"))
+    check_parent(concepts.artifact, "codes", opened_codes.artifact)
+    opened_run = Run.open(run or opened_codes.artifact.parent_path("run"))
+    check_parent(opened_codes.artifact, "run", opened_run.artifact)
+    stores = open_parents(opened_codes, store)
+    towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
+    texts = embed_words(towers.text, words, text)
+    latents = np.flatnonzero(concepts.table["n_images"].to_numpy() > 0)
+    columns: dict[str, list[NDArray[Any]]] = {}
+    for method in methods:
+        if method == "lens":
+            vectors = embed_directions(opened_run.sae(), towers.vision)[latents]
+            scores = {"clarity": np.full(len(latents), np.nan), "polysemanticity": np.full(len(latents), np.nan)}
+        else:
+            top = top_lists(concepts, latents)
+            shown = np.unique(top[top >= 0])
+            embedded = embed_images(
+                stores, shown, vision=towers.vision, files=images, batch_size=batch_size, on_progress=on_progress
+            )
+            vectors, scores = score_images(embedded, np.where(top >= 0, np.searchsorted(shown, top), -1))
+        word, cosine, alignment = find_words(vectors, *texts)
+        part = {
+            "latent": latents, "method": np.full(len(latents), method, dtype=object),
+            "name": np.array(words, dtype=object)[word], "alignment": alignment, "cosine": cosine,
+            "clarity": scores["clarity"], "redundancy": redundancy(vectors),
+            "polysemanticity": scores["polysemanticity"],
+        }  # fmt: skip
+        for name, values in part.items():
+            columns.setdefault(name, []).append(values)
+    table = pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
+    facts = {
+        "vocabulary": "general" if vocabulary is None else Path(vocabulary).name, "words": digest(list(words)),
+        "template": text, "model_id": stores.model_id,
+    }  # fmt: skip
+    write_name_table(concepts, table, facts)
+    return table
+
+
+def embed_words(tower: TextTower, words: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
+    """(unit embeddings [V, E] of the words, [E] of the empty text). Raises SettingsError for a word too long."""
+    return tower.embed([template.format(word) for word in words]).cpu(), tower.embed([""])[0].cpu()
+
+
+def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Top images of some latents, strongest first: [n, n_top] stored positions, -1 behind the last."""
+    top = concepts.top_images
+    lists = np.full((concepts.table.num_rows, int(concepts.artifact.settings["n_top"])), -1, dtype=np.int64)
+    lists[top["latent"].to_numpy(), top["rank"].to_numpy()] = top["image"].to_numpy()
+    return lists[latents]
+
+
+def score_images(
+    embedded: NDArray[np.float32], lists: NDArray[np.int64]
+) -> tuple[Tensor, dict[str, NDArray[np.float64]]]:
+    """(mean embeddings, unit [F, E]; clarity and polysemanticity [F]) of each latent's top images.
+
+    Args:
+        embedded: [I, E] unit vectors. lists: [F, n] rows of it, -1 for none.
+    """
+    vectors, clarity, polysemanticity = [], [], []
+    for first in range(0, len(lists), BLOCK_LATENTS):
+        part = torch.from_numpy(lists[first : first + BLOCK_LATENTS])
+        there = (part >= 0).double()
+        points = torch.from_numpy(embedded)[part.clamp(min=0)].double() * there[..., None]  # [b, n, E]
+        count = there.sum(1)
+        mean = points.sum(1) / count[:, None]
+        vectors.append(F.normalize(mean, dim=1).float())
+        pairwise = (mean.square().sum(1) - 1 / count) * count / (count - 1)
+        clarity.append(torch.where(count > 1, pairwise, torch.nan))
+        polysemanticity.append(1 - _two_means(points, there > 0))
+    scores = {"clarity": torch.cat(clarity).numpy(), "polysemanticity": torch.cat(polysemanticity).numpy()}
+    return torch.cat(vectors), scores
+
+
+def _two_means(points: Tensor, there: Tensor) -> Tensor:
+    """Cosine [F] between the two centroids of k-means on points [F, n, E]; NaN with fewer than two points.
+
+    Begins with the two points farthest from each other, so that there is no chance in it.
+    """
+    cosines = points @ points.transpose(1, 2)
+    cosines = torch.where(there[:, :, None] & there[:, None], cosines, 2.0)
+    pair = cosines.flatten(1).argmin(1)
+    n = points.shape[1]
+    rows = torch.arange(len(points))
+    centers = torch.stack([points[rows, pair // n], points[rows, pair % n]], 1)  # [F, 2, E]
+    for _ in range(N_LLOYD):
+        nearest = torch.cdist(points, centers).argmin(2)  # [F, n]; equal ones go to the first
+        member = torch.stack([(nearest == i) & there for i in (0, 1)], 1).double()
+        sizes = member.sum(2, keepdim=True)
+        centers = torch.where(sizes > 0, member @ points / sizes.clamp(min=1), centers)
+    cosine = F.cosine_similarity(centers[:, 0], centers[:, 1], dim=1)
+    return torch.where(there.sum(1) >= 2, cosine, torch.nan)
+
+
+def find_words(
+    vectors: Tensor, words: Tensor, empty: Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """For unit vectors [F, E] the nearest of the words [V, E]: (its number, cosine, alignment), [F] each."""
+    best = [(part @ words.T).max(1) for part in torch.split(vectors, BLOCK_LATENTS)]
+    cosine = torch.cat([part.values for part in best]).double().numpy()
+    alignment = cosine - (vectors @ empty).double().numpy()
+    return torch.cat([part.indices for part in best]).numpy(), cosine, alignment
+
+
+def redundancy(vectors: Tensor) -> NDArray[np.float64]:
+    """Largest cosine of each unit vector [F, E] with another one, block by block; NaN for a single one."""
+    if len(vectors) < 2:
+        return np.full(len(vectors), np.nan)
+    found = []
+    for first in range(0, len(vectors), BLOCK_LATENTS):
+        cosines = vectors[first : first + BLOCK_LATENTS] @ vectors.T
+        own = torch.arange(len(cosines))
+        cosines[own, first + own] = -2.0
+        found.append(cosines.max(1).values)
+    return np.asarray(torch.cat(found).double().numpy())

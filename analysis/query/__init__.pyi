@@ -1,0 +1,33 @@
+from .classes import query_class, query_firing, query_selection
+from .cofiring import CoFiring, co_fire, query_co_firing, sample_partners
+from .contact_sheet import draw_sheet
+from .entries import open_entries, read_entries
+from .groups import query_groups
+from .images import find_image, query_image, query_images
+from .latents import query_counter_examples, query_latent, query_patches
+from .question import parse_at, parse_latents, write_answer
+from .where import choose_images
+
+__all__ = [
+    "CoFiring",
+    "choose_images",
+    "co_fire",
+    "draw_sheet",
+    "find_image",
+    "open_entries",
+    "parse_at",
+    "parse_latents",
+    "query_class",
+    "query_co_firing",
+    "query_counter_examples",
+    "query_firing",
+    "query_groups",
+    "query_image",
+    "query_images",
+    "query_latent",
+    "query_patches",
+    "query_selection",
+    "read_entries",
+    "sample_partners",
+    "write_answer",
+]

@@ -1,0 +1,199 @@
+"""Which latents fire on the same tokens: exactly for chosen latents, over a declared sample of tokens for all.
+
+In: codes. Out: counts of tokens, or a pyarrow table, strongest partner first. Never a (latents x latents) array.
+
+Jaccard: tokens on which both fire over tokens on which either does.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actcache import SettingsError
+from analysis.concepts import strongest_first
+from analysis.reduce import fold_pieces, tokens_per_image
+from saetrain import CodeStore
+
+TASK_PAIRS = 1 << 18
+"""Pairs of latents on a token that a task of `sample_partners` sorts; more leave the processor's cache."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chosen latents, exactly
+
+
+class CoFiring(NamedTuple):
+    """Exact counts of tokens for L chosen latents."""
+
+    both: NDArray[np.int64]  # [L, F] on which it and another fire; with itself: on which it fires
+    n_fired: NDArray[np.int64]  # [F] on which each latent fires
+
+    def jaccard(self) -> NDArray[np.float64]:
+        """[L, F]; 0 where neither fires."""
+        own = self.both.max(axis=1)  # no latent shares more tokens with it than itself
+        return np.asarray(self.both / np.maximum(own[:, None] + self.n_fired - self.both, 1))
+
+
+def co_fire(codes: CodeStore, latents: Sequence[int]) -> CoFiring:
+    """Count the tokens on which each of some latents fires together with every other.
+
+    Reads these latents' entries, the tokens they fire on, and how often each latent fires, once a shard.
+
+    Raises SettingsError for a latent out of range, or none.
+    """
+    if not latents:
+        raise SettingsError(f"Name at least one latent, 0..{codes.n_latents - 1}.")
+    for latent in latents:
+        if not 0 <= latent < codes.n_latents:
+            raise SettingsError(f"A latent must lie in 0..{codes.n_latents - 1}, got {latent}.")
+    count = partial(_count_shard, latents=list(latents))
+    counts: NDArray[np.int64] = fold_pieces(codes, count, partial(sum, start=0), range(codes.n_shards))
+    return CoFiring(counts[:-1], counts[-1])
+
+
+def _count_shard(codes: CodeStore, shard: int, *, latents: list[int]) -> NDArray[np.int64]:
+    """[L + 1, F]: of one shard, `both`, and below it `n_fired`."""
+    counts = np.zeros((len(latents) + 1, codes.n_latents), dtype=np.int64)
+    for place, latent in enumerate(latents):
+        rows = codes.read_latents(shard, latent, latent + 1).row.astype(np.int64)
+        counts[place] = np.bincount(codes.read_rows(rows).latent, minlength=codes.n_latents)
+    counts[-1] = codes.count_latents(shard)
+    return counts
+
+
+def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Table:
+    """Latents that fire on the same tokens: latent, n_tokens (both fire), share (of this latent's tokens), jaccard.
+
+    Strongest jaccard first. Raises SettingsError for a latent out of range.
+    """
+    found = co_fire(codes, [latent])
+    both, jaccard = found.both[0], found.jaccard()[0]
+    n_tokens = int(both[latent])
+    both[latent] = 0
+    others = np.flatnonzero(both)
+    top = others[np.lexsort((others, -jaccard[others]))[:n_top]]
+    return pa.table(
+        {"latent": top, "n_tokens": both[top], "share": both[top] / max(n_tokens, 1), "jaccard": jaccard[top]}
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All latents, over a sample
+
+
+def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0, n_partners: int = 4) -> pa.Table:
+    """For every latent the partners with the highest Jaccard on a sample of tokens, of equals the lowest latents.
+
+    A Jaccard J from n tokens of either latent is off by about sqrt(J (1 - J) / n): rare latents need more tokens.
+
+    Args:
+        n_tokens: to sample, without replacement, of those that were encoded; all where there are fewer.
+        seed: of the sample (numpy's Philox), which does not depend on the cut into shards.
+
+    Returns:
+        latent, rank, partner, n_tokens (of the sample, on which both fire), share (of the latent's), jaccard,
+        n_sampled (the same in all rows); by latent, then rank. A latent that fires with no other has no row.
+
+    Raises SettingsError for fewer than one token or partner.
+    """
+    if n_tokens < 1 or n_partners < 1:
+        raise SettingsError(f"A sample needs at least one token and one partner, got {n_tokens} and {n_partners}.")
+    rows = sample_rows(codes, n_tokens, seed)
+    cuts = np.searchsorted(rows, np.cumsum(codes.shard_sizes)[:-1] * codes.n_tokens)
+    parts = [part for part in np.split(rows, cuts) if len(part)]
+    sample = _index(fold_pieces(codes, _read_rows, _join, parts), codes.n_latents)
+    find = partial(_find_partners, sample=sample, n_partners=n_partners)
+    latent, partner, both, jaccard = fold_pieces(codes, find, _join, _cut_work(sample))
+    rank = np.arange(len(latent)) - np.searchsorted(latent, latent)
+    share = both / np.diff(sample.latent_indptr)[latent]
+    table = {"latent": latent, "rank": rank, "partner": partner, "n_tokens": both, "share": share, "jaccard": jaccard}
+    return pa.table({**table, "n_sampled": np.full(len(latent), len(rows))})
+
+
+def sample_rows(codes: CodeStore, n_tokens: int, seed: int) -> NDArray[np.int64]:
+    """Rows of a sample of the encoded tokens of readable images, ascending."""
+    per_image = tokens_per_image(codes)
+    first = 1 if codes.tokens == "patch" else 0
+    images = np.flatnonzero(codes.valid)
+    n_all = len(images) * per_image
+    generator = np.random.Generator(np.random.Philox(seed))
+    chosen = np.sort(generator.choice(n_all, min(n_tokens, n_all), replace=False, shuffle=False))
+    place, token = np.divmod(chosen, per_image)
+    return np.asarray(images[place] * codes.n_tokens + first + token, dtype=np.int64)
+
+
+class _Sample(NamedTuple):
+    """The entries of a sample in both orders; tokens on which nothing fires are not numbered."""
+
+    indptr: NDArray[np.int64]  # [S + 1]
+    latent: NDArray[np.int32]  # [nnz] by token
+    latent_indptr: NDArray[np.int64]  # [F + 1]
+    token: NDArray[np.int32]  # [nnz] by latent
+
+
+def _read_rows(codes: CodeStore, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    found = codes.read_rows(rows)
+    return found.row, found.latent.astype(np.int32)
+
+
+def _join(parts: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def _index(entries: tuple[NDArray[Any], ...], n_latents: int) -> _Sample:
+    row, latent = entries
+    start = np.flatnonzero(np.diff(row, prepend=-1))
+    indptr = np.append(start, len(row))
+    token = np.repeat(np.arange(len(start), dtype=np.int32), np.diff(indptr))
+    latent_indptr = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=n_latents))])
+    return _Sample(indptr, latent, latent_indptr, token[np.argsort(latent, kind="stable")])
+
+
+def _cut_work(sample: _Sample) -> list[range]:
+    """All latents in ranges of about TASK_PAIRS pairs, or of one latent that has more."""
+    n_pairs = np.concatenate([[0], np.cumsum(np.diff(sample.indptr)[sample.token])])[sample.latent_indptr]
+    cuts = np.searchsorted(n_pairs, np.arange(TASK_PAIRS, n_pairs[-1], TASK_PAIRS))
+    edges = np.unique([0, *cuts, len(n_pairs) - 1]).tolist()
+    return [range(first, last) for first, last in pairwise(edges)]
+
+
+def _find_partners(codes: CodeStore, latents: range, *, sample: _Sample, n_partners: int) -> tuple[NDArray[Any], ...]:
+    """(latent, partner, tokens on which both fire, jaccard) of the strongest partners, by latent, strongest first."""
+    n_latents, count = codes.n_latents, np.diff(sample.latent_indptr)
+    start, stop = sample.latent_indptr[[latents.start, latents.stop]]
+    own = np.repeat(np.arange(len(latents)), count[latents.start : latents.stop])
+    n_slices = 1 + int(np.diff(sample.indptr)[sample.token[start:stop]].sum()) // (2 * TASK_PAIRS)
+    pairs = [
+        _count_pairs(sample, *part, n_latents)
+        for part in zip(np.array_split(own, n_slices), np.array_split(sample.token[start:stop], n_slices), strict=True)
+    ]
+    pair, both = pairs[0] if n_slices == 1 else _add_counts(pairs)
+    latent, partner = np.divmod(pair, n_latents)
+    others = partner != latent + latents.start
+    latent, partner, both = latent[others], partner[others], both[others]
+    jaccard = both / (count[latent + latents.start] + count[partner] - both)
+    order = strongest_first(latent, jaccard, partner)
+    rank = np.arange(len(order)) - np.searchsorted(latent, latent)  # latents are sorted either way
+    top = order[rank < n_partners]
+    return latent[top] + latents.start, partner[top], both[top], jaccard[top]
+
+
+def _count_pairs(
+    sample: _Sample, own: NDArray[np.int64], token: NDArray[np.int32], n_latents: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(own * F + latent, ascending; on how many of these tokens): a latent's tokens each hold some latents."""
+    first, n = sample.indptr[token], np.diff(sample.indptr)[token]
+    entry = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
+    pair, both = np.unique(np.repeat(own * n_latents, n) + sample.latent[entry], return_counts=True)
+    return pair, both
+
+
+def _add_counts(parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    pair, both = _join(parts)
+    pair, group = np.unique(pair, return_inverse=True)
+    return pair, np.bincount(group, both).astype(np.int64)

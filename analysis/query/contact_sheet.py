@@ -1,0 +1,151 @@
+"""A contact sheet: an answer as one PNG, images as the model saw them with a latent's heat map laid over.
+
+In: codes, the answer's table, and where the images lie. Out: a PNG. A latent's heat maps share one scale, its maximum
+over the sheet, and darken what the latent does not see.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from actcache import SettingsError
+from actcache.artifacts import write_atomic
+from analysis.heat_maps import heat_maps
+from analysis.pictures import Pictures, draw_heat_map
+from analysis.query.latents import query_latent
+from saetrain import CodeStore
+
+CELL, GAP, LINE, MARGIN = 176, 8, 16, 12
+N_COLUMNS = 8
+MAX_CELLS = 200
+N_TOP_IMAGES = 6
+"""Images shown of a latent where the answer names latents only."""
+
+
+class Cell(NamedTuple):
+    """An image under a latent's heat map; cells of one row share `row`."""
+
+    row: int
+    image: int
+    latent: int
+    note: str = ""
+
+
+def draw_sheet(
+    codes: CodeStore,
+    answer: pa.Table,
+    out: str | Path,
+    *,
+    latents: Sequence[int] = (),
+    images: Sequence[int] = (),
+    where: str | None = None,
+    folder: str | Path | None = None,
+    store: str | Path | None = None,
+) -> Path:
+    """Write the pictures of an answer as a PNG and return its path. An existing file is replaced.
+
+    Args:
+        answer: a table with a column `image` or `latent`. Images are shown under each of `latents`; latents on each of
+            `images`, or else each on the images it fires on most.
+        latents, images: what was asked about.
+        where: as it was asked, for the images of latents.
+        folder: where the images lie, if they moved. store: the activation store, if it moved.
+
+    Raises:
+        SettingsError: an empty answer, or images that are not there.
+        ParentMismatchError: other images than those that were extracted, or another store.
+    """
+    cells = choose_cells(codes, answer, latents=latents, images=images, where=where)
+    if not cells:
+        raise SettingsError("Nothing was found, so there is nothing to draw. Ask without --sheet.")
+    found = Pictures(codes, images=folder, store=store)
+    pictures = {image: _fit(found.see(image)) for image in sorted({cell.image for cell in cells})}
+    n_columns = max(np.bincount([cell.row for cell in cells]).max(), 1)
+    n_rows = cells[-1].row + 1
+    width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + n_rows * (CELL + 2 * LINE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    heats = _heats(codes, cells)
+    maxima: dict[int, float] = {}
+    for cell, heat in zip(cells, heats, strict=True):
+        maxima[cell.latent] = max(maxima.get(cell.latent, 0.0), float(heat.max()))
+    names, uris = codes.images["label_name"], codes.images["uri"]
+    column = 0
+    for k, (cell, heat) in enumerate(zip(cells, heats, strict=True)):
+        column = column + 1 if k and cells[k - 1].row == cell.row else 0
+        left, top = MARGIN + column * (CELL + GAP), MARGIN + cell.row * (CELL + 2 * LINE + GAP)
+        sheet.paste(_lay_over(pictures[cell.image], heat, maxima[cell.latent]), (left, top))
+        title = names[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
+        for line, text in enumerate(
+            (f"{title}  #{cell.image}", f"latent {cell.latent}: {heat.max():.3g}  {cell.note}")
+        ):
+            draw.text((left, top + CELL + 1 + line * LINE), _shorten(text, draw, font), fill="#222222", font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    out = Path(out)
+    write_atomic(out, buffer.getvalue(), parents=True)
+    return out
+
+
+def choose_cells(
+    codes: CodeStore,
+    answer: pa.Table,
+    *,
+    latents: Sequence[int] = (),
+    images: Sequence[int] = (),
+    where: str | None = None,
+) -> list[Cell]:
+    """What a sheet shows of an answer, row by row; at most 200 cells."""
+    notes = answer["kind"].to_pylist() if "kind" in answer.column_names else [""] * answer.num_rows
+    cells: list[Cell] = []
+    if "image" in answer.column_names:
+        for i, (image, note) in enumerate(zip(answer["image"].to_pylist(), notes, strict=True)):
+            row = i if len(latents) > 1 else i // N_COLUMNS
+            cells += [Cell(row, image, latent, note) for latent in latents]
+        return cells[:MAX_CELLS]
+    for i, (latent, note) in enumerate(zip(answer["latent"].to_pylist(), notes, strict=True)):
+        if images:  # a latent is a column, its images lie below each other
+            first = i // N_COLUMNS * len(images)
+            cells += [Cell(first + k, image, latent, note) for k, image in enumerate(images)]
+        else:
+            top = query_latent(codes, latent, n_top=N_TOP_IMAGES, where=where)["image"].to_pylist()
+            cells += [Cell(i, image, latent, note) for image in top]
+    return sorted(cells[:MAX_CELLS], key=lambda cell: cell.row)
+
+
+def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
+    """[rows, columns] a cell; each latent is read once."""
+    found: dict[tuple[int, int], NDArray[np.float32]] = {}
+    for latent in {cell.latent for cell in cells}:
+        images = sorted({cell.image for cell in cells if cell.latent == latent})
+        maps = heat_maps(codes, latent, np.array(images))
+        found |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
+    return [found[cell.latent, cell.image] for cell in cells]
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """CELL pixels on its longer side."""
+    longest = max(picture.size)
+    size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
+    return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC)
+
+
+def _lay_over(picture: Image.Image, heat: NDArray[np.float32], maximum: float) -> Image.Image:
+    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(picture.size, Image.Resampling.NEAREST)
+    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # what it is of must still be seen
+    return Image.alpha_composite(picture.convert("RGBA"), shade).convert("RGB")
+
+
+def _shorten(text: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+    """As much of a text as fits below a picture."""
+    if draw.textlength(text, font) <= CELL:
+        return text
+    while text and draw.textlength(text + "…", font) > CELL:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,198 @@
+"""Which latents tell one group of images from another: effect size, AUROC, and control of false discoveries.
+
+In: codes and two groups. Out: a pyarrow table, a row a latent. A block of latents is read at a time, so memory does
+not grow with the tokens; all ranks are exact.
+
+Cohen's d: difference of means over the pooled standard deviation (Cohen 1988).
+AUROC: P(a > b) + P(a = b) / 2 for an image of each group, U / (n_a n_b) from average ranks (Mann and Whitney 1947).
+p: two-sided, from the normal approximation of U with correction for ties, without continuity correction; rough below
+about eight images a group. q: p adjusted by Benjamini and Hochberg (1995) over the latents that fire in either group.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actcache import SettingsError
+from analysis.query.where import choose_images
+from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, sum_images, tokens_per_image
+from saetrain import CodeStore
+
+BLOCK_ENTRIES = 1 << 24
+"""Entries of a block of latents; a task holds about 20 bytes each."""
+
+RANK_PAIRS = 1 << 18
+"""Pairs that are ranked at a time, in whole latents, so that they stay in the processor's cache."""
+
+
+class Contrast(NamedTuple):
+    """A row a latent that fires in either group."""
+
+    latent: NDArray[np.int64]
+    auroc: NDArray[np.float64]  # above one half: stronger in group a
+    cohen_d: NDArray[np.float64]  # NaN where neither group varies
+    p: NDArray[np.float64]
+    mean_a: NDArray[np.float64]  # of the image score
+    mean_b: NDArray[np.float64]
+    share_a: NDArray[np.float64]  # of the group's images it fires on
+    share_b: NDArray[np.float64]
+
+
+def query_groups(
+    codes: CodeStore,
+    group: str,
+    versus: str | None = None,
+    *,
+    n_top: int = 10,
+    score: str = "mean",
+    where: str | None = None,
+) -> pa.Table:
+    """Latents that tell the images of `group` from those of `versus`, both `--where` expressions.
+
+    Args:
+        versus: by default all images that are not in `group`.
+        score: of an image: `mean` over its tokens, or `max`.
+        where: both groups are taken among these images.
+
+    Returns:
+        latent, auroc, cohen_d, q, mean_a, mean_b, share_a, share_b; farthest from an AUROC of one half first.
+
+    Raises:
+        SettingsError: an expression that cannot be read, a group of less than two images, or groups that overlap.
+    """
+    chosen = choose_images(codes, where)
+    a = choose_images(codes, group, "--group") & chosen
+    b = chosen & ~a if versus is None else choose_images(codes, versus, "--versus") & chosen
+    for flag, mask in (("--group", a), ("--versus", b)):
+        if mask.sum() < 2:
+            raise SettingsError(f"{flag} holds for {mask.sum()} images; a group needs two. Loosen it.")
+    if (a & b).any():
+        raise SettingsError(
+            f"--group and --versus share {(a & b).sum():,} images (e.g. {codes.images['uri'][int((a & b).argmax())]}). "
+            "They must not overlap."
+        )
+    found = contrast_groups(codes, a, b, score=score)
+    q = adjust_p(found.p)
+    order = np.lexsort((found.latent, -abs(found.auroc - 0.5)))[:n_top]
+    columns = {"q" if name == "p" else name: column for name, column in found._replace(p=q)._asdict().items()}
+    return pa.table({name: column[order] for name, column in columns.items()})
+
+
+def contrast_groups(codes: CodeStore, a: NDArray[np.bool_], b: NDArray[np.bool_], *, score: str = "mean") -> Contrast:
+    """Every latent that fires in either of two groups of images [I], which do not overlap; by latent."""
+    blocks = cut_latents(codes, BLOCK_ENTRIES, at_most=1 << (62 - _score_bits(codes)))
+    result: Contrast = fold_pieces(codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, blocks)
+    return result
+
+
+def _score_bits(codes: CodeStore) -> int:
+    """Bits of the largest score: a float16 has 40 as a whole number of 2^-24, and a score is a sum over tokens."""
+    return 40 + codes.n_tokens.bit_length()
+
+
+def _contrast_block(
+    codes: CodeStore, block: range, *, a: NDArray[np.bool_], b: NDArray[np.bool_], score: str
+) -> Contrast:
+    groups = np.where(a, 1, np.where(b, 0, -1)).astype(np.int8)
+    bits = _score_bits(codes)
+    parts = []
+    for shard in range(codes.n_shards):
+        entries = codes.read_latents(shard, block.start, block.stop)
+        if score == "max":
+            pairs = find_pairs(entries, codes.n_tokens)
+            latent, image, units = pairs.latent, pairs.image, (pairs.peak.astype(np.float64) / UNIT).astype(np.int64)
+        else:
+            latent, image, units = sum_images(entries, codes.n_tokens)
+        group = groups[image]
+        key = (latent.astype(np.int64) << (bits + 1)) | (units << 1) | (group == 1)
+        keep = (group >= 0) & (units > 0)
+        parts.append(key if keep.all() else key[keep])
+    unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
+    found = rank_groups(np.concatenate(parts), bits, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
+    return found._replace(latent=found.latent + block.start)
+
+
+def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
+    return Contrast._make(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
+    """Compare two groups latent by latent, given the positive scores only; all other images score 0.
+
+    Args:
+        key: [N] a pair of latent and image each: latent, score as a whole number of `unit` (`bits` bits), and whether
+            the image is in group a (1 bit), in one number: numpy sorts these by vector instructions. Sorted in place.
+        n_a, n_b: images of the groups.
+    """
+    key.sort()
+    near = key[RANK_PAIRS::RANK_PAIRS] >> (bits + 1) << (bits + 1)
+    edges = np.unique([0, *np.searchsorted(key, near), len(key)]).tolist()
+    parts = [_rank(key[i:j], bits, n_a=n_a, n_b=n_b, unit=unit) for i, j in pairwise(edges)]
+    return _join_blocks(parts) if parts else _rank(key, bits, n_a=n_a, n_b=n_b, unit=unit)
+
+
+def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
+    """As `rank_groups`, of sorted keys of whole latents."""
+    latent, units, in_a = key >> (bits + 1), (key >> 1) & ((1 << bits) - 1), (key & 1).astype(np.bool_)
+    n_total = n_a + n_b
+    new = np.ones(len(latent), dtype=np.bool_)
+    new[1:] = latent[1:] != latent[:-1]
+    first = np.flatnonzero(new)  # [L] where a latent begins
+    n = np.diff(first, append=len(latent))
+    n_zero = n_total - n
+    new[1:] |= units[1:] != units[:-1]
+    tied = np.flatnonzero(new)  # [R] where a run of equal scores begins
+    run = np.searchsorted(tied, first)  # [L] the first run of a latent
+    owner = np.repeat(np.arange(len(first)), np.diff(run, append=len(tied)))
+    n_tied = np.diff(tied, append=len(latent)).astype(np.float64)
+    a_before = np.concatenate([[0], np.cumsum(in_a)])
+    a_tied = np.diff(a_before[np.append(tied, len(latent))])
+    rank = tied - first[owner] + (n_tied + 1) / 2 + n_zero[owner]  # average, zeros before
+
+    def by_latent(values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+        sums: NDArray[np.float64] = np.add.reduceat(values, starts, dtype=np.float64) if len(starts) else np.empty(0)
+        return sums
+
+    ties = by_latent(n_tied**3 - n_tied, run) + n_zero.astype(np.float64) ** 3 - n_zero
+    n_fired_a = np.diff(a_before[np.append(first, len(latent))])
+    rank_sum = by_latent(rank * a_tied, run) + (n_a - n_fired_a) * (n_zero + 1) / 2
+    u = rank_sum - n_a * (n_a + 1) / 2
+    spread = np.sqrt(n_a * n_b / 12 * ((n_total + 1) - ties / (n_total * (n_total - 1.0))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(spread > 0, (u - n_a * n_b / 2) / spread, 0.0)
+
+    score = units * unit
+    mine = score * in_a
+    sums, squares = (
+        [by_latent(part, first), by_latent(whole, first)]
+        for part, whole in ((mine, score), (mine * score, score * score))
+    )
+    sums[1] -= sums[0]
+    means = [total / size for total, size in zip(sums, (n_a, n_b), strict=True)]
+    within = squares[1] - sums[0] * means[0] - sums[1] * means[1]
+    pooled = np.sqrt(np.maximum(within, 0) / (n_total - 2))
+    return Contrast(
+        latent=latent[first].astype(np.int64),
+        auroc=u / (n_a * n_b),
+        cohen_d=np.divide(means[0] - means[1], pooled, out=np.full(len(first), np.nan), where=pooled > 0),
+        p=np.array([math.erfc(abs(value) / math.sqrt(2)) for value in z]),
+        mean_a=means[0],
+        mean_b=means[1],
+        share_a=n_fired_a / n_a,
+        share_b=(n - n_fired_a) / n_b,
+    )
+
+
+def adjust_p(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Benjamini-Hochberg: the smallest false discovery rate at which each test would be called significant."""
+    order = np.argsort(p)
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    q = np.empty_like(p)
+    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
+    return q

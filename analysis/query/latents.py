@@ -1,0 +1,92 @@
+"""Questions about one latent or one image, answered from codes alone.
+
+Each answer is a pyarrow table, strongest first. A latent reads only its own entries, an image only its own rows;
+`codes.bytes_read` tells how many bytes that was. Groups of images: analysis/query/where.py, analysis/query/groups.py.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from actcache import SettingsError
+from analysis.heat_maps import check_patches
+from analysis.query.where import choose_images, latent_pairs, show_images
+from analysis.reduce import SCORES, image_scores
+from saetrain import CodeStore
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One latent
+
+
+def query_latent(
+    codes: CodeStore, latent: int, *, n_top: int = 10, score: str = "mean", where: str | None = None
+) -> pa.Table:
+    """Top images of a latent: image, uri, label_name, score, peak, and the peak patch as (row, column).
+
+    row and column are -1 where only CLS fires.
+
+    Args:
+        score: `mean` over an image's tokens (PatchSAE), or `max`.
+        where: only these images, by columns of images.parquet: "split == 'test' and label in (3, 5)".
+
+    Raises SettingsError for a latent out of range, another score, or a selection that is wrong or empty.
+    """
+    if score not in SCORES:
+        raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {score!r}.")
+    pairs = latent_pairs(codes, latent, choose_images(codes, where))
+    scores = image_scores(pairs, codes, score)
+    top = np.lexsort((pairs.image, -scores))[:n_top]
+    row, column = np.divmod(pairs.peak_patch[top] - 1, codes.grid[1])
+    only_cls = pairs.peak_patch[top] < 0
+    return pa.table(
+        {
+            **show_images(codes, pairs.image[top].astype(np.int64)),
+            "score": scores[top],
+            "peak": pairs.peak[top],
+            "row": np.where(only_cls, -1, row),
+            "column": np.where(only_cls, -1, column),
+        }
+    )
+
+
+def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
+    """Top patches of a latent: image, uri, label_name, row, column, value. Raises as `query_latent`."""
+    check_patches(codes)
+    chosen = choose_images(codes, where)
+    rows, values = codes.read_latent(latent)
+    image, token = np.divmod(rows, codes.n_tokens)
+    keep = (token > 0) & chosen[image]
+    image, token, value = image[keep], token[keep], values[keep].astype(np.float32)
+    top = np.lexsort((token, image, -value))[:n_top]
+    row, column = np.divmod(token[top] - 1, codes.grid[1])
+    return pa.table(show_images(codes, image[top]) | {"row": row, "column": column, "value": value[top]})
+
+
+def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
+    """What speaks against a latent being its top class: kind, image, uri, label_name, score (mean over tokens).
+
+    The top class is the one with the highest mean score over all its images. `silent`: its images on which the latent
+    does not fire, in stored order, which is random; `elsewhere`: the images of other classes it fires on most.
+
+    Raises SettingsError as `query_latent`, and where the latent fires on no labeled image.
+    """
+    chosen = choose_images(codes, where)
+    pairs = latent_pairs(codes, latent, chosen)
+    score = np.zeros(codes.n_images)
+    score[pairs.image] = image_scores(pairs, codes, "mean")
+    names = codes.images["label_name"].combine_chunks().dictionary_encode()
+    label, classes = names.indices.to_numpy(), names.dictionary.to_pylist()
+    labeled = chosen & (np.array([bool(name) for name in classes])[label])
+    total = np.bincount(label[labeled], score[labeled], len(classes))
+    if not total.any():
+        raise SettingsError(f"Latent {latent} fires on no labeled image. Counter-examples need classes.")
+    top_class = int(np.argmax(total / np.maximum(np.bincount(label[labeled], minlength=len(classes)), 1)))
+    silent = np.flatnonzero(labeled & (label == top_class) & (score == 0))[:n_top]
+    others = np.flatnonzero(labeled & (label != top_class) & (score > 0))
+    elsewhere = others[np.lexsort((others, -score[others]))[:n_top]]
+    images = np.concatenate([silent, elsewhere])
+    kind = [f"silent on {classes[top_class]}"] * len(silent) + ["fires elsewhere"] * len(elsewhere)
+    return pa.table({"kind": pa.array(kind, pa.string()), **show_images(codes, images), "score": score[images]})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image, or two

@@ -1,0 +1,39 @@
+from .pairs import (
+    SCORES,
+    TAU,
+    UNIT,
+    Pairs,
+    Piece,
+    cut_blocks,
+    find_pairs,
+    image_scores,
+    split_rows,
+    sum_images,
+    tokens_per_image,
+)
+from .reduction import Statistic, cut_latents, reduce_latents, reduce_shards
+from .tasks import OnProgress, compute, fold_pieces, map_shards, open_codes, open_scheduler
+
+__all__ = [
+    "SCORES",
+    "TAU",
+    "UNIT",
+    "OnProgress",
+    "Pairs",
+    "Piece",
+    "Statistic",
+    "compute",
+    "cut_blocks",
+    "cut_latents",
+    "find_pairs",
+    "fold_pieces",
+    "image_scores",
+    "map_shards",
+    "open_codes",
+    "open_scheduler",
+    "reduce_latents",
+    "reduce_shards",
+    "split_rows",
+    "sum_images",
+    "tokens_per_image",
+]

@@ -1,0 +1,166 @@
+"""Codes, cut as the activations were cut, as dask tasks: one a shard.
+
+Tasks carry a path, an id and a shard number; what all of them share, such as a function, is in the graph once. Each
+opens the codes itself, so it can be retried, and the same code runs on threads or on any cluster that sees the files.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from functools import lru_cache, partial
+from typing import Any
+
+import dask
+from dask.callbacks import Callback
+from dask.delayed import Delayed
+
+from actcache import IncompleteError, ParentMismatchError, SettingsError
+from saetrain import CodeStore
+
+OnProgress = Callable[[int, int], None]
+
+CONNECT_S = 10
+
+
+@contextmanager
+def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -> Iterator[None]:
+    """Where dask's tasks run inside this `with`: on threads, or in processes.
+
+    Args:
+        n_workers: so many processes on this machine, one thread each, for as long as the `with` lasts.
+        scheduler: the address of a running dask scheduler, e.g. tcp://10.0.0.1:8786.
+
+    Raises:
+        SettingsError: both are given, no scheduler answers, or `distributed` is not installed.
+    """
+    if n_workers is None and scheduler is None:
+        yield
+        return
+    if n_workers is not None and scheduler is not None:
+        raise SettingsError("--n-workers starts processes here, --scheduler names others: give one of them.")
+    if n_workers is not None and n_workers < 1:
+        raise SettingsError(f"--n-workers must be at least 1, got {n_workers}.")
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise SettingsError("Workers need dask's `distributed`: pip install 'patchsae[cluster]'.") from error
+    with ExitStack() as opened:
+        where: Any = scheduler
+        if n_workers is not None:
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
+            where = opened.enter_context(cluster)
+        try:
+            opened.enter_context(Client(where, timeout=CONNECT_S))
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"No dask scheduler answers at {scheduler} ({str(error).splitlines()[0]}). "
+                "Start one with `dask scheduler`, or leave --scheduler out."
+            ) from error
+        yield
+
+
+def map_shards(codes: CodeStore, function: Callable[..., Any], *shared: Any) -> list[Delayed]:
+    """One lazy `function(codes, shard, *shared)` a shard, in shard order. `shared` is in the graph once."""
+    task = dask.delayed(_open_and_apply, pure=False)
+    once = [dask.delayed(value, pure=False, traverse=False) for value in (function, *shared)]
+    return [task(str(codes.path.absolute()), codes.codes_id, shard, *once) for shard in range(codes.n_shards)]
+
+
+def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProgress | None = None) -> Any:
+    """The value of `root`, on the scheduler that is open.
+
+    Args:
+        parts: tasks below it that are counted.
+        on_progress: called with (parts done, parts in all), as they finish.
+
+    Raises:
+        IncompleteError: workers died again and again. What a task raises comes through.
+    """
+    client = _active_client()
+    if client is None:
+        report = partial(_count_finished, {part.key for part in parts}, on_progress, [])
+        with Callback(posttask=report):
+            (value,) = dask.compute(root)
+        return value
+    from distributed import KilledWorker, as_completed
+
+    *counted, last = client.compute([*parts, root])
+    finished, total = as_completed(counted), len(counted)  # a part that is let go is kept only while it is needed
+    del counted
+    try:
+        for done, part in enumerate(finished, start=1):
+            if part.status == "error":
+                break
+            del part
+            if on_progress:
+                on_progress(done, total)
+        return last.result()
+    except KilledWorker as error:
+        raise IncompleteError(
+            f"dask's workers died several times at one task ({error.task}). Give them more memory, or start fewer; "
+            "the same command begins again."
+        ) from error
+    finally:
+        last.cancel()
+
+
+def _count_finished(keys: set[str], on_progress: OnProgress | None, seen: list[str], key: str, *_: object) -> None:
+    if on_progress and key in keys:
+        seen.append(key)
+        on_progress(len(seen), len(keys))
+
+
+def _active_client() -> Any:
+    """The `distributed` client that is open, if any; asking does not load it."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return distributed.default_client() if distributed else None
+    except ValueError:
+        return None
+
+
+def _open_and_apply(path: str, codes_id: str, shard: int, function: Callable[..., Any], *shared: Any) -> Any:
+    return function(open_codes(path, codes_id), shard, *shared)
+
+
+@lru_cache(maxsize=8)
+def open_codes(path: str, codes_id: str) -> CodeStore:
+    """Codes as a worker sees them, opened once a process: their image table may be large."""
+    codes = CodeStore.open(path)
+    if codes.codes_id != codes_id:
+        raise ParentMismatchError(f"A worker finds codes {codes.codes_id} at {path}, expected {codes_id}.")
+    return codes
+
+
+def fold_pieces(
+    codes: CodeStore,
+    function: Callable[[CodeStore, Any], Any],
+    combine: Callable[[Sequence[Any]], Any],
+    pieces: Sequence[Any],
+) -> Any:
+    """`combine` over `function(codes, piece)`, one task a piece, by a tree of fixed shape (fan-in 8, in order).
+
+    A piece is what one task reads: some images of a shard, or a block of latents. What the tasks read is added to
+    `codes.bytes_read`.
+    """
+    task, join = dask.delayed(_apply_and_count, pure=False), dask.delayed(_combine_and_add, pure=False)
+    once, merge = (dask.delayed(value, pure=False, traverse=False) for value in (function, combine))
+    level = [task(str(codes.path.absolute()), codes.codes_id, piece, once) for piece in pieces]
+    while len(level) > 1:
+        level = [join(level[i : i + 8], merge) for i in range(0, len(level), 8)]
+    result, n_bytes = compute(level[0])
+    codes.bytes_read += n_bytes
+    return result
+
+
+def _apply_and_count(
+    path: str, codes_id: str, piece: Any, function: Callable[[CodeStore, Any], Any]
+) -> tuple[Any, int]:
+    codes = copy(open_codes(path, codes_id))  # a counter of its own
+    codes.bytes_read = 0
+    return function(codes, piece), codes.bytes_read
+
+
+def _combine_and_add(parts: Sequence[tuple[Any, int]], combine: Callable[[Sequence[Any]], Any]) -> tuple[Any, int]:
+    return combine([part for part, _ in parts]), sum(n_bytes for _, n_bytes in parts)

@@ -1,0 +1,293 @@
+"""What a page shows of single latents: numbers, classes, strengths, places, neighbors, images. One `Portrait` a latent.
+
+In: a ConceptTable, whole or of an older version, which lacks some files. Out: numbers and small pictures; the order is
+the gallery's. Only rows of shown latents are read.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from analysis.concepts import ConceptTable
+from analysis.naming import METHODS, read_name_table, read_names, read_own_names
+from analysis.pictures import draw_heat_map, draw_position_map
+from analysis.report.page import trust
+from analysis.report.top_images import Shot
+
+N_CLASSES = 5
+QUANTILES = {"10 %": "q10_activation", "median": "q50_activation", "90 %": "q90_activation", "99 %": "q99_activation"}
+
+
+class ClassShare(NamedTuple):
+    """Of the tokens above tau of a latent those on one class; and of that class's images those with such a token."""
+
+    name: str
+    share: float
+    n_images: int
+
+
+class Kind(NamedTuple):
+    """What a latent does on CLS or on patches alone."""
+
+    name: str
+    density: float
+    mean: float
+    maximum: float
+
+
+class Places(NamedTuple):
+    """Where in the image a latent fires: a picture of the grid, and the patch that sees most."""
+
+    picture: bytes
+    most: int
+    row: int
+    column: int
+
+
+class Neighbor(NamedTuple):
+    latent: int
+    cosine: float
+    name: str
+    shown: bool
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One latent. Numbers are the table's; None or empty: there is none. `origin` says where its name is from."""
+
+    latent: int
+    name: str
+    origin: str
+    note: str
+    numbers: dict[str, float | None]
+    labels: str
+    quantiles: dict[str, float]
+    strengths: Markup
+    places: Places | None
+    kinds: list[Kind]
+    classes: list[ClassShare]
+    n_other_classes: int
+    nearest: list[Neighbor]
+    shots: list[Shot]
+
+    @property
+    def words(self) -> str:
+        """What the page's search looks through."""
+        classes = [entry.name for entry in self.classes]
+        return " ".join([str(self.latent), self.name, self.note, self.labels, *classes]).lower()
+
+
+NUMBERS = (
+    "n_images", "n_tokens", "density", "image_frequency", "mean_activation", "max_activation", "label_entropy",
+    "label_entropy_all", "label_std", "label_std_all", "monosemanticity",
+)  # fmt: skip
+
+
+def make_portraits(concepts: ConceptTable) -> list[Portrait]:
+    """Of every latent in the gallery."""
+    shown = pc.unique(concepts.gallery["latent"]).to_pylist()
+    names, own, origins = read_names(concepts), read_own_names(concepts), _origins(concepts)
+    shots, labels, classes = _shots(concepts), _top_labels(concepts, shown), _class_shares(concepts, shown)
+    strengths = _strengths(concepts, shown)
+    portraits = []
+    for latent in shown:
+        row = concepts.table.slice(latent, 1).to_pylist()[0]
+        shares = classes.get(latent, [])
+        portraits.append(
+            Portrait(
+                latent=latent,
+                name=names.get(latent, ""),
+                origin="by hand" if own.get(latent, {}).get("name") else origins.get(latent, ""),
+                note=own.get(latent, {}).get("note", ""),
+                numbers={name: _number(row.get(name)) for name in NUMBERS},
+                labels=labels.get(latent, ""),
+                quantiles={title: row[name] for title, name in QUANTILES.items() if _number(row.get(name)) is not None},
+                strengths=strengths.get(latent, Markup()),
+                places=_places(concepts, latent),
+                kinds=_kinds(concepts, row),
+                classes=shares[:N_CLASSES],
+                n_other_classes=len(shares[N_CLASSES:]),
+                nearest=_nearest(concepts, latent, names, set(shown)),
+                shots=shots[latent],
+            )
+        )
+    return portraits
+
+
+def missing_parts(concepts: ConceptTable) -> list[str]:
+    """What an older table does not hold, for people."""
+    parts = {"histogram.npy": "histograms of activation", "position_map.npy": "position maps"}
+    missing = [said for file, said in parts.items() if not _has(concepts, file)]
+    if not _has(concepts, "nearest.npy") and "nearest" not in concepts.left_out:
+        missing.append("nearest latents")
+    if "label_std" not in concepts.table.column_names:
+        missing.append("label spread")
+    return missing
+
+
+def _has(concepts: ConceptTable, file: str) -> bool:
+    """Whether the seal lists a file; a file that is listed and gone is damage, which opening it reports."""
+    return file in concepts.summary["files"]
+
+
+def _origins(concepts: ConceptTable) -> dict[int, str]:
+    """How each computed name was found, and how far to trust it; the method that `read_names` takes comes last."""
+    table = read_name_table(concepts)
+    rows = [] if table is None else table.to_pylist()
+    said = {"images": "from its top images", "lens": "from its direction"}
+    return {
+        row["latent"]: f"{said.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
+        for method in reversed(METHODS)
+        for row in rows
+        if row["method"] == method
+    }
+
+
+def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:
+    gallery, maxima = concepts.gallery, concepts.table["max_activation"]
+    uris, labels = concepts.images["uri"], concepts.images["label_name"]
+    pictures = {image: concepts.thumbnail(image) or b"" for image in pc.unique(gallery["image"]).to_pylist()}
+    shots: dict[int, list[Shot]] = {}
+    for line in gallery.to_pylist():
+        heat = np.array(line["heat"], dtype=np.float32).reshape(concepts.grid)
+        image = line["image"]
+        shots.setdefault(line["latent"], []).append(
+            Shot(
+                uri=uris[image].as_py(),
+                label=labels[image].as_py(),
+                peak=float(heat.max()),
+                picture=pictures[image],
+                heat=draw_heat_map(heat, float(maxima[line["latent"]].as_py())),
+            )
+        )
+    return shots
+
+
+def _top_labels(concepts: ConceptTable, shown: list[int]) -> dict[int, str]:
+    """The most frequent labels among each latent's top images, e.g. `ship 14, truck 2`."""
+    top = concepts.top_images.filter(pc.is_in(concepts.top_images["latent"], value_set=pa.array(shown, pa.int64())))
+    labels = concepts.images["label_name"].take(top["image"]).to_pylist()
+    counts: dict[int, Counter[str]] = {}
+    for latent, label in zip(top["latent"].to_pylist(), labels, strict=True):
+        if label:
+            counts.setdefault(latent, Counter())[label] += 1
+    return {latent: ", ".join(f"{name} {n}" for name, n in count.most_common(3)) for latent, count in counts.items()}
+
+
+def _class_shares(concepts: ConceptTable, shown: list[int]) -> dict[int, list[ClassShare]]:
+    """Of each latent the classes it is above tau on, the largest share first."""
+    counts = concepts.class_counts
+    counts = counts.filter(pc.is_in(counts["latent"], value_set=pa.array(shown).cast(counts["latent"].type)))
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for line in counts.to_pylist():
+        lines.setdefault(line["latent"], []).append(line)
+    shares = {}
+    for latent, mine in lines.items():
+        total = sum(line["n_tokens"] for line in mine)
+        mine.sort(key=lambda line: (-line["n_tokens"], line["label"]))
+        shares[latent] = [
+            ClassShare(line["label_name"] or str(line["label"]), line["n_tokens"] / total, line["n_images"])
+            for line in mine
+        ]
+    return shares
+
+
+def _strengths(concepts: ConceptTable, shown: list[int]) -> dict[int, Markup]:
+    if not _has(concepts, "histogram.npy") or not shown:
+        return {}
+    histogram = concepts.histogram
+    counts = np.asarray(histogram.counts[shown], dtype=np.int64)
+    bins = choose_bins(counts)
+    return {
+        latent: draw_strengths(row[bins], histogram.edges[bins.start : bins.stop + 1])
+        for latent, row in zip(shown, counts, strict=True)
+    }
+
+
+def _places(concepts: ConceptTable, latent: int) -> Places | None:
+    if not _has(concepts, "position_map.npy"):
+        return None
+    counts = np.asarray(concepts.position_map[latent], dtype=np.int64)
+    row, column = divmod(int(counts.argmax()), counts.shape[1])
+    return Places(draw_position_map(counts), int(counts.max()), row, column) if counts.any() else None
+
+
+def _kinds(concepts: ConceptTable, row: dict[str, Any]) -> list[Kind]:
+    """CLS and patches, where both were encoded."""
+    kinds = {"CLS": "cls", "patches": "patch"}
+    quality = concepts.artifact.provenance["quality"]
+    if "cls_density" not in row or not all(kind in quality for kind in kinds.values()):
+        return []
+    return [
+        Kind(name, *(row[f"{kind}_{number}"] for number in ("density", "mean_activation", "max_activation")))
+        for name, kind in kinds.items()
+    ]
+
+
+def _nearest(concepts: ConceptTable, latent: int, names: dict[int, str], shown: set[int]) -> list[Neighbor]:
+    if not _has(concepts, "nearest.npy"):
+        return []
+    return [Neighbor(n, cosine, names.get(n, ""), n in shown) for n, cosine in concepts.nearest(latent)]
+
+
+def _number(value: Any) -> float | None:
+    """None for what is absent or does not exist."""
+    return None if value is None or np.isnan(value) else value
+
+
+WIDTH, HEIGHT, AXIS = 250, 58, 14
+
+
+def choose_bins(counts: NDArray[np.int64]) -> slice:
+    """The bins from the first to the last that any of some latents [n, B] uses: all are drawn on one axis."""
+    used = np.flatnonzero(counts.any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, counts.shape[1])
+
+
+def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Markup:
+    """SVG of counts [B] over values; edges are [B + 1], the first possibly 0 and the last possibly infinite."""
+    n_bins = len(counts)
+    if not counts.any():
+        return Markup()
+    heights = np.where(counts > 0, 2 + (HEIGHT - 3) * np.log1p(counts) / np.log1p(counts.max()), 0)
+    step = WIDTH / n_bins
+    bars = "".join(
+        f"M{i * step:.1f} {HEIGHT}v{-height:.1f}h{step * 0.9:.1f}v{height:.1f}z"
+        for i, height in enumerate(heights)
+        if height
+    )
+    axis = "".join(
+        f'<path d="M{x:.1f} {HEIGHT}v3" stroke="#5b6875"/>'
+        f'<text x="{x:.1f}" y="{HEIGHT + AXIS - 2}" text-anchor="{anchor}">{value:g}</text>'
+        for value, x, anchor in _ticks(edges, step)
+    )
+    return trust(
+        f'<svg class="strengths" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="histogram of activation">'
+        f"<title>tokens by activation, both logarithmic; the fullest bin has {int(counts.max()):,}</title>"
+        f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="#dde3ea"/>{axis}</svg>'
+    )
+
+
+def _ticks(edges: NDArray[np.float32], step: float) -> list[tuple[float, float, str]]:
+    """(value, x, anchor) of powers of ten, or of two where there are fewer than two of these."""
+    known = np.flatnonzero((edges > 0) & np.isfinite(edges))
+    if len(known) < 2:
+        return []
+    logs = np.log2(edges[known].astype(np.float64))
+    ticks: list[tuple[float, float, str]] = []
+    for candidates in (10.0 ** np.arange(-4, 6), 2.0 ** np.arange(-12, 17)):
+        inside = candidates[(np.log2(candidates) >= logs[0]) & (np.log2(candidates) <= logs[-1])]
+        places = np.interp(np.log2(inside), logs, known) * step
+        ticks = [
+            (float(value), float(x), "start" if x < 8 else "end" if x > WIDTH - 8 else "middle")
+            for value, x in zip(inside, places, strict=True)
+        ]
+        if len(ticks) >= 2:
+            break
+    return ticks

@@ -1,0 +1,114 @@
+"""write_report(): a ConceptTable becomes one HTML file that needs nothing else: no network, no images, no codes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from actcache import SettingsError
+from analysis.concepts import ConceptTable
+from analysis.report.latents import Portrait, make_portraits, missing_parts
+from analysis.report.overview import draw_overview, draw_training
+from analysis.report.page import write_page
+from analysis.report.sections import draw_sections
+
+
+class Column(NamedTuple):
+    """Of the list of latents.
+
+    Attributes:
+        of: the value to sort by; None where there is none.
+        form: of a number, as `format` takes it.
+    """
+
+    title: str
+    of: Callable[[Portrait], Any]
+    form: str = ""
+    text: bool = False
+
+    def say(self, value: Any) -> str:
+        return "" if value is None else format(value, self.form)
+
+
+def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, results: Sequence[str | Path] = ()) -> Path:
+    """Write the page and return its path. An existing file is replaced.
+
+    Shows: held-out quality, the curves of training, all latents at once, and the gallery: each latent's top images with
+    heat maps, numbers, histogram, position map, classes and nearest latents, with names where there are any; a list
+    that sorts and searches it; before the gallery a section for each of `results`.
+
+    Args:
+        results: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
+
+    Raises:
+        SettingsError: `out` does not end in .html. SettingsError, SchemaError: a file that is no such result.
+    """
+    if Path(out).suffix.lower() not in (".html", ".htm"):  # it replaces what is there: nobody's data by mistake
+        raise SettingsError(f"{out} does not end in .html. Give the name of the page, e.g. report.html.")
+    concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
+    rows, columns = concepts.grid
+    sae, source = concepts.artifact.provenance["sae"], concepts.artifact.provenance["source"]
+    latents = make_portraits(concepts)
+    return write_page(
+        out,
+        "report.html.jinja",
+        title=f"Concepts of {source['images']}",
+        subtitle=(
+            f"{sae['variant']} SAE with {sae['n_latents']:,} latents at {sae['hook_point']} of {source['model']} "
+            f"({source['pretrained']}), width {sae['d_model']}"
+        ),
+        cards=_cards(concepts),
+        quality=_quality(concepts),
+        curves=draw_training(concepts.artifact.provenance.get("curves", {})),
+        overview=draw_overview(concepts),
+        sections=draw_sections(results, concepts),
+        latents=latents,
+        columns=_columns(latents),
+        missing=missing_parts(concepts),
+        pictures=concepts.artifact.settings["pictures"],
+        tau=concepts.artifact.settings["tau"],
+        aspect=f"{columns} / {rows}",
+    )
+
+
+def _columns(latents: Sequence[Portrait]) -> list[Column]:
+    """Those that hold something."""
+
+    def number(name: str) -> Callable[[Portrait], Any]:
+        return lambda latent: latent.numbers[name]
+
+    columns = [
+        Column("latent", lambda latent: latent.latent),
+        Column("name", lambda latent: latent.name or None, text=True),
+        Column("density", number("density"), ".3%"),
+        Column("images", number("image_frequency"), ".2%"),
+        Column("mean", number("mean_activation"), ".2f"),
+        Column("max", number("max_activation"), ".2f"),
+        Column("label entropy", number("label_entropy"), ".2f"),
+        Column("label std", number("label_std"), ".2f"),
+        Column("monosemanticity", number("monosemanticity"), ".3f"),
+        Column("top images", lambda latent: latent.labels or None, text=True),
+    ]
+    return [column for column in columns if any(column.of(latent) is not None for latent in latents)]
+
+
+def _cards(concepts: ConceptTable) -> list[dict[str, str]]:
+    quality, summary = concepts.artifact.provenance["quality"], concepts.summary
+    tokens = next(kind for kind in ("all", "patch", "cls") if kind in quality)
+    n_latents = concepts.table.num_rows
+    return [
+        {"name": "images", "value": f"{summary['n_images']:,}"},
+        {"name": "tokens", "value": f"{summary['n_tokens']:,}"},
+        {"name": "latents that fired", "value": f"{summary['n_alive']:,} of {n_latents:,}"},
+        {"name": "held-out FVU", "value": f"{quality[tokens]['fvu']:.3f}"},
+        {"name": "L0", "value": f"{quality[tokens]['l0']:.1f}"},
+        {"name": "dead after training", "value": f"{100 * quality['dead']:.1f} %"},
+    ]
+
+
+def _quality(concepts: ConceptTable) -> list[list[str]]:
+    quality = concepts.artifact.provenance["quality"]
+    kinds = [(kind, quality[kind]) for kind in ("all", "cls", "patch") if kind in quality]
+    return [
+        ["tokens", "FVU", "L0", "cosine"],
+        *([kind, f"{q['fvu']:.4f}", f"{q['l0']:.1f}", f"{q['cosine']:.4f}"] for kind, q in kinds),
+    ]

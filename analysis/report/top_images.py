@@ -1,0 +1,74 @@
+"""A latent's top images with heat maps, of latents that the gallery does not keep. In: concept tables of one set of
+images. Pictures are looked for in the galleries, then among the images themselves; heat maps in the gallery, then in
+the codes. What is nowhere at hand is left out.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from actcache import ImageSourceError, ParentMismatchError, SettingsError
+from analysis.concepts import ConceptTable, find_codes
+from analysis.heat_maps import heat_maps
+from analysis.pictures import Pictures, draw_heat_map
+
+
+class Shot(NamedTuple):
+    """An image under a latent's heat map; b"" for a picture or map that is not at hand."""
+
+    uri: str
+    label: str
+    peak: float
+    picture: bytes
+    heat: bytes
+
+
+class TopShots:
+    """Top images of latents, from one or several tables of the same images; what was opened is kept."""
+
+    def __init__(self, tables: Mapping[str, ConceptTable]) -> None:
+        self.tables = tables
+        self._codes = {name: find_codes(table) for name, table in tables.items()}
+        self._pictures = [Pictures(codes) for codes in self._codes.values() if codes is not None]
+        self._picture = cache(self._find_picture)
+
+    def of(self, name: str, latent: int, n: int) -> list[Shot]:
+        """The n images that a latent fires on most in a table; nothing without that table."""
+        table = self.tables.get(name)
+        if table is None:
+            return []
+        top = table.top_images.filter(pc.equal(table.top_images["latent"], latent)).sort_by("rank").slice(0, n)
+        images = np.asarray(top["image"], dtype=np.int64)
+        maps, maximum = self._maps(name, latent, images), float(table.table["max_activation"][latent].as_py())
+        return [
+            Shot(
+                uri=table.images["uri"][image].as_py(),
+                label=table.images["label_name"][image].as_py(),
+                peak=float(maps[image].max()) if image in maps else line["peak"],
+                picture=self._picture(image),
+                heat=draw_heat_map(maps[image], maximum) if image in maps else b"",
+            )
+            for image, line in zip(images.tolist(), top.to_pylist(), strict=True)
+        ]
+
+    def _maps(self, name: str, latent: int, images: NDArray[np.int64]) -> dict[int, NDArray[np.float32]]:
+        table, codes = self.tables[name], self._codes[name]
+        if codes is not None:
+            return dict(zip(images.tolist(), heat_maps(codes, latent, images), strict=True))
+        kept = table.gallery.filter(pc.equal(table.gallery["latent"], latent)).to_pylist()
+        return {line["image"]: np.array(line["heat"], dtype=np.float32).reshape(table.grid) for line in kept}
+
+    def _find_picture(self, image: int) -> bytes:
+        for table in self.tables.values():
+            if picture := table.thumbnail(image):
+                return picture
+        for pictures in self._pictures:
+            try:
+                return pictures.thumbnail(image)
+            except (SettingsError, ParentMismatchError, ImageSourceError):  # gone, or others lie there by now
+                continue
+        return b""

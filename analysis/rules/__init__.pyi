@@ -1,0 +1,3 @@
+from .learning import learn_rules
+
+__all__ = ["learn_rules"]

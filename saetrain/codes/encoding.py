@@ -1,0 +1,150 @@
+"""encode(): a Run and a store in, a CodeStore out, shard by shard, resumable."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actcache import NonFiniteError, SettingsError, open_stores
+from actcache.artifacts import begin_artifact, missing_shards, read_records, remove_litter, seal_artifact
+from actcache.models import choose_device
+from actcache.store import StoreGroup, Stores
+from actcache.workers import find_worker
+from saetrain.codes.store import CodeStore
+from saetrain.codes.writer import code_dtypes, codes_settings, prepare_codes, write_shard
+from saetrain.model import Encoder, make_encoder
+from saetrain.run import Run
+
+
+def encode(
+    run: Run | str | Path,
+    store: Stores | StoreGroup,
+    codes: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CodeStore:
+    """Encode a store with a run's SAE: the one it was trained on, or any of the same model.
+
+    The same call twice is safe: complete, it returns the codes; interrupted, it resumes. Under torchrun or srun every
+    process takes its own shards (`find_worker`).
+
+    Args:
+        store: one, or several of one model: their shards follow one another.
+        device: speed only.
+        on_progress: called with (images done, images in all), of this worker's share.
+
+    Raises:
+        ParentMismatchError: the store holds another model. SettingsError.
+        IncompleteError: run or store are not complete; or this worker is done and others are not: whoever finishes
+            last seals the codes.
+    """
+    worker = find_worker()
+    if overwrite and not worker.alone:
+        raise SettingsError("--overwrite with several workers would delete what others write. Remove the codes first.")
+    run = run if isinstance(run, Run) else Run.open(run)
+    store = open_stores(store)
+    run.check_store(store)
+    artifact = begin_artifact(
+        codes,
+        "codes",
+        settings=codes_settings(run.artifact, store, run.hook_point),
+        parents={
+            **store.parents(),
+            "run": (run.run_id, run.path),
+            **store.image_parents(),
+        },
+        provenance={
+            "torch": torch.__version__,
+            "quality": run.quality,
+            "curves": run.curves(),
+            "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
+            "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+        },
+        prepare=lambda folder: prepare_codes(folder, store),
+        overwrite=overwrite,
+    )
+    if not artifact.complete:
+        remove_litter(artifact.path)
+        encoder = make_encoder(run.sae().to(choose_device(device)))
+        shards = store.shards()
+        todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
+        total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
+        done = total - sum(len(shards[shard]) for shard in todo)
+        with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
+            written: list[Future[None]] = []
+            for shard in todo:
+                before = done
+
+                def report(n_images: int, before: int = before) -> None:
+                    if on_progress:
+                        on_progress(before + n_images, total)
+
+                arrays = _encode_shard(encoder, run, store, shards[shard], report)
+                if written:  # one shard is written while the next is encoded, no more
+                    written.pop().result()
+                written.append(pool.submit(write_shard, artifact, shard, arrays))
+                done += len(shards[shard])
+            for last in written:
+                last.result()
+        worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
+        n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
+        failed = {str(image): reason for image, reason in store.failed.items()}
+        seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
+    return CodeStore.open(artifact.path)
+
+
+def _encode_shard(
+    encoder: Encoder, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
+) -> dict[str, NDArray[np.generic]]:
+    """The six arrays of one shard."""
+    n_tokens, n_latents = store.n_tokens, run.sae_config.size
+    tokens = run.train_config.tokens
+    first_token = 1 if tokens == "patch" else 0
+    dtypes = code_dtypes(n_latents, store.n_images * n_tokens)
+    rows, latents, values = [], [], []
+    step = store.layout.chunk_images
+    cuts = [np.arange(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
+    parts = [positions[store.valid[positions]] for positions in cuts]
+    with ThreadPoolExecutor(1, thread_name_prefix="read activations") as pool:
+        read = pool.submit(store.read, run.hook_point, images=parts[0], tokens=tokens)  # type: ignore[arg-type]
+        for number, positions in enumerate(parts):
+            x = torch.from_numpy(read.result())
+            if number + 1 < len(parts):
+                read = pool.submit(store.read, run.hook_point, images=parts[number + 1], tokens=tokens)  # type: ignore[arg-type]
+            per_image = x.shape[1]
+            row, latent, value = (part.cpu() for part in encoder(x.flatten(0, 1)))
+            _check_values(value, row, positions, per_image, store)
+            image = torch.from_numpy(positions)[row // per_image]
+            rows.append((image * n_tokens + row % per_image + first_token).numpy().astype(dtypes["row"]))
+            latents.append(latent.numpy().astype(dtypes["latent"]))
+            values.append(value.half().numpy())
+            report(int(cuts[number][-1]) + 1 - images.start)
+    row_all, latent_all, value_all = np.concatenate(rows), np.concatenate(latents), np.concatenate(values)
+    n_rows = len(images) * n_tokens
+    by_row = np.bincount((row_all - images.start * n_tokens).astype(np.int64), minlength=n_rows)
+    order = np.argsort(latent_all, kind="stable")  # radix sort for 16-bit latents
+    by_latent = np.bincount(latent_all, minlength=n_latents)
+    return {
+        "indptr": np.concatenate([[0], np.cumsum(by_row)]),
+        "latent": latent_all,
+        "value": value_all,
+        "latent_indptr": np.concatenate([[0], np.cumsum(by_latent)]),
+        "row": row_all[order],
+        "latent_value": value_all[order],
+    }
+
+
+def _check_values(value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: StoreGroup) -> None:
+    """Codes are stored as float16: a value beyond 65,504 must not become infinity in silence."""
+    if len(value) and not float(value.max()) <= 65504:
+        image = int(positions[int(row[value.argmax()]) // per_image])
+        raise NonFiniteError(
+            f"A code of image {store.images['uri'][image].as_py()} is {float(value.max()):g}, beyond float16. "
+            "Train with --normalize center."
+        )

@@ -1,0 +1,252 @@
+"""CodeStore: sparse codes on disk, cut on the image axis exactly as the activations were.
+
+    artifact.json  images.parquet  commits/  manifest.json
+    codes.zarr/<shard>/indptr [rows + 1], latent [nnz], value [nnz]              by row
+                       latent_indptr [F + 1], row [nnz], latent_value [nnz]      the same entries by latent
+
+row = image * n_tokens + token, over the whole store. Needs no torch.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actcache import CorruptError, HookPoint, SettingsError
+from actcache.artifacts import Artifact, open_artifact, read_manifest, require_complete
+from actcache.store import IMAGES_FILE
+
+CODES = "codes.zarr"
+COLUMNS = ("indptr", "latent", "value", "latent_indptr", "row", "latent_value")
+
+
+@dataclass(frozen=True)
+class ShardCodes:
+    """Codes of one shard, in both orders. `first_row` is the global row of `indptr[0]`."""
+
+    first_row: int
+    indptr: NDArray[np.int64]  # [rows + 1]
+    latent: NDArray[np.unsignedinteger]  # [nnz], ascending within a row
+    value: NDArray[np.float16]  # [nnz]
+    latent_indptr: NDArray[np.int64]  # [F + 1]
+    row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
+    latent_value: NDArray[np.float16]  # [nnz]
+
+
+@dataclass(frozen=True)
+class LatentCodes:
+    """Entries of consecutive latents, by latent, then row. The first of them is number 0 here."""
+
+    latent_indptr: NDArray[np.int64]  # [n latents + 1]
+    row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
+    latent_value: NDArray[np.float16]  # [nnz]
+
+
+class RowCodes(NamedTuple):
+    """Entries of some rows, in the order of the rows."""
+
+    row: NDArray[np.int64]  # [nnz], global
+    latent: NDArray[np.int64]  # [nnz], ascending within a row
+    value: NDArray[np.float16]  # [nnz]
+
+
+class CodeStore:
+    """Complete codes, open for reading.
+
+    codes = CodeStore.open("val.codes"); codes.read_shard(0).latent
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.path = artifact.path
+        s = artifact.settings
+        self.n_images, self.n_tokens, self.n_latents = (
+            int(s["n_images"]),
+            int(s["n_tokens"]),
+            int(s["n_latents"]),
+        )
+        self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
+        self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
+        self.hook_point = HookPoint.parse(s["hook_point"])
+        self.tokens = str(s["tokens"])
+        self.preprocess: dict[str, Any] = s["preprocess"]
+        self.bytes_read = 0  # of codes.zarr, by this object
+        require_complete(artifact, self.n_shards, "encode")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "CodeStore":
+        """Open complete codes. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
+        return cls(open_artifact(path, "codes"))
+
+    def __repr__(self) -> str:
+        return (
+            f"CodeStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens, "
+            f"{self.n_latents:,} latents, {self.n_entries:,} entries)"
+        )
+
+    @property
+    def codes_id(self) -> str:
+        return self.artifact.id
+
+    @property
+    def n_shards(self) -> int:
+        return len(self.shard_sizes)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the seal says: entries, quality of the run, failed images."""
+        return read_manifest(self.artifact)
+
+    @property
+    def n_entries(self) -> int:
+        return int(self.summary["n_entries"])
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """images.parquet of the store, copied."""
+        try:
+            return pq.read_table(self.path / IMAGES_FILE)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptError(f"{self.path / IMAGES_FILE} cannot be read ({error}). Encode it again.") from error
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """[I]: true where the image was read and encoded."""
+        mask = np.ones(self.n_images, dtype=bool)
+        mask[[int(image) for image in self.summary["failed"]]] = False
+        return mask
+
+    def shard_range(self, shard: int) -> range:
+        """Images of a shard."""
+        first = int(self.shard_sizes[:shard].sum())
+        return range(first, first + int(self.shard_sizes[shard]))
+
+    def find_shard(self, image: int) -> int:
+        """The shard that holds an image."""
+        return int(np.searchsorted(np.cumsum(self.shard_sizes), image, side="right"))
+
+    def read_shard(self, shard: int) -> ShardCodes:
+        """All arrays of a shard. Raises CorruptError when one is missing or their lengths disagree."""
+        columns = {name: self._read(shard, name) for name in COLUMNS}
+        images = self.shard_range(shard)
+        sizes = {name: values.size for name, values in columns.items()}
+        pointers = {"indptr": len(images) * self.n_tokens + 1, "latent_indptr": self.n_latents + 1}
+        entries = dict.fromkeys(("latent", "value", "row", "latent_value"), sizes["value"])
+        if sizes != {**pointers, **entries} or {int(columns[name][-1]) for name in pointers} != {sizes["value"]}:
+            raise self._inconsistent(shard)
+        return ShardCodes(first_row=images.start * self.n_tokens, **columns)
+
+    def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """(rows, values) of one latent over all shards, reading only its own entries.
+
+        Raises SettingsError for a latent out of range, CorruptError for an array that is missing or too short.
+        """
+        parts = [self.read_latents(shard, latent, latent + 1) for shard in range(self.n_shards)]
+        rows = np.concatenate([part.row for part in parts]).astype(np.int64)
+        return rows, np.concatenate([part.latent_value for part in parts])
+
+    def read_by_latent(self, shard: int) -> LatentCodes:
+        """All entries of a shard by latent, as memory maps: what is not touched is not read. Raises as `read_shard`."""
+        indptr, row, value = (self._map(shard, name) for name in ("latent_indptr", "row", "latent_value"))
+        if indptr.size != self.n_latents + 1 or {row.size, value.size} != {int(indptr[-1])}:
+            raise self._inconsistent(shard)
+        self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
+        return LatentCodes(indptr, row, value)
+
+    def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
+        """Entries of latents start to stop - 1 in one shard, reading only these. Raises as `read_latent`."""
+        for latent in (start, stop - 1):
+            if not 0 <= latent < self.n_latents:
+                raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
+        indptr = self._read(shard, "latent_indptr", start, stop + 1)
+        first, last = int(indptr[0]), int(indptr[-1])
+        if first == last:  # often, where there are many shards: opens no further file
+            dtypes = self.artifact.settings["dtypes"]
+            return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
+        return LatentCodes(
+            latent_indptr=indptr - first,
+            row=self._read(shard, "row", first, last),
+            latent_value=self._read(shard, "latent_value", first, last),
+        )
+
+    def count_latents(self, shard: int) -> NDArray[np.int64]:
+        """[F]: entries of each latent in one shard."""
+        return np.diff(self._read(shard, "latent_indptr", 0, self.n_latents + 1))
+
+    def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
+        """Entries of some tokens, reading only these.
+
+        Args:
+            rows: [n] image * n_tokens + token, ascending.
+
+        Raises CorruptError as `read_latent`.
+        """
+        cuts = np.searchsorted(rows, np.cumsum(self.shard_sizes)[:-1] * self.n_tokens)
+        parts = [self._read_rows(shard, part) for shard, part in enumerate(np.split(rows, cuts)) if len(part)]
+        if not parts:
+            return RowCodes(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float16))
+        return RowCodes._make(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def _read_rows(self, shard: int, rows: NDArray[np.int64]) -> RowCodes:
+        local = rows - self.shard_range(shard).start * self.n_tokens
+        indptr, latent, value = (self._map(shard, name) for name in ("indptr", "latent", "value"))
+        try:
+            start = indptr[local]
+            count = indptr[local + 1] - start
+            entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
+            found = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+        except (IndexError, ValueError) as error:  # a pointer leads out of the shard, or backwards
+            raise self._inconsistent(shard) from error
+        n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
+        self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
+        return found
+
+    def _read(self, shard: int, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Elements start to stop - 1 of one raw array, read by themselves; without `stop` all."""
+        dtype = np.dtype(self.artifact.settings["dtypes"][column])
+        try:
+            if stop is None:
+                part = np.fromfile(self._file(shard, column), dtype)
+            else:
+                file = os.open(self._file(shard, column), os.O_RDONLY)  # a memory map costs five times as much
+                try:
+                    if not 0 <= start <= stop <= os.fstat(file).st_size // dtype.itemsize:
+                        raise self._inconsistent(shard)
+                    data = os.pread(file, (stop - start) * dtype.itemsize, start * dtype.itemsize)
+                finally:
+                    os.close(file)
+                part = np.frombuffer(data, dtype)
+        except (OSError, ValueError) as error:
+            if isinstance(error, CorruptError):
+                raise
+            raise self._unreadable(shard, column, error) from error
+        self.bytes_read += part.nbytes
+        return part
+
+    def _map(self, shard: int, column: str) -> NDArray[Any]:
+        """One raw array by memory map: an element touches its own page only."""
+        dtype = self.artifact.settings["dtypes"][column]
+        try:
+            file = self._file(shard, column)
+            return np.memmap(file, dtype=dtype, mode="r") if os.path.getsize(file) else np.empty(0, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(shard, column, error) from error
+
+    def _file(self, shard: int, column: str) -> str:
+        return f"{self.path}/{CODES}/{shard}/{column}/c/0"
+
+    def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
+        return CorruptError(
+            f"Shard {shard} of {self.path} lacks {column} ({error}). Run `verify {self.path}`, then encode again."
+        )
+
+    def _inconsistent(self, shard: int) -> CorruptError:
+        return CorruptError(
+            f"Shard {shard} of {self.path} is inconsistent. Run `verify {self.path}`, then encode again."
+        )

@@ -1,0 +1,315 @@
+"""ActivationLoader: a store, or several of one model, in; shuffled batches out, without end.
+
+Promises: the batch stream depends on the stores, the chosen images and (seed, batch_size, n_streams, pool_tokens) only,
+not on threads or world size; `batches(step)` continues exactly where a run of `step` batches left off; failed,
+held-out and unwanted images never appear; memory is allocated once a stream. Threads read windows ahead, chunk by
+chunk straight into their pool; an error of theirs surfaces here and names the shard; none is left when the
+generator is closed.
+"""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import gcd
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actcache import HookPoint, SettingsError, open_stores
+from actcache.store import StoreGroup, Stores, Tokens, aligned_empty
+from saetrain.data.chunks import Units
+from saetrain.data.order import Window, count_steps, plan_epoch, split_images, window_order
+
+PREFETCHED = 2
+"""Windows read ahead of those in use."""
+
+
+class Batch(NamedTuple):
+    """One batch. The tensors are overwritten by the next one."""
+
+    activations: Tensor  # [B, D], the store's dtype; of the first hook point
+    image: Tensor  # [B] int64, stored position over all stores
+    token: Tensor  # [B] int64, CLS is 0
+    others: tuple[Tensor, ...] = ()  # [B, D] each, the same rows at the further hook points
+
+
+class ActivationLoader:
+    """Shuffled training batches.
+
+    loader = ActivationLoader(store, 10, batch_size=4096, seed=0)
+    for batch in loader.batches(): ...
+
+    Args:
+        store: one, or several of one model.
+        layer: a hook point, or several: a batch then holds the same rows of each.
+        tokens: all, patch or cls.
+        images: positions to draw from; the training images when None.
+        pool_tokens: tokens in memory. All in one permutation when they fit, else windows of n_streams streams.
+        n_streams: virtual streams; lowered to a divisor of batch_size.
+        rank, world_size: a batch of rank r is the rows of the streams v with v % world_size == r, so that all ranks
+            together see what one process sees.
+        pin_memory: batches in page-locked memory, for copies to a GPU.
+        n_threads: of reading. Speed only.
+    """
+
+    def __init__(
+        self,
+        store: Stores | StoreGroup,
+        layer: int | HookPoint | Sequence[int | HookPoint] | None = None,
+        *,
+        tokens: str = "all",
+        batch_size: int = 4096,
+        seed: int = 0,
+        images: NDArray[np.int64] | None = None,
+        pool_tokens: int = 1 << 18,
+        n_streams: int = 8,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        n_threads: int = 2,
+    ) -> None:
+        self.store = open_stores(store)
+        layers = layer if isinstance(layer, list | tuple) else [cast("int | HookPoint | None", layer)]
+        self.hook_points = tuple(self.store.hook_point(one) for one in layers)
+        if batch_size < 1:
+            raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
+        self.batch_size, self.seed, self.pool_tokens = batch_size, seed, pool_tokens
+        self.n_streams = gcd(batch_size, n_streams)
+        if self.n_streams % world_size:
+            raise SettingsError(
+                f"{world_size} processes cannot share {self.n_streams} streams. Choose a --batch-size and streams that "
+                "the number of processes divides."
+            )
+        self.rank, self.world_size, self.pin_memory, self.n_threads = rank, world_size, pin_memory, n_threads
+        if images is None:
+            images, _ = split_images([member.n_images for member in self.store.stores])
+        images = images[self.store.valid[images]]
+        self._units = Units(self.store, self.hook_points, images, cast(Tokens, tokens))
+        if self.n_rows < batch_size:
+            raise SettingsError(
+                f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
+                "Lower --batch-size or extract more images."
+            )
+        self._whole: tuple[list[Tensor], list[NDArray[Any]]] | None = None  # where everything fits
+
+    @property
+    def n_rows(self) -> int:
+        """Training tokens an epoch."""
+        return int(self._units.counts.sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return count_steps(self.n_rows, self.batch_size)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all rows are held at once."""
+        return self.n_rows <= self.pool_tokens
+
+    def batches(self, step: int = 0) -> Generator[Batch, None, None]:
+        """Batches from number `step` on, for ever. A batch of rank r has batch_size / world_size rows."""
+        part = self.batch_size // self.n_streams
+        streams = range(self.rank, self.n_streams, self.world_size)
+        memory = _BatchMemory(self, part * len(streams))
+        source = _Whole(self, streams) if self.fits else _Windows(self, streams)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        try:
+            while True:
+                source.begin(epoch, step)
+                for number in range(step, self.steps_per_epoch):
+                    for slot, stream in enumerate(streams):
+                        row, end, at = number * part, (number + 1) * part, slot * part
+                        while row < end:
+                            if not source.has(stream, row):  # all pools hold rows of this very batch
+                                memory.gather(source.arena, at)
+                                source.recycle()
+                            pool, offset, n = source.find(stream, row, end)
+                            memory.choose(pool, offset, n, at)
+                            row, at = row + n, at + n
+                    memory.gather(source.arena, at)
+                    source.recycle()
+                    yield memory.take()
+                epoch, step = epoch + 1, 0
+        finally:
+            source.close()
+
+
+class _BatchMemory:
+    """The batch that is filled; two of them by turns where copies to a GPU may still be under way."""
+
+    def __init__(self, loader: ActivationLoader, n_rows: int) -> None:
+        d_model, dtype, pin = loader.store.layout.d_model, _torch_dtype(loader.store), loader.pin_memory
+        self.places, self.gathered = torch.empty(n_rows, dtype=torch.int64), 0
+        self.sets = [
+            Batch(*(torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin), *self._numbers(n_rows)),
+                  tuple(torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin) for _ in loader.hook_points[1:]))
+            for _ in range(2 if pin else 1)
+        ]  # fmt: skip
+
+    @staticmethod
+    def _numbers(n_rows: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(n_rows, dtype=torch.int64), torch.empty(n_rows, dtype=torch.int64)
+
+    def choose(self, pool: "_Pool", first: int, n: int, at: int) -> None:
+        """The batch's rows at..at + n are those the pool gives as first..first + n."""
+        chosen, place = slice(first, first + n), slice(at, at + n)
+        self.places[place] = pool.places[chosen]
+        self.sets[0].image[place] = pool.images[chosen]
+        self.sets[0].token[place] = pool.tokens[chosen]
+
+    def gather(self, arena: list[Tensor], stop: int) -> None:
+        """Copy the rows chosen so far, up to `stop`, out of the arenas [N, D], one for each hook point."""
+        batch, part = self.sets[0], slice(self.gathered, stop)
+        for source, target in zip(arena, (batch.activations, *batch.others), strict=True):
+            if source.element_size() * source.shape[1] % 4 == 0:  # whole words are gathered 2.5 times faster
+                source, target = source.view(torch.int32), target.view(torch.int32)
+            torch.index_select(source, 0, self.places[part], out=target[part])
+        self.gathered = stop
+
+    def take(self) -> Batch:
+        batch, self.gathered = self.sets[0], 0
+        self.sets.reverse()
+        return batch
+
+
+class _Pool:
+    """A part of the arena: the rows of some units, read once and drawn from in a given order."""
+
+    def __init__(self, units: Units, arena: list[Tensor], base: int) -> None:
+        self.units, self.base = units, base
+        self.arrays = [array.numpy() for array in arena]
+        self.places, self.images, self.tokens = (torch.empty(0, dtype=torch.int64) for _ in range(3))
+
+    def fill(self, units: NDArray[np.int64], skip: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
+        """Read units; the rows are skip..stop of each one's wanted rows."""
+        sizes = self.units.sizes[units]
+        offsets = self.base + np.cumsum(sizes) - sizes
+        parts = []
+        for unit, offset, size, low, high in zip(
+            *(c.tolist() for c in (units, offsets, sizes, skip, stop)), strict=True
+        ):
+            for hook, array in zip(self.units.hook_points, self.arrays, strict=True):
+                self.units.read(unit, hook, array[offset : offset + size])
+            place, image, token = self.units.rows(unit)
+            parts.append((place[low:high] + offset, image[low:high], token[low:high]))
+        self.rows = [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def permute(self, order: NDArray[np.int64]) -> None:
+        """Fix the order in which rows are drawn."""
+        self.places, self.images, self.tokens = (torch.from_numpy(column[order]) for column in self.rows)
+
+
+def _make_arena(loader: ActivationLoader, n_rows: int) -> list[Tensor]:
+    """[n_rows, D] for each hook point, beginning at a page."""
+    shape = (n_rows, loader.store.layout.d_model)
+    return [torch.from_numpy(aligned_empty(shape, loader.store.dtype)) for _ in loader.hook_points]
+
+
+class _Whole:
+    """All rows, read once and kept by the loader: only the permutation is new each epoch."""
+
+    def __init__(self, loader: ActivationLoader, streams: range) -> None:
+        self.loader, units = loader, loader._units
+        if loader._whole is None:
+            arena = _make_arena(loader, int(units.sizes.sum()))
+            pool = _Pool(units, arena, 0)
+            pool.fill(np.arange(len(units.counts)), np.zeros_like(units.counts), units.counts)
+            loader._whole = arena, pool.rows
+        self.arena, rows = loader._whole
+        self.pool = _Pool(units, self.arena, 0)  # with an order of its own: two streams may run side by side
+        self.pool.rows = rows
+        self.length = loader.steps_per_epoch * (loader.batch_size // loader.n_streams)
+
+    def begin(self, epoch: int, step: int) -> None:
+        self.pool.permute(window_order(self.loader.n_rows, seed=self.loader.seed, epoch=epoch, stream=0, window=0))
+
+    def has(self, stream: int, row: int) -> bool:
+        return True
+
+    def find(self, stream: int, row: int, end: int) -> tuple[_Pool, int, int]:
+        return self.pool, stream * self.length + row, end - row
+
+    def recycle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Windows:
+    """The windows of an epoch, read ahead in the order in which they are needed, into pools that are used again."""
+
+    def __init__(self, loader: ActivationLoader, streams: range) -> None:
+        self.loader, self.streams = loader, streams
+        self.readers = ThreadPoolExecutor(loader.n_threads, thread_name_prefix="loader")
+        self.arena: list[Tensor] = []
+        self.capacity = 0
+        self.free: list[_Pool] = []
+        self.spent: list[_Pool] = []
+        self.ahead: dict[int, deque[tuple[Window, Future[_Pool]]]] = {stream: deque() for stream in streams}
+
+    def begin(self, epoch: int, step: int) -> None:
+        """Plan an epoch and start reading what its step `step` needs first."""
+        loader = self.loader
+        part = loader.batch_size // loader.n_streams
+        plan = plan_epoch(
+            loader._units.counts,
+            batch_size=loader.batch_size,
+            n_streams=loader.n_streams,
+            window_rows=max(1, loader.pool_tokens // (loader.n_streams + PREFETCHED)),
+            seed=loader.seed,
+            epoch=epoch,
+        )
+        windows = [w for stream in self.streams for w in plan[stream]]
+        largest = max(int(loader._units.sizes[window.units].sum()) for window in windows)
+        self.free += [done.result() for queue in self.ahead.values() for _, done in queue]
+        for queue in self.ahead.values():
+            queue.clear()
+        if largest > self.capacity:
+            n_pools = len(self.streams) + PREFETCHED
+            self.capacity, self.arena = largest, _make_arena(loader, n_pools * largest)
+            self.free = [_Pool(loader._units, self.arena, number * largest) for number in range(n_pools)]
+        self.epoch = epoch
+        needed = [window for window in windows if window.start + window.n_rows > step * part]
+        self.schedule = deque(sorted(needed, key=lambda window: (window.start // part, window.stream)))
+        self._read_ahead()
+
+    def has(self, stream: int, row: int) -> bool:
+        """Whether the window of this row is read or being read."""
+        queue = self.ahead[stream]
+        while queue and row >= queue[0][0].start + queue[0][0].n_rows:
+            _, done = queue.popleft()
+            self.spent.append(done.result())
+        return bool(queue)
+
+    def recycle(self) -> None:
+        """Read into the pools that are used up. Their rows must have been gathered."""
+        self.free += self.spent
+        self.spent.clear()
+        self._read_ahead()
+
+    def find(self, stream: int, row: int, end: int) -> tuple[_Pool, int, int]:
+        """(pool, offset, rows) where a stream's rows from `row` on lie, as many as the window has, `end` at most."""
+        window, ready = self.ahead[stream][0]
+        return ready.result(), row - window.start, min(end, window.start + window.n_rows) - row
+
+    def close(self) -> None:
+        self.readers.shutdown(cancel_futures=True)
+
+    def _read_ahead(self) -> None:
+        while self.free and self.schedule:
+            window = self.schedule.popleft()
+            self.ahead[window.stream].append((window, self.readers.submit(self._read, window, self.free.pop())))
+
+    def _read(self, window: Window, pool: _Pool) -> _Pool:
+        pool.fill(window.units, window.skip, window.stop)
+        seed, stream, number = self.loader.seed, window.stream, window.number
+        pool.permute(window_order(window.n_rows, seed=seed, epoch=self.epoch, stream=stream, window=number))
+        return pool
+
+
+def _torch_dtype(store: StoreGroup) -> torch.dtype:
+    return {2: torch.float16, 4: torch.float32}[store.dtype.itemsize]

@@ -1,0 +1,89 @@
+"""The processes that train one SAE together (torchrun): sums and lists over all of them.
+
+Every function does nothing when the process is alone.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from actcache import SettingsError
+from actcache.workers import find_worker
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """Sum over all processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
+def all_gather(value: Tensor) -> list[Tensor]:
+    """[N] of every process, in the order of ranks; N may differ."""
+    if world_size() == 1:
+        return [value]
+    sizes = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(value)], device=value.device))
+    padded = value.new_zeros(max(int(size) for size in sizes))
+    padded[: len(value)] = value
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded)
+    return [part[: int(size)] for part, size in zip(found, sizes, strict=True)]
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Connect to the other processes that the launcher started; alone, do nothing. Returns this one's device.
+
+    Raises:
+        SettingsError: the launcher's variables make no sense, or there is no address to meet at.
+    """
+    worker = find_worker()
+    if worker.alone:
+        return device
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
+        raise SettingsError(
+            f"This is one of {worker.world_size} processes, but MASTER_ADDR and MASTER_PORT do not say where to meet. "
+            "Start `train` with torchrun, or set both; a run of one process needs none."
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", worker.local_rank)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
+        atexit.register(_leave_processes)  # gloo's threads abort a process that ends with them (one start in twelve)
+    return device
+
+
+def _leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_of_all(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(flag) if world_size() == 1 else bool(all_sum(torch.tensor(int(flag), device=device)) > 0)

@@ -1,0 +1,3 @@
+from .conversion import Conversion, Parity, convert
+
+__all__ = ["Conversion", "Parity", "convert"]

@@ -1,0 +1,20 @@
+from .active_latents import Code, Lap, no_lap, select_above, select_batch_topk, select_topk
+from .exact_encoder import Encoder, make_encoder
+from .sae import SAE
+from .sparse import decode, gradient, nested_error, preactivations
+
+__all__ = [
+    "SAE",
+    "Code",
+    "Encoder",
+    "Lap",
+    "decode",
+    "gradient",
+    "make_encoder",
+    "nested_error",
+    "no_lap",
+    "preactivations",
+    "select_above",
+    "select_batch_topk",
+    "select_topk",
+]

@@ -1,0 +1,3 @@
+from .trainer import sweep, train
+
+__all__ = ["sweep", "train"]

@@ -1,0 +1,252 @@
+"""Training: one SAE on its way, with its run directory. Batches in, a finished Run out.
+
+Weights, Adam, dead counters, the penalty's weight, the step: all that a checkpoint holds, so that a run that was
+killed goes on bit for bit. Several of them can be fed from one stream. With several processes each holds the same
+weights and sees its part of every batch; the first one writes.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actcache import HookPoint, NonFiniteError
+from actcache.artifacts import begin_artifact, remove_litter, seal_artifact, write_atomic
+from actcache.store import StoreGroup
+from saetrain.config import SAEConfig, TrainConfig
+from saetrain.distributed import copy_first, rank, wait_for_all
+from saetrain.metrics import evaluate
+from saetrain.model import SAE
+from saetrain.run import (
+    SAE_FILE,
+    Checkpoint,
+    append_metrics,
+    load_checkpoint,
+    run_settings,
+    save_checkpoint,
+    truncate_metrics,
+)
+from saetrain.training.dead_latents import init_from_rows, init_thresholds, lower_thresholds, resample
+from saetrain.training.objective import Loss, add_gradients
+from saetrain.training.optimizer import (
+    apply_update,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    reset_latents,
+)
+
+STEER_RATE = 0.01
+"""How fast the penalty's weight follows an l0 that is e times too high: 1 % a step."""
+
+
+class Laps:
+    """Seconds by what was done with them, since the last `take`. On a GPU each lap waits for it when `exact`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.exact = False
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        if self.exact and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+    def take(self) -> dict[str, float]:
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+class Training:
+    """One SAE in training.
+
+    Attributes:
+        step: finished updates.
+        complete: whether the run was finished before.
+        trackers: called with every line of metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        store: StoreGroup,
+        hook_point: HookPoint,
+        sae: SAEConfig,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Begin the run, or find the one that the same settings began. `sae`, `config`: resolved."""
+        self.store, self.hook_point, self.config, self.device = store, hook_point, config, device
+        if rank():  # the first process makes it
+            wait_for_all()
+        artifact = begin_artifact(
+            run,
+            "run",
+            settings=run_settings(store, hook_point, sae, config),
+            parents=store.parents(),
+            provenance={
+                "torch": torch.__version__,
+                "device": device.type,
+                "rows": [one.rows_id for one in store.stores],
+            },
+            prepare=lambda folder: None,
+            overwrite=overwrite and rank() == 0,
+        )
+        if not rank():
+            wait_for_all()
+        self.path, self.complete, self.step, self.weight = artifact.path, artifact.complete, 0, sae.weight
+        self.run_id, self.trackers = artifact.id, list[Callable[[dict[str, Any]], None]]()
+        if self.complete:
+            self.step = config.n_steps
+            return
+        if rank() == 0:
+            remove_litter(self.path)
+        self.sae = _new_sae(store, hook_point, sae, config).to(device)
+        self.optimizer = make_optimizer(self.sae)
+        self.silent = torch.zeros(sae.size, dtype=torch.int64, device=device)  # tokens since each latent last fired
+        if checkpoint := load_checkpoint(self.path):
+            self._restore(checkpoint)
+        if rank() == 0:
+            truncate_metrics(self.path, self.step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.step, self.weight = checkpoint.step, checkpoint.weight
+        tensors = checkpoint.tensors
+        self.silent = tensors.pop("silent").to(self.device)
+        self.sae.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("adam.")})
+        moved = {name: value.to(self.device) for name, value in tensors.items()}
+        load_optimizer_tensors(self.sae, self.optimizer, moved)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.config.n_steps
+
+    @property
+    def dead(self) -> Tensor:
+        """[F] bool: silent for more than dead_tokens tokens."""
+        return self.silent > self.config.dead_tokens
+
+    def start(self, rows: Callable[[], Tensor]) -> None:
+        """What only a run at step 0 needs: weights that come from data. `rows`: [n, D] activations, the same always."""
+        if self.step or self.complete:
+            return
+        if self.config.init == "data":
+            init_from_rows(self.sae, self.sae.normalize(rows().to(self.device)), seed=self.config.seed)
+        if self.sae.config.variant in ("jumprelu", "gated"):
+            init_thresholds(self.sae, self.sae.normalize(rows().to(self.device)))
+
+    def update(self, x: Tensor, laps: Laps) -> Loss:
+        """One step on normalized rows x [B, D].
+
+        Raises:
+            NonFiniteError: the loss is not finite; the state before this batch is checkpointed.
+        """
+        config = self.config
+        loss = add_gradients(self.sae, x, self.dead, config, weight=self.weight, lap=laps)
+        if not torch.isfinite(loss.total):
+            self.checkpoint()
+            raise NonFiniteError(
+                f"The loss is {loss.total.item()} at batch {self.step:,}. The state before it is kept in {self.path}. "
+                "Train into another run with a lower --lr."
+            )
+        learning_rate = config.learning_rate(self.step)
+        limit = (config.clip_norm or 0.0) / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
+        apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=limit)
+        if config.aux:
+            lower_thresholds(self.sae, self.dead)
+        self.silent = torch.where(loss.fired, 0, self.silent + config.batch_size)
+        if self.sae.config.steered:
+            self.weight = steer(self.weight, float(loss.n_active / loss.n_rows), self.sae.config.target_l0 or 0)
+        self.step += 1
+        if config.resample_every and self.step % config.resample_every == 0 and not self.done:
+            replaced = resample(self.sae, x, self.dead, seed=config.seed, step=self.step)
+            copy_first(self.sae.parameters())  # each has seen its own rows
+            reset_latents(self.sae, self.optimizer, replaced)
+            self.silent[replaced] = 0
+        laps("optimizer")
+        return loss
+
+    def log(self, loss: Loss, extra: dict[str, Any]) -> dict[str, Any]:
+        """The metrics of the last step, written to metrics.jsonl."""
+        line = {
+            "step": self.step,
+            "loss": float(loss.total),
+            "reconstruction": float(loss.reconstruction),
+            "sparsity": float(loss.sparsity),
+            "revival": float(loss.revival),
+            "fvu": float(loss.squared_error / loss.variance),
+            "l0": float(loss.n_active / loss.n_rows),
+            "dead": float(self.dead.float().mean()),
+            "lr": self.config.learning_rate(self.step - 1),
+            **({"weight": self.weight} if self.sae.config.steered else {}),
+            **extra,
+        }
+        if rank() == 0:
+            append_metrics(self.path, line)
+            for write in self.trackers:
+                write(line)
+        return line
+
+    def checkpoint(self) -> None:
+        if rank() == 0:
+            tensors = {
+                **self.sae.state_dict(),
+                **optimizer_tensors(self.sae, self.optimizer),
+                "silent": self.silent,
+            }
+            save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
+
+    def finish(self, held_out: NDArray[np.int64]) -> None:
+        """Measure the quality on held-out images, write the SAE, drop the checkpoints, seal."""
+        if not self.complete and rank() == 0:
+            self._finish(held_out)
+        wait_for_all()
+        self.complete = True
+
+    def _finish(self, held_out: NDArray[np.int64]) -> None:
+        from safetensors.torch import save
+
+        tokens = self.config.tokens
+        sae = self.sae.requires_grad_(False).to("cpu")  # evaluate() reads there
+        quality = evaluate(sae, self.store, self.hook_point, held_out, tokens=tokens)
+        fvu = quality[tokens]["fvu"]
+        if not math.isfinite(fvu):  # the last update's doing
+            raise NonFiniteError(
+                f"The held-out fvu is {fvu} after step {self.step:,}. The last checkpoint is kept in {self.path}. "
+                "Train into another run with a lower --lr."
+            )
+        quality["dead"] = float(self.dead.float().mean())
+        write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
+        truncate_metrics(self.path, self.step)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        seal_artifact(self.path, quality=quality)
+
+
+def steer(weight: float, l0: float, target_l0: float) -> float:
+    """The penalty's weight after a batch with this l0: an integral control of its logarithm."""
+    error = math.log(max(l0, 1e-3) / target_l0)
+    return weight * math.exp(STEER_RATE * min(1.0, max(-1.0, error)))
+
+
+def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, config: TrainConfig) -> SAE:
+    """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
+    model = SAE(sae, store.layout.d_model, seed=config.seed)
+    statistics = store.statistics(hook_point, config.tokens)  # type: ignore[arg-type]
+    if sae.normalize == "center":
+        model.set_normalization(statistics.mean, float(statistics.variance.sum()))
+    else:
+        with torch.no_grad():
+            model.b_dec.copy_(torch.from_numpy(statistics.mean))
+    return model

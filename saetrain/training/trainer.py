@@ -1,0 +1,321 @@
+"""train() and sweep(): the loop, told top to bottom. Stores in, finished Runs out; no model is needed.
+
+Promises: the same call resumes from the last checkpoint with the same batches, bit for bit; held-out images are never
+trained on; SIGINT and SIGTERM write a checkpoint first; a loss that is not finite stops the run and keeps the state
+before it. SAEs of one stream (the same tokens, images, batch size, pool and seed) share one pass over the data,
+whatever their layer, variant or width; each has its own run directory, and is the run that train() alone would make.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
+from actcache.models import choose_device, has_cpu_bfloat16
+from actcache.store import StoreGroup, Stores, select_images
+from saetrain.config import SAEConfig, TrainConfig
+from saetrain.data import ActivationLoader, split_images
+from saetrain.distributed import any_of_all, join_processes, rank, world_size
+from saetrain.run import Run, lock_runs
+from saetrain.training.state import Laps, Training
+from saetrain.training.trackers import Opener, choose_trackers, tracked
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+_INIT_IMAGES = 512
+"""Images that initial weights are taken from."""
+
+
+def train(
+    store: Stores | StoreGroup,
+    run: str | Path,
+    *,
+    layer: int | HookPoint | None = None,
+    sae: SAEConfig | None = None,
+    config: TrainConfig | None = None,
+    device: str = "auto",
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    log_to: Sequence[str] = (),
+    wandb_project: str | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Run:
+    """Train one SAE on one hook point of a store.
+
+    The same call twice is safe: complete, it returns the run; interrupted, it resumes; with other settings it raises
+    and shows the differing fields. Under torchrun the processes share each batch.
+
+    Args:
+        store: one, or several of one model; each gives its last 5 % of images as held-out ones.
+        layer: which hook point; may be left out when the store holds one.
+        device, log_every, checkpoint_every: do not change the result.
+        log_to: tensorboard, wandb: where metrics are shown besides metrics.jsonl.
+        on_progress: called with (steps done, steps in all, latest metrics).
+
+    Raises:
+        IncompleteError (store), SettingsError, NonFiniteError.
+    """
+    stores, target = open_stores(store), join_processes(choose_device(device))
+    openers = choose_trackers(log_to, wandb_project)
+    training = _begin(run, stores, stores.hook_point(layer), sae, config, target, overwrite)
+    _raise(_train([training], stores, log_every, checkpoint_every, openers, on_progress), 1)
+    return Run.open(training.path)
+
+
+def sweep(
+    store: Stores | StoreGroup,
+    runs: str | Path,
+    members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]],
+    *,
+    device: str = "auto",
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    log_to: Sequence[str] = (),
+    wandb_project: str | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> list[Run]:
+    """Train many SAEs, those of one stream together: one pass over the data for all.
+
+    Args:
+        runs: a folder; each run lies in it under a name made of what differs between them.
+        members: (layer, SAE, training) of each.
+        on_progress: steps are counted over all members.
+
+    Raises:
+        SettingsError: two members are the same.
+        NonFiniteError: some diverged; the others are finished first. Others as train().
+    """
+    stores, target = open_stores(store), join_processes(choose_device(device))
+    openers = choose_trackers(log_to, wandb_project)
+    names = name_runs(members)
+    trainings = [
+        _begin(Path(runs) / name, stores, stores.hook_point(layer), sae, config, target, overwrite)
+        for name, (layer, sae, config) in zip(names, members, strict=True)
+    ]
+    streams: dict[tuple[Any, ...], list[Training]] = {}
+    for training in trainings:
+        streams.setdefault(_stream(training.config), []).append(training)
+    before, total = 0, sum(training.config.n_steps for training in trainings)
+
+    def report(done: int, _: int, line: dict[str, Any]) -> None:
+        if on_progress:
+            on_progress(before + done, total, line)
+
+    failed: list[NonFiniteError] = []
+    for group in streams.values():
+        failed += _train(group, stores, log_every, checkpoint_every, openers, report)
+        before += sum(training.config.n_steps for training in group)
+    _raise(failed, len(trainings))
+    return [Run.open(training.path) for training in trainings]
+
+
+def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]]) -> list[str]:
+    """A name for each member, of the fields that differ: "layer5-k32", ..."""
+    fields = [{"layer": layer, **vars(sae), **vars(config)} for layer, sae, config in members]
+    varied = [name for name in fields[0] if len({str(field[name]) for field in fields}) > 1]
+    names = ["-".join(f"{name}{field[name]}" for name in varied) or "run" for field in fields]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"Two SAEs of the sweep are the same: {', '.join(sorted(names))}.")
+    return [name.replace("/", "_").replace(" ", "") for name in names]
+
+
+def _stream(config: TrainConfig) -> tuple[Any, ...]:
+    """What two runs must share to be fed by one stream."""
+    return (config.tokens, config.batch_size, config.pool_tokens, config.n_streams, config.seed, config.where)
+
+
+def _begin(
+    run: str | Path,
+    stores: StoreGroup,
+    hook_point: HookPoint,
+    sae: SAEConfig | None,
+    config: TrainConfig | None,
+    device: torch.device,
+    overwrite: bool,
+) -> Training:
+    resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
+    settings = (config or TrainConfig()).resolve(resolved, _default_precision(device))
+    _make_loader(stores, [hook_point], settings, device)  # what cannot be trained is found out before anything is made
+    return Training(run, stores, hook_point, resolved, settings, device, overwrite=overwrite)
+
+
+def _split(stores: StoreGroup, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) images that could be read and that `where` leaves."""
+    wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
+    training, held_out = split_images([member.n_images for member in stores.stores])
+    training, held_out = training[wanted[training]], held_out[wanted[held_out]]
+    if not len(held_out):  # found out now, not after the last step
+        which = f" that --where {config.where!r} leaves" if config.where else ""
+        raise SettingsError(f"No readable image of {stores.path}{which} is held out; extract more images.")
+    return training, held_out
+
+
+def _make_loader(
+    stores: StoreGroup, hook_points: Sequence[HookPoint], config: TrainConfig, device: torch.device
+) -> ActivationLoader:
+    return ActivationLoader(
+        stores,
+        list(hook_points),
+        tokens=config.tokens,
+        images=_split(stores, config)[0],
+        batch_size=config.batch_size,
+        seed=config.seed,
+        pool_tokens=config.pool_tokens,
+        n_streams=config.n_streams,
+        rank=rank(),
+        world_size=world_size(),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _train(
+    trainings: list[Training],
+    stores: StoreGroup,
+    log_every: int,
+    checkpoint_every: int,
+    openers: Sequence[Opener],
+    on_progress: Progress | None,
+) -> list[NonFiniteError]:
+    """Train what one stream feeds, from the least advanced on; one that is further waits for the others.
+
+    Returns:
+        The errors of those that could not be finished: the others go on.
+    """
+    hook_points = list(dict.fromkeys(training.hook_point for training in trainings if not training.complete))
+    if not hook_points:
+        return []
+    loader = _make_loader(stores, hook_points, trainings[0].config, trainings[0].device)
+    going = [training.path for training in trainings if not training.complete]
+    with lock_runs(going if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped:
+        for training in trainings:
+            training.start(_first_rows(stores, training))
+        return _loop(trainings, stores, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
+
+
+def _loop(
+    trainings: list[Training],
+    stores: StoreGroup,
+    loader: ActivationLoader,
+    hook_points: list[HookPoint],
+    stopped: Callable[[], bool],
+    log_every: int,
+    checkpoint_every: int,
+    on_progress: Progress | None,
+) -> list[NonFiniteError]:
+    device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
+    _, held_out = _split(stores, trainings[0].config)
+    n_total = sum(training.config.n_steps for training in trainings)
+    failed: dict[Path, NonFiniteError] = {}
+
+    def finish(training: Training) -> None:
+        try:
+            training.finish(held_out)
+        except NonFiniteError as error:
+            failed[training.path] = error
+
+    for training in trainings:
+        if training.done and not training.complete:  # stopped after its last step
+            finish(training)
+    going = [training for training in trainings if not training.done]
+    step = first_step = min((training.step for training in going), default=0)
+    started, batches = time.perf_counter(), loader.batches(step)
+    try:
+        while going:
+            laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
+            batch = next(batches)
+            rows = dict(zip(hook_points, (batch.activations, *batch.others), strict=True))
+            laps("wait")
+            shared: dict[tuple[HookPoint, str | None], Tensor] = {}
+            turn = [training for training in going if training.step == step]
+            lines = []
+            for training in turn:
+                key = training.hook_point, training.sae.config.normalize
+                if key not in shared:
+                    shared[key] = training.sae.normalize(rows[training.hook_point].to(device, non_blocking=True))
+                    laps("normalize")
+                try:
+                    loss = training.update(shared[key], laps)
+                except NonFiniteError as error:
+                    failed[training.path] = error
+                    continue
+                if training.step % log_every == 0 or training.done:
+                    lines.append((training, loss))
+            step += 1
+            if lines:
+                extra = {"tokens_per_s": (step - first_step) * rate / (time.perf_counter() - started)}
+                seconds = {name: round(value, 4) for name, value in laps.take().items()}
+                logged = [training.log(loss, {**extra, "seconds": seconds}) for training, loss in lines]
+                if on_progress:
+                    on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+            stop = any_of_all(stopped(), device)
+            for training in turn:
+                if training.path not in failed and (stop or (step % checkpoint_every == 0 and not training.done)):
+                    training.checkpoint()
+            if stop:
+                raise KeyboardInterrupt
+            for training in turn:
+                if training.done:
+                    finish(training)
+            going = [training for training in going if not training.done and training.path not in failed]
+    finally:
+        batches.close()
+    return list(failed.values())
+
+
+def _raise(errors: list[NonFiniteError], n_members: int) -> None:
+    """One line for all that could not be finished."""
+    if len(errors) == 1 and n_members == 1:
+        raise errors[0]
+    if errors:
+        raise NonFiniteError(f"{len(errors)} of {n_members} SAEs were not finished, the others were. {errors[0]}")
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Tells whether SIGINT or SIGTERM has come. The step under way is finished; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    seen: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_rows(stores: StoreGroup, training: Training) -> Callable[[], Tensor]:
+    """Tokens of the first training images, in a random order: stored order is random already."""
+
+    def read() -> Tensor:
+        config, images = training.config, _split(stores, training.config)[0][:_INIT_IMAGES]
+        values = stores.read(training.hook_point, images=images, tokens=config.tokens)  # type: ignore[arg-type]
+        rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
+        return rows[order[: max(training.sae.config.size, 4096)]]
+
+    return read
+
+
+def _default_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and has_cpu_bfloat16() else "float32"

@@ -1,0 +1,143 @@
+"""One update: Adam on the unit sphere, with a state that survives a file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saetrain import SAE, SAEConfig, TrainConfig
+from saetrain.training.objective import add_gradients
+from saetrain.training.optimizer import (
+    apply_update,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    reset_latents,
+)
+
+MakeSAE = Callable[..., SAE]
+N_LATENTS, D = 40, 12
+TOPK = SAEConfig(n_latents=N_LATENTS, k=4)
+RELU = SAEConfig(variant="relu", n_latents=N_LATENTS)
+X = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
+
+
+def compute_gradients(sae: SAE) -> None:
+    config = TrainConfig(precision="float32", aux=0.0, ghost=False)
+    add_gradients(sae, X, torch.zeros(N_LATENTS, dtype=torch.bool), config)
+
+
+def update(sae: SAE, optimizer: torch.optim.Adam, learning_rate: float = 0.01, clip_norm: float = 1.0) -> None:
+    compute_gradients(sae)
+    apply_update(sae, optimizer, learning_rate=learning_rate, clip_norm=clip_norm)
+
+
+@pytest.mark.parametrize("config", [TOPK, RELU], ids=["topk", "relu"])
+def test_decoder_rows_keep_unit_norm(random_sae: MakeSAE, config: SAEConfig) -> None:
+    sae = random_sae(config)
+    optimizer, before = make_optimizer(sae), sae.decoder.detach().clone()
+    for _ in range(5):
+        update(sae, optimizer, learning_rate=0.1)
+        torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(N_LATENTS))
+    assert (sae.decoder - before).abs().max() > 0.05
+
+
+def test_the_parallel_part_of_a_gradient_is_removed(random_sae: MakeSAE) -> None:
+    """Adam sees only what turns a dictionary row, not what lengthens it."""
+    sae = random_sae(TOPK)
+    optimizer = make_optimizer(sae)
+    unit = sae.decoder.detach().clone()
+    turn = torch.randn(N_LATENTS, D, generator=torch.Generator().manual_seed(1))
+    turn -= (turn * unit).sum(1, keepdim=True) * unit
+    for parameter in sae.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sae.decoder.grad = 3 * unit + turn
+    apply_update(sae, optimizer, learning_rate=0.1, clip_norm=0)
+    torch.testing.assert_close(optimizer.state[sae.decoder]["exp_avg"], 0.1 * turn, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_together_and_only_when_they_are_too_long(random_sae: MakeSAE) -> None:
+    """Adam's first moment after one step is a tenth of the gradient that it saw."""
+
+    def seen(clip_norm: float) -> torch.Tensor:
+        sae = random_sae(TOPK)
+        optimizer = make_optimizer(sae)
+        update(sae, optimizer, clip_norm=clip_norm)
+        return torch.cat([10 * optimizer.state[parameter]["exp_avg"].flatten() for parameter in sae.parameters()])
+
+    free = seen(0)
+    norm = float(free.norm())
+    torch.testing.assert_close(seen(norm * 2), free)
+    assert float(seen(norm / 8).norm()) == pytest.approx(norm / 8, rel=1e-4)
+    torch.testing.assert_close(seen(norm / 8), free / 8, rtol=1e-4, atol=1e-8)
+
+
+def test_an_update_is_adams(random_sae: MakeSAE) -> None:
+    """Kingma and Ba 2015, algorithm 1, on the encoder bias in numpy."""
+    sae = random_sae(TOPK)
+    optimizer = make_optimizer(sae)
+    expected = sae.b_enc.detach().numpy().astype(np.float64)
+    mean, square = np.zeros(N_LATENTS), np.zeros(N_LATENTS)
+    for step, rate in enumerate((0.01, 0.02, 0.005), start=1):
+        compute_gradients(sae)
+        assert sae.b_enc.grad is not None
+        grad = sae.b_enc.grad.numpy().astype(np.float64)
+        apply_update(sae, optimizer, learning_rate=rate, clip_norm=0)
+        mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
+        expected -= rate * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(sae.b_enc.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert not any(parameter.grad.any() for parameter in sae.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("config", [TOPK, RELU], ids=["topk", "relu"])
+def test_the_state_survives_a_file_and_the_next_updates_are_bit_equal(
+    tmp_path: Path, random_sae: MakeSAE, config: SAEConfig
+) -> None:
+    sae = random_sae(config)
+    optimizer = make_optimizer(sae)
+    for _ in range(3):
+        update(sae, optimizer)
+    save_file({**sae.state_dict(), **optimizer_tensors(sae, optimizer)}, tmp_path / "state")
+    tensors = load_file(tmp_path / "state")
+    twin = random_sae(config, seed=9)
+    twin.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("adam.")})
+    twin_optimizer = make_optimizer(twin)
+    load_optimizer_tensors(twin, twin_optimizer, tensors)
+    for _ in range(3):
+        update(sae, optimizer)
+        update(twin, twin_optimizer)
+        for a, b in zip(sae.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_state_without_its_moments_would_not_be_bit_equal(random_sae: MakeSAE) -> None:
+    """The test above can fail: a fresh Adam takes another step."""
+    sae = random_sae(TOPK)
+    optimizer = make_optimizer(sae)
+    for _ in range(3):
+        update(sae, optimizer)
+    twin = random_sae(TOPK, seed=9)
+    twin.load_state_dict(sae.state_dict())
+    update(sae, optimizer)
+    update(twin, make_optimizer(twin))
+    assert not torch.equal(sae.encoder, twin.encoder)
+
+
+def test_a_replaced_latent_starts_with_no_moments(random_sae: MakeSAE) -> None:
+    sae = random_sae(TOPK)
+    optimizer = make_optimizer(sae)
+    for _ in range(3):
+        update(sae, optimizer)
+    before = {name: value.clone() for name, value in optimizer_tensors(sae, optimizer).items()}
+    reset_latents(sae, optimizer, torch.tensor([3, 7]))
+    kept = torch.ones(N_LATENTS, dtype=torch.bool)
+    kept[[3, 7]] = False
+    for name, value in optimizer_tensors(sae, optimizer).items():
+        if name.endswith("step") or "b_dec" in name:
+            assert torch.equal(value, before[name])
+        else:
+            assert not value[~kept].any()
+            assert torch.equal(value[kept], before[name][kept])
