@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded here, and for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TINY_CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 24, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},

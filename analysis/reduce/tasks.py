@@ -51,7 +51,9 @@ def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -
             cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
             where = opened.enter_context(cluster)
         try:
-            opened.enter_context(Client(where, timeout=CONNECT_S))
+            client = Client(where, timeout=CONNECT_S, set_as_default=False)  # else it stays the default if it fails
+            opened.enter_context(client)
+            opened.enter_context(client.as_current())
         except (OSError, ValueError) as error:
             raise SettingsError(
                 f"No dask scheduler answers at {scheduler} ({str(error).splitlines()[0]}). "

@@ -217,3 +217,19 @@ def test_wrong_schedulers_are_refused() -> None:
         open_scheduler(None, "nonsense://x"),
     ):
         pass
+
+
+def test_a_scheduler_that_does_not_answer_leaves_nothing_behind(codes: CodeStore) -> None:
+    """distributed makes a client the default before it connects: whatever is computed next would wait for it forever."""
+    import dask.base
+    from distributed.client import default_client
+
+    with (
+        pytest.raises(SettingsError, match="No dask scheduler answers") as kept,
+        open_scheduler(scheduler="tcp://127.0.0.1:1"),
+    ):
+        pass
+    assert kept.value.__cause__ is not None  # its traceback keeps the client that failed alive
+    with pytest.raises(ValueError, match="No clients found"):
+        default_client()
+    assert dask.base.get_scheduler() is None
