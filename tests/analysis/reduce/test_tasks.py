@@ -219,15 +219,13 @@ def test_wrong_schedulers_are_refused() -> None:
         pass
 
 
-def test_a_scheduler_that_does_not_answer_leaves_nothing_behind(codes: CodeStore) -> None:
-    """distributed makes a client the default before it connects: whatever is computed next would wait for it forever."""
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x"])
+def test_a_scheduler_that_does_not_answer_leaves_nothing_behind(address: str, codes: CodeStore) -> None:
+    """distributed makes a client the default before it connects; whatever is computed next would wait for it."""
     import dask.base
     from distributed.client import default_client
 
-    with (
-        pytest.raises(SettingsError, match="No dask scheduler answers") as kept,
-        open_scheduler(scheduler="tcp://127.0.0.1:1"),
-    ):
+    with pytest.raises(SettingsError, match="No dask scheduler answers") as kept, open_scheduler(scheduler=address):
         pass
     assert kept.value.__cause__ is not None  # its traceback keeps the client that failed alive
     with pytest.raises(ValueError, match="No clients found"):
