@@ -31,7 +31,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, tiny_store: Path) -> None:
 
 
 def command_line_page() -> str:
-    """docs/cli.md, as typer writes it. To renew it: python tests/test_docs.py > docs/cli.md"""
+    """docs/reference/cli.md, as typer writes it. To renew it: python tests/test_docs.py > docs/reference/cli.md"""
     done = subprocess.run(
         [sys.executable, "-m", "typer", "cli", "utils", "docs", "--name", "patchsae", "--title", "Command line"],
         cwd=ROOT,
@@ -45,7 +45,7 @@ def command_line_page() -> str:
 
 def test_the_command_line_page_is_what_the_program_says() -> None:
     """Flags and their texts; the layout is typer's and changes with its version."""
-    page = html.unescape((ROOT / "docs" / "cli.md").read_text())
+    page = html.unescape((ROOT / "docs" / "reference" / "cli.md").read_text())
     verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
     assert re.findall(r"^## `patchsae (\w+)`", page, flags=re.MULTILINE) == list(verbs)
     for name, verb in verbs.items():
