@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from actcache import SettingsError
+from actcache.options import option
 
 VARIANTS = ("topk", "batchtopk", "relu", "jumprelu", "gated")
 TOP_K = ("topk", "batchtopk")
@@ -21,34 +22,43 @@ class SAEConfig:
     """The network.
 
     Attributes:
-        variant: `topk` (k largest pre-activations, then ReLU; Gao et al. 2024), `batchtopk` (the k x B largest of a
-            batch, so that a token takes as many as it needs; Bussmann et al. 2024), `relu` (PatchSAE: ReLU with an
-            L1 penalty), `jumprelu` (a trained threshold a latent; Rajamanoharan et al. 2024, arXiv 2407.14435) or
-            `gated` (which latents are active and how much are told apart; the same, arXiv 2404.16014).
-        n_latents: dictionary size F; 16 x d_model when None.
-        k: active latents a token (topk), on average (batchtopk).
-        prefixes: sizes of nested dictionaries as shares of F, ascending to 1 (Matryoshka; Bussmann et al. 2025, arXiv
-            2503.17547): the first latents alone must reconstruct too. Top-k variants only; () is a plain SAE.
-        l1: weight of the sparsity penalty (relu, gated, jumprelu); what the control of `target_l0` starts from.
-            None: 8e-5 for relu (it goes with PatchSAE's normalized loss), 1e-3 for gated and tanh, 1 for quadratic.
-        target_l0: active latents a token that the penalty's weight is steered to (relu, gated, jumprelu with tanh) or
-            that the penalty itself names (quadratic). None: not steered for relu, else k.
-        penalty: of jumprelu. `quadratic`: (l0 / target_l0 - 1)^2; `tanh`: mean sum of tanh(4 value) (Anthropic,
-            January 2025).
-        bandwidth: width of the window around a threshold in which it takes gradients (jumprelu), in units of x'.
-        normalize: `center` subtracts the mean and scales to a mean squared norm of d_model before the SAE sees a
-            token; `none` feeds it raw, as PatchSAE does. None: none for relu, else center.
+        variant: `topk` keeps the k largest pre-activations of a token, then applies ReLU (Gao et al. 2024);
+            `batchtopk` keeps the k x B largest of a batch, so a token takes as many as it needs (Bussmann et al. 2024);
+            `relu` is PatchSAE's ReLU with an L1 penalty; `jumprelu` trains one threshold per latent (Rajamanoharan et
+            al. 2024, arXiv 2407.14435); `gated` decides separately which latents are active and how strongly
+            (Rajamanoharan et al. 2024, arXiv 2404.16014).
+        prefixes: Matryoshka (Bussmann et al. 2025, arXiv 2503.17547): each prefix of the dictionary must reconstruct
+            the input alone. () is a plain SAE.
+        l1: 8e-5 goes with PatchSAE's normalized loss. `target_l0` steers the weight from this start value.
+        target_l0: the quadratic penalty of jumprelu names it directly; elsewhere the penalty's weight is steered to it.
+        penalty: `quadratic` is (l0 / target_l0 - 1)^2; `tanh` is the mean sum of tanh(4 value) (Anthropic, January
+            2025).
+        bandwidth: in units of the normalized input x'.
+        normalize: `center` subtracts the mean and scales to a mean squared norm of d_model; `none` feeds activations
+            to the SAE as they are, like PatchSAE.
     """
 
-    variant: str = "topk"
-    n_latents: int | None = None
-    k: int = 32
-    prefixes: tuple[float, ...] = ()
-    l1: float | None = None
-    target_l0: float | None = None
-    penalty: str = "quadratic"
-    bandwidth: float = 0.3
-    normalize: str | None = None
+    variant: str = option("topk", "SAE variant: topk, batchtopk, relu (PatchSAE), jumprelu or gated.", sweep=True)
+    n_latents: int | None = option(None, "Number of latents; 16 x the model's width by default.", sweep=True)
+    k: int = option(32, "Active latents per token; their average per token for batchtopk.", sweep=True)
+    prefixes: tuple[float, ...] = option(
+        (), "Sizes of nested (Matryoshka) dictionaries as shares, ascending to 1, e.g. 1/8,1/4,1/2,1. Top-k only."
+    )
+    l1: float | None = option(
+        None,
+        "Weight of the sparsity penalty (relu, gated, jumprelu). Default: 8e-5 for relu, 1 for jumprelu's quadratic "
+        "penalty, else 1e-3.",
+        sweep=True,
+    )
+    target_l0: float | None = option(
+        None,
+        "Number of active latents per token that the penalty aims at (relu, gated, jumprelu). Default: --k, or no "
+        "target for relu.",
+        sweep=True,
+    )
+    penalty: str = option("quadratic", "Sparsity penalty of jumprelu: quadratic or tanh.")
+    bandwidth: float = option(0.3, "Width of the window around a jumprelu threshold that passes gradients to it.")
+    normalize: str | None = option(None, "Input normalization: center (the default) or none (the default for relu).")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefixes", tuple(self.prefixes))  # JSON gives lists
@@ -122,42 +132,49 @@ class TrainConfig:
     """The training.
 
     Attributes:
-        n_steps, batch_size: updates, and tokens an update.
-        lr: Adam's peak rate. None: 2e-4 / sqrt(n_latents / 2^14) (Gao et al. 2024), for relu
-            4e-4 (PatchSAE).
-        warmup_steps: linear warm-up; None: 500, or a tenth of a shorter run.
-        decay_fraction: linear decay to 0 over the last share of the steps.
-        aux: weight of AuxK, the loss that revives dead latents. None: 0 for relu, else 1/32.
-        ghost: PatchSAE's ghost gradients, which revive dead latents of relu. None: for relu without `aux`.
-        resample_every: steps between replacements of dead latents by badly reconstructed tokens; 0: never.
-        dead_tokens: a latent is dead when it was silent for so many tokens.
-        init: dictionary at the start: `random` directions, or `data`: those of tokens, blended with random ones.
-        where: which images are trained on, by columns of images.parquet: "split == 'train' and label < 10".
-        clip_norm: limit of the global gradient norm, of the mean over tokens of ||x' - x'^||^2, as peers count it; 0
-            does not clip. None: 1, for relu 0 (PatchSAE).
-        tokens: which tokens of an image are trained on: all, patch or cls.
-        pool_tokens: tokens held and shuffled at once.
-        n_streams: virtual streams a batch is drawn from; the number of processes must divide it.
-        precision: float32 or bfloat16 matmuls (masters stay float32). None: bfloat16 where the hardware has it.
+        lr: None gives 2e-4 / sqrt(n_latents / 2^14) (Gao et al. 2024), or 4e-4 for relu (PatchSAE).
+        aux: AuxK reconstructs the residual from dead latents (Gao et al. 2024, A.2).
+        ghost: PatchSAE's ghost gradients, the default for relu when `aux` is 0.
+        init: `data` points latents at tokens, blended with random directions.
+        clip_norm: limits the norm of the gradient of the mean over tokens of ||x' - x'^||^2, as other packages count
+            it.
+        n_streams: part of what defines the order of batches; the number of processes must divide it.
+        precision: of the matrix products. Master weights, Adam's moments and thresholds stay float32.
     """
 
-    n_steps: int = 10_000
-    batch_size: int = 4096
-    lr: float | None = None
-    warmup_steps: int | None = None
-    decay_fraction: float = 0.2
-    aux: float | None = None
-    ghost: bool | None = None
-    resample_every: int = 0
-    dead_tokens: int = 1_000_000
-    clip_norm: float | None = None
-    tokens: str = "all"
-    pool_tokens: int = 1 << 18
-    n_streams: int = 8
-    init: str = "random"
-    where: str | None = None
-    precision: str | None = None
-    seed: int = 0
+    n_steps: int = option(10_000, "Number of training steps.")
+    batch_size: int = option(4096, "Tokens per step.")
+    lr: float | None = option(
+        None, "Peak learning rate of Adam. Default: 2e-4 / sqrt(n_latents / 16384), or 4e-4 for relu.", sweep=True
+    )
+    warmup_steps: int | None = option(
+        None, "Steps of linear warm-up. Default: 500, or a tenth of a run shorter than 5,000 steps."
+    )
+    decay_fraction: float = option(0.2, "Share of the steps, at the end, over which the rate decays linearly to 0.")
+    aux: float | None = option(
+        None, "Weight of AuxK, the loss that revives dead latents. Default: 1/32, or 0 for relu."
+    )
+    ghost: bool | None = option(
+        None, "Revive dead latents by ghost gradients instead of AuxK (relu only, where it is the default)."
+    )
+    resample_every: int = option(
+        0, "Steps between replacements of dead latents by badly reconstructed tokens; 0 never replaces any."
+    )
+    dead_tokens: int = option(1_000_000, "Number of tokens without firing after which a latent counts as dead.")
+    clip_norm: float | None = option(
+        None, "Limit of the global gradient norm; 0 does not clip. Default: 1, or 0 for relu."
+    )
+    tokens: str = option("all", "Which tokens of an image to train on: all, patch or cls.")
+    pool_tokens: int = option(1 << 18, "Number of tokens held in memory and shuffled together.")
+    n_streams: int = option(8, "Number of virtual streams from which each batch is drawn.")
+    init: str = option("random", "Initial dictionary: random directions, or data (directions of tokens).")
+    where: str | None = option(
+        None, "Train only on images that match this filter over the columns of images.parquet, e.g. 'label < 10'."
+    )
+    precision: str | None = option(
+        None, "Precision of matrix products: float32 or bfloat16. Default: bfloat16 where the hardware supports it."
+    )
+    seed: int = option(0, "Random seed for the initial weights and the order of the batches.", sweep=True)
 
     def resolve(self, sae: SAEConfig, default_precision: str) -> "TrainConfig":
         """Fill in what depends on the SAE and the hardware. Raises SettingsError for impossible values."""
