@@ -1,20 +1,54 @@
-"""What an SAE is (SAEConfig) and what was done to it (TrainConfig). Frozen, no torch.
+"""What an SAE is (SAEConfig) and how it is trained (TrainConfig). Frozen, no torch.
 
-Every field changes the result and is part of a Run's identity. None means "derived"; `resolve` fills it in.
+Every field changes the result and is part of a run's identity. None stands for a value that depends on other fields;
+`resolve` derives it and gives a ResolvedSAEConfig or ResolvedTrainConfig, which is what an SAE and a run are made of.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from actcache import SettingsError
 from actcache.options import option
 
-VARIANTS = ("topk", "batchtopk", "relu", "jumprelu", "gated")
-TOP_K = ("topk", "batchtopk")
-"""Variants whose number of active latents is given, not found."""
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a variant's derived settings are, and which settings apply to it.
+
+    Attributes:
+        l1: None takes the start value of the penalty (PENALTIES), for variants that have a choice of penalties.
+        lr: None derives the rate from the number of latents.
+        ghost: whether ghost gradients may revive dead latents; they do, unless `aux` is set.
+        top_k: the number of active latents is given by k and there is no penalty.
+        uses_k: whether k matters: as the number of active latents, or as the default of target_l0.
+    """
+
+    l1: float | None = 1e-3
+    normalize: str = "center"
+    lr: float | None = None
+    aux: float = 1 / 32
+    ghost: bool = False
+    clip_norm: float = 1.0
+    top_k: bool = False
+    uses_k: bool = True
+
+
+VARIANTS = {
+    "topk": Defaults(top_k=True),
+    "batchtopk": Defaults(top_k=True),
+    "relu": Defaults(l1=8e-5, normalize="none", lr=4e-4, aux=0.0, ghost=True, clip_norm=0.0, uses_k=False),  # PatchSAE
+    "jumprelu": Defaults(l1=None),
+    "gated": Defaults(),
+}
+"""Every variant. What it computes is in the module of the same name in saetrain/model/variants."""
+PENALTIES = {"quadratic": 1.0, "tanh": 1e-3}
+"""The penalties of jumprelu, each with the weight it starts from."""
 NORMALIZATIONS = ("center", "none")
-PENALTIES = ("quadratic", "tanh")
 INITS = ("random", "data")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -61,70 +95,73 @@ class SAEConfig:
     normalize: str | None = option(None, "Input normalization: center (the default) or none (the default for relu).")
 
     def __post_init__(self) -> None:
+        _plain_numbers(self)
         object.__setattr__(self, "prefixes", tuple(self.prefixes))  # JSON gives lists
-
-    def resolve(self, d_model: int) -> "SAEConfig":
-        """Fill in what depends on other fields. Raises SettingsError for values that make no SAE."""
-        n_latents = 16 * d_model if self.n_latents is None else self.n_latents
-        normalize = self.normalize or ("none" if self.variant == "relu" else "center")
-        for name, value, known in (
-            ("--variant", self.variant, VARIANTS),
-            ("--normalize", normalize, NORMALIZATIONS),
-            ("--penalty", self.penalty, PENALTIES),
-        ):
-            if value not in known:
-                raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
-        if n_latents < 1:
-            raise SettingsError(f"--n-latents must be at least 1, got {n_latents}.")
-        if self.variant != "relu" and not 1 <= self.k <= n_latents:
-            raise SettingsError(f"--k must lie in 1..{n_latents} (the number of latents), got {self.k}.")
-        if self.prefixes:
-            sizes = [0, *_nested(self.prefixes, n_latents)]
-            if self.variant not in TOP_K or sorted(set(sizes)) != sizes or sizes[-1] != n_latents:
-                raise SettingsError(
-                    "--prefixes must ascend from above 0 to 1 and belong to a top-k variant, "
-                    f"got {', '.join(map(str, self.prefixes))} of {n_latents} latents for {self.variant}."
-                )
-        l1 = self.l1
-        if l1 is None:
-            l1 = {"relu": 8e-5, "jumprelu": 1.0 if self.penalty == "quadratic" else 1e-3}.get(self.variant, 1e-3)
-        target_l0 = self.target_l0
-        if target_l0 is None and self.variant in ("jumprelu", "gated"):
-            target_l0 = float(self.k)
-        if not 0 <= l1 < math.inf:
-            raise SettingsError(f"--l1 must be a number of at least 0, got {l1}.")
-        if target_l0 is not None and not 0 < target_l0 <= n_latents:
-            raise SettingsError(f"--target-l0 must lie above 0 and up to {n_latents}, got {target_l0}.")
+        _check_choice("--variant", self.variant, VARIANTS)
+        _check_choice("--penalty", self.penalty, PENALTIES)
+        if self.normalize is not None:
+            _check_choice("--normalize", self.normalize, NORMALIZATIONS)
+        if self.n_latents is not None and self.n_latents < 1:
+            raise SettingsError(f"--n-latents must be at least 1, got {self.n_latents}.")
+        if self.l1 is not None and not 0 <= self.l1 < math.inf:
+            raise SettingsError(f"--l1 must be a number of at least 0, got {self.l1}.")
         if not 0 < self.bandwidth < math.inf:
             raise SettingsError(f"--bandwidth must be a number above 0, got {self.bandwidth}.")
-        return replace(self, n_latents=n_latents, normalize=normalize, l1=l1, target_l0=target_l0)
 
-    @property
-    def nested(self) -> tuple[int, ...]:
-        """Sizes of the nested dictionaries of a resolved config; () for a plain SAE."""
-        return _nested(self.prefixes, self.size)
+    def resolve(self, d_model: int) -> "ResolvedSAEConfig":
+        """Derive what depends on the variant and on d_model. Raises SettingsError for values that make no SAE."""
+        defaults = VARIANTS[self.variant]
+        n_latents = 16 * d_model if self.n_latents is None else self.n_latents
+        if defaults.uses_k and not 1 <= self.k <= n_latents:
+            raise SettingsError(f"--k must lie in 1..{n_latents} (the number of latents), got {self.k}.")
+        if self.prefixes:
+            sizes = [0, *_nested_sizes(self.prefixes, n_latents)]
+            if not defaults.top_k or sorted(set(sizes)) != sizes or sizes[-1] != n_latents:
+                raise SettingsError(
+                    "--prefixes must ascend from above 0 to 1 and need a top-k variant, "
+                    f"got {', '.join(map(str, self.prefixes))} of {n_latents} latents for {self.variant}."
+                )
+        l1 = PENALTIES[self.penalty] if defaults.l1 is None else defaults.l1
+        target_l0 = self.target_l0
+        if target_l0 is None and defaults.uses_k and not defaults.top_k:
+            target_l0 = float(self.k)
+        if target_l0 is not None and not 0 < target_l0 <= n_latents:
+            raise SettingsError(f"--target-l0 must be above 0 and at most {n_latents}, got {target_l0}.")
+        derived = {
+            "n_latents": n_latents,
+            "l1": l1 if self.l1 is None else self.l1,
+            "target_l0": target_l0,
+            "normalize": self.normalize or defaults.normalize,
+        }
+        return ResolvedSAEConfig(**{**vars(self), **derived})
 
-    @property
-    def weight(self) -> float:
-        """l1 of a resolved config."""
-        assert self.l1 is not None
-        return self.l1
 
-    @property
-    def steered(self) -> bool:
-        """Whether the penalty's weight follows the measured l0."""
-        named = self.variant == "jumprelu" and self.penalty == "quadratic"
-        return self.variant not in TOP_K and self.target_l0 is not None and not named
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSAEConfig(SAEConfig):
+    """A network with nothing left to derive. A target_l0 of None means that the variant has no target."""
+
+    n_latents: int = field()
+    l1: float = field()
+    normalize: str = field()
 
     @property
     def size(self) -> int:
-        """n_latents of a resolved config."""
-        assert self.n_latents is not None
         return self.n_latents
 
+    @property
+    def nested(self) -> tuple[int, ...]:
+        """Sizes of the nested dictionaries; () for a plain SAE."""
+        return _nested_sizes(self.prefixes, self.n_latents)
 
-def _nested(prefixes: tuple[float, ...], n_latents: int) -> tuple[int, ...]:
-    return tuple(round(share * n_latents) for share in prefixes)
+    @property
+    def steering_target(self) -> float | None:
+        """The l0 that the penalty's weight is steered to; None where the weight stays as it is.
+
+        The quadratic penalty names its target itself.
+        """
+        defaults = VARIANTS[self.variant]
+        quadratic = defaults.l1 is None and self.penalty == "quadratic"
+        return None if defaults.top_k or quadratic else self.target_l0
 
 
 @dataclass(frozen=True)
@@ -176,51 +213,73 @@ class TrainConfig:
     )
     seed: int = option(0, "Random seed for the initial weights and the order of the batches.", sweep=True)
 
-    def resolve(self, sae: SAEConfig, default_precision: str) -> "TrainConfig":
-        """Fill in what depends on the SAE and the hardware. Raises SettingsError for impossible values."""
-        counts = {"--n-steps": self.n_steps, "--batch-size": self.batch_size, "--n-streams": self.n_streams}
-        for name, value in counts.items():
-            if value < 1:
-                raise SettingsError(f"{name} must be at least 1, got {value}.")
-        if self.precision not in (None, "float32", "bfloat16"):
-            raise SettingsError(f"--precision must be float32 or bfloat16, got {self.precision!r}.")
-        if self.init not in INITS:
-            raise SettingsError(f"--init must be one of {', '.join(INITS)}, got {self.init!r}.")
-        if self.ghost and sae.variant != "relu":
-            raise SettingsError(f"--ghost belongs to relu; {sae.variant} is revived by --aux.")
-        if self.ghost and self.aux:
-            raise SettingsError(f"Give --ghost or --aux, not both: --aux is {self.aux}.")
+    def __post_init__(self) -> None:
+        _plain_numbers(self)
+        _check_choice("--init", self.init, INITS)
+        if self.precision is not None:
+            _check_choice("--precision", self.precision, PRECISIONS)
+        for flag, count in (("n-steps", self.n_steps), ("batch-size", self.batch_size), ("n-streams", self.n_streams)):
+            if count < 1:
+                raise SettingsError(f"--{flag} must be at least 1, got {count}.")
+        for name in ("seed", "warmup_steps", "aux", "resample_every", "dead_tokens", "clip_norm", "pool_tokens"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < math.inf:
+                raise SettingsError(f"--{name.replace('_', '-')} must be a number of at least 0, got {number}.")
         if not 0 <= self.decay_fraction <= 1:
-            raise SettingsError(f"decay_fraction must lie in 0..1, got {self.decay_fraction}.")
-        for name, number in (
-            ("--seed", self.seed),
-            ("warmup_steps", self.warmup_steps or 0),
-            ("aux", self.aux or 0),
-            ("resample_every", self.resample_every),
-            ("dead_tokens", self.dead_tokens),
-            ("clip_norm", self.clip_norm or 0),
-            ("pool_tokens", self.pool_tokens),
-        ):
-            if not 0 <= number < math.inf:
-                raise SettingsError(f"{name} must be a number of at least 0, got {number}.")
+            raise SettingsError(f"--decay-fraction must lie in 0..1, got {self.decay_fraction}.")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise SettingsError(f"--lr must be a number above 0, got {self.lr}.")
-        lr = self.lr
-        if lr is None:
-            lr = 4e-4 if sae.variant == "relu" else 2e-4 / math.sqrt(sae.size / 2**14)
-        warmup = min(500, self.n_steps // 10) if self.warmup_steps is None else self.warmup_steps
-        relu = sae.variant == "relu"
-        aux = (0.0 if relu else 1 / 32) if self.aux is None else self.aux
-        ghost = (relu and not aux) if self.ghost is None else self.ghost
-        clip_norm = (0.0 if relu else 1.0) if self.clip_norm is None else self.clip_norm
-        precision = self.precision or default_precision
-        return replace(self, lr=lr, warmup_steps=warmup, precision=precision, aux=aux, ghost=ghost, clip_norm=clip_norm)
+        if self.ghost and self.aux:
+            raise SettingsError(f"Give --ghost or --aux, not both: --aux is {self.aux}.")
+
+    def resolve(self, sae: ResolvedSAEConfig, default_precision: str) -> "ResolvedTrainConfig":
+        """Derive what depends on the SAE and the hardware. Raises SettingsError for ghost gradients without relu."""
+        defaults = VARIANTS[sae.variant]
+        if self.ghost and not defaults.ghost:
+            raise SettingsError(f"--ghost works with relu only; dead latents of {sae.variant} are revived by --aux.")
+        lr = 2e-4 / math.sqrt(sae.n_latents / 2**14) if defaults.lr is None else defaults.lr
+        aux = defaults.aux if self.aux is None else self.aux
+        derived = {
+            "lr": lr if self.lr is None else self.lr,
+            "warmup_steps": min(500, self.n_steps // 10) if self.warmup_steps is None else self.warmup_steps,
+            "aux": aux,
+            "ghost": defaults.ghost and not aux if self.ghost is None else self.ghost,
+            "clip_norm": defaults.clip_norm if self.clip_norm is None else self.clip_norm,
+            "precision": self.precision or default_precision,
+        }
+        return ResolvedTrainConfig(**{**vars(self), **derived})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTrainConfig(TrainConfig):
+    """A training with nothing left to derive. A `where` of None trains on all images."""
+
+    lr: float = field()
+    warmup_steps: int = field()
+    aux: float = field()
+    ghost: bool = field()
+    clip_norm: float = field()
+    precision: str = field()
 
     def learning_rate(self, step: int) -> float:
-        """Rate of the update that follows `step` finished ones."""
-        assert self.lr is not None
-        assert self.warmup_steps is not None
+        """The rate of the update that follows `step` finished ones."""
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         n_decay = self.decay_fraction * self.n_steps
         decay = min(1.0, (self.n_steps - step) / n_decay) if n_decay else 1.0
         return self.lr * warmup * decay
+
+
+def _nested_sizes(prefixes: tuple[float, ...], n_latents: int) -> tuple[int, ...]:
+    return tuple(round(share * n_latents) for share in prefixes)
+
+
+def _plain_numbers(config: SAEConfig | TrainConfig) -> None:
+    """Replace numpy scalars, which JSON cannot hold, by Python's numbers."""
+    for name, value in vars(config).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(config, name, value.item())
+
+
+def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{flag} must be one of {', '.join(choices)}, got {value!r}.")

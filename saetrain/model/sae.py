@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actcache import CorruptError
-from saetrain.config import SAEConfig
+from saetrain.config import ResolvedSAEConfig
 from saetrain.model.active_latents import select_above, select_topk
 
 INITIAL_THRESHOLD = 0.1
@@ -44,32 +44,32 @@ class SAE(nn.Module):
     log_scale: nn.Parameter
     b_mag: nn.Parameter
 
-    def __init__(self, config: SAEConfig, d_model: int, *, seed: int = 0) -> None:
+    def __init__(self, config: ResolvedSAEConfig, d_model: int, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.d_model = d_model
         generator = torch.Generator().manual_seed(seed)
-        decoder = F.normalize(torch.randn(config.size, d_model, generator=generator))
+        decoder = F.normalize(torch.randn(config.n_latents, d_model, generator=generator))
         encoder = decoder.clone()
         if config.variant == "relu":  # PatchSAE: independent, and so small that the first decoding is near 0
-            bound = (6 / config.size) ** 0.5
+            bound = (6 / config.n_latents) ** 0.5
             encoder = torch.empty_like(decoder).uniform_(-bound, bound, generator=generator)
         self.decoder = nn.Parameter(decoder)
         self.encoder = nn.Parameter(encoder)
-        self.b_enc = nn.Parameter(torch.zeros(config.size))
+        self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(d_model))
         if config.variant == "jumprelu":
-            self.threshold = nn.Parameter(torch.full((config.size,), INITIAL_THRESHOLD))
+            self.threshold = nn.Parameter(torch.full((config.n_latents,), INITIAL_THRESHOLD))
         if config.variant == "gated":
-            self.log_scale = nn.Parameter(torch.zeros(config.size))
-            self.b_mag = nn.Parameter(torch.zeros(config.size))
+            self.log_scale = nn.Parameter(torch.zeros(config.n_latents))
+            self.b_mag = nn.Parameter(torch.zeros(config.n_latents))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
         if config.variant == "batchtopk":
             self.register_buffer("threshold", torch.zeros(()))
 
     @classmethod
-    def load(cls, path: str | Path, config: SAEConfig) -> "SAE":
+    def load(cls, path: str | Path, config: ResolvedSAEConfig) -> "SAE":
         """Read `sae.safetensors`. Raises CorruptError when it is truncated or of other shapes."""
         try:
             tensors = load_file(path)

@@ -38,7 +38,7 @@ def init_thresholds(sae: SAE, rows: Tensor) -> None:
     step on. All latents get the same one, the quantile over `rows` [n, D] and all latents.
     """
     assert sae.config.target_l0 is not None
-    rows = rows[: max(1, (1 << 22) // sae.config.size)]
+    rows = rows[: max(1, (1 << 22) // sae.config.n_latents)]
     z = F.linear(rows - sae.b_dec, sae.encoder, sae.b_enc).flatten()
     wanted = min(len(z), max(1, round(sae.config.target_l0 * len(rows))))
     threshold = float(z.topk(wanted, sorted=False).values.min().clamp_min(0))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saetrain.config import TOP_K, TrainConfig
+from saetrain.config import VARIANTS, ResolvedTrainConfig
 from saetrain.distributed import all_sum
 from saetrain.model import (
     SAE,
@@ -63,7 +63,7 @@ class Loss(NamedTuple):
 
 
 def add_gradients(
-    sae: SAE, x: Tensor, dead: Tensor, config: TrainConfig, *, weight: float | None = None, lap: Lap = no_lap
+    sae: SAE, x: Tensor, dead: Tensor, config: ResolvedTrainConfig, *, weight: float | None = None, lap: Lap = no_lap
 ) -> Loss:
     """Add the gradients of a batch's loss to the parameters' `.grad`.
 
@@ -71,11 +71,11 @@ def add_gradients(
 
     Args:
         dead: [F] bool.
-        config: resolved; its precision, aux and ghost count.
+        config: its precision, aux and ghost are used.
         weight: of the penalty; the config's l1 when None.
     """
     bfloat16 = config.precision == "bfloat16"
-    batch = _measure(sae, x, sae.config.weight if weight is None else weight)
+    batch = _measure(sae, x, sae.config.l1 if weight is None else weight)
     code, share = _select(sae, x, bfloat16=bfloat16, lap=lap)
     if share > _dense_share(x, bfloat16):
         parts = _add_dense(sae, batch, code, bfloat16=bfloat16)
@@ -151,7 +151,7 @@ def _select(sae: SAE, x: Tensor, *, bfloat16: bool, lap: Lap) -> tuple[Code, flo
     else:
         floor = sae.threshold - config.bandwidth / 2 if config.variant == "jumprelu" else 0.0
         code = select_above(centered, *weights, floor, max_share=_dense_share(x, bfloat16), **options)
-    return code, len(code.values) / max(1, (len(code.starts) - 1) * config.size)
+    return code, len(code.values) / max(1, (len(code.starts) - 1) * config.n_latents)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def _activate(sae: SAE, z: Tensor, latents: Tensor | slice, batch: _Batch) -> tu
         values = sae.activate(z, latents)
         if config.variant == "gated":
             values = values * (z > 0)
-        penalty = z.new_zeros(()) if config.variant in TOP_K else share * z.relu().float().sum()
+        penalty = z.new_zeros(()) if VARIANTS[config.variant].top_k else share * z.relu().float().sum()
         return values, penalty, (values > 0).sum()
     threshold = sae.threshold[latents]
     values = _Jump.apply(z, threshold, config.bandwidth, True)
@@ -224,7 +224,7 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
     if config.variant == "jumprelu" and config.penalty == "quadratic":
         penalty = penalty * _quadratic_factor(batch, n_active)
     torch.autograd.backward(reconstruction + penalty)
-    fired = torch.zeros(config.size, dtype=torch.bool, device=x.device)
+    fired = torch.zeros(config.n_latents, dtype=torch.bool, device=x.device)
     fired[code.latents[values.detach() > 0]] = True
     return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual, fired)
 
@@ -236,17 +236,17 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
     if config.variant == "jumprelu" and config.penalty == "quadratic":
         factor = _quadratic_factor(batch, _count_dense(sae, batch, bfloat16=bfloat16))
     residuals, sums = torch.empty_like(total), []
-    fired = torch.zeros(config.size, dtype=torch.bool, device=total.device)
+    fired = torch.zeros(config.n_latents, dtype=torch.bool, device=total.device)
     for first in range(0, len(total), DENSE_ROWS):
         rows = slice(first, min(first + DENSE_ROWS, len(total)))
         part = batch.block(rows)
         with torch.autocast(total.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             z = F.linear(part.x - sae.b_dec, sae.encoder, sae.b_enc)
             values, penalty, n_active = _activate(sae, z, slice(None), part)
-            if config.variant in TOP_K:
+            if VARIANTS[config.variant].top_k:
                 values = values * _mask(code, rows, z)
                 n_active = (values > 0).sum()
-            edges = [0, *(config.nested or (config.size,))]
+            edges = [0, *(config.nested or (config.n_latents,))]
             decoding: Tensor = sae.b_dec
             reconstruction = z.new_zeros((), dtype=torch.float32)
             for low, high in pairwise(edges):
@@ -289,7 +289,7 @@ def _mask(code: Code, rows: slice, z: Tensor) -> Tensor:
 # Revival of dead latents
 
 
-def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: TrainConfig) -> Tensor:
+def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: ResolvedTrainConfig) -> Tensor:
     """Gradients of AuxK or of ghost gradients, for the dead latents only; the loss of this process."""
     index = dead.nonzero().squeeze(1)
     encoder, b_enc, decoder = (p.detach()[index].requires_grad_() for p in (sae.encoder, sae.b_enc, sae.decoder))
@@ -298,7 +298,6 @@ def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: TrainC
     if config.ghost:
         loss = _add_ghost(x, residual, batch, encoder, b_enc, decoder, bfloat16=bfloat16)
     else:
-        assert config.aux is not None
         sums = all_sum(torch.cat([residual.double().sum(0), residual.double().square().sum()[None]]))
         variance = (sums[-1] - sums[:-1].square().sum() / batch.n_rows).clamp_min(1e-12)
         scale = config.aux / variance.float()

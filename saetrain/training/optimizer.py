@@ -52,7 +52,7 @@ def reset_latents(sae: SAE, optimizer: torch.optim.Adam, index: Tensor) -> None:
     """Forget Adam's moments of some latents, whose weights were replaced."""
     for parameter in sae.parameters():
         state = optimizer.state.get(parameter)
-        if state and len(parameter) == sae.config.size:
+        if state and len(parameter) == sae.config.n_latents:
             state["exp_avg"][index] = 0
             state["exp_avg_sq"][index] = 0
 
