@@ -149,9 +149,19 @@ class ResolvedSAEConfig(SAEConfig):
         return self.n_latents
 
     @property
+    def top_k(self) -> bool:
+        """Whether k gives the number of active latents, so that there is no penalty."""
+        return VARIANTS[self.variant].top_k
+
+    @property
     def nested(self) -> tuple[int, ...]:
         """Sizes of the nested dictionaries; () for a plain SAE."""
         return _nested_sizes(self.prefixes, self.n_latents)
+
+    @property
+    def expected_l0(self) -> float:
+        """The number of active latents per token that training aims at: target_l0, or k where there is none."""
+        return self.k if self.target_l0 is None else self.target_l0
 
     @property
     def steering_target(self) -> float | None:
@@ -161,7 +171,7 @@ class ResolvedSAEConfig(SAEConfig):
         """
         defaults = VARIANTS[self.variant]
         quadratic = defaults.l1 is None and self.penalty == "quadratic"
-        return None if defaults.top_k or quadratic else self.target_l0
+        return None if self.top_k or quadratic else self.target_l0
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,7 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
     optimizer.step()
     for row in _blocks(sae.decoder):
         row.div_(row.norm(dim=1, keepdim=True).clamp_min(1e-8))
-    if sae.config.variant == "jumprelu":
-        sae.threshold.clamp_min_(0.0)
+    sae.variant.after_update(sae)
     for grad in grads:
         grad.zero_()
 

@@ -146,7 +146,7 @@ class Training:
             return
         if self.config.init == "data":
             init_from_rows(self.sae, self.sae.normalize(rows().to(self.device)), seed=self.config.seed)
-        if self.sae.config.variant in ("jumprelu", "gated"):
+        if self.sae.variant.has_thresholds:
             init_thresholds(self.sae, self.sae.normalize(rows().to(self.device)))
 
     def update(self, x: Tensor, laps: Laps) -> Loss:

@@ -11,6 +11,10 @@ import torch
 
 from actcache import ActivationStore, CorruptError, HookPoint, SettingsError
 from saetrain import SAE, SAEConfig, TrainConfig, evaluate
+from saetrain.config import VARIANTS
+from saetrain.model import variants
+from saetrain.model.variants import find_variant
+from saetrain.model.variants.variant import Variant
 
 
 def random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> SAE:
@@ -133,6 +137,12 @@ def test_configs_derive_what_is_left_open() -> None:
     assert max(rates) == 2e-4
     assert rates[0] == pytest.approx(2e-6)
     assert 0 < rates[-1] < 2e-6
+
+
+def test_every_variant_has_its_module_and_its_line() -> None:
+    modules = {file.stem for file in Path(variants.__file__).parent.glob("*.py")} - {"__init__", "variant"}
+    assert modules == set(VARIANTS)
+    assert all(isinstance(find_variant(name), Variant) for name in VARIANTS)
 
 
 def test_numpy_numbers_become_plain_ones() -> None:
