@@ -100,7 +100,7 @@ def make_images(folder: Path, n_images: int, pixels: int) -> None:
 
 @torch.no_grad()
 def count(study) -> LatentCounts:  # type: ignore[no-untyped-def]
-    counts = LatentCounts.empty(len(study.scene.names), study.sae.config.size)
+    counts = LatentCounts.empty(len(study.scene.names), study.sae.config.n_latents)
     for images, spliced in study.batches(study.scene.images):
         counts.add(study.scene.labels[images[as_numpy(spliced.images)]], as_numpy(spliced.latents))
     return counts

@@ -60,7 +60,7 @@ def evaluate(
         raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
     kinds = {"all": ("all", "cls", "patch"), "patch": ("patch",), "cls": ("cls",)}[tokens]
     sums = {kind: _Sums(sae.d_model) for kind in kinds}
-    fired = torch.zeros(sae.config.size, dtype=torch.int64)
+    fired = torch.zeros(sae.config.n_latents, dtype=torch.int64)
     step = store.layout.chunk_images
     for first in range(0, len(positions), step):
         part = store.read(hook_point, images=positions[first : first + step], tokens=tokens)  # type: ignore[arg-type]

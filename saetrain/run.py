@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
 from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
 from actcache.store import StoreGroup
-from saetrain.config import SAEConfig, TrainConfig
+from saetrain.config import ResolvedSAEConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,8 @@ class Run:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.path = artifact.path
-        self.sae_config = SAEConfig(**artifact.settings["sae"])
+        self.sae_config = ResolvedSAEConfig(**artifact.settings["sae"])
+        # of an SAE that another package trained, this holds the defaults: nothing was resolved
         self.train_config = TrainConfig(**artifact.settings["train"])
         self.hook_point = HookPoint.parse(artifact.settings["hook_point"])
         self.d_model = int(artifact.settings["d_model"])
@@ -64,7 +65,7 @@ class Run:
 
     def __repr__(self) -> str:
         c = self.sae_config
-        return f"Run({self.path.name}: {c.variant}, {c.size:,} latents at {self.hook_point}, fvu {self.fvu:.3f})"
+        return f"Run({self.path.name}: {c.variant}, {c.n_latents:,} latents at {self.hook_point}, fvu {self.fvu:.3f})"
 
     @property
     def run_id(self) -> str:
@@ -110,7 +111,9 @@ class Run:
         store.hook_point(self.hook_point)
 
 
-def run_settings(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, train: TrainConfig) -> dict[str, Any]:
+def run_settings(
+    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig
+) -> dict[str, Any]:
     return {
         "model_id": store.model_id,
         "hook_point": str(hook_point),

@@ -103,7 +103,7 @@ def _encode_shard(
     encoder: Encoder, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
 ) -> dict[str, NDArray[np.generic]]:
     """The six arrays of one shard."""
-    n_tokens, n_latents = store.n_tokens, run.sae_config.size
+    n_tokens, n_latents = store.n_tokens, run.sae_config.n_latents
     tokens = run.train_config.tokens
     first_token = 1 if tokens == "patch" else 0
     dtypes = code_dtypes(n_latents, store.n_images * n_tokens)

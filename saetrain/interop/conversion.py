@@ -213,7 +213,7 @@ def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
     errors = torch.zeros(2, dtype=torch.float64)
     for part in torch.split(x, 256):
         rows, latents, values = sae.encode(part)
-        ours = torch.zeros(len(part), sae.config.size).index_put_((rows, latents), values)
+        ours = torch.zeros(len(part), sae.config.n_latents).index_put_((rows, latents), values)
         decoded = sae.decode(rows, latents, values, len(part))
         theirs, foreign = forward(part)
         both += int(((ours != 0) & (theirs != 0)).sum())

@@ -104,7 +104,7 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         unset = torch.tensor(-1.0)
         tensors |= {"k": torch.tensor(sae.config.k, dtype=torch.int), "threshold": folded.get("threshold", unset)}
     trainer: dict[str, Any] = {
-        "dict_class": CLASSES[variant], "activation_dim": sae.d_model, "dict_size": sae.config.size,
+        "dict_class": CLASSES[variant], "activation_dim": sae.d_model, "dict_size": sae.config.n_latents,
         "layer": hook_point.layer, "submodule_name": str(hook_point), "lm_name": "", "k": sae.config.k,
     }  # fmt: skip
     buffer = io.BytesIO()

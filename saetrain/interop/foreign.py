@@ -42,7 +42,7 @@ def build_sae(
     if not centered:
         shift = encoder @ b_dec
         parts["b_enc"] = parts["b_enc"] + shift
-        if variant == "gated":
+        if "b_mag" in parts:
             parts["b_mag"] = parts["b_mag"] + parts["log_scale"].exp() * shift
     sae = SAE(config, d_model).requires_grad_(False)
     tensors = {"encoder": encoder, "decoder": decoder, "b_dec": b_dec, **parts}

@@ -51,8 +51,8 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     refuse(sae, "patchsae", ("relu",))
     folded = fold(sae)
     config = {
-        "d_in": sae.d_model, "d_sae": sae.config.size, "expansion_factor": sae.config.size / sae.d_model,
-        "l1_coefficient": sae.config.weight, "dtype": torch.float32, "device": "cpu", "gated_sae": False,
+        "d_in": sae.d_model, "d_sae": sae.config.n_latents, "expansion_factor": sae.config.n_latents / sae.d_model,
+        "l1_coefficient": sae.config.l1, "dtype": torch.float32, "device": "cpu", "gated_sae": False,
         "use_ghost_grads": True, "mse_cls_coefficient": 1.0, "class_token": False, "block_layer": hook_point.layer,
         "module_name": "resid", "model_name": "", "image_width": 224, "image_height": 224,
     }  # fmt: skip

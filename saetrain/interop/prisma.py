@@ -76,14 +76,15 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     if variant == "gated":  # which has a b_enc too, and does not use it
         tensors |= {"b_gate": folded["b_enc"], "r_mag": folded["log_scale"], "b_mag": folded["b_mag"]}
     tensors["b_enc"] = torch.zeros_like(folded["b_enc"]) if variant == "gated" else folded["b_enc"]
-    factor, rest = divmod(sae.config.size, sae.d_model)
+    factor, rest = divmod(sae.config.n_latents, sae.d_model)
     config = {
-        "architecture": "gated" if variant == "gated" else "standard", "d_in": sae.d_model, "d_sae": sae.config.size,
-        "expansion_factor": [sae.config.size / sae.d_model] if rest else factor,  # from a number it derives d_sae
+        "architecture": "gated" if variant == "gated" else "standard",
+        "d_in": sae.d_model, "d_sae": sae.config.n_latents,
+        "expansion_factor": [sae.config.n_latents / sae.d_model] if rest else factor,  # from a number it derives d_sae
         "activation_fn_str": "topk" if variant == "topk" else "relu",
         "activation_fn_kwargs": {"k": sae.config.k} if variant == "topk" else {},
         "normalize_activations": "none", "hook_point_layer": hook_point.layer,
-        "layer_subtype": f"hook_{hook_point.site}", "l1_coefficient": sae.config.weight, "use_ghost_grads": False,
+        "layer_subtype": f"hook_{hook_point.site}", "l1_coefficient": sae.config.l1, "use_ghost_grads": False,
         "log_to_wandb": False, "dtype": {"__type__": "torch.dtype", "value": "torch.float32"},
         "device": {"__type__": "torch.device", "value": "cpu"},
     }  # fmt: skip

@@ -106,10 +106,10 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     if variant == "topk":
         more = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
     if variant in ("jumprelu", "batchtopk"):
-        tensors["threshold"] = folded["threshold"].expand(sae.config.size)
+        tensors["threshold"] = folded["threshold"].expand(sae.config.n_latents)
     architecture = {"relu": "standard", "batchtopk": "jumprelu"}.get(variant, variant)
     config = {
-        "architecture": architecture, "d_in": sae.d_model, "d_sae": sae.config.size, "dtype": "float32",
+        "architecture": architecture, "d_in": sae.d_model, "d_sae": sae.config.n_latents, "dtype": "float32",
         "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
         "metadata": {"sae_lens_version": VERSION, "hook_name": str(hook_point), "hook_head_index": None}, **more,
     }  # fmt: skip

@@ -87,13 +87,13 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     auxiliary = {"cls": "AuxK", "params": {"key": "auxk"}}
     params: dict[str, Any] = {"key": "top-k", "top_k": sae.config.k, "sparsity": none, "aux": auxiliary}
     if variant == "relu":
-        penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.weight}}
+        penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.l1}}
         params = {"key": "relu", "sparsity": penalty, "aux": {"cls": "NoAux", "params": {"key": "no-aux"}}}
     if variant == "batchtopk":
         tensors["activation.threshold"] = folded["threshold"]
         params["key"] = "batch-top-k"
     config = {
-        "d_model": sae.d_model, "d_sae": sae.config.size, "normalize_w_dec": False,
+        "d_model": sae.d_model, "d_sae": sae.config.n_latents, "normalize_w_dec": False,
         "activation": {"cls": ACTIVATIONS[variant], "params": params},
     }  # fmt: skip
     header = {"schema": SCHEMA, "cfg": config, "commit": "unknown", "lib": "unknown"}

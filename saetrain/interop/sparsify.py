@@ -42,8 +42,8 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     refuse(sae, "sparsify", ("topk",))
     folded = fold(sae)
     config = {
-        "activation": "topk", "expansion_factor": sae.config.size // sae.d_model, "normalize_decoder": False,
-        "num_latents": sae.config.size, "k": sae.config.k, "multi_topk": False, "skip_connection": False,
+        "activation": "topk", "expansion_factor": sae.config.n_latents // sae.d_model, "normalize_decoder": False,
+        "num_latents": sae.config.n_latents, "k": sae.config.k, "multi_topk": False, "skip_connection": False,
         "transcode": False, "d_in": sae.d_model,
     }  # fmt: skip
     tensors = {

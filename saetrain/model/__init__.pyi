@@ -1,4 +1,4 @@
-from .active_latents import Code, Lap, no_lap, select_above, select_batch_topk, select_topk
+from .active_latents import Code, Lap, no_lap, select_topk
 from .exact_encoder import Encoder, make_encoder
 from .sae import SAE
 from .sparse import decode, gradient, nested_error, preactivations
@@ -14,7 +14,5 @@ __all__ = [
     "nested_error",
     "no_lap",
     "preactivations",
-    "select_above",
-    "select_batch_topk",
     "select_topk",
 ]

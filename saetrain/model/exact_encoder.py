@@ -43,9 +43,8 @@ class CoarseEncoder:
 
     def __init__(self, sae: SAE) -> None:
         self.sae, self.coarse = sae, sae.encoder.detach().bfloat16()
-        variant = sae.config.variant
-        self.k = sae.config.k if variant == "topk" else None
-        self.threshold: Tensor = sae.threshold if variant in ("batchtopk", "jumprelu") else torch.zeros(())
+        self.k = sae.config.k if sae.variant.exact_k else None
+        self.threshold = sae.variant.floor(sae)
         self.offset = sae.b_enc.detach() - self.threshold
         self.norm = float(sae.encoder.norm(dim=1).max())
         self.rest = float((sae.encoder - self.coarse.float()).norm(dim=1).max())

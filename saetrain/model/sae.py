@@ -1,15 +1,10 @@
-"""SAE: what the network is. Variants differ in their activation only.
+"""SAE: the network. Variants differ in the function f from pre-activations z to values; see saetrain/model/variants.
 
     x' = (x - mean) * scale                      normalization, fixed before training
     z  = encoder (x' - b_dec) + b_enc
     x^ = (decoder^T f(z) + b_dec) / scale + mean
 
-f: the k largest of z, then ReLU (topk; batchtopk takes those of a whole batch, and those above a threshold when rows
-are encoded one by one); ReLU (relu); z where z > threshold (jumprelu); ReLU(exp(log_scale) (z - b_enc) + b_mag) where
-z > 0 (gated: encoder and b_enc decide, log_scale and b_mag say how much).
-
-Source: PatchSAE (arXiv 2412.05276) footnote 2 for biases and centering; Gao et al. 2024 for topk; Bussmann et al. 2024
-for batchtopk; Rajamanoharan et al. 2024 for jumprelu and gated.
+Source: PatchSAE (arXiv 2412.05276) footnote 2 for the biases and the centering.
 """
 
 from pathlib import Path
@@ -23,11 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actcache import CorruptError
-from saetrain.config import SAEConfig
+from saetrain.config import ResolvedSAEConfig
 from saetrain.model.active_latents import select_above, select_topk
-
-INITIAL_THRESHOLD = 0.1
-"""Of jumprelu, in units of x' (Anthropic, January 2025); training sets it from its first batch."""
+from saetrain.model.variants import find_variant
 
 
 class SAE(nn.Module):
@@ -44,32 +37,23 @@ class SAE(nn.Module):
     log_scale: nn.Parameter
     b_mag: nn.Parameter
 
-    def __init__(self, config: SAEConfig, d_model: int, *, seed: int = 0) -> None:
+    def __init__(self, config: ResolvedSAEConfig, d_model: int, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.variant = find_variant(config.variant)
         self.d_model = d_model
         generator = torch.Generator().manual_seed(seed)
-        decoder = F.normalize(torch.randn(config.size, d_model, generator=generator))
-        encoder = decoder.clone()
-        if config.variant == "relu":  # PatchSAE: independent, and so small that the first decoding is near 0
-            bound = (6 / config.size) ** 0.5
-            encoder = torch.empty_like(decoder).uniform_(-bound, bound, generator=generator)
+        decoder = F.normalize(torch.randn(config.n_latents, d_model, generator=generator))
         self.decoder = nn.Parameter(decoder)
-        self.encoder = nn.Parameter(encoder)
-        self.b_enc = nn.Parameter(torch.zeros(config.size))
+        self.encoder = nn.Parameter(self.variant.init_encoder(decoder, generator))
+        self.b_enc = nn.Parameter(torch.zeros(config.n_latents))
         self.b_dec = nn.Parameter(torch.zeros(d_model))
-        if config.variant == "jumprelu":
-            self.threshold = nn.Parameter(torch.full((config.size,), INITIAL_THRESHOLD))
-        if config.variant == "gated":
-            self.log_scale = nn.Parameter(torch.zeros(config.size))
-            self.b_mag = nn.Parameter(torch.zeros(config.size))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
-        if config.variant == "batchtopk":
-            self.register_buffer("threshold", torch.zeros(()))
+        self.variant.add_parameters(self)
 
     @classmethod
-    def load(cls, path: str | Path, config: SAEConfig) -> "SAE":
+    def load(cls, path: str | Path, config: ResolvedSAEConfig) -> "SAE":
         """Read `sae.safetensors`. Raises CorruptError when it is truncated or of other shapes."""
         try:
             tensors = load_file(path)
@@ -95,21 +79,18 @@ class SAE(nn.Module):
 
     def activate(self, z: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
         """f(z) of entries that are active: [N] of the given latents, or [B, F]. Without jumprelu's threshold."""
-        if self.config.variant == "gated":
-            return ((z - self.b_enc[latents]) * self.log_scale.exp()[latents] + self.b_mag[latents]).relu()
-        return z.relu()
+        return self.variant.activate(self, z, latents)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Activations [B, D] -> the active entries (row, latent, value), sorted by row, then latent; float32 math."""
         if not len(x):
             return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0).float()
-        centered, variant = self.normalize(x) - self.b_dec, self.config.variant
-        if variant == "topk":
+        centered = self.normalize(x) - self.b_dec
+        if self.variant.exact_k:
             code = select_topk(centered, self.encoder, self.b_enc, self.config.k)
         else:
-            threshold = self.threshold if variant in ("batchtopk", "jumprelu") else 0.0
-            code = select_above(centered, self.encoder, self.b_enc, threshold)
+            code = select_above(centered, self.encoder, self.b_enc, self.variant.floor(self))
         rows, latents, values = code.rows, code.latents, self.activate(code.values, code.latents)
         active = values > 0
         if not active.all():

@@ -13,8 +13,6 @@ BLEND = 0.8
 """Share of the token in a direction of `init=data`; the rest is random (Anthropic, October 2025; saev's default)."""
 ENCODER_SHARE = 0.2
 """Norm of a resampled latent's encoder row, as share of the mean norm of the living ones (Bricken et al. 2023)."""
-THRESHOLD_STEP = 0.005
-"""In units of x'."""
 
 
 @torch.no_grad()
@@ -37,15 +35,11 @@ def init_thresholds(sae: SAE, rows: Tensor) -> None:
     """Start jumprelu's thresholds, or gated's gate, where target_l0 latents of a row are active: sparse from the first
     step on. All latents get the same one, the quantile over `rows` [n, D] and all latents.
     """
-    assert sae.config.target_l0 is not None
-    rows = rows[: max(1, (1 << 22) // sae.config.size)]
+    rows = rows[: max(1, (1 << 22) // sae.config.n_latents)]
     z = F.linear(rows - sae.b_dec, sae.encoder, sae.b_enc).flatten()
-    wanted = min(len(z), max(1, round(sae.config.target_l0 * len(rows))))
+    wanted = min(len(z), max(1, round(sae.config.expected_l0 * len(rows))))
     threshold = float(z.topk(wanted, sorted=False).values.min().clamp_min(0))
-    if sae.config.variant == "jumprelu":
-        sae.threshold.fill_(threshold)
-    else:
-        sae.b_enc.sub_(threshold)
+    sae.variant.start_thresholds(sae, threshold)
 
 
 @torch.no_grad()
@@ -55,10 +49,7 @@ def lower_thresholds(sae: SAE, dead: Tensor) -> None:
     What Anthropic's pre-activation loss (January 2025) comes to under Adam, which turns a gradient of constant sign
     into steps of constant size; AuxK alone cannot move a threshold or a gate that is never crossed.
     """
-    if sae.config.variant == "jumprelu":
-        sae.threshold.sub_(THRESHOLD_STEP * dead).clamp_min_(0)
-    if sae.config.variant == "gated":
-        sae.b_enc.add_(THRESHOLD_STEP * dead)
+    sae.variant.lower_thresholds(sae, dead)
 
 
 @torch.no_grad()
@@ -89,8 +80,5 @@ def resample(sae: SAE, rows: Tensor, dead: Tensor, *, seed: int, step: int) -> T
     sae.decoder[index] = direction
     sae.encoder[index] = direction * (ENCODER_SHARE * norm)
     sae.b_enc[index] = 0
-    if sae.config.variant == "jumprelu":
-        sae.threshold[index] = sae.threshold[~dead].mean() if len(alive) else 0.0
-    if sae.config.variant == "gated":
-        sae.log_scale[index], sae.b_mag[index] = 0, 0
+    sae.variant.reset_latents(sae, index, ~dead)
     return index

@@ -16,13 +16,13 @@ reference that tests compare with. Sums run over the rows of all processes.
 """
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from saetrain.config import TOP_K, TrainConfig
+from saetrain.config import ResolvedTrainConfig
 from saetrain.distributed import all_sum
 from saetrain.model import (
     SAE,
@@ -33,15 +33,9 @@ from saetrain.model import (
     nested_error,
     no_lap,
     preactivations,
-    select_above,
-    select_batch_topk,
     select_topk,
 )
 
-THRESHOLD_RATE = 0.01
-"""How fast batchtopk's threshold of inference follows the smallest active value of a batch (0.999 as decay of peers
-takes thousands of steps to settle)."""
-TANH_SCALE = 4.0
 DENSE_ROWS = 1024
 DENSE_SHARE = {"bfloat16": 0.04, "float32": 0.15}
 """Share of active entries above which dense products are faster (2 cores with AVX-512 bf16, d_model 768)."""
@@ -63,7 +57,7 @@ class Loss(NamedTuple):
 
 
 def add_gradients(
-    sae: SAE, x: Tensor, dead: Tensor, config: TrainConfig, *, weight: float | None = None, lap: Lap = no_lap
+    sae: SAE, x: Tensor, dead: Tensor, config: ResolvedTrainConfig, *, weight: float | None = None, lap: Lap = no_lap
 ) -> Loss:
     """Add the gradients of a batch's loss to the parameters' `.grad`.
 
@@ -71,11 +65,11 @@ def add_gradients(
 
     Args:
         dead: [F] bool.
-        config: resolved; its precision, aux and ghost count.
+        config: its precision, aux and ghost are used.
         weight: of the penalty; the config's l1 when None.
     """
     bfloat16 = config.precision == "bfloat16"
-    batch = _measure(sae, x, sae.config.weight if weight is None else weight)
+    batch = _measure(sae, x, sae.config.l1 if weight is None else weight)
     code, share = _select(sae, x, bfloat16=bfloat16, lap=lap)
     if share > _dense_share(x, bfloat16):
         parts = _add_dense(sae, batch, code, bfloat16=bfloat16)
@@ -88,8 +82,8 @@ def add_gradients(
         lap("revival")
     sums = [*parts.sums, parts.residual.square().sum(), revival]
     reconstruction, sparsity, n_active, squared_error, revival = all_sum(torch.stack([s.double() for s in sums]))
-    if sae.config.variant == "jumprelu" and sae.config.penalty == "quadratic":
-        sparsity = batch.weight * (batch.l0_ratio(n_active) - 1).square()
+    if sae.variant.penalizes_l0(sae.config):
+        sparsity, _ = sae.variant.l0_penalty(sae.config, batch.weight, n_active, batch.n_rows)
     fired = all_sum(parts.fired.int()) > 0
     total = reconstruction + sparsity + revival
     return Loss(total, reconstruction, sparsity, revival, squared_error, batch.variance, n_active, batch.n_rows, fired)
@@ -103,11 +97,6 @@ class _Batch(NamedTuple):
     weight: float  # of the penalty
     n_rows: Tensor  # []
     variance: Tensor  # []
-    target_l0: float | None
-
-    def l0_ratio(self, n_active: Tensor) -> Tensor:
-        assert self.target_l0 is not None
-        return n_active / self.n_rows / self.target_l0
 
     def block(self, rows: slice) -> "_Batch":
         row_weight = self.row_weight[rows] if self.row_weight.ndim else self.row_weight
@@ -124,11 +113,8 @@ def _measure(sae: SAE, x: Tensor, weight: float) -> _Batch:
     squares = torch.linalg.vector_norm(x, dim=1).double().square()
     sums = all_sum(torch.cat([x.sum(0, dtype=torch.float64), squares.sum()[None], squares.new_tensor([len(x)])]))
     n_rows, variance = sums[-1], (sums[-2] - sums[:-2].square().sum() / sums[-1]).clamp_min(1e-12)
-    if sae.config.variant == "relu":
-        row_weight = 1 / (n_rows * sae.d_model * squares.sqrt().clamp_min(1e-6))
-    else:
-        row_weight = 1 / variance
-    return _Batch(x, row_weight.float(), weight, n_rows, variance, sae.config.target_l0)
+    row_weight = sae.variant.row_weight(squares, variance, n_rows, sae.d_model)
+    return _Batch(x, row_weight.float(), weight, n_rows, variance)
 
 
 def _dense_share(x: Tensor, bfloat16: bool) -> float:
@@ -140,70 +126,21 @@ def _dense_share(x: Tensor, bfloat16: bool) -> float:
 @torch.no_grad()
 def _select(sae: SAE, x: Tensor, *, bfloat16: bool, lap: Lap) -> tuple[Code, float]:
     """(candidates for active entries, their share). Where the share is too high, of the first rows only."""
-    config, centered, weights = sae.config, x - sae.b_dec, (sae.encoder, sae.b_enc)
-    options: dict[str, Any] = {"bfloat16": bfloat16, "lap": lap}
-    if config.variant == "topk":
-        code = select_topk(centered, *weights, config.k, **options)
-    elif config.variant == "batchtopk":
-        guess = float(sae.threshold)
-        code, smallest = select_batch_topk(centered, *weights, config.k, guess, **options)
-        sae.threshold.fill_(smallest if guess <= 0 else guess + THRESHOLD_RATE * (smallest - guess))
-    else:
-        floor = sae.threshold - config.bandwidth / 2 if config.variant == "jumprelu" else 0.0
-        code = select_above(centered, *weights, floor, max_share=_dense_share(x, bfloat16), **options)
-    return code, len(code.values) / max(1, (len(code.starts) - 1) * config.size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Activation and penalty: the same on entries [N] and on blocks [b, F]
-
-
-class _Jump(torch.autograd.Function):
-    """z where z > threshold (`value`) or 1 there (step); pseudo-derivatives of the threshold from the entries in a
-    window of `bandwidth` around it (Rajamanoharan et al. 2024, eq. 11, 12).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, value: bool) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.bandwidth, ctx.value = bandwidth, value
-        open_ = z > threshold
-        return z * open_ if value else open_.to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        z, threshold = ctx.saved_tensors
-        window = ((z - threshold).abs() <= ctx.bandwidth / 2) * (-1 / ctx.bandwidth) * grads[0]
-        if not ctx.value:
-            return None, window.sum_to_size(threshold.shape), None, None
-        grad_threshold = (window * threshold).sum_to_size(threshold.shape)
-        return grads[0] * (z > threshold), grad_threshold, None, None
+    max_share = _dense_share(x, bfloat16)
+    code = sae.variant.select(sae, x - sae.b_dec, bfloat16=bfloat16, max_share=max_share, lap=lap)
+    return code, len(code.values) / max(1, (len(code.starts) - 1) * sae.config.n_latents)
 
 
 def _activate(sae: SAE, z: Tensor, latents: Tensor | slice, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, penalty, how many are active); the entries are [N] of `latents`, or a block of all."""
-    config = sae.config
-    share = batch.weight / batch.n_rows.float()
-    if config.variant != "jumprelu":
-        values = sae.activate(z, latents)
-        if config.variant == "gated":
-            values = values * (z > 0)
-        penalty = z.new_zeros(()) if config.variant in TOP_K else share * z.relu().float().sum()
-        return values, penalty, (values > 0).sum()
-    threshold = sae.threshold[latents]
-    values = _Jump.apply(z, threshold, config.bandwidth, True)
-    n_active = (values > 0).sum()
-    if config.penalty == "tanh":
-        return values, share * torch.tanh(TANH_SCALE * values).float().sum(), n_active
-    steps = _Jump.apply(z, threshold, config.bandwidth, False).float().sum()
-    return values, steps, n_active  # its factor needs the l0 of the whole batch
+    """(values, penalty, number of active entries) of entries [N] of `latents`, or of a block [b, F] of all."""
+    values, penalty = sae.variant.penalize(sae, z, latents, batch.weight / batch.n_rows.float())
+    return values, penalty, (values > 0).sum()
 
 
-def _quadratic_factor(batch: _Batch, n_active: Tensor) -> Tensor:
-    """d weight (l0 / target - 1)^2 / d number of active entries."""
-    assert batch.target_l0 is not None
+def _l0_slope(sae: SAE, batch: _Batch, n_active: Tensor) -> Tensor:
+    """The derivative of the penalty with respect to the number of active entries, from that of all processes."""
     n_active = all_sum(n_active.double().detach().clone())
-    return (2 * batch.weight * (batch.l0_ratio(n_active) - 1) / (batch.target_l0 * batch.n_rows)).float()
+    return sae.variant.l0_penalty(sae.config, batch.weight, n_active, batch.n_rows)[1]
 
 
 def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
@@ -218,13 +155,13 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
         parts = decode(values, sae.decoder, code)
     reconstruction, residual = nested_error(parts, sae.b_dec, x, batch.row_weight, max(1, len(config.nested)))
     lap("decode")
-    if config.variant == "gated":
-        parts = decode(z.relu(), sae.decoder, code, trained=False)
+    if (gate := sae.variant.gate_values(z)) is not None:
+        parts = decode(gate, sae.decoder, code, trained=False)
         penalty = penalty + nested_error(parts, sae.b_dec.detach(), x, batch.row_weight)[0]
-    if config.variant == "jumprelu" and config.penalty == "quadratic":
-        penalty = penalty * _quadratic_factor(batch, n_active)
+    if sae.variant.penalizes_l0(config):
+        penalty = penalty * _l0_slope(sae, batch, n_active)
     torch.autograd.backward(reconstruction + penalty)
-    fired = torch.zeros(config.size, dtype=torch.bool, device=x.device)
+    fired = torch.zeros(config.n_latents, dtype=torch.bool, device=x.device)
     fired[code.latents[values.detach() > 0]] = True
     return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual, fired)
 
@@ -232,32 +169,32 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
 def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts:
     """The same by plain autograd over blocks of rows, all latents of each. The top-k variants' choice is `code`."""
     config, total = sae.config, batch.x
-    factor = None
-    if config.variant == "jumprelu" and config.penalty == "quadratic":
-        factor = _quadratic_factor(batch, _count_dense(sae, batch, bfloat16=bfloat16))
+    slope = None
+    if sae.variant.penalizes_l0(config):
+        slope = _l0_slope(sae, batch, _count_dense(sae, batch, bfloat16=bfloat16))
     residuals, sums = torch.empty_like(total), []
-    fired = torch.zeros(config.size, dtype=torch.bool, device=total.device)
+    fired = torch.zeros(config.n_latents, dtype=torch.bool, device=total.device)
     for first in range(0, len(total), DENSE_ROWS):
         rows = slice(first, min(first + DENSE_ROWS, len(total)))
         part = batch.block(rows)
         with torch.autocast(total.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             z = F.linear(part.x - sae.b_dec, sae.encoder, sae.b_enc)
             values, penalty, n_active = _activate(sae, z, slice(None), part)
-            if config.variant in TOP_K:
+            if config.top_k:
                 values = values * _mask(code, rows, z)
                 n_active = (values > 0).sum()
-            edges = [0, *(config.nested or (config.size,))]
+            edges = [0, *(config.nested or (config.n_latents,))]
             decoding: Tensor = sae.b_dec
             reconstruction = z.new_zeros((), dtype=torch.float32)
             for low, high in pairwise(edges):
                 decoding = decoding + (values[:, low:high] @ sae.decoder[low:high]).float()
                 residual = part.x - decoding
                 reconstruction = reconstruction + (part.row_weight * residual.square().sum(1)).sum() / (len(edges) - 1)
-            if config.variant == "gated":
-                aside = part.x - ((z.relu() @ sae.decoder.detach()).float() + sae.b_dec.detach())
+            if (gate := sae.variant.gate_values(z)) is not None:
+                aside = part.x - ((gate @ sae.decoder.detach()).float() + sae.b_dec.detach())
                 penalty = penalty + (part.row_weight * aside.square().sum(1)).sum()
-        if factor is not None:
-            penalty = penalty * factor
+        if slope is not None:
+            penalty = penalty * slope
         torch.autograd.backward(reconstruction + penalty)
         residuals[rows] = residual.detach()
         fired |= (values.detach() > 0).any(0)
@@ -268,12 +205,12 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
 
 @torch.no_grad()
 def _count_dense(sae: SAE, batch: _Batch, *, bfloat16: bool) -> Tensor:
-    """Active entries of jumprelu."""
+    """The number of entries above the floor."""
     count = torch.zeros((), dtype=torch.int64, device=batch.x.device)
     for first in range(0, len(batch.x), DENSE_ROWS):
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             z = F.linear(batch.x[first : first + DENSE_ROWS] - sae.b_dec, sae.encoder, sae.b_enc)
-        count += (z > sae.threshold).sum()
+        count += (z > sae.variant.floor(sae)).sum()
     return count
 
 
@@ -289,7 +226,7 @@ def _mask(code: Code, rows: slice, z: Tensor) -> Tensor:
 # Revival of dead latents
 
 
-def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: TrainConfig) -> Tensor:
+def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: ResolvedTrainConfig) -> Tensor:
     """Gradients of AuxK or of ghost gradients, for the dead latents only; the loss of this process."""
     index = dead.nonzero().squeeze(1)
     encoder, b_enc, decoder = (p.detach()[index].requires_grad_() for p in (sae.encoder, sae.b_enc, sae.decoder))
@@ -298,7 +235,6 @@ def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: TrainC
     if config.ghost:
         loss = _add_ghost(x, residual, batch, encoder, b_enc, decoder, bfloat16=bfloat16)
     else:
-        assert config.aux is not None
         sums = all_sum(torch.cat([residual.double().sum(0), residual.double().square().sum()[None]]))
         variance = (sums[-1] - sums[:-1].square().sum() / batch.n_rows).clamp_min(1e-12)
         scale = config.aux / variance.float()

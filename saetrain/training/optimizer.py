@@ -37,8 +37,7 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
     optimizer.step()
     for row in _blocks(sae.decoder):
         row.div_(row.norm(dim=1, keepdim=True).clamp_min(1e-8))
-    if sae.config.variant == "jumprelu":
-        sae.threshold.clamp_min_(0.0)
+    sae.variant.after_update(sae)
     for grad in grads:
         grad.zero_()
 
@@ -52,7 +51,7 @@ def reset_latents(sae: SAE, optimizer: torch.optim.Adam, index: Tensor) -> None:
     """Forget Adam's moments of some latents, whose weights were replaced."""
     for parameter in sae.parameters():
         state = optimizer.state.get(parameter)
-        if state and len(parameter) == sae.config.size:
+        if state and len(parameter) == sae.config.n_latents:
             state["exp_avg"][index] = 0
             state["exp_avg_sq"][index] = 0
 

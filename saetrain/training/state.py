@@ -20,7 +20,7 @@ from torch import Tensor
 from actcache import HookPoint, NonFiniteError
 from actcache.artifacts import begin_artifact, remove_litter, seal_artifact, write_atomic
 from actcache.store import StoreGroup
-from saetrain.config import SAEConfig, TrainConfig
+from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
 from saetrain.distributed import copy_first, rank, wait_for_all
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
@@ -81,13 +81,13 @@ class Training:
         run: str | Path,
         store: StoreGroup,
         hook_point: HookPoint,
-        sae: SAEConfig,
-        config: TrainConfig,
+        sae: ResolvedSAEConfig,
+        config: ResolvedTrainConfig,
         device: torch.device,
         *,
         overwrite: bool = False,
     ) -> None:
-        """Begin the run, or find the one that the same settings began. `sae`, `config`: resolved."""
+        """Begin the run, or find the one that the same settings began."""
         self.store, self.hook_point, self.config, self.device = store, hook_point, config, device
         if rank():  # the first process makes it
             wait_for_all()
@@ -106,7 +106,7 @@ class Training:
         )
         if not rank():
             wait_for_all()
-        self.path, self.complete, self.step, self.weight = artifact.path, artifact.complete, 0, sae.weight
+        self.path, self.complete, self.step, self.weight = artifact.path, artifact.complete, 0, sae.l1
         self.run_id, self.trackers = artifact.id, list[Callable[[dict[str, Any]], None]]()
         if self.complete:
             self.step = config.n_steps
@@ -115,7 +115,9 @@ class Training:
             remove_litter(self.path)
         self.sae = _new_sae(store, hook_point, sae, config).to(device)
         self.optimizer = make_optimizer(self.sae)
-        self.silent = torch.zeros(sae.size, dtype=torch.int64, device=device)  # tokens since each latent last fired
+        self.silent = torch.zeros(
+            sae.n_latents, dtype=torch.int64, device=device
+        )  # tokens since each latent last fired
         if checkpoint := load_checkpoint(self.path):
             self._restore(checkpoint)
         if rank() == 0:
@@ -144,7 +146,7 @@ class Training:
             return
         if self.config.init == "data":
             init_from_rows(self.sae, self.sae.normalize(rows().to(self.device)), seed=self.config.seed)
-        if self.sae.config.variant in ("jumprelu", "gated"):
+        if self.sae.variant.has_thresholds:
             init_thresholds(self.sae, self.sae.normalize(rows().to(self.device)))
 
     def update(self, x: Tensor, laps: Laps) -> Loss:
@@ -162,13 +164,13 @@ class Training:
                 "Train into another run with a lower --lr."
             )
         learning_rate = config.learning_rate(self.step)
-        limit = (config.clip_norm or 0.0) / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
+        limit = config.clip_norm / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
         apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=limit)
         if config.aux:
             lower_thresholds(self.sae, self.dead)
         self.silent = torch.where(loss.fired, 0, self.silent + config.batch_size)
-        if self.sae.config.steered:
-            self.weight = steer(self.weight, float(loss.n_active / loss.n_rows), self.sae.config.target_l0 or 0)
+        if (target_l0 := self.sae.config.steering_target) is not None:
+            self.weight = steer(self.weight, float(loss.n_active / loss.n_rows), target_l0)
         self.step += 1
         if config.resample_every and self.step % config.resample_every == 0 and not self.done:
             replaced = resample(self.sae, x, self.dead, seed=config.seed, step=self.step)
@@ -190,7 +192,7 @@ class Training:
             "l0": float(loss.n_active / loss.n_rows),
             "dead": float(self.dead.float().mean()),
             "lr": self.config.learning_rate(self.step - 1),
-            **({"weight": self.weight} if self.sae.config.steered else {}),
+            **({"weight": self.weight} if self.sae.config.steering_target is not None else {}),
             **extra,
         }
         if rank() == 0:
@@ -240,7 +242,7 @@ def steer(weight: float, l0: float, target_l0: float) -> float:
     return weight * math.exp(STEER_RATE * min(1.0, max(-1.0, error)))
 
 
-def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: SAEConfig, config: TrainConfig) -> SAE:
+def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, config: ResolvedTrainConfig) -> SAE:
     """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
     model = SAE(sae, store.layout.d_model, seed=config.seed)
     statistics = store.statistics(hook_point, config.tokens)  # type: ignore[arg-type]

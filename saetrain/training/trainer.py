@@ -22,7 +22,7 @@ from torch import Tensor
 from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
 from actcache.models import choose_device, has_cpu_bfloat16
 from actcache.store import StoreGroup, Stores, select_images
-from saetrain.config import SAEConfig, TrainConfig
+from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
 from saetrain.data import ActivationLoader, split_images
 from saetrain.distributed import any_of_all, join_processes, rank, world_size
 from saetrain.run import Run, lock_runs
@@ -129,7 +129,7 @@ def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainCo
     return [name.replace("/", "_").replace(" ", "") for name in names]
 
 
-def _stream(config: TrainConfig) -> tuple[Any, ...]:
+def _stream(config: ResolvedTrainConfig) -> tuple[Any, ...]:
     """What two runs must share to be fed by one stream."""
     return (config.tokens, config.batch_size, config.pool_tokens, config.n_streams, config.seed, config.where)
 
@@ -149,7 +149,7 @@ def _begin(
     return Training(run, stores, hook_point, resolved, settings, device, overwrite=overwrite)
 
 
-def _split(stores: StoreGroup, config: TrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split(stores: StoreGroup, config: ResolvedTrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(training, held-out) images that could be read and that `where` leaves."""
     wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
     training, held_out = split_images([member.n_images for member in stores.stores])
@@ -161,7 +161,7 @@ def _split(stores: StoreGroup, config: TrainConfig) -> tuple[NDArray[np.int64], 
 
 
 def _make_loader(
-    stores: StoreGroup, hook_points: Sequence[HookPoint], config: TrainConfig, device: torch.device
+    stores: StoreGroup, hook_points: Sequence[HookPoint], config: ResolvedTrainConfig, device: torch.device
 ) -> ActivationLoader:
     return ActivationLoader(
         stores,
@@ -310,7 +310,7 @@ def _first_rows(stores: StoreGroup, training: Training) -> Callable[[], Tensor]:
         values = stores.read(training.hook_point, images=images, tokens=config.tokens)  # type: ignore[arg-type]
         rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
-        return rows[order[: max(training.sae.config.size, 4096)]]
+        return rows[order[: max(training.sae.config.n_latents, 4096)]]
 
     return read
 

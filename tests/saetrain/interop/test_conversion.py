@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> dict[
 
 def dense(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     rows, latents, values = sae.encode(x)
-    codes = torch.zeros(len(x), sae.config.size).index_put_((rows, latents), values)
+    codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
     return codes, sae.decode(rows, latents, values, len(x))
 
 

@@ -41,7 +41,7 @@ def rows_of(planted_store: Path) -> Tensor:
 def dense(run: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     sae = Run.open(run).sae()
     rows, latents, values = sae.encode(x)
-    codes = torch.zeros(len(x), sae.config.size).index_put_((rows, latents), values)
+    codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
     return codes, sae.decode(rows, latents, values, len(x))
 
 

@@ -1,6 +1,9 @@
 """The network, its sparse step, its losses and its quality against plain formulas."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ import torch
 
 from actcache import ActivationStore, CorruptError, HookPoint, SettingsError
 from saetrain import SAE, SAEConfig, TrainConfig, evaluate
+from saetrain.config import VARIANTS
+from saetrain.model import variants
+from saetrain.model.variants import find_variant
+from saetrain.model.variants.variant import Variant
 
 
 def random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> SAE:
@@ -115,9 +122,9 @@ def test_predicting_the_mean_explains_nothing(planted_store: Path) -> None:
     assert quality["silent"] == 1
 
 
-def test_configs_derive_and_refuse() -> None:
+def test_configs_derive_what_is_left_open() -> None:
     sae = SAEConfig().resolve(768)
-    assert (sae.size, sae.normalize) == (12_288, "center")
+    assert (sae.n_latents, sae.normalize) == (12_288, "center")
     assert SAEConfig(variant="relu").resolve(768).normalize == "none"
     config = TrainConfig(n_steps=1000).resolve(SAEConfig(n_latents=2**14).resolve(8), "float32")
     assert (config.lr, config.warmup_steps, config.precision) == (2e-4, 100, "float32")
@@ -130,24 +137,58 @@ def test_configs_derive_and_refuse() -> None:
     assert max(rates) == 2e-4
     assert rates[0] == pytest.approx(2e-6)
     assert 0 < rates[-1] < 2e-6
-    for wrong in (
-        SAEConfig(variant="crosscoder"), SAEConfig(k=0), SAEConfig(prefixes=(0.5, 1, 1.1), n_latents=8, k=2),
+
+
+def test_every_variant_has_its_module_and_its_line() -> None:
+    modules = {file.stem for file in Path(variants.__file__).parent.glob("*.py")} - {"__init__", "variant"}
+    assert modules == set(VARIANTS)
+    assert all(isinstance(find_variant(name), Variant) for name in VARIANTS)
+
+
+def test_numpy_numbers_become_plain_ones() -> None:
+    config = SAEConfig(n_latents=np.int64(64), k=np.int32(4), l1=np.float32(0.5)).resolve(8)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(config)))["n_latents"] == 64
+    assert [type(value) for value in (config.n_latents, config.k, config.l1)] == [int, int, float]
+    assert type(TrainConfig(seed=np.int64(3)).seed) is int  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"variant": "crosscoder"}, {"n_latents": 0}, {"normalize": "z"}, {"l1": -1.0},
+        {"variant": "jumprelu", "bandwidth": 0}, {"variant": "jumprelu", "penalty": "l2"},
+    ],
+)  # fmt: skip
+def test_an_impossible_sae_is_refused_at_construction(fields: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="--"):
+        SAEConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SAEConfig(k=0), SAEConfig(n_latents=8, k=9), SAEConfig(prefixes=(0.5, 1, 1.1), n_latents=8, k=2),
         SAEConfig(prefixes=(0.5, 0.51, 1), n_latents=8, k=2), SAEConfig("relu", 8, prefixes=(0.5, 1)),
         SAEConfig("gated", 8, 2, target_l0=9), SAEConfig("relu", 8, target_l0=0),
-        SAEConfig("jumprelu", 8, 2, bandwidth=0),
-        SAEConfig("jumprelu", 8, 2, penalty="l2"), SAEConfig(n_latents=8, k=9), SAEConfig(n_latents=0),
-        SAEConfig(normalize="z"), SAEConfig(l1=-1.0),
-    ):  # fmt: skip
-        with pytest.raises(SettingsError, match="--"):
-            wrong.resolve(8)
-    for bad in (
-        TrainConfig(n_steps=0),
-        TrainConfig(batch_size=0),
-        TrainConfig(precision="int8"),
-        TrainConfig(decay_fraction=2),
-        TrainConfig(init="zeros"),
-        TrainConfig(ghost=True),  # of topk
-        TrainConfig(aux=-1),
-    ):
-        with pytest.raises(SettingsError):
-            bad.resolve(sae, "float32")
+    ],
+)  # fmt: skip
+def test_an_sae_that_does_not_fit_its_number_of_latents_is_refused(config: SAEConfig) -> None:
+    with pytest.raises(SettingsError, match="--"):
+        config.resolve(8)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_steps": 0}, {"batch_size": 0}, {"precision": "int8"}, {"decay_fraction": 2}, {"init": "zeros"},
+        {"aux": -1}, {"lr": 0.0}, {"ghost": True, "aux": 0.1},
+    ],
+)  # fmt: skip
+def test_an_impossible_training_is_refused_at_construction(fields: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="--"):
+        TrainConfig(**fields)
+
+
+def test_ghost_gradients_are_refused_for_a_variant_without_them() -> None:
+    with pytest.raises(SettingsError, match="--ghost works with relu only"):
+        TrainConfig(ghost=True).resolve(SAEConfig("topk", 64).resolve(8), "float32")

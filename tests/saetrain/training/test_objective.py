@@ -16,7 +16,6 @@ from saetrain.training.state import steer
 MakeSAE = Callable[..., SAE]
 F, K, D = 40, 4, 12
 NONE_DEAD = torch.zeros(F, dtype=torch.bool)
-TRAIN = TrainConfig(precision="float32", aux=1 / 32, ghost=False)
 VARIANTS = {
     "topk": SAEConfig("topk", F, K),
     "topk nested": SAEConfig("topk", F, K, prefixes=(5 / F, 20 / F, 1)),
@@ -28,6 +27,7 @@ VARIANTS = {
     "jumprelu tanh": SAEConfig("jumprelu", F, K, penalty="tanh", l1=0.01, bandwidth=0.5),
     "gated": SAEConfig("gated", F, K, l1=0.02),
 }
+TRAIN = TrainConfig(aux=1 / 32, ghost=False).resolve(VARIANTS["topk"].resolve(D), "float32")
 
 
 @pytest.fixture(params=["sparse", "dense"])
@@ -102,20 +102,20 @@ def reference(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values = z.relu() * (z >= z.flatten().topk(K * len(x)).values[-1])
     elif config.variant == "relu":
         values = z.relu()
-        penalty = config.weight * values.sum(1).mean()
+        penalty = config.l1 * values.sum(1).mean()
         share = 1 / (x.norm(dim=1, keepdim=True) * x.numel())
     elif config.variant == "jumprelu":
         values = Jump.apply(z, sae.threshold, config.bandwidth)
         if config.penalty == "tanh":
-            penalty = config.weight * torch.tanh(4 * values).sum(1).mean()
+            penalty = config.l1 * torch.tanh(4 * values).sum(1).mean()
         else:
             l0 = Step.apply(z, sae.threshold, config.bandwidth).sum(1).mean()
-            penalty = config.weight * (l0 / config.target_l0 - 1) ** 2
+            penalty = config.l1 * (l0 / config.target_l0 - 1) ** 2
     else:
         magnitude = (x - sae.b_dec) @ (sae.encoder * sae.log_scale.exp()[:, None]).T + sae.b_mag
         values = (z > 0) * magnitude.relu()
         aside = x - z.relu() @ sae.decoder.detach() - sae.b_dec.detach()
-        penalty = config.weight * z.relu().sum(1).mean() + share * aside.square().sum()
+        penalty = config.l1 * z.relu().sum(1).mean() + share * aside.square().sum()
     prefixes = config.nested or (F,)
     errors = [(share * (x - values[:, :n] @ sae.decoder[:n] - sae.b_dec).square()).sum() for n in prefixes]
     residual = x - values @ sae.decoder - sae.b_dec
