@@ -439,13 +439,15 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every latent's statistics, class counts and top images, by dask: on threads, or in processes."""
+    from analysis import AnalyzeConfig
     from analysis import analyze as run_analyze
+
+    config = AnalyzeConfig(n_top=n_top, score=score, tau=tau, n_gallery=n_gallery)
 
     with progress("analyze", "tasks") as report:
         opened = run_analyze(
-            codes, concepts, n_top=n_top, score=score, tau=tau, n_gallery=n_gallery, images=images, store=store,
-            run=run, embeddings=embeddings, device=device, n_workers=n_workers, scheduler=scheduler,
-            overwrite=overwrite, on_progress=report,
+            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=report,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]

@@ -1,6 +1,6 @@
-from .classifier import embed_images
+from .classifier import embed_stored_images
 from .comparison import compare, compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
-from .concepts import ConceptTable, analyze
+from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
 from .heat_maps import heat_maps, latent_masks
 from .interventions import Judge, delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
@@ -45,6 +45,7 @@ from .rules import learn_rules
 from .tour import Quickstart, quickstart
 
 __all__ = [
+    "AnalyzeConfig",
     "CoFiring",
     "ConceptTable",
     "Inspection",
@@ -66,7 +67,7 @@ __all__ = [
     "compare_counts",
     "delete_latents",
     "draw_sheet",
-    "embed_images",
+    "embed_stored_images",
     "evaluate_fidelity",
     "find_image",
     "find_images",
