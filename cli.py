@@ -439,13 +439,15 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every latent's statistics, class counts and top images, by dask: on threads, or in processes."""
+    from analysis import AnalyzeConfig
     from analysis import analyze as run_analyze
+
+    config = AnalyzeConfig(n_top=n_top, score=score, tau=tau, n_gallery=n_gallery)
 
     with progress("analyze", "tasks") as report:
         opened = run_analyze(
-            codes, concepts, n_top=n_top, score=score, tau=tau, n_gallery=n_gallery, images=images, store=store,
-            run=run, embeddings=embeddings, device=device, n_workers=n_workers, scheduler=scheduler,
-            overwrite=overwrite, on_progress=report,
+            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=report,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
@@ -479,98 +481,44 @@ def query(
     scheduler: Scheduler = None,
 ) -> None:
     """Ask codes: images of a latent, latents of images, groups, conditions; --where alone: latents of a selection."""
-    from analysis import add_names, find_image, find_images, open_scheduler, parse_latents
+    from analysis import Question, add_names, answer_question, find_image, find_images, open_scheduler
     from saetrain import CodeStore
 
-    asked = {
-        "latent": latent, "show": show, "sample": sample, "seed": seed, "image": image or None, "at": at,
-        "class": label, "group": group, "versus": versus, "fires": fires, "silent": silent, "where": where,
-        "score": score, "tau": tau,
-    }  # fmt: skip
-    asked = {name: value for name, value in asked.items() if value is not None}
-    subject = check_question(asked)
-    if subject == "sample" and sheet is not None:
+    with usage_errors():
+        question = Question(
+            latent=latent, show=show, sample=sample, seed=seed, image=tuple(image), at=at, class_=label, group=group,
+            versus=versus, fires=fires, silent=silent, where=where, score=score, tau=tau, n_top=n_top,
+        )  # fmt: skip
+    if sample is not None and sheet is not None:
         raise typer.BadParameter("--sheet does not go with --sample")
     opened = CodeStore.open(codes)
     if store is not None:
         find_images(opened, store=store)
     with open_scheduler(n_workers, scheduler):
-        table = answer(opened, subject, asked, n_top)
+        table = answer_question(opened, question)
     if names is not None:
         table = add_names(table, opened, names)
     drawn = {}
     if sheet is not None:
         from analysis import draw_sheet  # PIL
 
-        latents = [latent] if latent is not None and show != "co-firing" else parse_latents(fires, "--fires")
-        positions = [find_image(opened, one) for one in image]
-        draw_sheet(opened, table, sheet, latents=latents, images=positions, where=where, folder=images, store=store)
-        drawn["sheet"] = str(sheet)
-    emit_answer(opened, table, out, n_shown=20 if subject == "sample" else None, **drawn)
-
-
-QUESTIONS = {
-    "latent": {"show", "where", "score"}, "sample": {"show", "seed"}, "image": {"at"}, "class": {"where", "tau"},
-    "group": {"versus", "where", "score"}, "fires": {"silent", "where"}, "silent": {"where"}, "where": {"tau"},
-}  # fmt: skip
-"""What can be asked about, and the flags each question understands; the first that is given is the question."""
-
-SHOW = {"images": {"where", "score"}, "patches": {"where"}, "counter-examples": {"where"}, "co-firing": set()}
-"""The same for what --show can say of a latent."""
-
-
-def check_question(asked: dict[str, Any]) -> str:
-    """What is asked about. Exit 2 where it is nothing, or where a flag does not go with it."""
-    subject = next((name for name in QUESTIONS if name in asked), None)
-    if subject is None:
-        raise typer.BadParameter(
-            "ask one thing: --latent, --sample, --image, --class, --group, --fires, --silent or --where"
+        shown = [find_image(opened, uri) for uri in image]
+        draw_sheet(
+            opened, table, sheet, latents=question.latents, images=shown, where=where, folder=images, store=store
         )
-    if asked.get("show", "images") not in SHOW:
-        raise typer.BadParameter(f"--show must be one of {', '.join(SHOW)}")
-    if subject == "sample" and asked.get("show", "co-firing") != "co-firing":
-        raise typer.BadParameter("--sample shows co-firing")
-    known = SHOW[asked["show"]] | {"show"} if subject == "latent" and "show" in asked else QUESTIONS[subject]
-    wrong = sorted(asked.keys() - {subject} - known)
-    if wrong:
-        raise typer.BadParameter(f"--{wrong[0]} does not go with --{subject} {asked.get('show', '')}".rstrip())
-    if len(asked.get("image", [])) > (1 if "at" in asked else 2):
-        raise typer.BadParameter("--image may be given twice, with --at once")
-    return subject
+        drawn["sheet"] = str(sheet)
+    emit_answer(opened, table, out, n_shown=20 if question.subject == "sample" else None, **drawn)
 
 
-def answer(codes: Any, subject: str, asked: dict[str, Any], n_top: int) -> Any:
-    """The table that answers a question."""
-    import analysis
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns flags that do not go together into a usage error, with exit code 2."""
+    from actcache import SettingsError
 
-    given: dict[str, Any] = {name: asked[name] for name in ("where", "score", "tau") if name in asked}
-    given["n_top"] = n_top
-    match subject:
-        case "latent":
-            ask = {
-                "images": analysis.query_latent, "patches": analysis.query_patches,
-                "counter-examples": analysis.query_counter_examples, "co-firing": analysis.query_co_firing,
-            }[asked.get("show", "images")]  # fmt: skip
-            return ask(codes, asked["latent"], **given)
-        case "sample":
-            order = [("jaccard", "descending"), ("n_tokens", "descending"), ("latent", "ascending")]
-            return analysis.sample_partners(
-                codes, n_tokens=asked["sample"], seed=asked.get("seed", 0), n_partners=n_top
-            ).sort_by(order)
-        case "image" if len(asked["image"]) == 2:
-            return analysis.query_images(codes, *asked["image"], **given)
-        case "image":
-            at = analysis.parse_at(asked["at"]) if "at" in asked else None
-            return analysis.query_image(codes, asked["image"][0], at=at, **given)
-        case "class":
-            return analysis.query_class(codes, asked["class"], **given)
-        case "group":
-            return analysis.query_groups(codes, asked["group"], asked.get("versus"), **given)
-        case "fires" | "silent":
-            lists = [analysis.parse_latents(asked.get(name), f"--{name}") for name in ("fires", "silent")]
-            return analysis.query_firing(codes, *lists, **given)
-        case _:
-            return analysis.query_selection(codes, given.pop("where"), **given)
+    try:
+        yield
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command(epilog="Example: patchsae evaluate runs/l10 val.acts fidelity.json --templates openai")

@@ -1,6 +1,6 @@
-from .classifier import embed_images
+from .classifier import embed_stored_images
 from .comparison import compare, compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
-from .concepts import ConceptTable, analyze
+from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
 from .heat_maps import heat_maps, latent_masks
 from .interventions import Judge, delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
@@ -18,13 +18,13 @@ from .localization import (
 from .naming import add_names, name_latents, read_name_table, read_names, read_own_names, set_name
 from .query import (
     CoFiring,
+    Question,
+    answer_question,
     choose_images,
     co_fire,
     draw_sheet,
     find_image,
     open_entries,
-    parse_at,
-    parse_latents,
     query_class,
     query_co_firing,
     query_counter_examples,
@@ -45,6 +45,7 @@ from .rules import learn_rules
 from .tour import Quickstart, quickstart
 
 __all__ = [
+    "AnalyzeConfig",
     "CoFiring",
     "ConceptTable",
     "Inspection",
@@ -53,18 +54,20 @@ __all__ = [
     "Localization",
     "Matching",
     "PixelMasks",
+    "Question",
     "Quickstart",
     "Recovered",
     "Statistic",
     "add_names",
     "analyze",
+    "answer_question",
     "choose_images",
     "co_fire",
     "compare",
     "compare_counts",
     "delete_latents",
     "draw_sheet",
-    "embed_images",
+    "embed_stored_images",
     "evaluate_fidelity",
     "find_image",
     "find_images",
@@ -83,8 +86,6 @@ __all__ = [
     "name_latents",
     "open_entries",
     "open_scheduler",
-    "parse_at",
-    "parse_latents",
     "query_class",
     "query_co_firing",
     "query_counter_examples",

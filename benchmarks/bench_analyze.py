@@ -25,7 +25,8 @@ import json, resource, sys, time
 import analysis
 if __name__ == "__main__":
     started = time.perf_counter()
-    analysis.analyze(sys.argv[1], sys.argv[2], n_gallery=0, overwrite=True, n_workers=int(sys.argv[3]) or None)
+    config = analysis.AnalyzeConfig(n_gallery=0)
+    analysis.analyze(sys.argv[1], sys.argv[2], config=config, overwrite=True, n_workers=int(sys.argv[3]) or None)
     seconds = time.perf_counter() - started
     peaks = [resource.getrusage(who).ru_maxrss * 1024 / 1e9 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps([seconds, *peaks]))

@@ -25,14 +25,14 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        ([], "ask one thing"),
+        ([], "Ask one thing: --latent"),
         (["--latent", "1", "--at", "1,2"], "--at does not go with --latent"),
         (
             ["--latent", "1", "--show", "co-firing", "--where", "label > 0"],
-            "--where does not go with --latent co-firing",
+            "--where does not go with --latent --show co-firing",
         ),
         (["--latent", "1", "--show", "neighbors"], "--show must be one of"),
-        (["--image", "1", "--image", "2", "--at", "1,2"], "with --at once"),
+        (["--image", "1", "--image", "2", "--at", "1,2"], "once with --at"),
         (["--latent", "1", "--n-top", "0"], "or equal to 1"),
     ],
 )

@@ -1,4 +1,4 @@
-from .embeddings import BLOCK_LATENTS, embed_directions, embed_images
+from .embeddings import BLOCK_LATENTS, embed_directions, embed_stored_images
 from .outcomes import Outcome, Outcomes
 from .splicing import Spliced, choose_tokens, splice
 from .zero_shot import (
@@ -25,7 +25,7 @@ __all__ = [
     "choose_images",
     "choose_tokens",
     "embed_directions",
-    "embed_images",
+    "embed_stored_images",
     "open_zero_shot",
     "predict_classes",
     "splice",

@@ -21,7 +21,7 @@ from saetrain import SAE
 
 
 @torch.no_grad()
-def embed_images(
+def embed_stored_images(
     store: Stores | StoreGroup,
     images: NDArray[np.int64],
     *,

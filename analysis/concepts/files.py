@@ -1,6 +1,6 @@
 """The files of a ConceptTable: what the reductions found, as tables (a row a latent) and arrays (a row a latent).
 
-`describe_range` makes the rows of a range of latents where they were counted; `write_found` puts ranges one behind the
+`describe_range` makes the rows of a range of latents where they were counted; `write_rows` puts ranges one behind the
 other. Tables are Parquet; arrays are plain .npy, so that one latent is read by a memory map.
 """
 
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ N_SHOWN = 8
 """Images a latent in the gallery."""
 
 
-class RangeFound(NamedTuple):
+class LatentRows(NamedTuple):
     """What is kept of a range of latents, which are numbered from 0 in none of it: rows, and counts of entries."""
 
     concepts: pa.Table
@@ -48,39 +48,40 @@ class CountRows(NamedTuple):
     n_images: NDArray[np.unsignedinteger[Any]]
 
 
-def describe_range(codes: CodeStore, latents: range, found: dict[str, Any]) -> RangeFound:
-    """The rows of a range, from the statistics `totals`, `top`, `top_patches`, `classes` and `entries`."""
+class LatentStatistics(TypedDict):
+    """The statistics of a range of latents, finished."""
+
+    totals: Totals
+    top: TopImages
+    top_patches: TopImages
+    classes: ClassCounts
+    entries: EntryCounts
+
+
+def describe_range(codes: CodeStore, latents: range, statistics: LatentStatistics) -> LatentRows:
+    """Turn the statistics of a range into rows; a task calls this, so that only rows leave it."""
     labels = np.asarray(codes.images["label"])
-    patches: TopImages = found["top_patches"]
+    top, patches = statistics["top"], statistics["top_patches"]
     row, column = np.divmod(patches.peak_patch - 1, codes.grid[1])
     place = {"rank": patches.rank(), "image": patches.image, "row": row, "column": column, "value": patches.score}
-    top: TopImages = found["top"]
-    return RangeFound(
-        concepts=_describe_latents(latents, labels, **found),
+    return LatentRows(
+        concepts=_describe_latents(latents, labels, statistics),
         top_images=pa.table({"latent": _number(top, latents), "rank": top.rank(), **_columns(top)}),
         top_patches=pa.table({"latent": _number(patches, latents), **place}),
-        class_counts=_list_counts(found["classes"]),
-        entries=found["entries"],
+        class_counts=_list_counts(statistics["classes"]),
+        entries=statistics["entries"],
     )
 
 
-def _describe_latents(
-    latents: range,
-    labels: NDArray[np.int32],
-    *,
-    totals: Totals,
-    top: TopImages,
-    top_patches: TopImages,
-    classes: ClassCounts,
-    entries: EntryCounts,
-) -> pa.Table:
-    """One row a latent; the columns are described in docs/statistics.md."""
+def _describe_latents(latents: range, labels: NDArray[np.int32], statistics: LatentStatistics) -> pa.Table:
+    """One row for each latent; the columns are described in docs/statistics.md."""
+    totals = statistics["totals"]
     fired = totals.fired_tokens
     n_images = max(totals.n_images, 1)
     per_image = totals.n_tokens / n_images
     present = present_labels(labels)
-    entropy, deviation = label_spread(_sum_labels(top, labels, present, len(latents)), present)
-    entropy_all, deviation_all = label_spread(classes.total, present)
+    entropy, deviation = label_spread(_sum_labels(statistics["top"], labels, present, len(latents)), present)
+    entropy_all, deviation_all = label_spread(statistics["classes"].total, present)
     table = {
         "latent": np.arange(latents.start, latents.stop),
         "n_tokens": fired,
@@ -101,7 +102,7 @@ def _describe_latents(
         "patch_mean_activation": (totals.total - totals.total_cls) / np.maximum(fired - totals.fired_cls, 1),
         "patch_max_activation": totals.maximum_patch,
     }
-    shares = quantiles(to_histogram(entries), QUANTILES)
+    shares = quantiles(to_histogram(statistics["entries"]), QUANTILES)
     table |= {f"q{round(100 * share)}_activation": shares[:, i] for i, share in enumerate(QUANTILES)}
     return pa.table(table)
 
@@ -150,7 +151,7 @@ def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
     )
 
 
-def write_found(path: Path, codes: CodeStore, parts: Sequence[RangeFound], table: pa.Table) -> None:
+def write_rows(path: Path, codes: CodeStore, parts: Sequence[LatentRows], table: pa.Table) -> None:
     """All tables and arrays of the latents: `table` is concepts.parquet, the others come from the ranges."""
     write_table(path / "concepts.parquet", table)
     write_tables(path / "top_images.parquet", [part.top_images for part in parts])

@@ -26,7 +26,7 @@ from actcache import SettingsError
 from actcache.artifacts import check_parent, digest
 from actcache.models import TextTower, read_templates
 from actcache.prompts import open_towers
-from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_images
+from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_stored_images
 from analysis.concepts import ConceptTable
 from analysis.lineage import open_parents
 from analysis.naming.files import METHODS, write_name_table
@@ -94,7 +94,7 @@ def name_latents(
         else:
             top = top_lists(concepts, latents)
             shown = np.unique(top[top >= 0])
-            embedded = embed_images(
+            embedded = embed_stored_images(
                 stores, shown, vision=towers.vision, files=images, batch_size=batch_size, on_progress=on_progress
             )
             vectors, scores = score_images(embedded, np.where(top >= 0, np.searchsorted(shown, top), -1))

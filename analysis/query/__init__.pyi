@@ -1,3 +1,4 @@
+from .answer import answer_question, write_answer
 from .classes import query_class, query_firing, query_selection
 from .cofiring import CoFiring, co_fire, query_co_firing, sample_partners
 from .contact_sheet import draw_sheet
@@ -5,18 +6,18 @@ from .entries import open_entries, read_entries
 from .groups import query_groups
 from .images import find_image, query_image, query_images
 from .latents import query_counter_examples, query_latent, query_patches
-from .question import parse_at, parse_latents, write_answer
+from .question import Question
 from .where import choose_images
 
 __all__ = [
     "CoFiring",
+    "Question",
+    "answer_question",
     "choose_images",
     "co_fire",
     "draw_sheet",
     "find_image",
     "open_entries",
-    "parse_at",
-    "parse_latents",
     "query_class",
     "query_co_firing",
     "query_counter_examples",

@@ -1,53 +1,88 @@
-"""Around a question: text into what the functions take, a table into a file."""
+"""Question: what `query` asks of codes, with a field for each of its flags. Importing it loads no heavy library."""
 
-import io
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+from dataclasses import dataclass, fields
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
-from analysis.query.images import At
+from actcache.options import option
+
+ALLOWED = {
+    "latent": {"show", "where", "score"}, "sample": {"show", "seed"}, "image": {"at"}, "class_": {"where", "tau"},
+    "group": {"versus", "where", "score"}, "fires": {"silent", "where"}, "silent": {"where"}, "where": {"tau"},
+}  # fmt: skip
+"""The subjects a question can have, and the fields that go with each. The first field that is given is the subject."""
+
+SHOW = {"images": {"where", "score"}, "patches": {"where"}, "counter-examples": {"where"}, "co-firing": set[str]()}
+"""What --show can be for a latent, and the fields that go with it."""
 
 
-def parse_at(text: str) -> At:
-    """`3,4` or `0:3,2:5` as `query_image` takes it; a range ends before its second number. Raises SettingsError."""
-    try:
-        row, column = (_parse_axis(part) for part in text.split(","))
-    except ValueError as error:
-        raise SettingsError(f"--at must be ROW,COLUMN or ROW:ROW,COLUMN:COLUMN, got {text!r}.") from error
-    return row, column
+@dataclass(frozen=True)
+class Question:
+    """One question about codes. A field that is None (or empty) was not given, and the usual value applies.
+
+    Raises SettingsError where nothing is asked, or where a field does not go with the subject.
+    """
+
+    latent: int | None = option(None, "Show the images on which this latent fires most.")
+    show: str | None = option(None, f"With --latent, what to show: {', '.join(SHOW)}. The default is images.")
+    sample: int | None = option(None, "Show which latents fire together, over this many random tokens.")
+    seed: int | None = option(None, "Random seed for that sample. The default is 0.")
+    image: tuple[str, ...] = option((), "Show the latents of an image (position or uri); give two to compare them.")
+    at: str | None = option(None, "With --image, a patch or a region of it: ROW,COLUMN or 0:3,2:5.")
+    class_: str | None = option(None, "Show the strongest latents of this class.")
+    group: str | None = option(None, "Show the latents that separate these images from others, written as for --where.")
+    versus: str | None = option(None, "With --group, the images to compare with. The default is all others.")
+    fires: str | None = option(None, "Show the images on which all of these latents fire, for example 12,57.")
+    silent: str | None = option(None, "Show the images on which none of these latents fires, for example 3.")
+    where: str | None = option(None, "Only these images, by columns of images.parquet: \"split == 'test'\".")
+    score: str | None = option(None, "What orders images: mean over tokens (the default), or max.")
+    tau: float | None = option(None, "A token counts when its activation is above this. The default is 0.2.")
+    n_top: int = option(10, "Number of rows in the answer.")
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(self) if field.name != "n_top" and self.gives(field.name)]
+        if not any(name in ALLOWED for name in given):
+            *others, last = map(flag, ALLOWED)
+            raise SettingsError(f"There is nothing to look for. Ask one thing: {', '.join(others)} or {last}.")
+        if self.show is not None and self.show not in SHOW:
+            raise SettingsError(f"--show must be one of {', '.join(SHOW)}, got {self.show!r}.")
+        if self.subject == "sample" and self.show not in (None, "co-firing"):
+            raise SettingsError(f"--sample can only show co-firing, got --show {self.show}.")
+        shown = self.show if self.subject == "latent" else None
+        allowed = SHOW[shown] | {"show"} if shown else ALLOWED[self.subject]
+        for name in given:
+            if name not in {self.subject, *allowed}:
+                subject = flag(self.subject) + (f" --show {shown}" if shown else "")
+                raise SettingsError(f"{flag(name)} does not go with {subject}. Leave one of them out.")
+        if len(self.image) > (1 if self.at else 2):
+            raise SettingsError(f"--image may be given twice, or once with --at, got {len(self.image)} images.")
+        for name in ("sample", "n_top"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f"{flag(name)} must be at least 1, got {value}.")
+
+    def gives(self, name: str) -> bool:
+        return getattr(self, name) not in (None, ())
+
+    @property
+    def subject(self) -> str:
+        """The field that says what is asked about; the other fields qualify it."""
+        return next(name for name in ALLOWED if self.gives(name))
+
+    @property
+    def latents(self) -> list[int]:
+        """The latents whose images are shown. Raises SettingsError for --fires that cannot be read."""
+        if self.show == "co-firing" or self.latent is None:
+            return parse_latents(self.fires, "--fires")
+        return [self.latent]
 
 
-def _parse_axis(text: str) -> int | slice:
-    start, colon, stop = text.partition(":")
-    if not colon:
-        return int(text)
-    return slice(int(start) if start.strip() else None, int(stop) if stop.strip() else None)
+def flag(name: str) -> str:
+    """class_ -> --class."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def parse_latents(text: str | None, flag: str) -> list[int]:
-    """`12,57` as numbers. Raises SettingsError."""
+    """`12,57` as numbers; nothing for None. Raises SettingsError."""
     try:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError as error:
-        raise SettingsError(f"{flag} must be latents such as 12,57, got {text!r}.") from error
-
-
-def write_answer(table: pa.Table, out: str | Path) -> Path:
-    """Write a table as .csv or .parquet and return its path. An existing file is replaced.
-
-    Raises SettingsError for another suffix.
-    """
-    out = Path(out)
-    sink = io.BytesIO()
-    if out.suffix.lower() == ".csv":
-        pyarrow.csv.write_csv(table, sink)
-    elif out.suffix.lower() == ".parquet":
-        pq.write_table(table, sink)
-    else:
-        raise SettingsError(f"--out must end in .csv or .parquet, got {out.name!r}.")
-    write_atomic(out, sink.getvalue(), parents=True)
-    return out
+        raise SettingsError(f"{flag} must be a list of latents such as 12,57, got {text!r}.") from error

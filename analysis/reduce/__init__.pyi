@@ -1,6 +1,5 @@
+from .constants import SCORES, TAU
 from .pairs import (
-    SCORES,
-    TAU,
     UNIT,
     Pairs,
     Piece,

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from saetrain import CodeStore, LatentCodes, ShardCodes
 
-SCORES = ("mean", "max")
-
 BLOCK_ENTRIES = 1 << 16
 
 UNIT = 2.0**-24
@@ -187,7 +185,3 @@ def image_scores(pairs: Pairs, codes: CodeStore, score: str) -> NDArray[np.float
 def tokens_per_image(codes: CodeStore) -> int:
     """Tokens of an image that were encoded."""
     return {"all": codes.n_tokens, "patch": codes.n_tokens - 1, "cls": 1}[codes.tokens]
-
-
-TAU = 0.2
-"""PatchSAE's threshold of a patch activation (equation 4)."""

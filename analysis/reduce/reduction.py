@@ -12,7 +12,7 @@ depend on the cut into shards or ranges either, sums of values up to their last 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 import numpy as np
@@ -20,6 +20,8 @@ import numpy as np
 from analysis.reduce.pairs import Piece
 from analysis.reduce.tasks import OnProgress, compute, map_shards, open_codes
 from saetrain import CodeStore, LatentCodes
+
+R = TypeVar("R")
 
 FAN_IN = 4
 """Of 1,250 shards 15 partial results may wait at once; with 8 they would be 24, with 2 twice as many are read."""
@@ -52,11 +54,11 @@ def reduce_latents(
     codes: CodeStore,
     ranges: Sequence[range],
     statistics: Mapping[str, Statistic],
-    finish: Callable[[CodeStore, range, dict[str, Any]], Any],
+    finish: Callable[[CodeStore, range, Any], R],
     *,
     tau: float = 0.0,
     on_progress: OnProgress | None = None,
-) -> list[Any]:
+) -> list[R]:
     """Compute several statistics in one pass, a range of latents at a time: each entry is read once.
 
     Runs on dask's threads, or on the workers of `open_scheduler`.
@@ -73,8 +75,8 @@ def reduce_latents(
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish), pure=False, traverse=False)
     parts = [task(str(codes.path.absolute()), codes.codes_id, latents, shared, tau) for latents in ranges]
-    found: list[Any] = compute(dask.delayed(list, pure=False)(parts), parts=parts, on_progress=on_progress)
-    return found
+    rows: list[R] = compute(dask.delayed(list, pure=False)(parts), parts=parts, on_progress=on_progress)
+    return rows
 
 
 def cut_latents(codes: CodeStore, n_entries: int, *, at_most: int | None = None) -> list[range]:

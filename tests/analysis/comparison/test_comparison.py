@@ -16,7 +16,7 @@ from actcache.prompts import open_prompts, open_towers, prompt_vision
 from actcache.prompts.towers import embed_images, prompt_text
 from actcache.sources import decode_image
 from actcache.store import read_extra
-from analysis import analyze, compare, write_adaptation_page
+from analysis import AnalyzeConfig, analyze, compare, write_adaptation_page
 from analysis.interventions.latent_choice import split_halves
 from saetrain import SAEConfig, TrainConfig, encode, held_out_images, train
 
@@ -41,7 +41,7 @@ def make_concepts(
         if not (folder / f"{name}.concepts").exists():
             extract(images, folder / f"{name}.acts", **tiny_model, **options)
             encode(middle_run, folder / f"{name}.acts", folder / f"{name}.codes")
-            analyze(folder / f"{name}.codes", folder / f"{name}.concepts", n_gallery=4)
+            analyze(folder / f"{name}.codes", folder / f"{name}.concepts", config=AnalyzeConfig(n_gallery=4))
         return folder / f"{name}.concepts"
 
     return make

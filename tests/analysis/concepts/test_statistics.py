@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from analysis import analyze
+from analysis import AnalyzeConfig, analyze
 from analysis.concepts.statistics import TopImages, _merge_top, label_spread
 from analysis.reduce.pairs import find_pairs
 from saetrain import CodeStore, LatentCodes, ShardCodes
@@ -28,7 +28,7 @@ def test_the_table_equals_a_dense_computation(tmp_path: Path, tiny_codes: Path) 
     codes = CodeStore.open(tiny_codes)
     assert codes.n_shards == 5
     h = dense_codes(codes)
-    table = analyze(codes, tmp_path / "x.concepts", n_top=7, tau=0.2).table
+    table = analyze(codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_top=7, tau=0.2)).table
     fired = h > 0
     assert table["n_tokens"].to_pylist() == fired.sum((0, 1)).tolist()
     assert table["n_images"].to_pylist() == fired.any(1).sum(0).tolist()
@@ -47,7 +47,7 @@ def test_top_images_are_the_strongest_with_their_peak_patch(tmp_path: Path, tiny
     codes = CodeStore.open(tiny_codes)
     h = dense_codes(codes)
     scores = h.mean(1) if score == "mean" else h.max(1)
-    top = analyze(codes, tmp_path / "x.concepts", n_top=5, score=score).top_images.to_pylist()
+    top = analyze(codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_top=5, score=score)).top_images.to_pylist()
     for latent in range(codes.n_latents):
         mine = [row for row in top if row["latent"] == latent]
         order = sorted(np.flatnonzero(scores[:, latent] > 0), key=lambda i: (-scores[i, latent], i))[:5]
@@ -61,7 +61,7 @@ def test_top_images_are_the_strongest_with_their_peak_patch(tmp_path: Path, tiny
 def test_class_counts_equal_equation_5(tmp_path: Path, tiny_codes: Path) -> None:
     codes = CodeStore.open(tiny_codes)
     tau = 1.0
-    counts = analyze(codes, tmp_path / "x.concepts", tau=tau).class_counts.to_pylist()
+    counts = analyze(codes, tmp_path / "x.concepts", config=AnalyzeConfig(tau=tau)).class_counts.to_pylist()
     above = dense_codes(codes) > tau
     labels = np.asarray(codes.images["label"])
     expected = {}

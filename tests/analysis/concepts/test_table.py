@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from actcache import ParentMismatchError, SettingsError, verify
-from analysis import ConceptTable, analyze, query_class, query_image, query_latent
+from analysis import AnalyzeConfig, ConceptTable, analyze, query_class, query_image, query_latent
 from analysis.concepts.files import choose_gallery
 from analysis.heat_maps import heat_maps
 from saetrain import CodeStore
@@ -16,7 +16,7 @@ from saetrain import CodeStore
 
 @pytest.fixture(scope="module")
 def concepts(tmp_path_factory: pytest.TempPathFactory, tiny_codes: Path) -> ConceptTable:
-    return analyze(tiny_codes, tmp_path_factory.mktemp("concepts") / "x.concepts", n_gallery=12)
+    return analyze(tiny_codes, tmp_path_factory.mktemp("concepts") / "x.concepts", config=AnalyzeConfig(n_gallery=12))
 
 
 def test_it_is_sealed_and_whole(concepts: ConceptTable) -> None:
@@ -54,15 +54,15 @@ def test_heat_maps_hold_the_latents_values(tiny_codes: Path, concepts: ConceptTa
 
 def test_the_same_call_returns_the_table_and_others_are_refused(concepts: ConceptTable, tiny_codes: Path) -> None:
     before = (concepts.path / "concepts.parquet").stat().st_mtime_ns
-    assert analyze(tiny_codes, concepts.path, n_gallery=12).artifact.id == concepts.artifact.id
+    assert analyze(tiny_codes, concepts.path, config=AnalyzeConfig(n_gallery=12)).artifact.id == concepts.artifact.id
     assert (concepts.path / "concepts.parquet").stat().st_mtime_ns == before
     with pytest.raises(SettingsError, match=r"tau: 0\.2 there, 0\.5 asked for"):
-        analyze(tiny_codes, concepts.path, n_gallery=12, tau=0.5)
+        analyze(tiny_codes, concepts.path, config=AnalyzeConfig(n_gallery=12, tau=0.5))
 
 
 def test_without_images_the_pictures_are_left_out(tmp_path: Path, tiny_codes: Path) -> None:
     moved = shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes")
-    table = analyze(moved, tmp_path / "x.concepts", n_gallery=4)
+    table = analyze(moved, tmp_path / "x.concepts", config=AnalyzeConfig(n_gallery=4))
     assert table.artifact.settings["pictures"] is False
     assert table.thumbnail(table.gallery.to_pylist()[0]["image"]) is None
 
@@ -77,9 +77,9 @@ def test_other_images_are_refused(tmp_path: Path, tiny_codes: Path, tiny_images:
 
 def test_wrong_numbers_are_refused(tmp_path: Path, tiny_codes: Path) -> None:
     with pytest.raises(SettingsError, match="--n-top"):
-        analyze(tiny_codes, tmp_path / "x", n_top=0)
+        analyze(tiny_codes, tmp_path / "x", config=AnalyzeConfig(n_top=0))
     with pytest.raises(SettingsError, match="--score"):
-        analyze(tiny_codes, tmp_path / "x", score="median")
+        analyze(tiny_codes, tmp_path / "x", config=AnalyzeConfig(score="median"))
     assert not (tmp_path / "x").exists()
 
 

@@ -16,7 +16,16 @@ from torch.nn import functional as F
 
 from actcache import ActivationStore, CorruptError, ParentMismatchError, SettingsError, extract, verify
 from actcache.prompts import open_towers
-from analysis import ConceptTable, analyze, embed_images, name_latents, read_name_table, read_names, set_name
+from analysis import (
+    AnalyzeConfig,
+    ConceptTable,
+    analyze,
+    embed_stored_images,
+    name_latents,
+    read_name_table,
+    read_names,
+    set_name,
+)
 from analysis.naming.files import NAMES_FILE, NOTES, OWN_FILE
 from analysis.naming.naming import redundancy, score_images
 from analysis.naming.vocabulary import VOCABULARY, read_vocabulary
@@ -29,7 +38,7 @@ WORDS = ("red", "a dog", "sky", "wood", "night", "text", "small things", "water"
 def concepts(tmp_path_factory: pytest.TempPathFactory, middle_run: Path, middle_store: Path) -> Path:
     folder = tmp_path_factory.mktemp("naming")
     codes = encode(middle_run, middle_store, folder / "x.codes")
-    return analyze(codes, folder / "x.concepts", n_top=5, n_gallery=4).path
+    return analyze(codes, folder / "x.concepts", config=AnalyzeConfig(n_top=5, n_gallery=4)).path
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +117,8 @@ def test_embeddings_from_the_cache_are_those_of_the_files(middle_store: Path, ti
     store = ActivationStore.open(middle_store)
     vision = open_towers(store.artifact, device="cpu").vision
     images = np.array([70, 3, 11])
-    cached = embed_images(store, images, vision=vision)
-    assert cached == pytest.approx(embed_images(store, images, vision=vision, files=tiny_images), abs=2e-6)
+    cached = embed_stored_images(store, images, vision=vision)
+    assert cached == pytest.approx(embed_stored_images(store, images, vision=vision, files=tiny_images), abs=2e-6)
     assert np.linalg.norm(cached, axis=1) == pytest.approx(1)
 
 

@@ -15,8 +15,6 @@ from sklearn.metrics import roc_auc_score
 
 from actcache import PipelineError, SettingsError
 from analysis import (
-    parse_at,
-    parse_latents,
     query_class,
     query_counter_examples,
     query_firing,
@@ -28,7 +26,9 @@ from analysis import (
     query_selection,
     write_answer,
 )
+from analysis.query.answer import parse_at
 from analysis.query.groups import adjust_p, contrast_groups
+from analysis.query.question import Question, parse_latents
 from saetrain import CodeStore
 
 Dense = NDArray[np.float64]
@@ -269,6 +269,21 @@ def test_damaged_pointers_are_an_error_and_no_crash(tmp_path: Path, table_codes:
     for ask in (lambda: query_latent(codes, 0), lambda: query_image(codes, 20)):
         with pytest.raises(PipelineError, match=r"Shard 1 .*verify"):
             ask()
+
+
+def test_a_question_says_what_its_subject_is_and_what_goes_with_it() -> None:
+    assert Question(where="label == 1", latent=3).subject == "latent"
+    assert Question(fires="1,2", silent="3").latents == [1, 2]
+    assert Question(latent=3).latents == [3]
+    assert Question(latent=3, show="co-firing").latents == []
+    for given, words in [
+        ({}, "Ask one thing"),
+        ({"latent": 3, "tau": 0.1}, "--tau does not go with --latent"),
+        ({"class_": "cow", "score": "max"}, "--score does not go with --class"),
+        ({"sample": 0}, "--sample must be at least 1, got 0"),
+    ]:
+        with pytest.raises(SettingsError, match=words):
+            Question(**given)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

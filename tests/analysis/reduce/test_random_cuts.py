@@ -16,7 +16,7 @@ from small_codes import write_codes
 import analysis.concepts.compute
 import analysis.reduce.reduction
 from actcache import SettingsError
-from analysis import ConceptTable, analyze
+from analysis import AnalyzeConfig, ConceptTable, analyze
 from analysis.concepts.histograms import QUANTILES
 from analysis.concepts.monosemanticity import monosemanticity
 from analysis.concepts.statistics import strongest_first
@@ -54,11 +54,11 @@ def test_every_statistic_equals_plain_numpy(
     with TemporaryDirectory() as folder:
         cut = write_codes(Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens)
         one = write_codes(Path(folder) / "1.codes", dense, [len(dense)], labels, grid=(ROWS, COLUMNS), tokens=tokens)
-        concepts = analyze(cut, Path(folder) / "x.concepts", n_top=N_TOP, tau=TAU)
+        concepts = analyze(cut, Path(folder) / "x.concepts", config=AnalyzeConfig(n_top=N_TOP, tau=TAU))
         with pytest.MonkeyPatch.context() as patch:  # every latent by itself, every few entries counted
             patch.setattr(analysis.concepts.compute, "RANGE_BYTES", 1)
             patch.setattr(analysis.reduce.reduction, "FIRST_ENTRIES", 5)
-            other = analyze(one, Path(folder) / "1.concepts", n_top=N_TOP, tau=TAU)
+            other = analyze(one, Path(folder) / "1.concepts", config=AnalyzeConfig(n_top=N_TOP, tau=TAU))
         assert str(columns(concepts)) == str(columns(other))  # bit for bit, NaN included
         np.testing.assert_array_equal(concepts.position_map, other.position_map)
         h = dense.astype(np.float64)

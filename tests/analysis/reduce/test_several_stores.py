@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actcache import SettingsError, extract, verify
-from analysis import analyze, query_class, query_groups, query_image, query_latent
+from analysis import AnalyzeConfig, analyze, query_class, query_groups, query_image, query_latent
 from saetrain import CodeStore, encode
 
 Dense = NDArray[np.float64]
@@ -28,7 +28,7 @@ def test_stores_are_analyzed_and_asked_as_one(
     assert (codes.n_images, codes.shard_sizes.tolist()) == (115, [16, 16, 16, 16, 11, 16, 16, 8])
     dense = dense_values(codes)
     fires = dense > 0
-    concepts = analyze(codes, tmp_path / "both.concepts", n_top=10)
+    concepts = analyze(codes, tmp_path / "both.concepts", config=AnalyzeConfig(n_top=10))
     assert verify(concepts.path).ok
     assert concepts.summary_numbers()["n_images"] == 115
     assert concepts.table["n_images"].to_pylist() == fires.any(1).sum(0).tolist()

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import cli
 from actcache import CorruptError, SettingsError
-from analysis import Statistic, analyze, map_shards, open_scheduler, reduce_shards
+from analysis import AnalyzeConfig, Statistic, analyze, map_shards, open_scheduler, reduce_shards
 from analysis.concepts.statistics import class_counts_statistic, top_images_statistic, totals_statistic
 from analysis.reduce.reduction import cut_latents, reduce_latents
 from saetrain import CodeStore
@@ -99,14 +99,14 @@ def test_a_worker_killed_amid_a_range_of_latents_changes_nothing(codes: CodeStor
     (tmp_path / "first").write_text("0")  # on threads it does not dawdle
     expected = reduce_latents(codes, ranges, chosen, keep, tau=0.2)
     (tmp_path / "first").unlink()
-    table = analyze(codes, tmp_path / "threads.concepts", n_gallery=0)
+    table = analyze(codes, tmp_path / "threads.concepts", config=AnalyzeConfig(n_gallery=0))
     killer = threading.Thread(target=lambda: os.kill(int(wait_for(tmp_path / "first")), signal.SIGKILL))
     seen: list[int] = []
     with open_scheduler(n_workers=2):
         killer.start()
         found = reduce_latents(codes, ranges, chosen, keep, tau=0.2, on_progress=lambda done, total: seen.append(done))
         killer.join()
-        other = analyze(codes, tmp_path / "workers.concepts", n_gallery=0)
+        other = analyze(codes, tmp_path / "workers.concepts", config=AnalyzeConfig(n_gallery=0))
     assert [part.pop("n") for part in found] == [part.pop("n") for part in expected] == [N_SHARDS] * len(ranges)
     assert [columns(part) for part in found] == [columns(part) for part in expected]
     assert seen == list(range(1, len(ranges) + 1))

@@ -17,7 +17,7 @@ from PIL import Image
 from plain_clip import checkpoint_tensors
 
 from actcache import extract
-from analysis import ConceptTable, analyze, compare, heat_maps, write_adaptation_page, write_report
+from analysis import AnalyzeConfig, ConceptTable, analyze, compare, heat_maps, write_adaptation_page, write_report
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
 N_TOP = 5
@@ -35,7 +35,7 @@ def folder(
         options: dict[str, Any] = {"layers": [1], "precision": "float32", "dtype": "float32", "prompts": prompts}
         extract(tiny_images, folder / f"{name}.acts", **tiny_model, **options)
         encode(middle_run, folder / f"{name}.acts", folder / f"{name}.codes")
-        analyze(folder / f"{name}.codes", folder / f"{name}.concepts", n_gallery=4)
+        analyze(folder / f"{name}.codes", folder / f"{name}.concepts", config=AnalyzeConfig(n_gallery=4))
     config = TrainConfig(n_steps=20, batch_size=128, lr=3e-3)
     second = train(folder / "maple.acts", folder / "second", layer=1, sae=SAEConfig(n_latents=64, k=4), config=config)
     compare(

@@ -21,13 +21,13 @@ from PIL import Image
 
 from actcache import CorruptError
 from actcache.artifacts import seal_artifact
-from analysis import ConceptTable, analyze, set_name, write_report
+from analysis import AnalyzeConfig, ConceptTable, analyze, set_name, write_report
 
 
 @pytest.fixture(scope="module")
 def concepts(tmp_path_factory: pytest.TempPathFactory, tiny_codes: Path) -> ConceptTable:
     path = tmp_path_factory.mktemp("report") / "x.concepts"
-    return analyze(tiny_codes, path, n_gallery=6, embeddings="clip", device="cpu")
+    return analyze(tiny_codes, path, config=AnalyzeConfig(n_gallery=6), embeddings="clip", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,9 @@ def bins_width(concepts: ConceptTable) -> float:
 
 
 def test_few_top_images_bound_the_entropy(tmp_path: Path, tiny_codes: Path) -> None:
-    page = write_report(analyze(tiny_codes, tmp_path / "x.concepts", n_top=2), tmp_path / "r.html").read_text()
+    page = write_report(
+        analyze(tiny_codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_top=2)), tmp_path / "r.html"
+    ).read_text()
     assert f"{np.log(2):.2f} (dashed) is what 2 top images spread evenly over 3 labels would have" in page
 
 
@@ -290,7 +292,9 @@ def test_images_without_labels_and_an_empty_gallery_make_pages(
     extract(tmp_path / "flat", tmp_path / "x.acts", **tiny_model, layers=[2], precision="float32")
     encode(tiny_run, tmp_path / "x.acts", tmp_path / "x.codes")
     for name, n_gallery in (("some", 3), ("none", 0)):
-        concepts = analyze(tmp_path / "x.codes", tmp_path / f"{name}.concepts", n_gallery=n_gallery)
+        concepts = analyze(
+            tmp_path / "x.codes", tmp_path / f"{name}.concepts", config=AnalyzeConfig(n_gallery=n_gallery)
+        )
         page = write_report(concepts, tmp_path / f"{name}.html").read_text()
         assert page.count('<section class="latent"') == n_gallery == page.count("<h4>nearest</h4>")
         assert "<h4>classes</h4>" not in page
@@ -305,7 +309,9 @@ def test_codes_of_cls_alone_show_no_places(tmp_path: Path, tiny_store: Path) -> 
     config = TrainConfig(n_steps=20, batch_size=32, lr=3e-3, tokens="cls")
     run = train(tiny_store, tmp_path / "run", layer=2, sae=SAEConfig(n_latents=32, k=2), config=config)
     codes = encode(run, tiny_store, tmp_path / "x.codes")
-    page = write_report(analyze(codes, tmp_path / "x.concepts", n_gallery=3), tmp_path / "r.html").read_text()
+    page = write_report(
+        analyze(codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_gallery=3)), tmp_path / "r.html"
+    ).read_text()
     assert page.count('<section class="latent"') == page.count("<h4>activation values</h4>") > 0
     for part in ("where it fires", "CLS and patches"):
         assert f"<h4>{part}</h4>" not in page

@@ -8,6 +8,7 @@ from markupsafe import escape
 
 from actcache import ParentMismatchError, SchemaError, SettingsError
 from analysis import (
+    AnalyzeConfig,
     ConceptTable,
     add_names,
     analyze,
@@ -27,7 +28,7 @@ from saetrain import CodeStore, encode
 
 @pytest.fixture(scope="module")
 def concepts(tmp_path_factory: pytest.TempPathFactory, tiny_codes: Path) -> ConceptTable:
-    return analyze(tiny_codes, tmp_path_factory.mktemp("curves") / "x.concepts", n_gallery=6)
+    return analyze(tiny_codes, tmp_path_factory.mktemp("curves") / "x.concepts", config=AnalyzeConfig(n_gallery=6))
 
 
 def test_every_result_has_a_section(

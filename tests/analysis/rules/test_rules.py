@@ -15,7 +15,7 @@ from small_codes import write_codes
 from actcache import ParentMismatchError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact
 from actcache.prompts import open_towers
-from analysis import embed_images, learn_rules
+from analysis import embed_stored_images, learn_rules
 from analysis.classifier.zero_shot import predict_classes
 from analysis.rules.learning import Firing, count_classes, read_firing
 from analysis.rules.rules import Literal, Rule, RuleSet, choose_candidates, learn_class, rank_rules
@@ -165,7 +165,7 @@ def test_what_the_model_says_is_what_a_forward_pass_of_the_files_says(
     codes, store = CodeStore.open(tiny_codes), open_stores(tiny_store)
     said = predict_classes(codes)
     towers = open_towers(store.stores[0].artifact)
-    embedded = embed_images(store, np.arange(store.n_images), vision=towers.vision, files=tiny_images)
+    embedded = embed_stored_images(store, np.arange(store.n_images), vision=towers.vision, files=tiny_images)
     names = sorted(set(codes.images["label_name"].to_pylist()))
     classes = towers.text.embed_classes(names, ["a photo of a {}."]).detach().cpu().numpy()
     logits = embedded @ classes.T
@@ -226,9 +226,9 @@ def test_bad_input_is_named(tmp_path: Path, learned_from: CodeStore) -> None:
 
 
 def test_names_of_latents_are_said(tmp_path: Path, tiny_codes: Path) -> None:
-    from analysis import analyze, set_name
+    from analysis import AnalyzeConfig, analyze, set_name
 
-    concepts = analyze(tiny_codes, tmp_path / "x.concepts", n_gallery=0)
+    concepts = analyze(tiny_codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_gallery=0))
     found = learn_rules(tiny_codes, n_patches=1, concepts=concepts)
     latent = next(rule for one in found["classes"].values() for rule in one["rules"])["literals"][0]["latent"]
     set_name(concepts, latent, name="red stripes")
