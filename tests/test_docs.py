@@ -1,4 +1,4 @@
-"""Docs do not rot: python blocks run, recipes parse and name real flags, the file map equals the tree."""
+"""The documentation stays true: python blocks run, recipes parse and name real flags, the file map equals the tree."""
 
 import html
 import os
@@ -31,7 +31,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, tiny_store: Path) -> None:
 
 
 def command_line_page() -> str:
-    """docs/reference/cli.md, as typer writes it. To renew it: python tests/test_docs.py > docs/reference/cli.md"""
+    """docs/reference/cli.md as typer writes it. To renew it: python tests/test_docs.py > docs/reference/cli.md"""
     done = subprocess.run(
         [sys.executable, "-m", "typer", "cli", "utils", "docs", "--name", "patchsae", "--title", "Command line"],
         cwd=ROOT,
@@ -44,7 +44,7 @@ def command_line_page() -> str:
 
 
 def test_the_command_line_page_is_what_the_program_says() -> None:
-    """Flags and their texts; the layout is typer's and changes with its version."""
+    """Compares flags and their help texts. The layout is typer's own and changes with its version."""
     page = html.unescape((ROOT / "docs" / "reference" / "cli.md").read_text())
     verbs = get_command(cli.app).commands  # type: ignore[attr-defined]
     assert re.findall(r"^## `patchsae (\w+)`", page, flags=re.MULTILINE) == list(verbs)
@@ -83,9 +83,32 @@ def test_recipes_are_valid_shell() -> None:
         subprocess.run(["bash", "-n", str(recipe)], check=True)
 
 
-def test_the_file_map_names_what_is_there() -> None:
-    for path in re.findall(r"^\| `([^`]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE):
-        assert (ROOT / path).exists(), path
+def test_the_file_map_names_every_sub_package() -> None:
+    named = set(re.findall(r"^\| `([^`]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    doors = [*ROOT.glob("*/__init__.py"), *ROOT.glob("*/*/__init__.py")]
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    assert {f"{door.parent.relative_to(ROOT)}/" for door in doors} - named == set()
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+)", index.read_text())}
+    pages = {page for page in PAGES if page.is_relative_to(ROOT / "docs") and page.parent.name != "decisions"}
+    recipes = {file for file in (ROOT / "docs" / "recipes").iterdir() if file.is_file()}
+    assert (pages | recipes) - linked - {index} == set()
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=lambda page: page.name)
+def test_a_guide_page_is_short(page: Path) -> None:
+    assert len(page.read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_wrap(page: Path) -> None:
+    """At 100 columns. Tables, blocks of code, images and the generated page of the command line do not wrap."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in prose.splitlines() if len(line) > 100 and not line.startswith(("|", "![", "    "))]
+    assert long == [] or page.name == "cli.md"
 
 
 def test_the_two_commands_are_in_the_readme() -> None:
