@@ -1,4 +1,4 @@
-"""docs/recipes/demo_adaptation.py: its classes are what the scenes hold, and its verdict can be against `compare`."""
+"""docs/recipes/demo_adaptation.py: its classes match the scenes, and its verdict can disagree with `compare`."""
 
 import csv
 import importlib.util
@@ -25,32 +25,32 @@ def recipe() -> ModuleType:
     return module
 
 
-def test_classes_are_of_scenes_with_one_object(recipe: ModuleType, tmp_path: Path) -> None:
+def test_every_class_holds_the_scenes_with_one_object_that_its_word_means(recipe: ModuleType, tmp_path: Path) -> None:
     truth = write_demo(tmp_path / "demo", n_images=60, seed=3)
     scenes = {f"{i:06d}": sample_scene(3, i) for i in range(60)}
-    wanted: dict[str, dict[str, str]] = {case: {} for case in recipe.WORDS}
+    expected: dict[str, dict[str, str]] = {case: {} for case in recipe.WORDS}
     for name, scene in scenes.items():
         if len(scene.objects) == 1:
-            thing = scene.objects[0]
-            if thing.texture != "dotted":
-                wanted["renamed"][name] = {"solid": "dax", "striped": "fep", "checkered": "zib"}[thing.texture]
-            if thing.position in ("left", "right"):
-                wanted["missing"][name] = {"left": "nib", "right": "rop"}[thing.position]
+            only = scene.objects[0]
+            if only.texture != "dotted":
+                expected["renamed"][name] = {"solid": "dax", "striped": "fep", "checkered": "zib"}[only.texture]
+            if only.position in ("left", "right"):
+                expected["missing"][name] = {"left": "nib", "right": "rop"}[only.position]
     for case, words in recipe.WORDS.items():
         with open(recipe.write_table(tmp_path / "x.csv", truth, words), newline="") as file:
-            found = {Path(row["path"]).stem: row["label"] for row in csv.DictReader(file)}
-        assert found == wanted[case]
-        assert len(found) > 8
+            labels = {Path(row["path"]).stem: row["label"] for row in csv.DictReader(file)}
+        assert labels == expected[case]
+        assert len(labels) > 8
 
 
 def test_a_latent_is_judged_on_images_it_was_not_chosen_on(recipe: ModuleType, tmp_path: Path) -> None:
     labels = np.array([0, 0, 1, 1] * 10, dtype=np.int32)
     dense = np.zeros((40, 3, 3), dtype=np.float16)
-    dense[:, 1, 0] = labels  # tells class1 everywhere
-    dense[::2, 2, 1] = 1 - labels[::2]  # tells class0 where latents are chosen
-    dense[1::2, 2, 1] = labels[1::2]  # and the opposite where they are judged
-    found = recipe.best_latents(write_codes(tmp_path / "x.codes", dense, [16, 16, 8], labels))
-    assert found == {"class0": 0.0, "class1": 1.0}
+    dense[:, 1, 0] = labels  # recognizes class1 everywhere
+    dense[::2, 2, 1] = 1 - labels[::2]  # recognizes class0 on the images where latents are chosen
+    dense[1::2, 2, 1] = labels[1::2]  # and class1 on those where they are judged
+    auroc = recipe.best_latents(write_codes(tmp_path / "x.codes", dense, [16, 16, 8], labels))
+    assert auroc == {"class0": 0.0, "class1": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_a_latent_is_judged_on_images_it_was_not_chosen_on(recipe: ModuleType, t
         (0.8, 0.9, (1.0, 0.9, 1.1), "the two do not agree"),
     ],
 )
-def test_the_verdict_is_the_truths(
+def test_the_verdict_follows_the_truth(
     recipe: ModuleType, before: float, after: float, share: tuple[float, ...] | None, verdict: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     gain: dict[str, Any] = dict(zip(("share", "low", "high"), share or (None,) * 3, strict=True))
     names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
-    found = {
+    comparison = {
         "conclusion": {"without_new_concepts": gain, "sentence": "So it is."},
         "accuracy": {name: {"accuracy": 0.5} for name in names},
     }
-    recipe.tell("case", {"a": before, "b": before}, {"a": after, "b": after}, found)
+    recipe.print_verdict("case", {"a": before, "b": before}, {"a": after, "b": after}, comparison)
     assert f"; {verdict}\n" in capsys.readouterr().out

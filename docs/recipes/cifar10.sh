@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CIFAR-10 through a small trained CLIP: extract, train TopK SAEs (k 16, 32, 64), encode, analyze, report; PCA beside them.
+# CIFAR-10 through a small trained CLIP: extract, train TopK SAEs (k 16, 32, 64), encode, analyze, report; then PCA for comparison.
 #   docs/recipes/cifar10.sh DATA OUT
 # DATA holds cifar10/{train,test}/<class>/*.jpg and clip-cifar/{ViT-CIFAR-4.json,vit_cifar4.safetensors}.
 set -euo pipefail
@@ -15,7 +15,7 @@ done
 for k in 16 32 64; do
     $patchsae train "$out/train.acts" "$out/run-k$k" --layer $layer --n-latents 1536 --k $k \
         --n-steps 1500 --batch-size 2048 --lr 1e-3 --dead-tokens 250000
-    # on images of the test set, which the run has never seen
+    # measure it on the test images, which the run has never seen
     ${PYTHON:-python3} - "$out/run-k$k" "$out/test.acts" <<'PYTHON'
 import sys
 from actcache import ActivationStore

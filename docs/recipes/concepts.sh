@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What latents mean, and what the classifier does without them: every measurement, twice, on real images and on the demo.
+# What latents mean, and what the classifier does without them: every measurement, on real images and on the demo.
 #   docs/recipes/cifar10.sh DATA OUT && docs/recipes/concepts.sh DATA OUT
-# Latents are chosen on one set of images and judged on another. OUT/cifar/report.html and OUT/demo/report.html show it all.
+# Latents are chosen on one set of images and judged on another. The reports are OUT/cifar/report.html and OUT/demo/report.html.
 set -euo pipefail
 data=$1 out=$2
 patchsae=${PATCHSAE:-patchsae}
 mkdir -p "$out/cifar"
 
-study() {  # RUN CHOSEN JUDGED TO TEMPLATES WORDS K...: CHOSEN.codes and JUDGED.acts are there, results go into the folder TO
+study() {  # RUN CHOSEN JUDGED TO TEMPLATES WORDS K...: CHOSEN.codes and JUDGED.acts must exist; TO is the folder for results
     local run=$1 chosen=$2 judged=$3 to=$4 templates=$5 words=$6
     local grid=("${@:7}")
     $patchsae encode "$run" "$judged.acts" "$judged.codes"

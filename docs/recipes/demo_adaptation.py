@@ -1,17 +1,19 @@
-"""Adaptation where the truth is known: does `compare` say rightly what prompts changed?
+"""Adaptation where the truth is known: does `compare` correctly say what prompts changed?
 
     python docs/recipes/demo_adaptation.py OUT
 
-The demo's CLIP was trained on captions of generated scenes; the words of these classes stood in none of them. Classes
-are of scenes with one object:
+The demo's CLIP was trained on captions of generated scenes, and the words of these classes were in none of them. The
+images are scenes with one object:
 
-    renamed   dax, fep, zib: it is solid, striped, checkered. The model knows textures, the SAE has a latent for each;
-              what lacks is the meaning of the words. (Dotted is left out: no single latent of this SAE tells it.)
-    missing   nib, rop: it is on the left, on the right. Captions named sides, but neither CLS nor any latent tells
-              them: prompts cannot help, or must make the concept.
+    renamed   dax, fep, zib: the object is solid, striped, checkered. The model knows textures, and the SAE has a
+              latent for each; only the meaning of the words is missing. (Dotted is left out, because no single latent
+              of this SAE recognizes it.)
+    missing   nib, rop: the object is on the left, on the right. The captions named sides, but neither CLS nor any
+              latent distinguishes them: prompts cannot help, or would have to create the concept.
 
-Printed: accuracy (zero-shot -> adapted texts, base images -> adapted); how well the best latent of each class tells it
-(AUROC on images it was not chosen on), before and after; what `compare` concludes; and whether the two agree.
+For each case and method it prints the accuracy (zero-shot -> adapted texts, base images -> adapted), how well the best
+latent of each class recognizes it before and after (AUROC on images it was not chosen on), what `compare` concludes,
+and whether the two agree.
 """
 
 import csv
@@ -28,7 +30,7 @@ from analysis.localization.recovery import auroc_table, patch_scores
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
 CLIP: dict[str, Any] = {"model": MODEL, "pretrained": PRETRAINED}
-LAYER = 2  # of 0..3: one block is left between the latents and the classifier
+LAYER = 2  # of 0..3: one block remains between the latents and the classifier
 WORDS = {
     "renamed": {"texture:solid": "dax", "texture:striped": "fep", "texture:checkered": "zib"},
     "missing": {"on the left": "nib", "on the right": "rop"},
@@ -38,9 +40,9 @@ METHODS = {
     "maple": PromptConfig("maple", n_prompts=4, lr=0.5, batch_size=32, n_epochs=30, augment=False, shots=64),
 }
 EXISTS, ABSENT = 0.95, 0.65
-"""AUROC from which the concept is said to be there, and below which it is said not to be."""
+"""A concept exists if the AUROC of its best latent is at least the first, and does not if it is below the second."""
 MOST = 0.5
-"""What a share must be above, for certain, where no new concept is needed; and below, where one was made."""
+"""If no new concept is needed, the whole interval of the share is above this; if one was created, it is below."""
 
 
 def main(out: Path, n_images: int = 2000, n_seeds: int = 5) -> None:
@@ -62,19 +64,19 @@ def main(out: Path, n_images: int = 2000, n_seeds: int = 5) -> None:
             tables[name], auroc[name] = analyze(codes, part.with_suffix(".concepts")).path, best_latents(codes)
         for name in METHODS:
             file = out / f"{case}-{name}.json"
-            found = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, n_seeds=n_seeds)
-            write_adaptation_page(found, tables["base"], tables[name], file.with_suffix(".html"))
-            tell(f"{case}, {name}", auroc["base"], auroc[name], found)
+            comparison = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, n_seeds=n_seeds)
+            write_adaptation_page(comparison, tables["base"], tables[name], file.with_suffix(".html"))
+            print_verdict(f"{case}, {name}", auroc["base"], auroc[name], comparison)
 
 
 def label_scenes(truth: Truth, words: dict[str, str]) -> list[tuple[str, str, str]]:
-    """(path, class word, what it stands for) of the scenes with one object that one of the words applies to."""
+    """(path, class word, what it stands for) for every scene with one object to which one of the words applies."""
     rows = []
     for uri, caption, present, carriers in zip(truth.uris, truth.captions, truth.present, truth.carriers, strict=True):
-        facts = {name for name, there in zip(truth.names, present, strict=True) if there}
-        mine = [fact for fact in words if fact in facts or fact in caption]
-        if max(number for numbers in carriers for number in numbers) == 1 and mine:
-            rows.append((str((truth.path / "images" / uri).absolute()), words[mine[0]], mine[0]))
+        facts = {name for name, is_present in zip(truth.names, present, strict=True) if is_present}
+        matching = [fact for fact in words if fact in facts or fact in caption]
+        if max(number for numbers in carriers for number in numbers) == 1 and matching:
+            rows.append((str((truth.path / "images" / uri).absolute()), words[matching[0]], matching[0]))
     return rows
 
 
@@ -85,7 +87,7 @@ def write_table(out: Path, truth: Truth, words: dict[str, str]) -> Path:
 
 
 def best_latents(codes: CodeStore) -> dict[str, float]:
-    """AUROC of each class's best latent: chosen on one half of the images, judged on the other."""
+    """AUROC of the best latent of each class, chosen on one half of the images and judged on the other."""
     labels = np.array(codes.images["label_name"].to_pylist())
     names: list[str] = sorted(set(labels.tolist()))
     present = np.stack([labels == name for name in names], axis=1)
@@ -95,9 +97,9 @@ def best_latents(codes: CodeStore) -> dict[str, float]:
     return {name: float(judged[np.nanargmax(chosen[:, c]), c]) for c, name in enumerate(names)}
 
 
-def tell(title: str, before: dict[str, float], after: dict[str, float], found: dict[str, Any]) -> None:
-    """The truth, the conclusion, and whether they agree."""
-    gain = found["conclusion"]["without_new_concepts"]
+def print_verdict(title: str, before: dict[str, float], after: dict[str, float], comparison: dict[str, Any]) -> None:
+    """Print the truth, the conclusion of `compare`, and whether the two agree."""
+    gain = comparison["conclusion"]["without_new_concepts"]
     if min(before.values()) >= EXISTS:
         truth, agree = "there is a latent for every class", (gain["low"] or 0) > MOST
     elif max(before.values()) >= ABSENT:
@@ -106,20 +108,20 @@ def tell(title: str, before: dict[str, float], after: dict[str, float], found: d
         truth, agree = "no class has a latent, before or after", gain["share"] is None
     else:
         truth, agree = "classes have a latent after adaptation only", gain["high"] is not None and gain["high"] < MOST
-    said = "no gain is certain"
+    conclusion = "no gain is certain"
     if gain["share"] is not None:
-        said = f"{gain['share']:.0%} ({gain['low']:.0%} to {gain['high']:.0%}) of the gain needs no new concept"
+        conclusion = f"{gain['share']:.0%} ({gain['low']:.0%} to {gain['high']:.0%}) of the gain needs no new concept"
     ranges = [f"{min(auroc.values()):.2f} to {max(auroc.values()):.2f}" for auroc in (before, after)]
-    print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(found))}")
-    print(f"  truth:   {truth} (AUROC of the best one: {ranges[0]} before, {ranges[1]} after)")
-    print(f"  compare: {said}; the two {'agree' if agree else 'do not agree'}")
-    print(f"  {found['conclusion']['sentence']}")
+    print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(comparison))}")
+    print(f"  truth:   {truth} (AUROC of the best latent: {ranges[0]} before, {ranges[1]} after)")
+    print(f"  compare: {conclusion}; the two {'agree' if agree else 'do not agree'}")
+    print(f"  {comparison['conclusion']['sentence']}")
 
 
-def accuracies(found: dict[str, Any]) -> list[float]:
-    """Zero-shot, adapted texts with the base model's images, adapted."""
+def accuracies(comparison: dict[str, Any]) -> list[float]:
+    """Of the zero-shot model, of the adapted texts with the images of the base model, and of the adapted model."""
     names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
-    return [found["accuracy"][name]["accuracy"] for name in names]
+    return [comparison["accuracy"][name]["accuracy"] for name in names]
 
 
 if __name__ == "__main__":

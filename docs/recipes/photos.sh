@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Full-size photographs through ViT-B-16, two layers, from a random checkpoint saved as a file. No download.
+# Extract two layers of full-size photographs with ViT-B-16, from a random checkpoint saved as a file. Downloads nothing.
 #   docs/recipes/photos.sh PHOTOS OUT
 set -euo pipefail
 photos=$1 out=$2
