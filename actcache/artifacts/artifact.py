@@ -45,7 +45,7 @@ from actcache.errors import (
 )
 
 SCHEMA = 1
-"""Major version of docs/format.md. A reader refuses a newer one."""
+"""Major version of docs/reference/format.md. A reader refuses a newer one."""
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
@@ -254,7 +254,7 @@ def _advice(path: Path) -> str:
 
 
 def _check_types(artifact: Artifact) -> None:
-    """Raise TypeError unless the fields are what docs/format.md says."""
+    """Raise TypeError unless the fields are what docs/reference/format.md says."""
     texts = {"kind": artifact.kind, "id": artifact.id}
     for name, parent in artifact.parents.items():
         texts |= {f"the id of parent {name}": parent.id, f"the path of parent {name}": parent.path}

@@ -1,6 +1,6 @@
 """Prompts: the learned tokens of CoOp, CoCoOp, VPT, IVLP and MaPLe, and what each of them puts into which tower.
 
-In: tensors, named as in the method's own checkpoints (docs/format.md lists them). Out: `Prompts`, checked: depth and
+In: tensors, named as in the checkpoints of the method (docs/reference/format.md). Out: `Prompts`, checked: depth and
 lengths follow from names and shapes, and every tensor has its place. No model is needed for it.
 
 What a tower gets is a list of prompts, the first for its input and one more before each of the next blocks:

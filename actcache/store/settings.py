@@ -30,7 +30,7 @@ def layout_of(settings: Mapping[str, Any]) -> StoreLayout:
         check_codec(settings["codec"])
         layout.check()
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"These settings describe no store: {error}. Expected what docs/format.md lists.") from error
+        raise CorruptError(f"These settings describe no store: {error}. See docs/reference/format.md.") from error
     return layout
 
 
@@ -49,7 +49,7 @@ def hook_points_of(settings: Mapping[str, Any]) -> tuple[HookPoint, ...]:
     try:
         hooks = tuple(HookPoint.parse(text) for text in settings["hook_points"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"These settings name no hook points: {error}. See docs/format.md.") from error
+        raise CorruptError(f"These settings name no hook points: {error}. See docs/reference/format.md.") from error
     if not hooks or len(set(hooks)) < len(hooks):
         raise CorruptError(f"These settings name the hook points {settings['hook_points']}. Expected some, each once.")
     return hooks

@@ -67,7 +67,7 @@ def begin_store(
     Where an unfinished one lost or garbled the plan or the metadata, they are written again.
 
     Args:
-        settings: the fields that name the bytes, see docs/format.md; they describe the layout too.
+        settings: the fields that name the bytes, see docs/reference/format.md; they describe the layout too.
     """
     artifact = begin_artifact(
         path,

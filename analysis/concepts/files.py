@@ -74,7 +74,7 @@ def describe_range(codes: CodeStore, latents: range, statistics: LatentStatistic
 
 
 def _describe_latents(latents: range, labels: NDArray[np.int32], statistics: LatentStatistics) -> pa.Table:
-    """One row for each latent; the columns are described in docs/statistics.md."""
+    """One row for each latent; the columns are described in docs/reference/statistics.md."""
     totals = statistics["totals"]
     fired = totals.fired_tokens
     n_images = max(totals.n_images, 1)

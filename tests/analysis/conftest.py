@@ -43,7 +43,7 @@ def middle_run(tmp_path_factory: pytest.TempPathFactory, middle_store: Path) -> 
 
 
 class PlainSAE:
-    """The formulas of docs/format.md, dense, in float64."""
+    """The formulas of docs/reference/format.md, dense, in float64."""
 
     def __init__(self, run: Path) -> None:
         from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""docs/format.md holds: every artifact is read with json, numpy, zarr, pyarrow, safetensors and that page's rules.
+"""docs/reference/format.md is true: every artifact is read with json, numpy, zarr, pyarrow, safetensors and it alone.
 
 Nothing of actcache or saetrain reads here; the fixtures wrote what is read.
 """
@@ -18,7 +18,7 @@ import pytest
 import zarr
 from safetensors.numpy import load_file
 
-PAGE = Path(__file__).parents[3] / "docs" / "format.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "format.md"
 ABSENT = 2**64 - 1
 HOOK = "blocks.2.hook_resid_post"
 

@@ -2,9 +2,9 @@
 
 `PatchSAE` below shares nothing with the project: float32, dense arrays, plain autograd, no clipping, its ghost
 gradients, unit rows at the start of a step, the parallel part of their gradient removed (arXiv 2412.05276, and its
-published code where the two differ). As a script it makes the longer comparison that docs/training.md shows:
+published code where the two differ). As a script it makes the longer comparison of docs/results/quality.md:
 
-    python tests/saetrain/test_parity.py train.acts OUT
+    python tests/saetrain/training/test_parity.py train.acts OUT
 """
 
 import json
