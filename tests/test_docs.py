@@ -62,8 +62,13 @@ def test_there_are_blocks() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-        assert (page.parent / link).exists(), link
+    """To a file that exists and, after a #, to a heading in it."""
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)", target.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}, link
 
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "recipes").glob("*.sh"))], ids=lambda p: p.name)
