@@ -8,7 +8,7 @@ import itertools
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -350,7 +350,7 @@ def train(
     ]  # fmt: skip
     with progress("train", "steps") as report:
 
-        def show(step: int, total: int, metrics: dict[str, Any]) -> None:
+        def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
             note = "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics)
             report(step, total, note)
 

@@ -17,6 +17,7 @@ from common import emit, parser
 from actcache import open_stores
 from actcache.models import has_cpu_bfloat16
 from saetrain import ActivationLoader, SAEConfig, TrainConfig
+from saetrain.data import TrainingData
 from saetrain.training.state import Laps, Training
 
 
@@ -40,7 +41,8 @@ def main() -> None:
         loader = ActivationLoader(store, batch_size=options.batch_size, pool_tokens=options.pool_tokens)
         sae = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
         config = TrainConfig(n_steps=10**6, batch_size=options.batch_size).resolve(sae, precision)
-        training = Training(Path(folder) / "run", store, store.hook_point(0), sae, config, torch.device("cpu"))
+        data = TrainingData.split(store)
+        training = Training(Path(folder) / "run", data, store.hook_point(0), sae, config, torch.device("cpu"))
         laps, fed, alone, waits = Laps(), [], [], []
         for turn in range(options.rounds + 1):  # the first touches memory
             stream = loader.batches(turn * options.steps)

@@ -7,6 +7,7 @@ Every field changes the result and is part of a run's identity. None stands for 
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -49,6 +50,8 @@ PENALTIES = {"quadratic": 1.0, "tanh": 1e-3}
 NORMALIZATIONS = ("center", "none")
 INITS = ("random", "data")
 PRECISIONS = ("float32", "bfloat16")
+Tokens = Literal["all", "patch", "cls"]
+"""The same as in `actcache.store`, which would load zarr here."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _plain_numbers(self)
         _check_choice("--init", self.init, INITS)
+        _check_choice("--tokens", self.tokens, get_args(Tokens))
         if self.precision is not None:
             _check_choice("--precision", self.precision, PRECISIONS)
         for flag, count in (("n-steps", self.n_steps), ("batch-size", self.batch_size), ("n-streams", self.n_streams)):
@@ -241,6 +245,11 @@ class TrainConfig:
             raise SettingsError(f"--lr must be a number above 0, got {self.lr}.")
         if self.ghost and self.aux:
             raise SettingsError(f"Give --ghost or --aux, not both: --aux is {self.aux}.")
+
+    @property
+    def token_kind(self) -> Tokens:
+        """`tokens`, as the type that readers of a store take."""
+        return cast(Tokens, self.tokens)
 
     def resolve(self, sae: ResolvedSAEConfig, default_precision: str) -> "ResolvedTrainConfig":
         """Derive what depends on the SAE and the hardware. Raises SettingsError for ghost gradients without relu."""

@@ -1,7 +1,7 @@
 """Held-out quality, by token kind: fvu, l0, cosine, and the latents' densities. All sums in float64."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -10,10 +10,31 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError, open_stores
 from actcache.store import StoreGroup, Stores
+from saetrain.config import Tokens
 from saetrain.model import SAE
 
 DENSE = 0.1
 """A latent is dense when it fires on more than this share of the tokens."""
+
+
+class TokenQuality(TypedDict):
+    """How well tokens of one kind are reconstructed."""
+
+    fvu: float  # sum ||x - x^||^2 / sum ||x - mean||^2
+    l0: float  # active latents per token
+    cosine: float  # mean over tokens
+
+
+class Quality(TypedDict):
+    """The quality of an SAE on some images. Kinds of tokens that it was not trained on are absent."""
+
+    all: NotRequired[TokenQuality]
+    cls: NotRequired[TokenQuality]
+    patch: NotRequired[TokenQuality]
+    silent: float  # share of latents that never fired here
+    dense: float  # share of latents that fired on more than 10 % of the tokens
+    n_tokens: int
+    dead: NotRequired[float]  # share of latents that were dead at the end of the training
 
 
 class _Sums:
@@ -33,7 +54,7 @@ class _Sums:
         self.total += x64.sum(0)
         self.cosine += float(F.cosine_similarity(x64, r64).sum())
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> TokenQuality:
         variance = self.squares - float(self.total.square().sum()) / self.count
         return {
             "fvu": self.error / max(variance, 1e-12),
@@ -44,26 +65,22 @@ class _Sums:
 
 @torch.no_grad()
 def evaluate(
-    sae: SAE, store: Stores | StoreGroup, hook_point: HookPoint, images: Iterable[int], *, tokens: str = "all"
-) -> dict[str, Any]:
-    """Quality of an SAE on some images of a store.
+    sae: SAE, store: Stores | StoreGroup, hook_point: HookPoint, images: Iterable[int], *, tokens: Tokens = "all"
+) -> Quality:
+    """Measure the quality of an SAE on some images of a store.
 
-    fvu = sum ||x - x^||^2 / sum ||x - mean||^2, the mean taken over the same tokens (centered; 1 - R^2).
-
-    Returns:
-        {"all" | "patch" | "cls": {fvu, l0, cosine}, "silent": share of latents that never fired here,
-        "dense": share that fired on more than 10 % of the tokens, "n_tokens": ...}
+    The mean in the fvu is taken over the same tokens (centered; 1 - R^2).
     """
     store = open_stores(store)
     positions = np.array([image for image in images if store.valid[image]], dtype=np.int64)
     if not len(positions):
         raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
-    kinds = {"all": ("all", "cls", "patch"), "patch": ("patch",), "cls": ("cls",)}[tokens]
+    kinds: tuple[Tokens, ...] = ("all", "cls", "patch") if tokens == "all" else (tokens,)
     sums = {kind: _Sums(sae.d_model) for kind in kinds}
     fired = torch.zeros(sae.config.n_latents, dtype=torch.int64)
     step = store.layout.chunk_images
     for first in range(0, len(positions), step):
-        part = store.read(hook_point, images=positions[first : first + step], tokens=tokens)  # type: ignore[arg-type]
+        part = store.read(hook_point, images=positions[first : first + step], tokens=tokens)
         n_images, n_tokens, d_model = part.shape
         x = torch.from_numpy(part.reshape(-1, d_model))
         rows, latents, values = sae.encode(x)
@@ -75,8 +92,9 @@ def evaluate(
             mask = _kind_mask(kind, tokens, first_row)
             sums[kind].add(x[mask].float(), reconstruction[mask], int(per_row.flatten()[mask].sum()))
     count = max(total.count for total in sums.values())
+    by_kind: dict[Tokens, TokenQuality] = {kind: total.result() for kind, total in sums.items()}
     return {
-        **{kind: total.result() for kind, total in sums.items()},
+        **by_kind,  # type: ignore[typeddict-item]
         "silent": float((fired == 0).float().mean()),
         "dense": float((fired > DENSE * count).float().mean()),
         "n_tokens": count,

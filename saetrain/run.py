@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
 
 from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
 from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
@@ -25,6 +25,7 @@ from saetrain.config import ResolvedSAEConfig, TrainConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saetrain.metrics import Quality
     from saetrain.model import SAE
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,25 @@ SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 N_KEPT = 2
-CURVES = ("step", "loss", "fvu", "l0", "dead")
+CURVES: tuple[Literal["step", "loss", "fvu", "l0", "dead"], ...] = ("step", "loss", "fvu", "l0", "dead")
 N_CURVE = 200
+
+
+class MetricsLine(TypedDict):
+    """One line of metrics.jsonl: the batch of one step."""
+
+    step: int
+    loss: float
+    reconstruction: float
+    sparsity: float
+    revival: float
+    fvu: float
+    l0: float
+    dead: float
+    lr: float
+    weight: NotRequired[float]  # of the penalty, where it is steered
+    tokens_per_s: float
+    seconds: dict[str, float]  # by part of a step, since the line before
 
 
 class Run:
@@ -76,18 +94,18 @@ class Run:
         return str(self.artifact.settings["model_id"])
 
     @cached_property
-    def quality(self) -> dict[str, Any]:
+    def quality(self) -> "Quality":
         """Held-out quality at the end, see `saetrain.metrics.evaluate`, and the share of dead latents."""
-        quality: dict[str, Any] = read_manifest(self.artifact)["quality"]
+        quality: Quality = read_manifest(self.artifact)["quality"]
         return quality
 
     @property
     def fvu(self) -> float:
         """Held-out fvu over the tokens trained on."""
-        return float(self.quality[self.train_config.tokens]["fvu"])
+        return float(self.quality[self.train_config.token_kind]["fvu"])
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[MetricsLine]:
         """metrics.jsonl, one dict a line."""
         return read_metrics(self.path)
 
@@ -113,7 +131,7 @@ class Run:
 
 def run_settings(
     store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "model_id": store.model_id,
         "hook_point": str(hook_point),
@@ -180,7 +198,7 @@ def _checkpoints(path: Path) -> list[Path]:
     return sorted((path / CHECKPOINTS).glob("step-*.json"))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[MetricsLine]:
     """Lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
     lines = []
     file = path / METRICS_FILE
@@ -220,6 +238,6 @@ def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
         yield
 
 
-def append_metrics(path: Path, line: dict[str, Any]) -> None:
+def append_metrics(path: Path, line: MetricsLine) -> None:
     with open(path / METRICS_FILE, "a") as file:
         file.write(json.dumps(line) + "\n")

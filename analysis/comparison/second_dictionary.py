@@ -61,7 +61,7 @@ def cross_dictionaries(
     images = _held_out(runs, scenes, limit, seed)
     cells, shares, firing = [], [], []
     for name, run in zip(("first", "second"), runs, strict=True):
-        sae, tokens = run.sae(), run.train_config.tokens
+        sae, tokens = run.sae(), run.train_config.token_kind
         outcomes = judge(sae, tokens, scenes, images, batch_size=batch_size, report=report)
         fired = np.zeros(sae.config.size, dtype=np.bool_)
         for model, scene in scenes.items():

@@ -104,7 +104,7 @@ def _encode_shard(
 ) -> dict[str, NDArray[np.generic]]:
     """The six arrays of one shard."""
     n_tokens, n_latents = store.n_tokens, run.sae_config.n_latents
-    tokens = run.train_config.tokens
+    tokens = run.train_config.token_kind
     first_token = 1 if tokens == "patch" else 0
     dtypes = code_dtypes(n_latents, store.n_images * n_tokens)
     rows, latents, values = [], [], []
@@ -112,11 +112,11 @@ def _encode_shard(
     cuts = [np.arange(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
     parts = [positions[store.valid[positions]] for positions in cuts]
     with ThreadPoolExecutor(1, thread_name_prefix="read activations") as pool:
-        read = pool.submit(store.read, run.hook_point, images=parts[0], tokens=tokens)  # type: ignore[arg-type]
+        read = pool.submit(store.read, run.hook_point, images=parts[0], tokens=tokens)
         for number, positions in enumerate(parts):
             x = torch.from_numpy(read.result())
             if number + 1 < len(parts):
-                read = pool.submit(store.read, run.hook_point, images=parts[number + 1], tokens=tokens)  # type: ignore[arg-type]
+                read = pool.submit(store.read, run.hook_point, images=parts[number + 1], tokens=tokens)
             per_image = x.shape[1]
             row, latent, value = (part.cpu() for part in encoder(x.flatten(0, 1)))
             _check_values(value, row, positions, per_image, store)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,13 @@ class RowCodes(NamedTuple):
     row: NDArray[np.int64]  # [nnz], global
     latent: NDArray[np.int64]  # [nnz], ascending within a row
     value: NDArray[np.float16]  # [nnz]
+
+
+class CodesSummary(TypedDict):
+    """What is known of codes once they are complete."""
+
+    n_entries: int
+    failed: dict[str, str]  # image -> why it could not be read
 
 
 class CodeStore:
@@ -99,9 +106,10 @@ class CodeStore:
         return len(self.shard_sizes)
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
-        """What the seal says: entries, quality of the run, failed images."""
-        return read_manifest(self.artifact)
+    def summary(self) -> CodesSummary:
+        """What the seal says."""
+        manifest = read_manifest(self.artifact)
+        return CodesSummary(n_entries=manifest["n_entries"], failed=manifest["failed"])
 
     @property
     def n_entries(self) -> int:

@@ -30,7 +30,7 @@ def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
     }
 
 
-def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> dict[str, Any]:
+def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> dict[str, object]:
     n_latents = int(run.settings["sae"]["n_latents"])
     return {
         "rows_id": store.rows_id,

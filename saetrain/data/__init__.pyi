@@ -1,4 +1,5 @@
 from .loader import ActivationLoader, Batch
 from .order import held_out_images, split_images, train_images
+from .training_data import TrainingData
 
-__all__ = ["ActivationLoader", "Batch", "held_out_images", "split_images", "train_images"]
+__all__ = ["ActivationLoader", "Batch", "TrainingData", "held_out_images", "split_images", "train_images"]

@@ -60,7 +60,7 @@ class ActivationLoader:
         store: Stores | StoreGroup,
         layer: int | HookPoint | Sequence[int | HookPoint] | None = None,
         *,
-        tokens: str = "all",
+        tokens: Tokens = "all",
         batch_size: int = 4096,
         seed: int = 0,
         images: NDArray[np.int64] | None = None,
@@ -87,7 +87,7 @@ class ActivationLoader:
         if images is None:
             images, _ = split_images([member.n_images for member in self.store.stores])
         images = images[self.store.valid[images]]
-        self._units = Units(self.store, self.hook_points, images, cast(Tokens, tokens))
+        self._units = Units(self.store, self.hook_points, images, tokens)
         if self.n_rows < batch_size:
             raise SettingsError(
                 f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "

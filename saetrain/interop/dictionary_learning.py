@@ -9,7 +9,6 @@ encoder.weight, r_mag, gate_bias, mag_bias, decoder.weight.
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +102,7 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     if variant in ("topk", "batchtopk"):
         unset = torch.tensor(-1.0)
         tensors |= {"k": torch.tensor(sae.config.k, dtype=torch.int), "threshold": folded.get("threshold", unset)}
-    trainer: dict[str, Any] = {
+    trainer: dict[str, object] = {
         "dict_class": CLASSES[variant], "activation_dim": sae.d_model, "dict_size": sae.config.n_latents,
         "layer": hook_point.layer, "submodule_name": str(hook_point), "lm_name": "", "k": sae.config.k,
     }  # fmt: skip

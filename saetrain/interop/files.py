@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import safetensors
 import torch
@@ -38,7 +37,7 @@ CONFIGS = (
 )  # fmt: skip
 
 
-def load_tensors(path: Path, *, skip: int = 0) -> dict[str, Any]:
+def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
     """What a .pt file holds after its first `skip` bytes, without running anything in it. Raises CorruptError."""
     try:
         source = io.BytesIO(path.read_bytes()[skip:]) if skip else path
@@ -62,17 +61,17 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, Any]:
     return found
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, object]:
     """A JSON object. Raises CorruptError."""
     return _read_json(path, whole=True)[0]
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
+def read_header(path: Path) -> tuple[dict[str, object], int]:
     """(the JSON object in a file's first line, bytes of that line). Raises CorruptError."""
     return _read_json(path, whole=False)
 
 
-def _read_json(path: Path, *, whole: bool) -> tuple[dict[str, Any], int]:
+def _read_json(path: Path, *, whole: bool) -> tuple[dict[str, object], int]:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON + 1) if whole else file.readline(MAX_JSON + 1)
@@ -95,7 +94,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CorruptError(f"{path} cannot be read as safetensors ({error}). Copy it again.") from error
 
 
-def take(tensors: Mapping[str, Any], path: Path, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
+def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
     """The named tensors as float32, their shapes checked; `__` in a name stands for a dot, None for any size.
 
     Raises:

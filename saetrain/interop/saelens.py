@@ -7,7 +7,6 @@ threshold. A batchtopk SAE is written as jumprelu with one threshold, as SAELens
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -98,7 +97,7 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
     folded, variant = fold(sae), sae.config.variant
     tensors = {"W_enc": folded["encoder"].T, "W_dec": folded["decoder"], "b_dec": folded["b_dec"]}
-    more: dict[str, Any] = {}
+    more: dict[str, object] = {}
     if variant == "gated":
         tensors |= {"b_gate": folded["b_enc"], "b_mag": folded["b_mag"], "r_mag": folded["log_scale"]}
     else:

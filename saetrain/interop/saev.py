@@ -8,8 +8,8 @@ such codes, and the parity report says whether this one does.
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def read(path: Path) -> Foreign:
     return Foreign("saev", sae, forward)
 
 
-def _activation(header: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _activation(header: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
     """Its class and parameters, wherever this schema keeps them."""
     if "schema" not in header:
         return "Relu", {}
@@ -85,7 +85,7 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     }  # fmt: skip
     none = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
     auxiliary = {"cls": "AuxK", "params": {"key": "auxk"}}
-    params: dict[str, Any] = {"key": "top-k", "top_k": sae.config.k, "sparsity": none, "aux": auxiliary}
+    params: dict[str, object] = {"key": "top-k", "top_k": sae.config.k, "sparsity": none, "aux": auxiliary}
     if variant == "relu":
         penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.l1}}
         params = {"key": "relu", "sparsity": penalty, "aux": {"cls": "NoAux", "params": {"key": "no-aux"}}}

@@ -10,23 +10,22 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError
 from actcache.artifacts import begin_artifact, remove_litter, seal_artifact, write_atomic
 from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
+from saetrain.data import TrainingData
 from saetrain.distributed import copy_first, rank, wait_for_all
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import (
     SAE_FILE,
     Checkpoint,
+    MetricsLine,
     append_metrics,
     load_checkpoint,
     run_settings,
@@ -79,7 +78,7 @@ class Training:
     def __init__(
         self,
         run: str | Path,
-        store: StoreGroup,
+        data: TrainingData,
         hook_point: HookPoint,
         sae: ResolvedSAEConfig,
         config: ResolvedTrainConfig,
@@ -88,7 +87,8 @@ class Training:
         overwrite: bool = False,
     ) -> None:
         """Begin the run, or find the one that the same settings began."""
-        self.store, self.hook_point, self.config, self.device = store, hook_point, config, device
+        self.data, self.hook_point, self.config, self.device = data, hook_point, config, device
+        store = data.stores
         if rank():  # the first process makes it
             wait_for_all()
         artifact = begin_artifact(
@@ -107,7 +107,7 @@ class Training:
         if not rank():
             wait_for_all()
         self.path, self.complete, self.step, self.weight = artifact.path, artifact.complete, 0, sae.l1
-        self.run_id, self.trackers = artifact.id, list[Callable[[dict[str, Any]], None]]()
+        self.run_id, self.trackers = artifact.id, list[Callable[[MetricsLine], None]]()
         if self.complete:
             self.step = config.n_steps
             return
@@ -140,14 +140,18 @@ class Training:
         """[F] bool: silent for more than dead_tokens tokens."""
         return self.silent > self.config.dead_tokens
 
-    def start(self, rows: Callable[[], Tensor]) -> None:
-        """What only a run at step 0 needs: weights that come from data. `rows`: [n, D] activations, the same always."""
-        if self.step or self.complete:
+    def start(self) -> None:
+        """Set the weights that come from data, in a run at step 0."""
+        from_rows = self.config.init == "data"
+        if self.step or self.complete or not (from_rows or self.sae.variant.has_thresholds):
             return
-        if self.config.init == "data":
-            init_from_rows(self.sae, self.sae.normalize(rows().to(self.device)), seed=self.config.seed)
+        config, n = self.config, max(self.sae.config.n_latents, 4096)
+        rows = self.data.first_rows(self.hook_point, config.token_kind, n, seed=config.seed)
+        x = self.sae.normalize(rows.to(self.device))
+        if from_rows:
+            init_from_rows(self.sae, x, seed=config.seed)
         if self.sae.variant.has_thresholds:
-            init_thresholds(self.sae, self.sae.normalize(rows().to(self.device)))
+            init_thresholds(self.sae, x)
 
     def update(self, x: Tensor, laps: Laps) -> Loss:
         """One step on normalized rows x [B, D].
@@ -180,9 +184,9 @@ class Training:
         laps("optimizer")
         return loss
 
-    def log(self, loss: Loss, extra: dict[str, Any]) -> dict[str, Any]:
+    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
         """The metrics of the last step, written to metrics.jsonl."""
-        line = {
+        line: MetricsLine = {
             "step": self.step,
             "loss": float(loss.total),
             "reconstruction": float(loss.reconstruction),
@@ -192,8 +196,9 @@ class Training:
             "l0": float(loss.n_active / loss.n_rows),
             "dead": float(self.dead.float().mean()),
             "lr": self.config.learning_rate(self.step - 1),
-            **({"weight": self.weight} if self.sae.config.steering_target is not None else {}),
-            **extra,
+            **({"weight": self.weight} if self.sae.config.steering_target is not None else {}),  # type: ignore[typeddict-item]
+            "tokens_per_s": tokens_per_s,
+            "seconds": seconds,
         }
         if rank() == 0:
             append_metrics(self.path, line)
@@ -210,19 +215,19 @@ class Training:
             }
             save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
 
-    def finish(self, held_out: NDArray[np.int64]) -> None:
+    def finish(self) -> None:
         """Measure the quality on held-out images, write the SAE, drop the checkpoints, seal."""
         if not self.complete and rank() == 0:
-            self._finish(held_out)
+            self._finish()
         wait_for_all()
         self.complete = True
 
-    def _finish(self, held_out: NDArray[np.int64]) -> None:
+    def _finish(self) -> None:
         from safetensors.torch import save
 
-        tokens = self.config.tokens
+        tokens = self.config.token_kind
         sae = self.sae.requires_grad_(False).to("cpu")  # evaluate() reads there
-        quality = evaluate(sae, self.store, self.hook_point, held_out, tokens=tokens)
+        quality = evaluate(sae, self.data.stores, self.hook_point, self.data.held_out, tokens=tokens)
         fvu = quality[tokens]["fvu"]
         if not math.isfinite(fvu):  # the last update's doing
             raise NonFiniteError(
@@ -245,7 +250,7 @@ def steer(weight: float, l0: float, target_l0: float) -> float:
 def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, config: ResolvedTrainConfig) -> SAE:
     """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
     model = SAE(sae, store.layout.d_model, seed=config.seed)
-    statistics = store.statistics(hook_point, config.tokens)  # type: ignore[arg-type]
+    statistics = store.statistics(hook_point, config.token_kind)
     if sae.normalize == "center":
         model.set_normalization(statistics.mean, float(statistics.variance.sum()))
     else:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from actcache import SettingsError
 from saetrain.distributed import rank
-from saetrain.run import Run, read_metrics
+from saetrain.metrics import Quality
+from saetrain.run import MetricsLine, Run, read_metrics
 from saetrain.training.state import Training
 
 
@@ -26,8 +26,8 @@ from saetrain.training.state import Training
 class Tracker:
     """One run in one place. `close` is told the held-out quality of a finished run, None for an unfinished one."""
 
-    write: Callable[[dict[str, Any]], None]
-    close: Callable[[dict[str, Any] | None], None]
+    write: Callable[[MetricsLine], None]
+    close: Callable[[Quality | None], None]
 
 
 Opener = Callable[[Training], Tracker]
@@ -78,12 +78,12 @@ def open_tensorboard(training: Training) -> Tracker:
         old.unlink()
     writer = SummaryWriter(str(folder))
 
-    def write(line: dict[str, Any]) -> None:
+    def write(line: MetricsLine) -> None:
         for name, value in flatten(line):
             writer.add_scalar(name, value, line["step"])
         writer.flush()
 
-    def close(quality: dict[str, Any] | None) -> None:
+    def close(quality: Quality | None) -> None:
         for name, value in flatten(quality or {}, "held_out/"):
             writer.add_scalar(name, value, training.step)
         writer.close()
@@ -103,7 +103,7 @@ def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
 
     config = {
         **asdict(training.sae.config), **asdict(training.config), "hook_point": str(training.hook_point),
-        "model_id": training.store.model_id,
+        "model_id": training.data.stores.model_id,
     }  # fmt: skip
     name = training.path.name
     try:
@@ -123,11 +123,11 @@ def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
             shutil.rmtree(old)
     first = run.step
 
-    def write(line: dict[str, Any]) -> None:
+    def write(line: MetricsLine) -> None:
         if line["step"] >= first:  # what a resumed run has online already is the same: training resumes bit for bit
             run.log({key: value for key, value in flatten(line) if key != "step"}, step=line["step"])
 
-    def close(quality: dict[str, Any] | None) -> None:
+    def close(quality: Quality | None) -> None:
         for key, value in flatten(quality or {}, "held_out/"):
             run.summary[key] = value
         run.finish(exit_code=int(quality is None))
@@ -135,7 +135,7 @@ def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
     return Tracker(write, close)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Numbers of nested dicts: seconds/encode, held_out/all/fvu."""
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -14,24 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
-from actcache.models import choose_device, has_cpu_bfloat16
-from actcache.store import StoreGroup, Stores, select_images
+from actcache.models import choose_device, choose_precision
+from actcache.store import StoreGroup, Stores
 from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
-from saetrain.data import ActivationLoader, split_images
+from saetrain.data import ActivationLoader, TrainingData
 from saetrain.distributed import any_of_all, join_processes, rank, world_size
-from saetrain.run import Run, lock_runs
+from saetrain.run import MetricsLine, Run, lock_runs
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
-Progress = Callable[[int, int, dict[str, Any]], None]
-_INIT_IMAGES = 512
-"""Images that initial weights are taken from."""
+Progress = Callable[[int, int, MetricsLine], None]
+"""Called with (steps done, steps in all, metrics of the last logged step)."""
 
 
 def train(
@@ -66,8 +63,8 @@ def train(
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
-    training = _begin(run, stores, stores.hook_point(layer), sae, config, target, overwrite)
-    _raise(_train([training], stores, log_every, checkpoint_every, openers, on_progress), 1)
+    training = _begin(run, stores, layer, sae, config, target, overwrite)
+    _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
     return Run.open(training.path)
 
 
@@ -99,7 +96,7 @@ def sweep(
     openers = choose_trackers(log_to, wandb_project)
     names = name_runs(members)
     trainings = [
-        _begin(Path(runs) / name, stores, stores.hook_point(layer), sae, config, target, overwrite)
+        _begin(Path(runs) / name, stores, layer, sae, config, target, overwrite)
         for name, (layer, sae, config) in zip(names, members, strict=True)
     ]
     streams: dict[tuple[Any, ...], list[Training]] = {}
@@ -107,13 +104,13 @@ def sweep(
         streams.setdefault(_stream(training.config), []).append(training)
     before, total = 0, sum(training.config.n_steps for training in trainings)
 
-    def report(done: int, _: int, line: dict[str, Any]) -> None:
+    def report(done: int, _: int, line: MetricsLine) -> None:
         if on_progress:
             on_progress(before + done, total, line)
 
     failed: list[NonFiniteError] = []
     for group in streams.values():
-        failed += _train(group, stores, log_every, checkpoint_every, openers, report)
+        failed += _train(group, log_every, checkpoint_every, openers, report)
         before += sum(training.config.n_steps for training in group)
     _raise(failed, len(trainings))
     return [Run.open(training.path) for training in trainings]
@@ -137,37 +134,27 @@ def _stream(config: ResolvedTrainConfig) -> tuple[Any, ...]:
 def _begin(
     run: str | Path,
     stores: StoreGroup,
-    hook_point: HookPoint,
+    layer: int | HookPoint | None,
     sae: SAEConfig | None,
     config: TrainConfig | None,
     device: torch.device,
     overwrite: bool,
 ) -> Training:
     resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
-    settings = (config or TrainConfig()).resolve(resolved, _default_precision(device))
-    _make_loader(stores, [hook_point], settings, device)  # what cannot be trained is found out before anything is made
-    return Training(run, stores, hook_point, resolved, settings, device, overwrite=overwrite)
-
-
-def _split(stores: StoreGroup, config: ResolvedTrainConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) images that could be read and that `where` leaves."""
-    wanted = stores.valid if config.where is None else stores.valid & select_images(stores.images, config.where)
-    training, held_out = split_images([member.n_images for member in stores.stores])
-    training, held_out = training[wanted[training]], held_out[wanted[held_out]]
-    if not len(held_out):  # found out now, not after the last step
-        which = f" that --where {config.where!r} leaves" if config.where else ""
-        raise SettingsError(f"No readable image of {stores.path}{which} is held out; extract more images.")
-    return training, held_out
+    settings = (config or TrainConfig()).resolve(resolved, choose_precision("auto", device))
+    data, hook_point = TrainingData.split(stores, settings.where), stores.hook_point(layer)
+    _make_loader(data, [hook_point], settings, device)  # refuses what cannot be trained before anything is written
+    return Training(run, data, hook_point, resolved, settings, device, overwrite=overwrite)
 
 
 def _make_loader(
-    stores: StoreGroup, hook_points: Sequence[HookPoint], config: ResolvedTrainConfig, device: torch.device
+    data: TrainingData, hook_points: Sequence[HookPoint], config: ResolvedTrainConfig, device: torch.device
 ) -> ActivationLoader:
     return ActivationLoader(
-        stores,
+        data.stores,
         list(hook_points),
-        tokens=config.tokens,
-        images=_split(stores, config)[0],
+        tokens=config.token_kind,
+        images=data.images,
         batch_size=config.batch_size,
         seed=config.seed,
         pool_tokens=config.pool_tokens,
@@ -180,7 +167,6 @@ def _make_loader(
 
 def _train(
     trainings: list[Training],
-    stores: StoreGroup,
     log_every: int,
     checkpoint_every: int,
     openers: Sequence[Opener],
@@ -194,17 +180,16 @@ def _train(
     hook_points = list(dict.fromkeys(training.hook_point for training in trainings if not training.complete))
     if not hook_points:
         return []
-    loader = _make_loader(stores, hook_points, trainings[0].config, trainings[0].device)
+    loader = _make_loader(trainings[0].data, hook_points, trainings[0].config, trainings[0].device)
     going = [training.path for training in trainings if not training.complete]
     with lock_runs(going if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped:
         for training in trainings:
-            training.start(_first_rows(stores, training))
-        return _loop(trainings, stores, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
+            training.start()
+        return _loop(trainings, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
 
 
 def _loop(
     trainings: list[Training],
-    stores: StoreGroup,
     loader: ActivationLoader,
     hook_points: list[HookPoint],
     stopped: Callable[[], bool],
@@ -213,13 +198,12 @@ def _loop(
     on_progress: Progress | None,
 ) -> list[NonFiniteError]:
     device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
-    _, held_out = _split(stores, trainings[0].config)
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
 
     def finish(training: Training) -> None:
         try:
-            training.finish(held_out)
+            training.finish()
         except NonFiniteError as error:
             failed[training.path] = error
 
@@ -252,9 +236,9 @@ def _loop(
                     lines.append((training, loss))
             step += 1
             if lines:
-                extra = {"tokens_per_s": (step - first_step) * rate / (time.perf_counter() - started)}
+                speed = (step - first_step) * rate / (time.perf_counter() - started)
                 seconds = {name: round(value, 4) for name, value in laps.take().items()}
-                logged = [training.log(loss, {**extra, "seconds": seconds}) for training, loss in lines]
+                logged = [training.log(loss, tokens_per_s=speed, seconds=seconds) for training, loss in lines]
                 if on_progress:
                     on_progress(sum(training.step for training in trainings), n_total, logged[-1])
             stop = any_of_all(stopped(), device)
@@ -300,22 +284,3 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _first_rows(stores: StoreGroup, training: Training) -> Callable[[], Tensor]:
-    """Tokens of the first training images, in a random order: stored order is random already."""
-
-    def read() -> Tensor:
-        config, images = training.config, _split(stores, training.config)[0][:_INIT_IMAGES]
-        values = stores.read(training.hook_point, images=images, tokens=config.tokens)  # type: ignore[arg-type]
-        rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
-        return rows[order[: max(training.sae.config.n_latents, 4096)]]
-
-    return read
-
-
-def _default_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device.type == "cpu" and has_cpu_bfloat16() else "float32"

@@ -34,12 +34,12 @@ for name, sae in {
 
 finish = Training.finish
 
-def compare(self, held_out):
+def compare(self):
     weights = [all_gather(parameter.detach().flatten()) for parameter in self.sae.parameters()]
     assert all(torch.equal(part[0], other) for part in weights for other in part[1:])
     assert len(weights[0]) == world_size()
     print("compared")
-    finish(self, held_out)
+    finish(self)
 
 Training.finish = compare
 config = TrainConfig(**{**common, "dead_tokens": 1}, resample_every=5)
