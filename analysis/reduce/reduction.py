@@ -27,7 +27,7 @@ Values = Mapping[str, Any]
 """The values of statistics, partial or final, by the statistic's name. Each statistic has a type of its own."""
 
 FAN_IN = 4
-"""With 1,250 shards, 15 partial results may wait at once. A fan-in of 8 makes that 24; 2 reads twice as many results."""
+"""With 1,250 shards, 15 partial results may wait at once. A fan-in of 8 makes that 24; 2 reads twice as many."""
 
 FIRST_ENTRIES, HELD_ENTRIES = 1 << 17, 1 << 20
 """Number of entries after which the partial results of a range are combined; until then all of them stay in memory. The
