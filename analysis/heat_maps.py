@@ -1,6 +1,6 @@
-"""Where in an image a latent fires: heat maps over the patch grid, brought to pixels, cut to masks. numpy only.
+"""Where in an image a latent fires: heat maps over the patch grid, upsampled to pixels, and latent masks. numpy only.
 
-In: codes, a latent, images. Out: float32 [n, rows, columns] in the codes' own units, or pixels [n, height, width].
+In: codes, a latent, images. Out: float32 [n, rows, columns] in the units of the codes, or pixels [n, height, width].
 """
 
 from typing import Any
@@ -33,23 +33,25 @@ def heat_maps(codes: CodeStore, latent: int, images: NDArray[np.integer[Any]]) -
 def latent_masks(
     codes: CodeStore, latent: int, images: NDArray[np.int64], *, size: tuple[int, int], threshold: float = 0.0
 ) -> NDArray[np.bool_]:
-    """Pixels where a latent's bilinearly upsampled heat map exceeds a threshold: [n, height, width].
+    """Pixels at which a latent's bilinearly upsampled heat map exceeds a threshold: [n, height, width].
 
     Args:
-        size: height and width of the picture the model saw.
+        size: height and width of the picture that the model saw.
     """
     return upsample(heat_maps(codes, latent, images), *size) > threshold
 
 
 def upsample(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear, pixel centers aligned: [n, rows, columns] -> [n, height, width]."""
+    """Bilinear interpolation with aligned pixel centers: [n, rows, columns] -> [n, height, width]."""
     return np.asarray(_weights(heat.shape[1], height) @ heat @ _weights(heat.shape[2], width).T)
 
 
 def check_patches(codes: CodeStore) -> None:
     """Raise SettingsError when the codes hold CLS only."""
     if codes.tokens == "cls":
-        raise SettingsError(f"{codes.path} holds codes of CLS only: it cannot say where. Encode with `--tokens all`.")
+        raise SettingsError(
+            f"{codes.path} holds codes of CLS only, so no place can be shown. Encode with `--tokens all`."
+        )
 
 
 def _weights(n_in: int, n_out: int) -> NDArray[Any]:

@@ -1,7 +1,7 @@
-"""The files of a ConceptTable: what the reductions found, as tables (a row a latent) and arrays (a row a latent).
+"""The files of a ConceptTable: the results of the reductions, as tables and arrays with one row per latent.
 
-`describe_range` makes the rows of a range of latents where they were counted; `write_rows` puts ranges one behind the
-other. Tables are Parquet; arrays are plain .npy, so that one latent is read by a memory map.
+`describe_range` makes the rows of a range of latents inside the task that counted them; `write_rows` writes the ranges
+one after the other. Tables are Parquet; arrays are plain .npy, so that one latent can be read by a memory map.
 """
 
 import os
@@ -26,11 +26,11 @@ from analysis.pictures import Pictures
 from saetrain import CodeStore
 
 N_SHOWN = 8
-"""Images a latent in the gallery."""
+"""Images of each latent in the gallery."""
 
 
 class LatentRows(NamedTuple):
-    """What is kept of a range of latents, which are numbered from 0 in none of it: rows, and counts of entries."""
+    """What is kept of a range of latents: rows, which carry the latents' own numbers, and counts of entries."""
 
     concepts: pa.Table
     top_images: pa.Table
@@ -40,10 +40,10 @@ class LatentRows(NamedTuple):
 
 
 class CountRows(NamedTuple):
-    """Rows of class_counts.parquet, by latent, then class, 5 to 10 bytes each: there may be F x C of them."""
+    """Rows of class_counts.parquet by latent, then class. There may be F x C rows; each takes 5 to 10 bytes."""
 
-    n_classes: NDArray[np.int64]  # [F] rows of each latent
-    place: NDArray[np.unsignedinteger[Any]]  # [N] of the label among those there are
+    n_classes: NDArray[np.int64]  # [F] number of rows of each latent
+    place: NDArray[np.unsignedinteger[Any]]  # [N] index of the label in `present_labels`
     n_tokens: NDArray[np.unsignedinteger[Any]]
     n_images: NDArray[np.unsignedinteger[Any]]
 
@@ -110,7 +110,7 @@ def _describe_latents(latents: range, labels: NDArray[np.int32], statistics: Lat
 def _sum_labels(
     top: TopImages, labels: NDArray[np.int32], present: NDArray[np.int32], n_latents: int
 ) -> NDArray[np.float64]:
-    """[F, C]: the scores of a latent's top images, by label."""
+    """[F, C]: the scores of each latent's top images, summed by label."""
     label = labels[top.image]
     keep = label >= 0
     cell = top.latent[keep].astype(np.int64) * len(present) + np.searchsorted(present, label[keep])
@@ -119,7 +119,7 @@ def _sum_labels(
 
 
 def _list_counts(classes: ClassCounts) -> CountRows:
-    """What is not 0."""
+    """The counts that are not 0, in the smallest type that holds them."""
     cells = np.flatnonzero(classes.n_tokens)
     n_classes = classes.n_tokens.shape[1]
 
@@ -135,7 +135,7 @@ def _list_counts(classes: ClassCounts) -> CountRows:
 
 
 def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
-    """Rows of a range of latents that begins with `first`, as they are written."""
+    """The rows of a range of latents that begins with `first`, as they are written to the file."""
     labels, where = np.unique(np.asarray(images["label"]), return_index=True)
     names = images["label_name"].take(where[labels >= 0]).combine_chunks()
     latents = np.arange(first, first + len(rows.n_classes), dtype=np.int32)
@@ -152,7 +152,7 @@ def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
 
 
 def write_rows(path: Path, codes: CodeStore, parts: Sequence[LatentRows], table: pa.Table) -> None:
-    """All tables and arrays of the latents: `table` is concepts.parquet, the others come from the ranges."""
+    """Write all tables and arrays of the latents: concepts.parquet is `table`, and the others come from the ranges."""
     write_table(path / "concepts.parquet", table)
     write_tables(path / "top_images.parquet", [part.top_images for part in parts])
     write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
@@ -173,22 +173,22 @@ def write_nearest(path: Path, nearest: Nearest) -> None:
 
 
 def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArray[np.int64]:
-    """Latents worth a look: specific first (low label entropy), then strong; neither rare nor everywhere.
+    """Choose latents worth looking at: the most specific first (low label entropy), then the strongest.
 
-    A latent must fire on `min_images` images, and on less than half of them.
+    A latent must fire on at least `min_images` images, but on less than half of all images.
     """
     frequency = table["image_frequency"].to_numpy()
     entropy = np.nan_to_num(table["label_entropy"].to_numpy(), nan=np.inf)
     maximum = table["max_activation"].to_numpy()
-    wanted = np.flatnonzero((table["n_images"].to_numpy() >= min_images) & (frequency < 0.5))
-    order = np.lexsort((wanted, -maximum[wanted], np.round(entropy[wanted], 2)))
-    return wanted[order][:n_gallery]
+    eligible = np.flatnonzero((table["n_images"].to_numpy() >= min_images) & (frequency < 0.5))
+    order = np.lexsort((eligible, -maximum[eligible], np.round(entropy[eligible], 2)))
+    return eligible[order][:n_gallery]
 
 
 def write_gallery(
     path: Path, codes: CodeStore, top: pa.Table, shown: NDArray[np.int64], pictures: Pictures | None
 ) -> None:
-    """Heat maps, and thumbnails where the images are at hand. top: top_images.parquet."""
+    """Write heat maps, and thumbnails if the images are available. top: the content of top_images.parquet."""
     of_latent, of_image = np.asarray(top["latent"]), np.asarray(top["image"])
     rows, columns = codes.grid
     lines: dict[str, list[Any]] = {"latent": [], "rank": [], "image": [], "heat": []}
@@ -220,7 +220,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """One Parquet file of tables of the same columns, a row group or more each; there must be one."""
+    """Write at least one table, all with the same columns, into one Parquet file; each starts a new row group."""
     rest = iter(tables)
     table = next(rest)
     with _replace(path) as file, pq.ParquetWriter(file, table.schema) as writer:
@@ -236,7 +236,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 @contextmanager
 def _replace(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write what shall be `path`, which appears when it is whole."""
+    """Open a temporary file that becomes `path` once it is complete."""
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:

@@ -1,10 +1,11 @@
-"""Statistics of single entries: how strong (a histogram, hence quantiles) and where in the image (a position map).
+"""Statistics of single entries: how strong they are (a histogram and its quantiles), and where (a position map).
 
-numpy only. In: a piece's entries by latent. Out: integer counts over latents, equal for every cut into shards.
+In: a piece's entries by latent. Out: integer counts over latents, the same however codes are cut into shards. numpy
+only.
 
-A bin is a float16's exponent and the first three bits of its mantissa: eight bins an octave from 2^-10 up, and one for
-all below. So a bin's width is at most an eighth of the values in it, and a quantile, taken at the middle of its bin, is
-at most 1/16 (6.25 %) from the true one, or 2^-11 where it lies below 2^-10.
+A bin is a float16's exponent and the first three bits of its mantissa: eight bins per octave from 2^-10 up, and one bin
+for everything below. A bin is thus at most an eighth as wide as the values in it, and a quantile, taken at the middle
+of its bin, is at most 1/16 (6.25 %) from the true one, or 2^-11 for a quantile below 2^-10.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from analysis.reduce import Piece, Statistic, cut_blocks, split_rows
 from saetrain import LatentCodes
 
-_SHIFT = 7  # bits of the mantissa that are left out
+_SHIFT = 7  # bits of the mantissa that are dropped
 _LOWEST = (15 - 10) << (10 - _SHIFT)  # 2^-10
 N_BINS = (31 << (10 - _SHIFT)) - _LOWEST + 1
 
@@ -24,15 +25,15 @@ QUANTILES = (0.1, 0.5, 0.9, 0.99)
 
 
 class EntryCounts(NamedTuple):
-    """Counts over latents."""
+    """Counts of the entries of each latent."""
 
     first_bin: int
-    strength: NDArray[np.unsignedinteger]  # [F, bins from first_bin to the last that is not empty]
-    position: NDArray[np.unsignedinteger]  # [F, T]: images on which the latent fires at a token; CLS is token 0
+    strength: NDArray[np.unsignedinteger]  # [F, bins from first_bin to the last that is used]
+    position: NDArray[np.unsignedinteger]  # [F, T] images on which a latent fires at a token; CLS is token 0
 
 
 class Histogram(NamedTuple):
-    """Of the values a latent takes where it fires."""
+    """The distribution of the values that each latent takes where it fires."""
 
     counts: NDArray[np.unsignedinteger]  # [F, B]
     edges: NDArray[np.float32]  # [B + 1]; a value v is in bin b where edges[b] <= v < edges[b + 1]
@@ -43,7 +44,7 @@ def entry_counts_statistic() -> Statistic:
 
 
 class _Part(NamedTuple):
-    """What is known so far: counts of many pieces, and entries that are not counted yet: one count serves many."""
+    """A partial result: the counts of many pieces, and entries that are still to be counted together."""
 
     n_latents: int
     n_tokens: int
@@ -58,27 +59,27 @@ def _hold(piece: Piece) -> _Part:
 def _merge(parts: Sequence[_Part]) -> _Part:
     entries = sum((part.entries for part in parts), ())
     joined = parts[0]._replace(entries=entries, counts=_add([part.counts for part in parts if part.counts]))
-    if sum(len(held.row) for held in entries) < joined.n_latents * (joined.n_tokens + N_BINS):
+    if sum(len(part.row) for part in entries) < joined.n_latents * (joined.n_tokens + N_BINS):
         return joined
     return joined._replace(entries=(), counts=_count(joined))
 
 
 def _count(part: _Part) -> tuple[NDArray[np.unsignedinteger], ...]:
-    """All entries counted: at the latest when all pieces have been seen."""
+    """Count all entries. This happens at the latest when all pieces have been seen."""
     cells: tuple[list[NDArray[np.int64]], ...] = ([], [])
     widths = (N_BINS, part.n_tokens)
-    for block in (block for held in part.entries for block in cut_blocks(held)):
+    for block in (block for entries in part.entries for block in cut_blocks(entries)):
         n_latents = len(block.indptr) - 1
         latent = np.repeat(np.arange(block.first, block.first + n_latents), np.diff(block.indptr))
         _, token = split_rows(block.row, part.n_tokens)
         for column, width, place in zip(cells, widths, (_bins(block.value.view(np.uint16)), token), strict=True):
             column.append(latent * width + place.astype(np.int64))
-    found = []
+    counts = []
     for column, width in zip(cells, widths, strict=True):
         n_cells = part.n_latents * width
         joined = np.concatenate(column) if column else np.empty(0, np.int64)
-        found.append(np.bincount(joined, minlength=n_cells).astype(np.uint32).reshape(part.n_latents, width))
-    return _add([part.counts, tuple(found)] if part.counts else [tuple(found)])
+        counts.append(np.bincount(joined, minlength=n_cells).astype(np.uint32).reshape(part.n_latents, width))
+    return _add([part.counts, tuple(counts)] if part.counts else [tuple(counts)])
 
 
 def _add(parts: Sequence[tuple[NDArray[np.unsignedinteger], ...]]) -> tuple[NDArray[np.unsignedinteger], ...]:
@@ -100,7 +101,7 @@ def _trim(part: _Part) -> EntryCounts:
 
 
 def join_latents(parts: Sequence[EntryCounts]) -> EntryCounts:
-    """Counts of ranges of latents that follow each other, as one."""
+    """Join the counts of consecutive ranges of latents."""
     full = [part for part in parts if part.strength.shape[1]]
     first = min((part.first_bin for part in full), default=0)
     last = max((part.first_bin + part.strength.shape[1] for part in full), default=0)
@@ -116,10 +117,9 @@ def join_latents(parts: Sequence[EntryCounts]) -> EntryCounts:
 
 
 def _bins(bits: Any) -> NDArray[np.int16]:
-    """Bin of a float16 by its bits; the numbers fit into 8 bits."""
+    """The bin of a float16, from its bits; bin numbers fit into 8 bits."""
     bins = (np.asarray(bits) >> np.uint16(_SHIFT)).astype(np.int16) - np.int16(_LOWEST - 1)
-    found: NDArray[np.int16] = np.maximum(bins, np.int16(0))
-    return found
+    return np.asarray(np.maximum(bins, np.int16(0)))
 
 
 def to_histogram(counts: EntryCounts) -> Histogram:
@@ -130,20 +130,20 @@ def to_histogram(counts: EntryCounts) -> Histogram:
 
 
 def quantiles(histogram: Histogram, shares: Sequence[float]) -> NDArray[np.float64]:
-    """[F, len(shares)]: the middle of the bin that holds the value below or at which a share of them lies.
+    """[F, len(shares)]: the middle of the bin that holds the quantile of each share.
 
-    At most 1/16 from the true quantile (of the inverted distribution function), or 2^-11 below 2^-10; NaN for a latent
-    that never fires.
+    It is at most 1/16 from the true quantile (of the inverted distribution function), or 2^-11 below 2^-10, and NaN for
+    a latent that never fires.
     """
     running = np.cumsum(histogram.counts, axis=1, dtype=np.int64)
     n_latents = len(running)
-    found = np.full((n_latents, len(shares)), np.nan)
+    values = np.full((n_latents, len(shares)), np.nan)
     if not running.shape[1]:
-        return found
+        return values
     edges = histogram.edges.astype(np.float64)
     middle = np.where(np.isinf(edges[1:]), 65504.0, (edges[:-1] + edges[1:]) / 2)
     alive = running[:, -1] > 0
     for column, share in enumerate(shares):
-        wanted = np.maximum(np.ceil(share * running[:, -1]), 1)
-        found[alive, column] = middle[(running < wanted[:, None]).sum(axis=1)[alive]]
-    return found
+        n_below = np.maximum(np.ceil(share * running[:, -1]), 1)
+        values[alive, column] = middle[(running < n_below[:, None]).sum(axis=1)[alive]]
+    return values

@@ -1,15 +1,17 @@
-"""Monosemanticity of latents: do the images a latent fires on look alike to an image encoder?
+"""Monosemanticity of latents: do the images on which a latent fires look alike to an image encoder?
 
-In: codes and image embeddings in a file. Out: one score a latent. numpy only, by dask: a task takes a range of latents
-over all shards, reads only their entries, and holds one [latents, width] sum, so memory does not grow with images.
+In: codes, and a file of image embeddings. Out: one score per latent. numpy only, run by dask: a task takes a range of
+latents over all shards, reads only their entries, and holds one [latents, width] sum, so memory does not grow with the
+number of images.
 
-Source: Pach et al. 2025 (arXiv 2504.02821). With a the activations of a latent on images, scaled to 0..1 (its minimum
-and maximum over images), and E unit embeddings, MS is the mean of cos(E_n, E_m) over pairs n < m, weighted by a_n a_m:
+Source: Pach et al. 2025 (arXiv 2504.02821). Let a be the activations of a latent on images, scaled to 0..1 by its
+minimum and maximum over images, and E unit embeddings. MS is the mean of cos(E_n, E_m) over pairs n < m, weighted by
+a_n a_m:
 
     MS = (||sum_n a_n E_n||^2 - sum_n a_n^2) / ((sum_n a_n)^2 - sum_n a_n^2)
 
-which is exact, and linear in the images. The scale to a maximum of 1 cancels; the minimum is 0 unless the latent fires
-everywhere.
+This is exact, and linear in the number of images. Scaling to a maximum of 1 cancels out; the minimum is 0 unless the
+latent fires on every image.
 """
 
 from pathlib import Path
@@ -28,20 +30,19 @@ TASK_LATENTS, TASK_ENTRIES = 1024, 1 << 24
 def monosemanticity(
     codes: CodeStore, embeddings: Path, *, score: str = "mean", on_progress: OnProgress | None = None
 ) -> NDArray[np.float64]:
-    """MS of every latent, [F]; NaN where fewer than two images have any weight.
+    """The MS of every latent, [F]; NaN if fewer than two images have any weight.
 
     Args:
-        embeddings: an .npy file [I, E], rows in stored order; of any length but 0. See `check_embeddings`.
-        score: what a latent's activation on an image is: `mean` over its tokens, or `max`.
+        embeddings: an .npy file [I, E] with rows in stored order, of any nonzero length. See `check_embeddings`.
+        score: a latent's activation on an image: the `mean` over its tokens, or the `max`.
         on_progress: called with (tasks done, tasks in all), see `n_monosemanticity_tasks`.
     """
     task = dask.delayed(_score_range, pure=False)
     place = str(codes.path.absolute()), codes.codes_id, str(embeddings.absolute()), score
     parts = [task(*place, latents.start, latents.stop) for latents in _ranges(codes)]
-    found: NDArray[np.float64] = compute(
-        dask.delayed(np.concatenate, pure=False)(parts), parts=parts, on_progress=on_progress
-    )
-    return found
+    joined = dask.delayed(np.concatenate, pure=False)(parts)
+    scores: NDArray[np.float64] = compute(joined, parts=parts, on_progress=on_progress)
+    return scores
 
 
 def n_monosemanticity_tasks(codes: CodeStore) -> int:
@@ -53,21 +54,23 @@ def _ranges(codes: CodeStore) -> list[range]:
 
 
 def check_embeddings(codes: CodeStore, path: str | Path) -> None:
-    """Raise SettingsError unless the file holds one finite row of some length an image."""
+    """Raise SettingsError unless the file holds one finite, nonzero row per image."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise SettingsError(f"--embeddings {path} cannot be read as an .npy array: {error}") from error
+        raise SettingsError(
+            f"--embeddings {path} cannot be read as an .npy array ({error}). Save it with numpy.save."
+        ) from error
     if array.ndim != 2 or len(array) != codes.n_images or array.dtype.kind != "f":
         raise SettingsError(
             f"--embeddings {path} is {array.dtype} {list(array.shape)}, expected floats [{codes.n_images}, width]: "
-            "one row an image, in stored order."
+            "one row per image, in stored order."
         )
     for first in range(0, len(array), 4096):
         norm = np.linalg.norm(np.asarray(array[first : first + 4096], dtype=np.float64), axis=1)
         bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)) & codes.valid[first : first + 4096])
         if len(bad):
-            raise SettingsError(f"--embeddings {path}: row {first + bad[0]} is zero or not finite.")
+            raise SettingsError(f"--embeddings {path}: row {first + bad[0]} is zero or not finite. Compute it again.")
 
 
 def _score_range(path: str, codes_id: str, embeddings: str, score: str, start: int, stop: int) -> NDArray[np.float64]:
@@ -94,10 +97,10 @@ def _score_range(path: str, codes_id: str, embeddings: str, score: str, start: i
 
 
 def _find_floor(codes: CodeStore, start: int, stop: int, score: str) -> NDArray[np.float64]:
-    """[n]: the least activation of each latent over images, which is 0 unless it fires on all of them.
+    """[n]: the smallest activation of each latent over images, which is 0 unless it fires on all of them.
 
-    Known before anything is added up: taken off sums afterwards, it would take their digits with it. Few latents fire
-    on every image of the first shard, so hardly anything is read twice.
+    It is computed before anything is added up, because subtracting it from the sums would cancel their digits. Few
+    latents fire on every image of the first shard, so hardly anything is read twice.
     """
     floor = np.full(stop - start, np.inf)
     for shard in range(codes.n_shards):

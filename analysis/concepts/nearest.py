@@ -1,6 +1,7 @@
-"""Which latents of a dictionary point the same way: the nearest ones by decoder cosine, block by block.
+"""Which latents of a dictionary point in similar directions: the nearest by decoder cosine, block by block.
 
-In: a run. Out: [F, m] latents and cosines. Never an (F x F) array: a task holds 256 rows of it. numpy only, by dask.
+In: a run. Out: [F, m] latents and cosines. No (F x F) array is made: a task holds 256 rows of it. numpy only, run by
+dask.
 """
 
 from functools import lru_cache
@@ -21,14 +22,14 @@ _GROUPS = 64
 
 
 class Nearest(NamedTuple):
-    """The latents whose decoder row is most like a latent's own, itself left out, most alike first."""
+    """The latents whose decoder row is nearest to a latent's own, nearest first, without the latent itself."""
 
     latent: NDArray[np.int32]  # [F, m]
     cosine: NDArray[np.float32]  # [F, m]
 
 
 def nearest_latents(run: Run, n_nearest: int, *, on_progress: OnProgress | None = None) -> Nearest:
-    """The `n_nearest` latents of largest decoder cosine; of equal cosines the lower latent comes first.
+    """The `n_nearest` latents of largest decoder cosine; the lower latent comes first in a tie.
 
     Args:
         on_progress: called with (tasks done, tasks in all), see `n_geometry_tasks`.
@@ -41,8 +42,8 @@ def nearest_latents(run: Run, n_nearest: int, *, on_progress: OnProgress | None 
         task(place, run.run_id, first, min(first + TASK_LATENTS, n_latents), m)
         for first in range(0, n_latents, TASK_LATENTS)
     ]
-    found: Nearest = compute(dask.delayed(_stack, pure=False)(parts), parts=parts, on_progress=on_progress)
-    return found
+    nearest: Nearest = compute(dask.delayed(_stack, pure=False)(parts), parts=parts, on_progress=on_progress)
+    return nearest
 
 
 def n_geometry_tasks(n_latents: int) -> int:
@@ -55,12 +56,12 @@ def _stack(parts: list[Nearest]) -> Nearest:
 
 @lru_cache(maxsize=2)
 def _unit_decoder(path: str, run_id: str) -> NDArray[np.float32]:
-    """[F, D], once a process. `run_id` tells runs at one path apart."""
+    """[F, D], computed once per process. `run_id` distinguishes runs that were at the same path."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             decoder: NDArray[np.float32] = file.get_tensor("decoder")
     except (OSError, safetensors.SafetensorError) as error:
-        raise CorruptError(f"{path} cannot be read ({error}). Train it again.") from error
+        raise CorruptError(f"{path} cannot be read ({error}). Train the run again.") from error
     norm = np.sqrt(np.einsum("fd,fd->f", decoder, decoder, dtype=np.float64))
     unit: NDArray[np.float32] = (decoder / np.maximum(norm, 1e-30)[:, None]).astype(np.float32)
     return unit
@@ -76,9 +77,10 @@ def _nearest_of_block(path: str, run_id: str, first: int, stop: int, m: int) -> 
 
 
 def _nearest_rows(decoder: NDArray[np.float32], start: int, stop: int, m: int) -> Nearest:
-    """Of rows start to stop - 1.
+    """The nearest latents of rows start to stop - 1.
 
-    The m-th largest maximum of groups bounds the m-th largest cosine from below: a few more than m are sorted, not F.
+    The m-th largest maximum over groups bounds the m-th largest cosine from below, so only a few more than m cosines
+    are sorted, not F.
     """
     cosine = decoder[start:stop] @ decoder.T  # [b, F]
     own = np.arange(stop - start)

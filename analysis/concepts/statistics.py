@@ -1,14 +1,14 @@
-"""The statistics of pairs: numpy only. The pairs of a piece in, arrays over its latents out.
+"""The statistics of pairs. In: the pairs of a piece. Out: arrays over its latents. numpy only.
 
-Everything here starts from *pairs* (analysis/reduce/pairs.py): a latent and an image it fires on. Sums are of float16
-values in float64, hence exact, whatever the order, until they pass 2^29. A partial result may be the pairs themselves
-until they outnumber what they are counted into: then one count serves many shards.
+Everything here starts from *pairs* (analysis/reduce/pairs.py): a latent and an image on which it fires. Values are
+float16 and are summed in float64, so sums below 2^29 are exact in any order. A partial result may hold the pairs
+themselves until they outnumber the cells into which they are counted: then one count serves many shards.
 
 Source: PatchSAE (arXiv 2412.05276) section 3.2 for frequency, mean and entropy, equations 4-5 for class counts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from analysis.reduce import Piece, Statistic, image_scores, tokens_per_image
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Totals: counts, sums and maxima a latent
+# Totals: counts, sums and maxima of each latent
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over shards; all arrays are [F]. What is not of CLS is of patches."""
+    """Sums over shards; all arrays are [F]. Every token that is not CLS is a patch."""
 
     n_images: int
     n_tokens: int
@@ -41,15 +41,15 @@ class Totals:
         return np.maximum(self.maximum_patch, self.maximum_cls)
 
     def __add__(self, other: "Totals") -> "Totals":
-        def join(name: str, mine: Any, its: Any) -> Any:
-            return np.maximum(mine, its) if name.startswith("maximum") else mine + its
+        def join(name: str) -> Any:
+            values = getattr(self, name), getattr(other, name)
+            return np.maximum(*values) if name.startswith("maximum") else values[0] + values[1]
 
-        names = [field.name for field in fields(self)]
-        return replace(self, **{name: join(name, getattr(self, name), getattr(other, name)) for name in names})
+        return Totals(**{field.name: join(field.name) for field in fields(self)})
 
 
 def totals_statistic() -> Statistic:
-    """Density, image frequency, mean and maximum come from these."""
+    """The totals from which density, image frequency, mean and maximum are computed."""
     return Statistic(chunk=_totals, combine=_sum, finalize=_identity)
 
 
@@ -59,7 +59,7 @@ def _totals(piece: Piece) -> Totals:
     n_valid = int(codes.valid[images.start : images.stop].sum())
     n_images = np.bincount(pairs.latent, minlength=n_latents)
     fires = n_images > 0
-    first = (np.cumsum(n_images) - n_images)[fires]  # where the pairs of a latent begin
+    first = (np.cumsum(n_images) - n_images)[fires]  # the first pair of each latent
 
     def fold(by: np.ufunc, column: NDArray[Any], dtype: Any) -> NDArray[Any]:
         out = np.zeros(n_latents, dtype)
@@ -93,11 +93,11 @@ def _identity(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Top images a latent
+# Top images of each latent
 
 
 class TopImages(NamedTuple):
-    """The images a latent fires on most, sorted by latent, then score descending, then image ascending."""
+    """The images on which each latent fires most, sorted by latent, then score descending, then image ascending."""
 
     latent: NDArray[np.integer[Any]]  # [N]
     image: NDArray[np.integer[Any]]
@@ -106,7 +106,7 @@ class TopImages(NamedTuple):
     peak_patch: NDArray[np.integer[Any]]
 
     def rank(self) -> NDArray[np.int64]:
-        """[N]: 0 for a latent's strongest image."""
+        """[N]: 0 for a latent's strongest image, then 1, 2, ..."""
         place = np.arange(len(self.latent))
         new = np.ones(len(place), dtype=np.bool_)
         new[1:] = self.latent[1:] != self.latent[:-1]
@@ -121,11 +121,11 @@ class TopImages(NamedTuple):
 
 
 def top_images_statistic(n_top: int, score: str) -> Statistic:
-    """The images a latent fires on most.
+    """The images on which each latent fires most.
 
     Args:
         score: `mean` over tokens, `max` over tokens, or `patch`: the maximum over patches. The last gives the strongest
-            patches of a latent, the best one of each image.
+            patches of a latent, one per image.
     """
     return Statistic(
         chunk=partial(_top_images, n_top=n_top, score=score),
@@ -144,10 +144,10 @@ def _top_images(piece: Piece, *, n_top: int, score: str) -> TopImages:
 
 
 def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
-    """The `n_top` of each latent. Parts are sorted by latent, and may hold any number of its images in any order."""
+    """The top `n_top` of each latent. Parts are sorted by latent; its images may be in any order."""
     n_latents = 1 + max((int(part.latent[-1]) for part in parts if len(part.latent)), default=-1)
     floor = np.full(n_latents, -np.inf)
-    for part in parts:  # where a part has just n_top images of a latent, none below the last of them is among the top
+    for part in parts:  # if a part has exactly n_top images of a latent, no weaker image can be among the top
         count = np.bincount(part.latent, minlength=n_latents)
         full = count == n_top
         if full.any():
@@ -165,10 +165,10 @@ def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
 def strongest_first(
     latent: NDArray[np.integer[Any]], score: NDArray[np.floating[Any]], image: NDArray[np.integer[Any]]
 ) -> NDArray[np.int64]:
-    """Order by latent, then score descending, then image (below 2^32): `lexsort`, ten times as fast.
+    """The order by latent, then score descending, then image (below 2^32): as `lexsort`, but ten times as fast.
 
-    numpy sorts by vector instructions where order among equals does not matter, and 16-bit integers by digits; equals
-    are put right afterwards.
+    numpy sorts by vector instructions when the order of ties does not matter, and sorts 16-bit integers by digits; ties
+    are put in order afterwards.
     """
     order = np.argsort(-score)
     small = np.uint16 if latent.max(initial=0) < 1 << 16 else np.uint32
@@ -187,32 +187,32 @@ def strongest_first(
 
 
 class ClassRows(NamedTuple):
-    """What a latent does on a class, one of several rows that are to be added."""
+    """Rows of (latent, class) that are still to be added up; a pair may have several rows."""
 
     latent: NDArray[np.integer[Any]]  # [N]
-    label: NDArray[np.integer[Any]]  # place among the labels there are
-    n_above: NDArray[np.integer[Any]]  # tokens above tau of one image
+    label: NDArray[np.integer[Any]]  # index in `present_labels`
+    n_above: NDArray[np.integer[Any]]  # tokens of one image above tau
     total: NDArray[np.float64]
 
 
 class ClassCounts(NamedTuple):
-    """What each latent does on each class, all arrays [F, C]."""
+    """What each latent does on each class; all arrays are [F, C]."""
 
     n_tokens: NDArray[np.unsignedinteger[Any]]  # above tau, over the class's images: a_c[s], PatchSAE equation 5
-    n_images: NDArray[np.unsignedinteger[Any]]  # images of the class with at least one
+    n_images: NDArray[np.unsignedinteger[Any]]  # images of the class with at least one such token
     total: NDArray[np.float64]  # sum of activations, above tau or not
 
 
 CLASS_BYTES = 16
-"""Of ClassCounts, a latent and class."""
+"""Bytes of ClassCounts for one latent and class."""
 
 SPREAD_CELLS = 1 << 17
-"""Latents x classes that are worked on at a time, so that they stay in the processor's cache."""
+"""How many cells (latents x classes) are processed at a time, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """What is known so far: counts of many pieces, and rows that are not counted yet."""
+    """A partial result: the counts of many pieces, and rows that are not counted yet."""
 
     n_latents: int
     rows: tuple[ClassRows, ...]
@@ -224,10 +224,10 @@ class _Classes:
 
 
 def class_counts_statistic(labels: NDArray[np.int32]) -> Statistic:
-    """Counts per class of tokens above the tau the reduction was called with; images without a label are left out.
+    """Counts per class of the tokens above the reduction's tau. Images without a label are left out.
 
     Args:
-        labels: [I], -1 for none. Classes are numbered as in `present_labels`.
+        labels: [I], -1 for no label. Classes are numbered as in `present_labels`.
     """
     present = present_labels(labels)
     place = np.where(labels < 0, -1, np.searchsorted(present, labels)).astype(np.int32)
@@ -239,7 +239,7 @@ def class_counts_statistic(labels: NDArray[np.int32]) -> Statistic:
 
 
 def present_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """[C]: the labels that images have, ascending."""
+    """[C]: the labels that occur among the images, ascending."""
     return np.unique(labels[labels >= 0])
 
 
@@ -262,7 +262,7 @@ def _merge_classes(parts: Sequence[_Classes], *, n_classes: int) -> _Classes:
 
 
 def _count_classes(part: _Classes, *, n_classes: int) -> ClassCounts:
-    """All rows added to what is counted: at the latest when all pieces have been seen."""
+    """Add all rows to the counts. This happens at the latest when all pieces have been seen."""
     shape = (part.n_latents, n_classes)
     if not part.n_rows:
         empty = ClassCounts(np.zeros(shape, np.uint32), np.zeros(shape, np.uint32), np.zeros(shape))
@@ -293,15 +293,15 @@ def _add_classes(parts: Sequence[ClassCounts]) -> ClassCounts:
 def label_spread(
     mass: NDArray[np.float64], labels: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far a latent's activation spreads over labels, p_c being the share of its summed `mass` on label c.
+    """How widely a latent's activation spreads over labels, where p_c is the share of its summed `mass` on label c.
 
     Args:
-        mass: [F, C], none below 0.
-        labels: [C] the labels' numbers.
+        mass: [F, C], not negative.
+        labels: [C] the numbers of the labels.
 
     Returns:
         (entropy -sum_c p_c ln p_c, PatchSAE 3.2; standard deviation of the label number under p): [F] each; NaN for a
-        latent without any mass. Neighboring numbers are related where labels are in WordNet's order.
+        latent without any mass. The deviation has a meaning if neighboring numbers are related, as in WordNet's order.
     """
     step = max(1, SPREAD_CELLS // max(1, len(labels)))
     parts = [_spread(mass[row : row + step], labels.astype(np.float64)) for row in range(0, len(mass), step)]
@@ -313,8 +313,8 @@ def _spread(mass: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[NDA
     total = mass.sum(axis=1)
     present = total > 0
     share = mass / np.where(present, total, 1.0)[:, None]
-    mean = np.einsum("fc,c->f", share, labels)  # the same bits however many rows, unlike BLAS
+    mean = np.einsum("fc,c->f", share, labels)  # unlike BLAS, this gives the same bits for any number of rows
     deviation = np.sqrt(np.einsum("fc,fc->f", share, (labels - mean[:, None]) ** 2))
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
-    entropy = np.maximum(-np.einsum("fc,fc->f", share, logs), 0.0)  # a single class sums to -0.0
+    entropy = np.maximum(-np.einsum("fc,fc->f", share, logs), 0.0)  # a single class would give -0.0
     return np.where(present, entropy, np.nan), np.where(present, deviation, np.nan)

@@ -1,13 +1,13 @@
-"""analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents.
+"""ConceptTable: what `analyze` writes, open for reading.
 
-    concepts.parquet        one row a latent: density, frequency, mean, quantiles, label entropy, token kinds, ...
-    top_images.parquet      latent, rank, image, score, peak, peak_patch;  top_patches.parquet  by their strongest patch
+    concepts.parquet        one row per latent: density, frequency, mean, quantiles, label entropy, token kinds, ...
+    top_images.parquet      latent, rank, image, score, peak, peak_patch;  top_patches.parquet: by the strongest patch
     class_counts.parquet    label, latent, n_tokens, n_images (PatchSAE equation 5)
-    histogram.npy, position_map.npy, nearest.npy    a row a latent, read by memory map
+    histogram.npy, position_map.npy, nearest.npy    one row per latent, read by memory map
     images.parquet          copied
-    gallery.parquet         heat maps of the latents that are shown;  gallery/<image>.jpg  what the model saw
+    gallery.parquet         heat maps of the latents that are shown;  gallery/<image>.jpg: what the model saw
 
-Analysis after this needs neither images nor codes.
+A report needs neither images nor codes once the table exists.
 """
 
 from functools import cached_property
@@ -39,7 +39,7 @@ class ConceptTable:
         self.path = artifact.path
         if not artifact.complete:
             raise IncompleteError(
-                f"{artifact.path} is not complete. Finish it by running the same `analyze` command again."
+                f"{artifact.path} is not complete. Run the same `analyze` command again to finish it."
             )
         self.summary = read_manifest(artifact)
 
@@ -53,7 +53,7 @@ class ConceptTable:
 
     @cached_property
     def table(self) -> pa.Table:
-        """One row a latent."""
+        """One row per latent."""
         return self._read("concepts.parquet")
 
     @cached_property
@@ -67,7 +67,7 @@ class ConceptTable:
 
     @cached_property
     def top_patches(self) -> pa.Table:
-        """latent, rank, image, row, column, value: the strongest patches of a latent, the best one of each image."""
+        """latent, rank, image, row, column, value: the strongest patches of a latent, one per image."""
         return self._read("top_patches.parquet")
 
     @cached_property
@@ -81,21 +81,21 @@ class ConceptTable:
         return self._read("gallery.parquet")
 
     def summary_numbers(self) -> dict[str, int]:
-        """Images and tokens that were counted, and latents that fired."""
+        """The number of images and tokens that were counted, and of latents that fired."""
         return {name: self.summary[name] for name in ("n_images", "n_tokens", "n_alive")}
 
     @cached_property
     def histogram(self) -> Histogram:
-        """Counts [F, B] of the values a latent takes where it fires, and the bins' edges [B + 1], by memory map."""
+        """Counts [F, B] of the values that a latent takes where it fires, and the bin edges [B + 1], by memory map."""
         return Histogram(self._array("histogram.npy"), self._array("histogram_edges.npy"))
 
     @cached_property
     def position_map(self) -> NDArray[np.unsignedinteger]:
-        """[F, rows, columns]: images on which a latent fires at a patch, by memory map."""
+        """[F, rows, columns]: the number of images on which a latent fires at a patch, by memory map."""
         return self._array("position_map.npy")
 
     def nearest(self, latent: int) -> list[tuple[int, float]]:
-        """(latent, cosine) of the decoder rows most like a latent's; empty when the run was not at hand."""
+        """(latent, cosine) of the decoder rows nearest to a latent's; empty if the run was not available."""
         if "nearest" in self.left_out:
             return []
         latents, cosines = self._array("nearest.npy")[latent], self._array("nearest_cosine.npy")[latent]
@@ -103,7 +103,7 @@ class ConceptTable:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """What could not be computed -> why."""
+        """What could not be computed, and why: part -> reason."""
         return dict(self.summary.get("left_out", {}))
 
     @property
@@ -112,7 +112,7 @@ class ConceptTable:
         return rows, columns
 
     def thumbnail(self, image: int) -> bytes | None:
-        """JPEG of what the model saw of an image in the gallery; None when analysis ran without the images."""
+        """JPEG of what the model saw of an image in the gallery; None if `analyze` ran without the images."""
         path = self.path / "gallery" / f"{image}.jpg"
         return path.read_bytes() if path.is_file() else None
 
@@ -125,14 +125,14 @@ class ConceptTable:
     def _file(self, name: str) -> Path:
         if not (self.path / name).is_file():
             raise CorruptError(
-                f"{self.path} has no {name}: it was made by an older version, or it is damaged. Run `analyze` again, "
-                "with --overwrite."
+                f"{self.path} has no {name}. An older version made it, or it is damaged. Run `analyze` again with "
+                "--overwrite."
             )
         return self.path / name
 
 
 def find_codes(concepts: ConceptTable) -> CodeStore | None:
-    """The codes a table was made from; None where they are not at hand."""
+    """The codes that a table was made from; None if they cannot be found."""
     try:
         codes = CodeStore.open(concepts.artifact.parent_path("codes"))
         check_parent(concepts.artifact, "codes", codes.artifact)

@@ -1,15 +1,14 @@
-"""Names of latents, beside the seal of a concept table: computed ones in one file, people's own in another.
+"""The names of latents, in a concept table's folder but not sealed; names that people give have a file of their own.
 
-    notes/names.parquet   latent, method, name, scores (analysis/naming/naming.py); metadata `naming`: their settings
+    notes/names.parquet   latent, method, name, scores (analysis/naming/naming.py); metadata `naming`: the settings
     notes/own.json        {"907": {"name": "red stripes", "note": "..."}}
 
-Promises: computing names again replaces names.parquet only; what a person wrote is changed by `set_name` alone.
+Computing names again replaces names.parquet only. What a person wrote is changed by `set_name` alone.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,11 +22,11 @@ NOTES = "notes"
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
 METHODS = ("images", "lens")
-"""In the order they are trusted: before the last block a direction that looks like a word need not act like it."""
+"""The most trusted method first: before the last block, a direction that looks like a word need not act like it."""
 
 
 def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
-    """What to call each latent: a person's name first, then that of its top images, then that of its direction."""
+    """The name of each latent: the one a person gave, else that of its top images, else that of its direction."""
     path = _path(concepts)
     names: dict[int, str] = {}
     table = read_name_table(path)
@@ -40,9 +39,9 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
 
 
 def add_names(table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path) -> pa.Table:
-    """An answer about latents of some codes with a column `name` behind `latent`, "" where there is none.
+    """Add a column `name` after the column `latent` of an answer; a latent without a name gets "".
 
-    A table without latents comes back as it is. Raises ParentMismatchError for the concepts of other codes.
+    A table without latents is returned unchanged. Raises ParentMismatchError if the concepts are of other codes.
     """
     check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
     if "latent" not in table.column_names:
@@ -53,7 +52,7 @@ def add_names(table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | 
 
 
 def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
-    """names.parquet, or None where names were not computed. Raises CorruptError."""
+    """The content of names.parquet, or None if no names were computed. Raises CorruptError."""
     file = _path(concepts) / NOTES / NAMES_FILE
     if not file.is_file():
         return None
@@ -63,8 +62,8 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
         raise CorruptError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run `name` again.") from error
 
 
-def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Replace names.parquet. facts: how the names were made; kept as the table's metadata."""
+def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
+    """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"naming": json.dumps(facts)}), sink)
     (concepts.path / NOTES).mkdir(exist_ok=True)
@@ -72,20 +71,20 @@ def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str
 
 
 def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, str]]:
-    """What people wrote: latent -> {"name"?, "note"?}. Raises CorruptError."""
+    """What people wrote: latent -> {"name": ..., "note": ...}, each if there is one. Raises CorruptError."""
     file = _path(concepts) / NOTES / OWN_FILE
     if not file.is_file():
         return {}
-    advice = "Mend it by hand: nothing else holds these names."
-    found = read_json(file, advice)
+    advice = "Repair it by hand, because these names are stored nowhere else."
+    content = read_json(file, advice)
     try:
-        return {int(latent): {str(key): str(text) for key, text in own.items()} for latent, own in found.items()}
+        return {int(latent): {str(key): str(text) for key, text in own.items()} for latent, own in content.items()}
     except (AttributeError, ValueError) as error:
-        raise CorruptError(f"{file} is garbled ({error}). {advice}") from error
+        raise CorruptError(f"{file} is malformed ({error}). {advice}") from error
 
 
 def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None) -> None:
-    """Write a person's name of a latent, or a note on it; "" takes it away, None leaves it.
+    """Write a person's name for a latent, or a note on it. "" removes what was there; None leaves it unchanged.
 
     Raises SettingsError for a latent out of range, or a text of more than one line.
     """
@@ -98,12 +97,12 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
         if text is None:
             continue
         if "\n" in text:
-            raise SettingsError(f"A {key} is one line, got {text!r}.")
+            raise SettingsError(f"A {key} must be one line, got {text!r}.")
         entry[key] = text.strip()
     kept = {key: text for key, text in entry.items() if text}
-    own = {**{n: e for n, e in own.items() if n != latent}, **({latent: kept} if kept else {})}
+    own = {**own, latent: kept}
     (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own)})
+    write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

@@ -1,11 +1,12 @@
-"""name_latents(): a word for every latent, by CLIP's own text tower, with scores that say how far to trust it.
+"""name_latents(): a word for every latent from CLIP's own text tower, with scores that say how far to trust it.
 
-Two methods. `lens`: the decoder direction through the final LayerNorm and projection, as if it were the stream of an
-image. `images`: the mean embedding of the latent's top images. The name is the word with the largest cosine.
+There are two methods, which give each latent a vector v. `lens` passes the decoder direction through the final
+LayerNorm and projection, as if it were the residual stream of an image. `images` takes the mean embedding of the
+latent's top images. The name is the word whose embedding has the largest cosine with v.
 
-    alignment         cos(v, t_word) - cos(v, t_""), the empty text taking away what any text has
+    alignment         cos(v, t_word) - cos(v, t_""); the empty text removes what all texts have in common
     clarity           mean pairwise cosine of the top images' embeddings: (||mean||^2 - 1/n) n / (n - 1)
-    redundancy        largest cosine of v with another latent's v
+    redundancy        largest cosine of v with the v of another latent
     polysemanticity   1 - cosine of the centroids of the top images' two clusters (k-means, k = 2)
 
 Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes: F latents, V words, E embedding, n top images.
@@ -34,6 +35,7 @@ from analysis.naming.vocabulary import read_vocabulary
 from saetrain import CodeStore, Run
 
 N_LLOYD = 10
+"""Iterations of k-means."""
 
 
 def name_latents(
@@ -52,25 +54,25 @@ def name_latents(
     batch_size: int = BATCH_IMAGES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
-    """Name the latents that fire, and keep names, methods and scores beside the table's seal.
+    """Name the latents that fire, and keep names, methods and scores in the table's folder.
 
     Args:
-        vocabulary: a file with a word a line; by default the general one.
-        methods: `images`, `lens`.
-        template: the text a word is put into, with {}.
-        codes, run, store: the table's ancestors, where they moved.
-        images: take the embeddings from these image files instead of the store.
+        vocabulary: a file with one word per line; by default, the general vocabulary.
+        methods: `images`, `lens`, or both.
+        template: the text into which a word is put in place of {}.
+        codes, run, store: where the table's ancestors are now, if they moved.
+        images: compute the embeddings from these image files instead of the store.
         model, pretrained, device: see `open_towers`. batch_size: speed only.
         on_progress: called with (images embedded, images in all).
 
     Returns:
-        What was written: latent, method, name, alignment, cosine, clarity, redundancy, polysemanticity. NaN where a
-        method has no such score. Names of methods that were not asked for are dropped.
+        What was written: latent, method, name, alignment, cosine, clarity, redundancy, polysemanticity. A score that a
+        method does not have is NaN. Earlier names by other methods are removed.
 
     Raises:
-        SettingsError: a bad vocabulary, method or template, a word that the text tower cannot read whole, one store for
-            codes of several.
-        ParentMismatchError: other codes, run, store or model than the table was made from.
+        SettingsError: an invalid vocabulary, method or template, a word too long for the text tower, or a single store
+            for codes of several.
+        ParentMismatchError: the codes, run, store or model are not those that the table was made from.
     """
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     words = read_vocabulary(vocabulary)
@@ -117,12 +119,12 @@ def name_latents(
 
 
 def embed_words(tower: TextTower, words: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
-    """(unit embeddings [V, E] of the words, [E] of the empty text). Raises SettingsError for a word too long."""
+    """(unit embeddings [V, E] of the words, [E] of the empty text). Raises SettingsError if a word is too long."""
     return tower.embed([template.format(word) for word in words]).cpu(), tower.embed([""])[0].cpu()
 
 
 def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Top images of some latents, strongest first: [n, n_top] stored positions, -1 behind the last."""
+    """The top images of some latents, strongest first: [n, n_top] stored positions, padded with -1."""
     top = concepts.top_images
     lists = np.full((concepts.table.num_rows, int(concepts.artifact.settings["n_top"])), -1, dtype=np.int64)
     lists[top["latent"].to_numpy(), top["rank"].to_numpy()] = top["image"].to_numpy()
@@ -132,10 +134,10 @@ def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.
 def score_images(
     embedded: NDArray[np.float32], lists: NDArray[np.int64]
 ) -> tuple[Tensor, dict[str, NDArray[np.float64]]]:
-    """(mean embeddings, unit [F, E]; clarity and polysemanticity [F]) of each latent's top images.
+    """Of each latent's top images: (mean embedding, a unit vector [F, E]; clarity and polysemanticity [F]).
 
     Args:
-        embedded: [I, E] unit vectors. lists: [F, n] rows of it, -1 for none.
+        embedded: [I, E] unit vectors. lists: [F, n] rows of `embedded`, padded with -1.
     """
     vectors, clarity, polysemanticity = [], [], []
     for first in range(0, len(lists), BLOCK_LATENTS):
@@ -155,7 +157,7 @@ def score_images(
 def _two_means(points: Tensor, there: Tensor) -> Tensor:
     """Cosine [F] between the two centroids of k-means on points [F, n, E]; NaN with fewer than two points.
 
-    Begins with the two points farthest from each other, so that there is no chance in it.
+    It starts from the two points that are farthest apart, so the result is deterministic.
     """
     cosines = points @ points.transpose(1, 2)
     cosines = torch.where(there[:, :, None] & there[:, None], cosines, 2.0)
@@ -164,7 +166,7 @@ def _two_means(points: Tensor, there: Tensor) -> Tensor:
     rows = torch.arange(len(points))
     centers = torch.stack([points[rows, pair // n], points[rows, pair % n]], 1)  # [F, 2, E]
     for _ in range(N_LLOYD):
-        nearest = torch.cdist(points, centers).argmin(2)  # [F, n]; equal ones go to the first
+        nearest = torch.cdist(points, centers).argmin(2)  # [F, n]; ties go to the first
         member = torch.stack([(nearest == i) & there for i in (0, 1)], 1).double()
         sizes = member.sum(2, keepdim=True)
         centers = torch.where(sizes > 0, member @ points / sizes.clamp(min=1), centers)
@@ -175,7 +177,7 @@ def _two_means(points: Tensor, there: Tensor) -> Tensor:
 def find_words(
     vectors: Tensor, words: Tensor, empty: Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """For unit vectors [F, E] the nearest of the words [V, E]: (its number, cosine, alignment), [F] each."""
+    """For unit vectors [F, E], the nearest of the words [V, E]: (its index, cosine, alignment), [F] each."""
     best = [(part @ words.T).max(1) for part in torch.split(vectors, BLOCK_LATENTS)]
     cosine = torch.cat([part.values for part in best]).double().numpy()
     alignment = cosine - (vectors @ empty).double().numpy()
@@ -183,13 +185,13 @@ def find_words(
 
 
 def redundancy(vectors: Tensor) -> NDArray[np.float64]:
-    """Largest cosine of each unit vector [F, E] with another one, block by block; NaN for a single one."""
+    """The largest cosine of each unit vector [F, E] with any other, block by block; NaN for a single vector."""
     if len(vectors) < 2:
         return np.full(len(vectors), np.nan)
-    found = []
+    largest = []
     for first in range(0, len(vectors), BLOCK_LATENTS):
         cosines = vectors[first : first + BLOCK_LATENTS] @ vectors.T
         own = torch.arange(len(cosines))
         cosines[own, first + own] = -2.0
-        found.append(cosines.max(1).values)
-    return np.asarray(torch.cat(found).double().numpy())
+        largest.append(cosines.max(1).values)
+    return np.asarray(torch.cat(largest).double().numpy())

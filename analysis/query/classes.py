@@ -1,4 +1,4 @@
-"""Latents of a class, of a selection of images, or of images on which given latents fire."""
+"""The latents of a class or of a selection of images, and the images on which given latents fire."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache import SettingsError
-from analysis.query.where import choose_images, image_rows, images_of_class, latent_pairs, show_images
+from analysis.query.where import choose_images, describe_images, image_rows, images_of_class, latent_pairs
 from analysis.reduce import TAU, fold_pieces
 from saetrain import CodeStore
 
@@ -17,15 +17,15 @@ from saetrain import CodeStore
 def query_firing(
     codes: CodeStore, fires: Sequence[int], silent: Sequence[int] = (), *, n_top: int = 10, where: str | None = None
 ) -> pa.Table:
-    """Images on which all of `fires` fire and none of `silent` does: image, uri, label_name, and a peak a latent.
+    """Images on which all of `fires` fire and none of `silent`: image, uri, label_name, and a peak for each latent.
 
-    Strongest first: by the weakest of its peaks. Without `fires`, in stored order.
+    Images are ordered by the weakest of their peaks, largest first; without `fires`, they are in stored order.
 
-    Raises SettingsError for a latent out of range, given twice or in both lists, no latent, or an empty selection.
+    Raises SettingsError for a latent that is out of range or named twice, for no latent, or for an empty selection.
     """
-    named = [*fires, *silent]
-    if not named or len(set(named)) != len(named):
-        raise SettingsError(f"--fires and --silent must name different latents, at least one, got {named}.")
+    latents = [*fires, *silent]
+    if not latents or len(set(latents)) != len(latents):
+        raise SettingsError(f"--fires and --silent must name at least one latent, and each only once, got {latents}.")
     chosen = choose_images(codes, where).copy()
     peaks = np.zeros((len(fires), codes.n_images), dtype=np.float32)
     for k, latent in enumerate(fires):
@@ -38,31 +38,34 @@ def query_firing(
     images = np.flatnonzero(chosen)
     weakest = peaks[:, images].min(0) if len(fires) else np.zeros(len(images))
     top = images[np.lexsort((images, -weakest))[:n_top]]
-    return pa.table(show_images(codes, top) | {f"peak_{latent}": peaks[k, top] for k, latent in enumerate(fires)})
+    return pa.table(describe_images(codes, top) | {f"peak_{latent}": peaks[k, top] for k, latent in enumerate(fires)})
 
 
 def query_class(
     codes: CodeStore, label_name: str, *, n_top: int = 10, tau: float = TAU, where: str | None = None
 ) -> pa.Table:
-    """Strongest latents of a class; see `query_selection`. Raises SettingsError for a class without images."""
-    mine = images_of_class(codes, label_name) & choose_images(codes, where)
-    if not mine.any():
-        raise SettingsError(f"No image of class {label_name!r} is encoded and fits --where {where!r}. Loosen it.")
-    return _latents_of(codes, mine, n_top, tau)
+    """The strongest latents of a class; see `query_selection`. Raises SettingsError for a class without images."""
+    chosen = images_of_class(codes, label_name) & choose_images(codes, where)
+    if not chosen.any():
+        raise SettingsError(
+            f"--where {where!r} holds for no encoded image of class {label_name!r}. Relax the condition."
+        )
+    return _latents_of(codes, chosen, n_top, tau)
 
 
 def query_selection(codes: CodeStore, where: str, *, n_top: int = 10, tau: float = TAU) -> pa.Table:
-    """Strongest latents of the images for which `where` holds, reading only their entries.
+    """The strongest latents of the images for which `where` holds. Only the entries of these images are read.
 
-    Ordered by PatchSAE's a_c[s] (equation 5): latent, n_tokens (above tau), n_images (with such a token), image_share.
+    Latents are ordered by PatchSAE's a_c[s] (equation 5): latent, n_tokens (above tau),
+    n_images (with such a token), image_share (of the selected images).
 
-    Raises SettingsError as `choose_images`.
+    Raises SettingsError as `choose_images` does.
     """
     return _latents_of(codes, choose_images(codes, where), n_top, tau)
 
 
 class _Counts(NamedTuple):
-    """Sorted by latent."""
+    """Counts of some latents, sorted by latent."""
 
     latent: NDArray[np.int64]
     n_tokens: NDArray[np.int64]
@@ -86,15 +89,15 @@ def _latents_of(codes: CodeStore, chosen: NDArray[np.bool_], n_top: int, tau: fl
 
 
 def _count_latents(codes: CodeStore, images: NDArray[np.int64], *, tau: float) -> _Counts:
-    found = codes.read_rows(image_rows(codes, images))
-    above = found.value > np.float32(tau)
-    image, latent = found.row[above] // codes.n_tokens, found.latent[above]
+    entries = codes.read_rows(image_rows(codes, images))
+    above = entries.value > np.float32(tau)
+    image, latent = entries.row[above] // codes.n_tokens, entries.latent[above]
     pair, n_tokens = np.unique(image * codes.n_latents + latent, return_counts=True)
     return _add_counts([_Counts(pair % codes.n_latents, n_tokens, np.ones_like(n_tokens))])
 
 
 def _add_counts(parts: Sequence[_Counts]) -> _Counts:
     latent, n_tokens, n_images = (np.concatenate(column) for column in zip(*parts, strict=True))
-    found, group = np.unique(latent, return_inverse=True)
-    n_tokens, n_images = (np.bincount(group, weights, len(found)).astype(np.int64) for weights in (n_tokens, n_images))
-    return _Counts(found, n_tokens, n_images)
+    latents, group = np.unique(latent, return_inverse=True)
+    sums = (np.bincount(group, weights, len(latents)).astype(np.int64) for weights in (n_tokens, n_images))
+    return _Counts(latents, *sums)

@@ -1,8 +1,8 @@
-"""Which latents fire on the same tokens: exactly for chosen latents, over a declared sample of tokens for all.
+"""Which latents fire on the same tokens: exact for chosen latents, and over a sample of tokens for all latents.
 
-In: codes. Out: counts of tokens, or a pyarrow table, strongest partner first. Never a (latents x latents) array.
+In: codes. Out: counts of tokens, or a pyarrow table, strongest partner first. No (latents x latents) array is made.
 
-Jaccard: tokens on which both fire over tokens on which either does.
+The Jaccard index of two latents is the number of tokens on which both fire over the number on which either fires.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from analysis.reduce import fold_pieces, tokens_per_image
 from saetrain import CodeStore
 
 TASK_PAIRS = 1 << 18
-"""Pairs of latents on a token that a task of `sample_partners` sorts; more leave the processor's cache."""
+"""The number of pairs of latents on a token that a task of `sample_partners` sorts, for the processor's cache."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -30,24 +30,25 @@ TASK_PAIRS = 1 << 18
 class CoFiring(NamedTuple):
     """Exact counts of tokens for L chosen latents."""
 
-    both: NDArray[np.int64]  # [L, F] on which it and another fire; with itself: on which it fires
-    n_fired: NDArray[np.int64]  # [F] on which each latent fires
+    both: NDArray[np.int64]  # [L, F] tokens on which a chosen and another latent fire; with itself: on which it fires
+    n_fired: NDArray[np.int64]  # [F] tokens on which each latent fires
 
     def jaccard(self) -> NDArray[np.float64]:
-        """[L, F]; 0 where neither fires."""
-        own = self.both.max(axis=1)  # no latent shares more tokens with it than itself
+        """[L, F]; 0 if neither fires."""
+        own = self.both.max(axis=1)  # a latent shares most tokens with itself
         return np.asarray(self.both / np.maximum(own[:, None] + self.n_fired - self.both, 1))
 
 
 def co_fire(codes: CodeStore, latents: Sequence[int]) -> CoFiring:
-    """Count the tokens on which each of some latents fires together with every other.
+    """Count the tokens on which each of some latents fires together with every other latent.
 
-    Reads these latents' entries, the tokens they fire on, and how often each latent fires, once a shard.
+    In each shard, this reads the entries of these latents, the tokens on which they fire, and how often each latent
+    fires.
 
-    Raises SettingsError for a latent out of range, or none.
+    Raises SettingsError for a latent out of range, or for no latent.
     """
     if not latents:
-        raise SettingsError(f"Name at least one latent, 0..{codes.n_latents - 1}.")
+        raise SettingsError(f"No latent was named. Name at least one, in 0..{codes.n_latents - 1}.")
     for latent in latents:
         if not 0 <= latent < codes.n_latents:
             raise SettingsError(f"A latent must lie in 0..{codes.n_latents - 1}, got {latent}.")
@@ -57,7 +58,7 @@ def co_fire(codes: CodeStore, latents: Sequence[int]) -> CoFiring:
 
 
 def _count_shard(codes: CodeStore, shard: int, *, latents: list[int]) -> NDArray[np.int64]:
-    """[L + 1, F]: of one shard, `both`, and below it `n_fired`."""
+    """[L + 1, F]: `both` of one shard, with `n_fired` as the last row."""
     counts = np.zeros((len(latents) + 1, codes.n_latents), dtype=np.int64)
     for place, latent in enumerate(latents):
         rows = codes.read_latents(shard, latent, latent + 1).row.astype(np.int64)
@@ -71,8 +72,8 @@ def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Tab
 
     Strongest jaccard first. Raises SettingsError for a latent out of range.
     """
-    found = co_fire(codes, [latent])
-    both, jaccard = found.both[0], found.jaccard()[0]
+    counts = co_fire(codes, [latent])
+    both, jaccard = counts.both[0], counts.jaccard()[0]
     n_tokens = int(both[latent])
     both[latent] = 0
     others = np.flatnonzero(both)
@@ -87,17 +88,18 @@ def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Tab
 
 
 def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0, n_partners: int = 4) -> pa.Table:
-    """For every latent the partners with the highest Jaccard on a sample of tokens, of equals the lowest latents.
+    """For every latent, the partners with the highest Jaccard index on a sample of tokens; the lower latent wins a tie.
 
-    A Jaccard J from n tokens of either latent is off by about sqrt(J (1 - J) / n): rare latents need more tokens.
+    A Jaccard index J from n tokens of either latent has a standard error of about sqrt(J (1 - J) / n), so rare latents
+    need more tokens.
 
     Args:
-        n_tokens: to sample, without replacement, of those that were encoded; all where there are fewer.
-        seed: of the sample (numpy's Philox), which does not depend on the cut into shards.
+        n_tokens: number of encoded tokens to sample, without replacement; all of them if there are fewer.
+        seed: random seed of the sample (numpy's Philox), which does not depend on how codes are cut into shards.
 
     Returns:
-        latent, rank, partner, n_tokens (of the sample, on which both fire), share (of the latent's), jaccard,
-        n_sampled (the same in all rows); by latent, then rank. A latent that fires with no other has no row.
+        latent, rank, partner, n_tokens (sampled tokens on which both fire), share (of the latent's tokens), jaccard,
+        n_sampled (the same in all rows); ordered by latent, then rank. A latent that fires with no other has no row.
 
     Raises SettingsError for fewer than one token or partner.
     """
@@ -116,7 +118,7 @@ def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0,
 
 
 def sample_rows(codes: CodeStore, n_tokens: int, seed: int) -> NDArray[np.int64]:
-    """Rows of a sample of the encoded tokens of readable images, ascending."""
+    """The rows of a sample of the encoded tokens of readable images, ascending."""
     per_image = tokens_per_image(codes)
     first = 1 if codes.tokens == "patch" else 0
     images = np.flatnonzero(codes.valid)
@@ -128,7 +130,7 @@ def sample_rows(codes: CodeStore, n_tokens: int, seed: int) -> NDArray[np.int64]
 
 
 class _Sample(NamedTuple):
-    """The entries of a sample in both orders; tokens on which nothing fires are not numbered."""
+    """The entries of a sample in both orders. Tokens on which nothing fires are left out."""
 
     indptr: NDArray[np.int64]  # [S + 1]
     latent: NDArray[np.int32]  # [nnz] by token
@@ -137,8 +139,8 @@ class _Sample(NamedTuple):
 
 
 def _read_rows(codes: CodeStore, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-    found = codes.read_rows(rows)
-    return found.row, found.latent.astype(np.int32)
+    entries = codes.read_rows(rows)
+    return entries.row, entries.latent.astype(np.int32)
 
 
 def _join(parts: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
@@ -155,7 +157,7 @@ def _index(entries: tuple[NDArray[Any], ...], n_latents: int) -> _Sample:
 
 
 def _cut_work(sample: _Sample) -> list[range]:
-    """All latents in ranges of about TASK_PAIRS pairs, or of one latent that has more."""
+    """Cut all latents into ranges of about TASK_PAIRS pairs; a latent that has more is a range of its own."""
     n_pairs = np.concatenate([[0], np.cumsum(np.diff(sample.indptr)[sample.token])])[sample.latent_indptr]
     cuts = np.searchsorted(n_pairs, np.arange(TASK_PAIRS, n_pairs[-1], TASK_PAIRS))
     edges = np.unique([0, *cuts, len(n_pairs) - 1]).tolist()
@@ -186,7 +188,7 @@ def _find_partners(codes: CodeStore, latents: range, *, sample: _Sample, n_partn
 def _count_pairs(
     sample: _Sample, own: NDArray[np.int64], token: NDArray[np.int32], n_latents: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(own * F + latent, ascending; on how many of these tokens): a latent's tokens each hold some latents."""
+    """(own * F + latent, ascending; the number of these tokens on which both fire)."""
     first, n = sample.indptr[token], np.diff(sample.indptr)[token]
     entry = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
     pair, both = np.unique(np.repeat(own * n_latents, n) + sample.latent[entry], return_counts=True)

@@ -1,7 +1,7 @@
-"""A contact sheet: an answer as one PNG, images as the model saw them with a latent's heat map laid over.
+"""A contact sheet: one PNG that shows the images of an answer as the model saw them, under a latent's heat map.
 
-In: codes, the answer's table, and where the images lie. Out: a PNG. A latent's heat maps share one scale, its maximum
-over the sheet, and darken what the latent does not see.
+In: codes, the answer's table, and where the images are. Out: a PNG. The heat maps of a latent share one scale, its
+maximum over the sheet, and darken the patches to which it does not respond.
 """
 
 import io
@@ -25,11 +25,11 @@ CELL, GAP, LINE, MARGIN = 176, 8, 16, 12
 N_COLUMNS = 8
 MAX_CELLS = 200
 N_TOP_IMAGES = 6
-"""Images shown of a latent where the answer names latents only."""
+"""How many images of a latent are shown if the answer names latents only."""
 
 
 class Cell(NamedTuple):
-    """An image under a latent's heat map; cells of one row share `row`."""
+    """An image under a latent's heat map; the cells of a row have the same `row`."""
 
     row: int
     image: int
@@ -51,21 +51,21 @@ def draw_sheet(
     """Write the pictures of an answer as a PNG and return its path. An existing file is replaced.
 
     Args:
-        answer: a table with a column `image` or `latent`. Images are shown under each of `latents`; latents on each of
-            `images`, or else each on the images it fires on most.
-        latents, images: what was asked about.
-        where: as it was asked, for the images of latents.
-        folder: where the images lie, if they moved. store: the activation store, if it moved.
+        answer: a table with a column `image` or `latent`. Images are shown under the heat map of each of `latents`.
+            Latents are shown on each of `images`, or else on the images on which they fire most.
+        latents, images: the latents and images of the question.
+        where: the condition of the question, for choosing the images of latents.
+        folder: where the images are, if they moved. store: the activation store, if it moved.
 
     Raises:
-        SettingsError: an empty answer, or images that are not there.
-        ParentMismatchError: other images than those that were extracted, or another store.
+        SettingsError: the answer is empty, or the images cannot be found.
+        ParentMismatchError: the images or the store are not those that the codes were made from.
     """
     cells = choose_cells(codes, answer, latents=latents, images=images, where=where)
     if not cells:
-        raise SettingsError("Nothing was found, so there is nothing to draw. Ask without --sheet.")
-    found = Pictures(codes, images=folder, store=store)
-    pictures = {image: _fit(found.see(image)) for image in sorted({cell.image for cell in cells})}
+        raise SettingsError("The answer is empty, so there is nothing to draw. Ask without --sheet.")
+    source = Pictures(codes, images=folder, store=store)
+    pictures = {image: _fit(source.see(image)) for image in sorted({cell.image for cell in cells})}
     n_columns = max(np.bincount([cell.row for cell in cells]).max(), 1)
     n_rows = cells[-1].row + 1
     width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
@@ -101,7 +101,7 @@ def choose_cells(
     images: Sequence[int] = (),
     where: str | None = None,
 ) -> list[Cell]:
-    """What a sheet shows of an answer, row by row; at most 200 cells."""
+    """The cells of a sheet, row by row; at most 200."""
     notes = answer["kind"].to_pylist() if "kind" in answer.column_names else [""] * answer.num_rows
     cells: list[Cell] = []
     if "image" in answer.column_names:
@@ -110,7 +110,7 @@ def choose_cells(
             cells += [Cell(row, image, latent, note) for latent in latents]
         return cells[:MAX_CELLS]
     for i, (latent, note) in enumerate(zip(answer["latent"].to_pylist(), notes, strict=True)):
-        if images:  # a latent is a column, its images lie below each other
+        if images:  # each latent is a column, with its images below each other
             first = i // N_COLUMNS * len(images)
             cells += [Cell(first + k, image, latent, note) for k, image in enumerate(images)]
         else:
@@ -120,17 +120,17 @@ def choose_cells(
 
 
 def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]:
-    """[rows, columns] a cell; each latent is read once."""
-    found: dict[tuple[int, int], NDArray[np.float32]] = {}
+    """[rows, columns] for each cell; each latent is read once."""
+    heat_of: dict[tuple[int, int], NDArray[np.float32]] = {}
     for latent in {cell.latent for cell in cells}:
         images = sorted({cell.image for cell in cells if cell.latent == latent})
         maps = heat_maps(codes, latent, np.array(images))
-        found |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
-    return [found[cell.latent, cell.image] for cell in cells]
+        heat_of |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
+    return [heat_of[cell.latent, cell.image] for cell in cells]
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """CELL pixels on its longer side."""
+    """Resize a picture so that its longer side has CELL pixels."""
     longest = max(picture.size)
     size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
     return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC)
@@ -138,12 +138,12 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 def _lay_over(picture: Image.Image, heat: NDArray[np.float32], maximum: float) -> Image.Image:
     shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(picture.size, Image.Resampling.NEAREST)
-    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # what it is of must still be seen
+    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # the object must still be visible
     return Image.alpha_composite(picture.convert("RGBA"), shade).convert("RGB")
 
 
 def _shorten(text: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
-    """As much of a text as fits below a picture."""
+    """Cut a text to what fits below a picture."""
     if draw.textlength(text, font) <= CELL:
         return text
     while text and draw.textlength(text + "…", font) > CELL:

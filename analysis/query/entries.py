@@ -1,7 +1,8 @@
-"""All entries of codes, joined with the image table, as a dask dataframe: for what no query here answers.
+"""All entries of codes, joined with the image table, as a dask dataframe, for questions that no query here answers.
 
-In: codes. Out: lazily, one partition a shard, a row an entry: latent, image, token, value, columns of images.parquet.
-`read_entries` gives a partition as a pyarrow table; the dataframe needs pandas (`pip install 'patchsae[dataframe]'`).
+In: codes. Out: a lazy dataframe with one partition per shard and one row per entry: latent, image, token, value, and
+columns of images.parquet. `read_entries` returns a partition as a pyarrow table. The dataframe needs pandas
+(`pip install 'patchsae[dataframe]'`).
 """
 
 from collections.abc import Sequence
@@ -23,18 +24,20 @@ def open_entries(codes: CodeStore, *, columns: Sequence[str] = ("label_name",), 
     open_entries(codes).groupby("label_name", observed=True)["value"].mean().compute()
 
     Args:
-        columns: of images.parquet. Text becomes a categorical, the same in all partitions.
-        where: only the entries of these images; others are not read.
+        columns: columns of images.parquet. Text becomes a categorical with the same categories in all partitions.
+        where: only the entries of these images are read.
 
     Raises:
-        SettingsError: no such column, no such image, or pandas is not installed.
+        SettingsError: there is no such column or image, or pandas is not installed.
     """
     _check_columns(codes, columns)
     choose_images(codes, where)
     try:
         import dask.dataframe as dd
     except ImportError as error:
-        raise SettingsError("A dataframe needs pandas: pip install 'patchsae[dataframe]'.") from error
+        raise SettingsError(
+            "A dataframe needs pandas, which is not installed: pip install 'patchsae[dataframe]'."
+        ) from error
     read = partial(_read_frame, path=str(codes.path.absolute()), codes_id=codes.codes_id, joined=tuple(columns),
                    where=where)  # fmt: skip
     empty = _join_images(codes, np.empty(0, np.int64), columns)
@@ -44,9 +47,9 @@ def open_entries(codes: CodeStore, *, columns: Sequence[str] = ("label_name",), 
 def read_entries(
     codes: CodeStore, shard: int, *, columns: Sequence[str] = ("label_name",), where: str | None = None
 ) -> pa.Table:
-    """Entries of one shard: latent uint32, image int64, token int32, value float32, and columns of images.parquet.
+    """The entries of one shard: latent uint32, image int64, token int32, value float32, and columns of images.parquet.
 
-    Arguments and errors as `open_entries`.
+    The arguments and errors are those of `open_entries`.
     """
     _check_columns(codes, columns)
     chosen = choose_images(codes, where)
@@ -55,13 +58,13 @@ def read_entries(
 
 
 def _join_images(codes: CodeStore, rows: Any, columns: Sequence[str]) -> pa.Table:
-    found = codes.read_rows(rows)
-    image, token = np.divmod(found.row, codes.n_tokens)
+    entries = codes.read_rows(rows)
+    image, token = np.divmod(entries.row, codes.n_tokens)
     table = {
-        "latent": found.latent.astype(np.uint32),
+        "latent": entries.latent.astype(np.uint32),
         "image": image,
         "token": token.astype(np.int32),
-        "value": found.value.astype(np.float32),
+        "value": entries.value.astype(np.float32),
     }
     for name in columns:
         column = codes.images[name].combine_chunks()
@@ -72,7 +75,7 @@ def _join_images(codes: CodeStore, rows: Any, columns: Sequence[str]) -> pa.Tabl
 
 
 def _read_frame(shard: int, *, path: str, codes_id: str, joined: Sequence[str], where: str | None) -> Any:
-    """A keyword called `columns` would be dask's: it asks for fewer where fewer are used."""
+    """The keyword is not called `columns`: dask would pass its own and ask for fewer columns where fewer are used."""
     return read_entries(open_codes(path, codes_id), shard, columns=joined, where=where).to_pandas()
 
 

@@ -1,12 +1,13 @@
-"""Which latents tell one group of images from another: effect size, AUROC, and control of false discoveries.
+"""Which latents separate one group of images from another: effect size, AUROC, and control of false discoveries.
 
-In: codes and two groups. Out: a pyarrow table, a row a latent. A block of latents is read at a time, so memory does
-not grow with the tokens; all ranks are exact.
+In: codes and two groups. Out: a pyarrow table, one row per latent. One block of latents is read at a time, so memory
+does not grow with the tokens. All ranks are exact.
 
 Cohen's d: difference of means over the pooled standard deviation (Cohen 1988).
-AUROC: P(a > b) + P(a = b) / 2 for an image of each group, U / (n_a n_b) from average ranks (Mann and Whitney 1947).
-p: two-sided, from the normal approximation of U with correction for ties, without continuity correction; rough below
-about eight images a group. q: p adjusted by Benjamini and Hochberg (1995) over the latents that fire in either group.
+AUROC: P(a > b) + P(a = b) / 2 for one image of each group: U / (n_a n_b) from average ranks (Mann and Whitney 1947).
+p: two-sided, from the normal approximation of U with a correction for ties and none for continuity; it is rough with
+fewer than about eight images per group. q: p adjusted by the method of Benjamini and Hochberg (1995) over the latents
+that fire in either group.
 """
 
 import math
@@ -25,22 +26,22 @@ from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, sum_imag
 from saetrain import CodeStore
 
 BLOCK_ENTRIES = 1 << 24
-"""Entries of a block of latents; a task holds about 20 bytes each."""
+"""Entries of a block of latents; a task holds about 20 bytes for each."""
 
 RANK_PAIRS = 1 << 18
-"""Pairs that are ranked at a time, in whole latents, so that they stay in the processor's cache."""
+"""How many pairs are ranked at a time, in whole latents, so that they stay in the processor's cache."""
 
 
 class Contrast(NamedTuple):
-    """A row a latent that fires in either group."""
+    """Columns with one row for each latent that fires in either group."""
 
     latent: NDArray[np.int64]
     auroc: NDArray[np.float64]  # above one half: stronger in group a
-    cohen_d: NDArray[np.float64]  # NaN where neither group varies
+    cohen_d: NDArray[np.float64]  # NaN if the latent varies in neither group
     p: NDArray[np.float64]
-    mean_a: NDArray[np.float64]  # of the image score
+    mean_a: NDArray[np.float64]  # mean image score of each group
     mean_b: NDArray[np.float64]
-    share_a: NDArray[np.float64]  # of the group's images it fires on
+    share_a: NDArray[np.float64]  # share of the group's images on which it fires
     share_b: NDArray[np.float64]
 
 
@@ -53,46 +54,46 @@ def query_groups(
     score: str = "mean",
     where: str | None = None,
 ) -> pa.Table:
-    """Latents that tell the images of `group` from those of `versus`, both `--where` expressions.
+    """Latents that separate the images of `group` from those of `versus`; both are conditions as for `--where`.
 
     Args:
-        versus: by default all images that are not in `group`.
-        score: of an image: `mean` over its tokens, or `max`.
-        where: both groups are taken among these images.
+        versus: by default, all images that are not in `group`.
+        score: the score of an image: `mean` over its tokens, or `max`.
+        where: both groups are taken from these images only.
 
     Returns:
-        latent, auroc, cohen_d, q, mean_a, mean_b, share_a, share_b; farthest from an AUROC of one half first.
+        latent, auroc, cohen_d, q, mean_a, mean_b, share_a, share_b; the AUROC farthest from one half comes first.
 
     Raises:
-        SettingsError: an expression that cannot be read, a group of less than two images, or groups that overlap.
+        SettingsError: a condition that cannot be parsed, a group of fewer than two images, or groups that overlap.
     """
     chosen = choose_images(codes, where)
     a = choose_images(codes, group, "--group") & chosen
     b = chosen & ~a if versus is None else choose_images(codes, versus, "--versus") & chosen
-    for flag, mask in (("--group", a), ("--versus", b)):
-        if mask.sum() < 2:
-            raise SettingsError(f"{flag} holds for {mask.sum()} images; a group needs two. Loosen it.")
+    for flag, members in (("--group", a), ("--versus", b)):
+        if members.sum() < 2:
+            raise SettingsError(f"{flag} holds for {members.sum()} images, and a group needs two. Relax the condition.")
     if (a & b).any():
         raise SettingsError(
             f"--group and --versus share {(a & b).sum():,} images (e.g. {codes.images['uri'][int((a & b).argmax())]}). "
-            "They must not overlap."
+            "Change one of them so that they do not overlap."
         )
-    found = contrast_groups(codes, a, b, score=score)
-    q = adjust_p(found.p)
-    order = np.lexsort((found.latent, -abs(found.auroc - 0.5)))[:n_top]
-    columns = {"q" if name == "p" else name: column for name, column in found._replace(p=q)._asdict().items()}
+    contrast = contrast_groups(codes, a, b, score=score)
+    q = adjust_p(contrast.p)
+    order = np.lexsort((contrast.latent, -abs(contrast.auroc - 0.5)))[:n_top]
+    columns = {"q" if name == "p" else name: column for name, column in contrast._replace(p=q)._asdict().items()}
     return pa.table({name: column[order] for name, column in columns.items()})
 
 
 def contrast_groups(codes: CodeStore, a: NDArray[np.bool_], b: NDArray[np.bool_], *, score: str = "mean") -> Contrast:
-    """Every latent that fires in either of two groups of images [I], which do not overlap; by latent."""
+    """Compare two groups of images [I] that do not overlap, for every latent that fires in either."""
     blocks = cut_latents(codes, BLOCK_ENTRIES, at_most=1 << (62 - _score_bits(codes)))
     result: Contrast = fold_pieces(codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, blocks)
     return result
 
 
 def _score_bits(codes: CodeStore) -> int:
-    """Bits of the largest score: a float16 has 40 as a whole number of 2^-24, and a score is a sum over tokens."""
+    """Bits of the largest score: a float16 as a whole number of 2^-24 has 40 bits, and a score is a sum over tokens."""
     return 40 + codes.n_tokens.bit_length()
 
 
@@ -114,8 +115,8 @@ def _contrast_block(
         keep = (group >= 0) & (units > 0)
         parts.append(key if keep.all() else key[keep])
     unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
-    found = rank_groups(np.concatenate(parts), bits, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
-    return found._replace(latent=found.latent + block.start)
+    contrast = rank_groups(np.concatenate(parts), bits, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
+    return contrast._replace(latent=contrast.latent + block.start)
 
 
 def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
@@ -123,12 +124,13 @@ def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
 
 
 def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
-    """Compare two groups latent by latent, given the positive scores only; all other images score 0.
+    """Compare two groups latent by latent, given only the positive scores; all other images score 0.
 
     Args:
-        key: [N] a pair of latent and image each: latent, score as a whole number of `unit` (`bits` bits), and whether
-            the image is in group a (1 bit), in one number: numpy sorts these by vector instructions. Sorted in place.
-        n_a, n_b: images of the groups.
+        key: [N] one number for each pair of latent and image. It holds the latent, the score as a whole number of
+            `unit` (`bits` bits), and whether the image is in group a (1 bit), because numpy sorts plain integers by
+            vector instructions. It is sorted in place.
+        n_a, n_b: number of images in each group.
     """
     key.sort()
     near = key[RANK_PAIRS::RANK_PAIRS] >> (bits + 1) << (bits + 1)
@@ -138,7 +140,7 @@ def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: 
 
 
 def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
-    """As `rank_groups`, of sorted keys of whole latents."""
+    """As `rank_groups`, for sorted keys of whole latents."""
     latent, units, in_a = key >> (bits + 1), (key >> 1) & ((1 << bits) - 1), (key & 1).astype(np.bool_)
     n_total = n_a + n_b
     new = np.ones(len(latent), dtype=np.bool_)
@@ -168,10 +170,10 @@ def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float)
         z = np.where(spread > 0, (u - n_a * n_b / 2) / spread, 0.0)
 
     score = units * unit
-    mine = score * in_a
+    score_a = score * in_a
     sums, squares = (
         [by_latent(part, first), by_latent(whole, first)]
-        for part, whole in ((mine, score), (mine * score, score * score))
+        for part, whole in ((score_a, score), (score_a * score, score * score))
     )
     sums[1] -= sums[0]
     means = [total / size for total, size in zip(sums, (n_a, n_b), strict=True)]

@@ -1,4 +1,4 @@
-"""Latents of one image, of a region of it, or of two images that share them."""
+"""The latents of one image, of a region of it, or of two images that are compared."""
 
 from typing import NamedTuple
 
@@ -14,56 +14,57 @@ from analysis.reduce import tokens_per_image
 from saetrain import CodeStore, RowCodes
 
 At = tuple[int | slice, int | slice]
-"""A patch (3, 4), or a region (slice(0, 3), slice(2, 5)): rows, columns of the grid."""
+"""A patch (3, 4), or a region (slice(0, 3), slice(2, 5)): rows and columns of the grid."""
 
 
 def query_image(codes: CodeStore, image: int | str, *, at: At | None = None, n_top: int = 10) -> pa.Table:
-    """Strongest latents of an image, a patch or a region: latent, score (mean over these tokens), peak, n_tokens.
+    """The strongest latents of an image, a patch or a region: latent, score (mean over these tokens), peak, n_tokens.
 
     Args:
         image: stored position, or uri.
-        at: (row, column) of a patch, or slices of both for a region; all tokens when None.
+        at: (row, column) of a patch, or a slice of each for a region; all tokens if None.
 
-    Raises SettingsError for an image that is not there, or a patch outside the grid.
+    Raises SettingsError for an unknown image, or a patch outside the grid.
     """
     position = find_image(codes, image)
     rows = image_rows(codes, np.array([position])) if at is None else position * codes.n_tokens + find_tokens(codes, at)
-    found = _sum_latents(codes.read_rows(rows))
+    sums = _sum_latents(codes.read_rows(rows))
     n_tokens = tokens_per_image(codes) if at is None else len(rows)
-    order = np.lexsort((found.latent, -found.total))[:n_top]
+    order = np.lexsort((sums.latent, -sums.total))[:n_top]
     return pa.table(
         {
-            "latent": found.latent[order],
-            "score": found.total[order] / n_tokens,
-            "peak": found.peak[order],
-            "n_tokens": found.n_tokens[order],
+            "latent": sums.latent[order],
+            "score": sums.total[order] / n_tokens,
+            "peak": sums.peak[order],
+            "n_tokens": sums.n_tokens[order],
         }
     )
 
 
 def query_images(codes: CodeStore, image: int | str, other: int | str, *, n_top: int = 10) -> pa.Table:
-    """Shared and exclusive latents of two images (PatchSAE's covariate-shift case): latent, kind, score_1, score_2.
+    """The shared and exclusive latents of two images (PatchSAE's covariate shift): latent, kind, score_1, score_2.
 
-    The `n_top` strongest latents of each are compared; a score is the mean over the image's tokens. `kind` is shared,
-    only 1 or only 2; a latent that is exclusive may fire on the other image, too weakly to be among its strongest.
+    The `n_top` strongest latents of each are compared; a score is the mean over the image's tokens. `kind` is
+    `shared`, `only 1` or `only 2`; an exclusive latent may still fire on the other image, but too weakly to be among
+    its strongest.
 
-    Raises SettingsError for an image that is not there, or twice the same.
+    Raises SettingsError for an unknown image, or for the same image twice.
     """
     positions = [find_image(codes, image), find_image(codes, other)]
     if positions[0] == positions[1]:
-        raise SettingsError(f"--image names image {positions[0]} twice. Give two.")
+        raise SettingsError(f"--image names image {positions[0]} twice. Name two different images.")
     scores = np.zeros((2, codes.n_latents))
     for k, position in enumerate(positions):
-        found = _sum_latents(codes.read_rows(image_rows(codes, np.array([position]))))
-        scores[k, found.latent] = found.total / tokens_per_image(codes)
+        sums = _sum_latents(codes.read_rows(image_rows(codes, np.array([position]))))
+        scores[k, sums.latent] = sums.total / tokens_per_image(codes)
     inside = np.zeros((2, codes.n_latents), dtype=bool)
     for k in range(2):
         strongest = np.argsort(-scores[k], kind="stable")[:n_top]
         inside[k, strongest[scores[k, strongest] > 0]] = True
     kinds = [("shared", inside[0] & inside[1]), ("only 1", inside[0] & ~inside[1]), ("only 2", inside[1] & ~inside[0])]
     parts = []
-    for kind, mask in kinds:
-        latents = np.flatnonzero(mask)
+    for kind, in_kind in kinds:
+        latents = np.flatnonzero(in_kind)
         latents = latents[np.lexsort((latents, -scores[:, latents].sum(0)))]
         columns = {"latent": latents, "kind": pa.array([kind] * len(latents), pa.string())}
         parts.append(pa.table(columns | {"score_1": scores[0, latents], "score_2": scores[1, latents]}))
@@ -71,7 +72,7 @@ def query_images(codes: CodeStore, image: int | str, other: int | str, *, n_top:
 
 
 class _Sums(NamedTuple):
-    """By latent, ascending."""
+    """What each latent does on some tokens, by latent, ascending."""
 
     latent: NDArray[np.int64]
     total: NDArray[np.float64]
@@ -79,9 +80,9 @@ class _Sums(NamedTuple):
     n_tokens: NDArray[np.int64]
 
 
-def _sum_latents(found: RowCodes) -> _Sums:
-    latent, group = np.unique(found.latent, return_inverse=True)
-    value = found.value.astype(np.float64)
+def _sum_latents(entries: RowCodes) -> _Sums:
+    latent, group = np.unique(entries.latent, return_inverse=True)
+    value = entries.value.astype(np.float64)
     peak = np.zeros(len(latent))
     np.maximum.at(peak, group, value)
     return _Sums(
@@ -93,7 +94,7 @@ def _sum_latents(found: RowCodes) -> _Sums:
 
 
 def find_image(codes: CodeStore, image: int | str) -> int:
-    """Stored position of an image given as position or uri. Raises SettingsError when it is neither."""
+    """The stored position of an image that is given by position or uri. Raises SettingsError if it is neither."""
     text = str(image)
     position = pc.index(codes.images["uri"], text).as_py()
     if position >= 0:
@@ -107,14 +108,14 @@ def find_image(codes: CodeStore, image: int | str) -> int:
 
 
 def find_tokens(codes: CodeStore, at: At) -> NDArray[np.int64]:
-    """Tokens of a patch or a region, ascending. Raises SettingsError outside the grid, or where nothing is left."""
+    """The tokens of a patch or a region, ascending. Raises SettingsError outside the grid, or for an empty region."""
     check_patches(codes)
     axes: list[range] = []
     for name, part, size in zip(("row", "column"), at, codes.grid, strict=True):
         chosen = part if isinstance(part, slice) else slice(part, part + 1)
         start, stop = chosen.start or 0, size if chosen.stop is None else chosen.stop
         if not 0 <= start < stop <= size:
-            raise SettingsError(f"--at: a {name} must lie in 0..{size - 1}, a range must not be empty, got {part}.")
+            raise SettingsError(f"--at: a {name} must lie in 0..{size - 1}, and a range must not be empty, got {part}.")
         axes.append(range(start, stop))
     rows, columns = (np.array(axis) for axis in axes)
     return np.asarray(1 + rows[:, None] * codes.grid[1] + columns).ravel()

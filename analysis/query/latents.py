@@ -1,7 +1,7 @@
-"""Questions about one latent or one image, answered from codes alone.
+"""Questions about one latent, answered from codes alone.
 
-Each answer is a pyarrow table, strongest first. A latent reads only its own entries, an image only its own rows;
-`codes.bytes_read` tells how many bytes that was. Groups of images: analysis/query/where.py, analysis/query/groups.py.
+Each answer is a pyarrow table, strongest first. Only the latent's own entries are read; `codes.bytes_read` counts the
+bytes.
 """
 
 import numpy as np
@@ -9,12 +9,9 @@ import pyarrow as pa
 
 from actcache import SettingsError
 from analysis.heat_maps import check_patches
-from analysis.query.where import choose_images, latent_pairs, show_images
+from analysis.query.where import choose_images, describe_images, latent_pairs
 from analysis.reduce import SCORES, image_scores
 from saetrain import CodeStore
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One latent
 
 
 def query_latent(
@@ -22,13 +19,13 @@ def query_latent(
 ) -> pa.Table:
     """Top images of a latent: image, uri, label_name, score, peak, and the peak patch as (row, column).
 
-    row and column are -1 where only CLS fires.
+    row and column are -1 if only CLS fires.
 
     Args:
         score: `mean` over an image's tokens (PatchSAE), or `max`.
-        where: only these images, by columns of images.parquet: "split == 'test' and label in (3, 5)".
+        where: only these images, selected by columns of images.parquet: "split == 'test' and label in (3, 5)".
 
-    Raises SettingsError for a latent out of range, another score, or a selection that is wrong or empty.
+    Raises SettingsError for a latent out of range, an unknown score, or a selection that is invalid or empty.
     """
     if score not in SCORES:
         raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {score!r}.")
@@ -39,7 +36,7 @@ def query_latent(
     only_cls = pairs.peak_patch[top] < 0
     return pa.table(
         {
-            **show_images(codes, pairs.image[top].astype(np.int64)),
+            **describe_images(codes, pairs.image[top].astype(np.int64)),
             "score": scores[top],
             "peak": pairs.peak[top],
             "row": np.where(only_cls, -1, row),
@@ -49,7 +46,7 @@ def query_latent(
 
 
 def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
-    """Top patches of a latent: image, uri, label_name, row, column, value. Raises as `query_latent`."""
+    """Top patches of a latent: image, uri, label_name, row, column, value. Raises as `query_latent` does."""
     check_patches(codes)
     chosen = choose_images(codes, where)
     rows, values = codes.read_latent(latent)
@@ -58,16 +55,17 @@ def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str 
     image, token, value = image[keep], token[keep], values[keep].astype(np.float32)
     top = np.lexsort((token, image, -value))[:n_top]
     row, column = np.divmod(token[top] - 1, codes.grid[1])
-    return pa.table(show_images(codes, image[top]) | {"row": row, "column": column, "value": value[top]})
+    return pa.table(describe_images(codes, image[top]) | {"row": row, "column": column, "value": value[top]})
 
 
 def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
-    """What speaks against a latent being its top class: kind, image, uri, label_name, score (mean over tokens).
+    """Evidence that a latent is not simply its top class: kind, image, uri, label_name, score (mean over tokens).
 
-    The top class is the one with the highest mean score over all its images. `silent`: its images on which the latent
-    does not fire, in stored order, which is random; `elsewhere`: the images of other classes it fires on most.
+    The top class is the one with the highest mean score over all its images. The rows of kind `silent on ...` are its
+    images on which the latent does not fire, in stored order, which is random; the rows of kind `fires elsewhere` are
+    the images of other classes on which the latent fires most.
 
-    Raises SettingsError as `query_latent`, and where the latent fires on no labeled image.
+    Raises SettingsError as `query_latent` does, and if the latent fires on no labeled image.
     """
     chosen = choose_images(codes, where)
     pairs = latent_pairs(codes, latent, chosen)
@@ -78,15 +76,13 @@ def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, wh
     labeled = chosen & (np.array([bool(name) for name in classes])[label])
     total = np.bincount(label[labeled], score[labeled], len(classes))
     if not total.any():
-        raise SettingsError(f"Latent {latent} fires on no labeled image. Counter-examples need classes.")
+        raise SettingsError(
+            f"Latent {latent} fires on no labeled image, and counter-examples need classes. Ask with --show images."
+        )
     top_class = int(np.argmax(total / np.maximum(np.bincount(label[labeled], minlength=len(classes)), 1)))
     silent = np.flatnonzero(labeled & (label == top_class) & (score == 0))[:n_top]
     others = np.flatnonzero(labeled & (label != top_class) & (score > 0))
     elsewhere = others[np.lexsort((others, -score[others]))[:n_top]]
     images = np.concatenate([silent, elsewhere])
     kind = [f"silent on {classes[top_class]}"] * len(silent) + ["fires elsewhere"] * len(elsewhere)
-    return pa.table({"kind": pa.array(kind, pa.string()), **show_images(codes, images), "score": score[images]})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One image, or two
+    return pa.table({"kind": pa.array(kind, pa.string()), **describe_images(codes, images), "score": score[images]})

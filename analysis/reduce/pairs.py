@@ -1,7 +1,8 @@
-"""Pairs: a latent and an image it fires on, with what the statistics need to know of both. numpy only.
+"""Pairs: a latent and an image on which it fires, with what the statistics need to know about both. numpy only.
 
-Codes sorted by latent, then row, make a pair one contiguous run, so its sums are differences of running sums, over
-blocks of entries that stay in the processor's cache. Values are summed as whole numbers of 2^-24, the smallest float16.
+In codes that are sorted by latent and then by row, a pair is one contiguous run. Its sums are differences of running
+sums, computed over blocks of entries that stay in the processor's cache. Values are summed as whole numbers of 2^-24,
+the smallest float16.
 """
 
 from collections.abc import Iterator
@@ -18,28 +19,28 @@ from saetrain import CodeStore, LatentCodes, ShardCodes
 BLOCK_ENTRIES = 1 << 16
 
 UNIT = 2.0**-24
-"""The smallest float16; every other one is a multiple of it."""
+"""The smallest float16; every other float16 is a multiple of it."""
 
 
 class Pairs(NamedTuple):
-    """Latents and images they fire on, sorted by latent, then image."""
+    """Latents and the images on which they fire, sorted by latent, then image."""
 
-    latent: NDArray[np.integer[Any]]  # [N] int32, as all counts here
+    latent: NDArray[np.integer[Any]]  # [N] int32, as are all counts here
     image: NDArray[np.integer[Any]]  # [N] stored position
     total: NDArray[np.float64]  # [N] sum over the image's tokens; exact
     peak: NDArray[np.float32]  # [N] maximum over the image's tokens
     peak_patch: NDArray[
         np.integer[Any]
-    ]  # [N] token of the largest patch value, the first of equals; -1: only CLS fires
+    ]  # [N] token of the largest patch value (the first, if tied); -1: only CLS fires
     n_above: NDArray[np.integer[Any]]  # [N] tokens above tau
-    n_fired: NDArray[np.integer[Any]]  # [N] tokens it fires on
+    n_fired: NDArray[np.integer[Any]]  # [N] tokens on which it fires
     patch: NDArray[np.float32]  # [N] maximum over the image's patches; 0 when only CLS fires
     cls: NDArray[np.float32]  # [N] activation of CLS
     cls_fires: NDArray[np.bool_]  # [N]
 
 
 def find_pairs(entries: ShardCodes | LatentCodes, n_tokens: int, *, tau: float = 0.0) -> Pairs:
-    """Pairs of one shard. tau: PatchSAE's threshold of a_{i,j}[s] = 1(h > tau)."""
+    """Find the pairs of one shard. tau: PatchSAE's threshold in a_{i,j}[s] = 1(h > tau)."""
     blocks = [_find_in_block(block, n_tokens, tau) for block in cut_blocks(entries)]
     if not blocks:
         i4, f4 = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
@@ -59,7 +60,7 @@ class Block(NamedTuple):
 
 
 def cut_blocks(entries: ShardCodes | LatentCodes, size: int = BLOCK_ENTRIES) -> Iterator[Block]:
-    """All entries, some whole latents at a time: about `size` of them, or one latent that has more."""
+    """Yield all entries in blocks of whole latents, with about `size` entries each; one latent may have more."""
     indptr = entries.latent_indptr
     cuts = np.searchsorted(indptr, np.arange(0, indptr[-1], size))
     edges = np.unique([*cuts, len(indptr) - 1])
@@ -76,7 +77,7 @@ def _find_in_block(block: Block, n_tokens: int, tau: float) -> Pairs:
     start = _find_starts(block, image)
     stop = np.append(start[1:], len(image))
     bits = block.value.view(np.uint16)
-    # one number that orders patches by value (bits of a positive float16 are ordered as it is), then by token
+    # one number that orders patches by value, then by token: the bits of positive float16 are ordered as their values
     word: Any = np.uint32 if n_tokens <= 1 << 16 else np.uint64
     shift = 16 if n_tokens <= 1 << 16 else 32
     key = (bits.astype(word) << word(shift)) | (word(1 << shift) - token.astype(word))
@@ -103,7 +104,7 @@ def _find_in_block(block: Block, n_tokens: int, tau: float) -> Pairs:
 
 
 def _find_starts(block: Block, image: NDArray[Any]) -> NDArray[np.int64]:
-    """Where the pairs of a block begin."""
+    """The entries at which the pairs of a block begin."""
     new = np.empty(len(image), dtype=np.bool_)
     np.not_equal(image[1:], image[:-1], out=new[1:])
     new[block.indptr[:-1][np.diff(block.indptr) > 0]] = True
@@ -111,28 +112,28 @@ def _find_starts(block: Block, image: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _to_units(value: NDArray[np.float16]) -> NDArray[np.int64]:
-    """Values as whole numbers of 2^-24, below 2^40."""
+    """Values as whole numbers of 2^-24; they are below 2^40."""
     return (value.astype(np.float64) / UNIT).astype(np.int64)
 
 
 def _sum_runs(values: NDArray[Any], stop: NDArray[np.int64], dtype: Any = np.int64) -> NDArray[Any]:
-    """Exact sums of runs that follow each other and end before `stop`, a third of the time of `np.add.reduceat`."""
+    """Exact sums of consecutive runs, each ending before `stop`, in a third of the time of `np.add.reduceat`."""
     sums: NDArray[Any] = np.cumsum(values, dtype=dtype)[stop - 1]
     sums[1:] -= sums[:-1].copy()
     return sums
 
 
 def last_bits(tau: float) -> int:
-    """Bits of the largest float16 that is not above a threshold (as float32), -1 when all that fire are."""
+    """Bits of the largest float16 that is not above a threshold (as float32); -1 if every active value is above."""
     if tau < 0:
         return -1
     with np.errstate(over="ignore"):
-        near = np.float16(np.float32(abs(tau)))  # of minus zero, too, the bits of zero
+        near = np.float16(np.float32(abs(tau)))  # minus zero must give the bits of zero, too
     return int(near.view(np.uint16)) - int(near > np.float32(tau))
 
 
 def sum_images(entries: LatentCodes, n_tokens: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """(latent, image, total) of the pairs: three columns of `find_pairs`, the total in units of 2^-24."""
+    """(latent, image, total): three columns of `find_pairs`, with the total in units of 2^-24."""
     parts = []
     for block in cut_blocks(entries):
         image, _ = split_rows(block.row, n_tokens)
@@ -149,13 +150,13 @@ def sum_images(entries: LatentCodes, n_tokens: int) -> tuple[NDArray[Any], NDArr
 
 @dataclass(frozen=True)
 class Piece:
-    """Entries of consecutive latents in one shard: what a statistic sees at a time. Latents are counted from the first.
+    """Entries of consecutive latents in one shard, as a statistic sees them. The first latent has number 0.
 
     Attributes:
-        shard: its number.
-        latents: which ones, of all.
-        entries: theirs.
-        tau: what `Pairs.n_above` counts against.
+        shard: the number of the shard.
+        latents: which of all latents these are.
+        entries: their entries.
+        tau: the threshold that `Pairs.n_above` counts against.
     """
 
     codes: CodeStore
@@ -170,18 +171,18 @@ class Piece:
 
 
 def split_rows(row: NDArray[Any], n_tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(image, token) of rows, in their unsigned type: numpy divides these by a constant without dividing."""
+    """(image, token) of rows, in their unsigned type, because numpy divides these by a constant without dividing."""
     image = row // row.dtype.type(n_tokens)
     return image, row - image * row.dtype.type(n_tokens)
 
 
 def image_scores(pairs: Pairs, codes: CodeStore, score: str) -> NDArray[np.float64]:
-    """Score of each pair: the mean over all encoded tokens of the image (PatchSAE 2.1), or the maximum."""
+    """The score of each pair: the mean over all encoded tokens of the image (PatchSAE 2.1), or the maximum."""
     if score == "max":
         return pairs.peak.astype(np.float64)
     return pairs.total / tokens_per_image(codes)
 
 
 def tokens_per_image(codes: CodeStore) -> int:
-    """Tokens of an image that were encoded."""
+    """The number of tokens of an image that were encoded."""
     return {"all": codes.n_tokens, "patch": codes.n_tokens - 1, "cls": 1}[codes.tokens]

@@ -1,12 +1,12 @@
-"""Statistics as (chunk, combine, finalize) triples, reduced by dask over pieces: some latents in one shard.
+"""Statistics as (chunk, combine, finalize) triples, which dask reduces over pieces: some latents in one shard.
 
-Two ways through the same triples. `reduce_latents`: a task takes a range of latents through all shards, in order, and
-holds the statistics of that range alone, so memory grows with neither tokens nor shards: what `analyze` does.
-`reduce_shards`: a task takes a whole shard, and partial results meet in a tree (fan-in 4, shard order): for results
-that need all latents together.
+There are two ways to reduce the same triples. With `reduce_latents`, a task takes a range of latents through all
+shards, in order, and holds the statistics of that range alone, so memory grows with neither tokens nor shards; this is
+what `analyze` uses. With `reduce_shards`, a task takes a whole shard, and partial results are combined in a tree
+(fan-in 4, in shard order); this is for results that need all latents together.
 
-Promises: the order of work is fixed, so nothing depends on the scheduler or on retries; integers and top lists do not
-depend on the cut into shards or ranges either, sums of values up to their last bits.
+The order of work is fixed, so results depend neither on the scheduler nor on retries. Integers and top lists do not
+depend on how the codes are cut into shards or ranges; sums of values may differ in their last bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,22 +23,25 @@ from saetrain import CodeStore, LatentCodes
 
 R = TypeVar("R")
 
+Values = Mapping[str, Any]
+"""The values of statistics, partial or final, by the statistic's name. Each statistic has a type of its own."""
+
 FAN_IN = 4
-"""Of 1,250 shards 15 partial results may wait at once; with 8 they would be 24, with 2 twice as many are read."""
+"""With 1,250 shards, 15 partial results may wait at once. A fan-in of 8 makes that 24; 2 reads twice as many."""
 
 FIRST_ENTRIES, HELD_ENTRIES = 1 << 17, 1 << 20
-"""Entries after which the partial results of a range are combined; until then they may refer to all of them. The first
-time is sooner: once there are top lists, little of what follows has to be sorted."""
+"""Number of entries after which the partial results of a range are combined; until then all of them stay in memory. The
+first time comes sooner: once there are top lists, little of what follows has to be sorted."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A reduction over pieces of the same latents. All three must be picklable, and free of state: tasks may run twice.
+    """A reduction over pieces of the same latents. Its functions must be picklable and stateless: tasks may run twice.
 
     Attributes:
         chunk: piece -> partial result.
-        combine: several partial results, in shard order -> one. Associative.
-        finalize: the last partial result -> what is returned.
+        combine: several partial results, in shard order -> one partial result. It must be associative.
+        finalize: the last partial result -> the value that is returned.
     """
 
     chunk: Callable[[Piece], Any]
@@ -59,18 +62,19 @@ def reduce_latents(
     tau: float = 0.0,
     on_progress: OnProgress | None = None,
 ) -> list[R]:
-    """Compute several statistics in one pass, a range of latents at a time: each entry is read once.
+    """Compute several statistics in one pass, one range of latents at a time; each entry is read once.
 
     Runs on dask's threads, or on the workers of `open_scheduler`.
 
     Args:
         ranges: see `cut_latents`.
-        finish: (codes, latents, statistic -> its value) -> what is kept of a range. It is called in the task.
-        tau: what `Pairs.n_above` counts against.
+        finish: turns (codes, latents, the values of the statistics by name) into what is kept of a range. The task
+            calls it.
+        tau: the threshold that `Pairs.n_above` counts against.
         on_progress: called with (ranges done, ranges in all), in the order they finish.
 
     Returns:
-        what `finish` returned, a range each.
+        What `finish` returned for each range.
     """
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish), pure=False, traverse=False)
@@ -80,12 +84,12 @@ def reduce_latents(
 
 
 def cut_latents(codes: CodeStore, n_entries: int, *, at_most: int | None = None) -> list[range]:
-    """All latents in ranges of about `n_entries`, or of a single latent that has more.
+    """Cut all latents into ranges of about `n_entries` entries; a latent that has more is a range of its own.
 
-    Images lie in random order, so eight shards tell how often each latent fires.
+    Images are stored in random order, so eight shards show how often each latent fires.
 
     Args:
-        at_most: latents of a range.
+        at_most: the largest number of latents in a range.
     """
     shards = np.unique(np.linspace(0, codes.n_shards - 1, min(8, codes.n_shards)).astype(int)).tolist()
     before = np.concatenate([[0], np.cumsum(sum(codes.count_latents(shard) for shard in shards))])
@@ -102,15 +106,15 @@ def cut_latents(codes: CodeStore, n_entries: int, *, at_most: int | None = None)
 def _reduce_range(path: str, codes_id: str, latents: range, shared: tuple[Any, Any], tau: float) -> Any:
     codes = open_codes(path, codes_id)
     statistics, finish = shared
-    parts: list[dict[str, Any]] = []
-    held, enough = 0, FIRST_ENTRIES
+    parts: list[Values] = []
+    n_held, n_enough = 0, FIRST_ENTRIES
     for shard in range(codes.n_shards):
         entries = codes.read_latents(shard, latents.start, latents.stop)
         piece = Piece(codes, shard, latents, entries, tau)
         parts.append({name: statistic.chunk(piece) for name, statistic in statistics.items()})
-        held += len(entries.row)
-        if held >= enough or shard == codes.n_shards - 1:
-            parts, held, enough = [_combine_all(parts, statistics)], 0, min(2 * enough, HELD_ENTRIES)
+        n_held += len(entries.row)
+        if n_held >= n_enough or shard == codes.n_shards - 1:
+            parts, n_held, n_enough = [_combine_all(parts, statistics)], 0, min(2 * n_enough, HELD_ENTRIES)
     return finish(codes, latents, {name: statistic.finalize(parts[0][name]) for name, statistic in statistics.items()})
 
 
@@ -124,13 +128,13 @@ def reduce_shards(
     *,
     tau: float = 0.0,
     on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
-    """Compute several statistics in one pass: each shard is read, and its pairs are found, once.
+) -> Values:
+    """Compute several statistics in one pass; each shard is read, and its pairs are found, once.
 
     Runs on dask's threads, or on the workers of `open_scheduler`.
 
     Args:
-        tau: what `Pairs.n_above` counts against.
+        tau: the threshold that `Pairs.n_above` counts against.
         on_progress: called with (shards done, shards in all), in the order they finish.
     """
     shared = dask.delayed(dict(statistics), pure=False, traverse=False)
@@ -143,11 +147,11 @@ def reduce_shards(
     return {name: statistic.finalize(total[name]) for name, statistic in statistics.items()}
 
 
-def _chunk_all(codes: CodeStore, shard: int, statistics: Mapping[str, Statistic], tau: float) -> dict[str, Any]:
+def _chunk_all(codes: CodeStore, shard: int, statistics: Mapping[str, Statistic], tau: float) -> Values:
     entries: LatentCodes = codes.read_by_latent(shard)
     piece = Piece(codes, shard, range(codes.n_latents), entries, tau)
     return {name: statistic.chunk(piece) for name, statistic in statistics.items()}
 
 
-def _combine_all(parts: Sequence[Mapping[str, Any]], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+def _combine_all(parts: Sequence[Values], statistics: Mapping[str, Statistic]) -> Values:
     return {name: statistic.combine([part[name] for part in parts]) for name, statistic in statistics.items()}

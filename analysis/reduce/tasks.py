@@ -1,7 +1,8 @@
-"""Codes, cut as the activations were cut, as dask tasks: one a shard.
+"""Dask tasks over codes: one task for each shard. Codes are cut into shards as the activations were.
 
-Tasks carry a path, an id and a shard number; what all of them share, such as a function, is in the graph once. Each
-opens the codes itself, so it can be retried, and the same code runs on threads or on any cluster that sees the files.
+A task carries a path, an id and a shard number; what all tasks share, such as a function, is in the graph once. Each
+task opens the codes itself, so it can be retried, and the same code runs on threads or on any cluster that can read
+the files.
 """
 
 import sys
@@ -19,41 +20,48 @@ from actcache import IncompleteError, ParentMismatchError, SettingsError
 from saetrain import CodeStore
 
 OnProgress = Callable[[int, int], None]
+"""Called with (parts done, parts in all)."""
 
 CONNECT_S = 10
+"""Seconds to wait for a dask scheduler."""
 
 
 @contextmanager
 def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -> Iterator[None]:
-    """Where dask's tasks run inside this `with`: on threads, or in processes.
+    """Choose where dask's tasks run inside this `with`: on threads, or in processes.
 
     Args:
-        n_workers: so many processes on this machine, one thread each, for as long as the `with` lasts.
+        n_workers: start this many processes on this machine, with one thread each, for the duration of the `with`.
         scheduler: the address of a running dask scheduler, e.g. tcp://10.0.0.1:8786.
 
     Raises:
-        SettingsError: both are given, no scheduler answers, or `distributed` is not installed.
+        SettingsError: both were given, no scheduler answers, or `distributed` is not installed.
     """
     if n_workers is None and scheduler is None:
         yield
         return
     if n_workers is not None and scheduler is not None:
-        raise SettingsError("--n-workers starts processes here, --scheduler names others: give one of them.")
+        raise SettingsError(
+            "--n-workers starts processes here, and --scheduler names a cluster elsewhere. Give only one of them."
+        )
     if n_workers is not None and n_workers < 1:
         raise SettingsError(f"--n-workers must be at least 1, got {n_workers}.")
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise SettingsError("Workers need dask's `distributed`: pip install 'patchsae[cluster]'.") from error
-    with ExitStack() as opened:
-        where: Any = scheduler
+        raise SettingsError(
+            "Workers need dask's `distributed`, which is not installed: pip install 'patchsae[cluster]'."
+        ) from error
+    with ExitStack() as stack:
+        address: Any = scheduler
         if n_workers is not None:
             cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
-            where = opened.enter_context(cluster)
+            address = stack.enter_context(cluster)
         try:
-            client = Client(where, timeout=CONNECT_S, set_as_default=False)  # else it stays the default if it fails
-            opened.enter_context(client)
-            opened.enter_context(client.as_current())
+            # a client that is made the default stays it when it fails to connect
+            client = Client(address, timeout=CONNECT_S, set_as_default=False)
+            stack.enter_context(client)
+            stack.enter_context(client.as_current())
         except (OSError, ValueError) as error:
             raise SettingsError(
                 f"No dask scheduler answers at {scheduler} ({str(error).splitlines()[0]}). "
@@ -63,21 +71,21 @@ def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -
 
 
 def map_shards(codes: CodeStore, function: Callable[..., Any], *shared: Any) -> list[Delayed]:
-    """One lazy `function(codes, shard, *shared)` a shard, in shard order. `shared` is in the graph once."""
+    """One lazy `function(codes, shard, *shared)` for each shard, in shard order. `shared` is in the graph once."""
     task = dask.delayed(_open_and_apply, pure=False)
     once = [dask.delayed(value, pure=False, traverse=False) for value in (function, *shared)]
     return [task(str(codes.path.absolute()), codes.codes_id, shard, *once) for shard in range(codes.n_shards)]
 
 
 def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProgress | None = None) -> Any:
-    """The value of `root`, on the scheduler that is open.
+    """Compute the value of `root` on the scheduler that is open.
 
     Args:
-        parts: tasks below it that are counted.
+        parts: the tasks below it that count as progress.
         on_progress: called with (parts done, parts in all), as they finish.
 
     Raises:
-        IncompleteError: workers died again and again. What a task raises comes through.
+        IncompleteError: workers died repeatedly at one task. An error that a task raises passes through unchanged.
     """
     client = _active_client()
     if client is None:
@@ -88,7 +96,7 @@ def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProg
     from distributed import KilledWorker, as_completed
 
     *counted, last = client.compute([*parts, root])
-    finished, total = as_completed(counted), len(counted)  # a part that is let go is kept only while it is needed
+    finished, total = as_completed(counted), len(counted)  # the cluster forgets a part once nothing refers to it
     del counted
     try:
         for done, part in enumerate(finished, start=1):
@@ -100,8 +108,8 @@ def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProg
         return last.result()
     except KilledWorker as error:
         raise IncompleteError(
-            f"dask's workers died several times at one task ({error.task}). Give them more memory, or start fewer; "
-            "the same command begins again."
+            f"dask's workers died several times at one task ({error.task}). Give them more memory, or start fewer of "
+            "them, and run the same command again; it starts from the beginning."
         ) from error
     finally:
         last.cancel()
@@ -114,7 +122,7 @@ def _count_finished(keys: set[str], on_progress: OnProgress | None, seen: list[s
 
 
 def _active_client() -> Any:
-    """The `distributed` client that is open, if any; asking does not load it."""
+    """The `distributed` client that is open, if any. This does not import `distributed`."""
     distributed = sys.modules.get("distributed")
     try:
         return distributed.default_client() if distributed else None
@@ -128,10 +136,12 @@ def _open_and_apply(path: str, codes_id: str, shard: int, function: Callable[...
 
 @lru_cache(maxsize=8)
 def open_codes(path: str, codes_id: str) -> CodeStore:
-    """Codes as a worker sees them, opened once a process: their image table may be large."""
+    """Codes as a worker sees them, opened once per process because their image table may be large."""
     codes = CodeStore.open(path)
     if codes.codes_id != codes_id:
-        raise ParentMismatchError(f"A worker finds codes {codes.codes_id} at {path}, expected {codes_id}.")
+        raise ParentMismatchError(
+            f"A worker found codes {codes.codes_id} at {path}, but expected {codes_id}. Let workers see the same files."
+        )
     return codes
 
 
@@ -141,10 +151,10 @@ def fold_pieces(
     combine: Callable[[Sequence[Any]], Any],
     pieces: Sequence[Any],
 ) -> Any:
-    """`combine` over `function(codes, piece)`, one task a piece, by a tree of fixed shape (fan-in 8, in order).
+    """Combine the results of `function(codes, piece)`, one task per piece, in a tree of fixed shape and order.
 
-    A piece is what one task reads: some images of a shard, or a block of latents. What the tasks read is added to
-    `codes.bytes_read`.
+    A piece is what one task reads: some images of a shard, or a block of latents. The fan-in of the tree is 8. The
+    bytes that tasks read are added to `codes.bytes_read`.
     """
     task, join = dask.delayed(_apply_and_count, pure=False), dask.delayed(_combine_and_add, pure=False)
     once, merge = (dask.delayed(value, pure=False, traverse=False) for value in (function, combine))

@@ -201,6 +201,6 @@ def test_bad_input_is_told_what_to_do(
     with pytest.raises(SettingsError, match="one line"):
         set_name(table, 3, name="two\nlines")
     (table.path / NOTES / OWN_FILE).write_text('{"a": {}}')
-    with pytest.raises(CorruptError, match="Mend it by hand"):
+    with pytest.raises(CorruptError, match="Repair it by hand"):
         read_names(table)
     (table.path / NOTES / OWN_FILE).unlink()

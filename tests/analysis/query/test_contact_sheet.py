@@ -103,7 +103,7 @@ def test_another_store_or_other_images_are_refused(
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path, codes: CodeStore) -> None:
-    with pytest.raises(SettingsError, match="Nothing was found"):
+    with pytest.raises(SettingsError, match="The answer is empty"):
         draw_sheet(codes, query_latent(codes, 0).slice(0, 0), tmp_path / "a.png", latents=[0])
 
 
