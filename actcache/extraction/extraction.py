@@ -21,6 +21,7 @@ from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.models import VisionTower
+from actcache.progress import Progress
 from actcache.sources import ImageSource, decode_image, describe_failures
 from actcache.store import ActivationStore, ChannelStatistics, ShardWriter, StoreLayout, begin_store, seal_store
 from actcache.workers import Worker, find_worker
@@ -51,7 +52,7 @@ def extract(
     compile: bool = False,
     on_error: str = "stop",
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> ActivationStore:
     """Run the tower once over the images and keep its activations at the wanted hook points.
 
@@ -160,7 +161,7 @@ def _fill_shards(
     batch_size: int,
     n_threads: int | None,
     skip: bool,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
 ) -> None:
     """Compute shards batch by batch, write them block by block, commit each. Without `skip` a bad image raises."""
     layout = job.layout

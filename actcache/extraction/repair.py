@@ -5,7 +5,7 @@ shard's (images.parquet, zarr metadata, the seal) is made anew from the same sou
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from actcache.artifacts import (
 from actcache.errors import CorruptError, SettingsError
 from actcache.extraction.extraction import extract
 from actcache.extraction.plan import plan_extraction
+from actcache.progress import Progress
 from actcache.store import (
     FOREIGN,
     IMAGES_FILE,
@@ -44,7 +45,7 @@ def repair(
     pretrained: str | None = None,
     prompts: str | None = None,
     device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Verification:
     """Verify an activation store, remove what is damaged, extract these shards again, seal, and verify.
 

@@ -4,7 +4,7 @@ In: labeled images, a model, `PromptConfig`. Out: an `x.prompts` artifact, opene
 accuracies are measured on images that were not learned from: those of `test`, or all of `images` that are no shots.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
 from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
+from actcache.progress import ProgressWithNote
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, class_words, split_classes
@@ -78,7 +79,7 @@ def adapt(
     device: str = "auto",
     checkpoint_every: int = 200,
     overwrite: bool = False,
-    on_progress: Callable[..., None] | None = None,
+    on_progress: ProgressWithNote | None = None,
 ) -> Adaptation:
     """Train prompts on a few labeled images of each class, the CLIP itself frozen.
 
@@ -181,7 +182,7 @@ def _begin(
 
 def measure(
     towers: Towers, prompts: Prompts, config: PromptConfig, split: ClassSplit, pixels: Pixels,
-    label_names: Sequence[str], *, on_progress: Callable[..., None] | None = None,
+    label_names: Sequence[str], *, on_progress: ProgressWithNote | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Accuracy without and with prompts: among all classes, among the base and among the novel ones.
 

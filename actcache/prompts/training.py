@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from actcache.artifacts import write_atomic
 from actcache.errors import CorruptError, NonFiniteError
 from actcache.models import TextTower
+from actcache.progress import ProgressWithNote
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.prompts import Prompts
 from actcache.prompts.towers import Towers, classify, embed_images, prompt_text, prompt_vision
@@ -101,7 +102,7 @@ class PromptTraining:
     def n_steps(self) -> int:
         return self.batches * int(self.config.n_epochs or 1)
 
-    def run(self, *, checkpoint_every: int, on_progress: Callable[[int, int, str], None] | None = None) -> Prompts:
+    def run(self, *, checkpoint_every: int, on_progress: ProgressWithNote | None = None) -> Prompts:
         """Train to the end.
 
         Raises:

@@ -7,7 +7,7 @@ with the digest in the manifest or, for shards, in their commit records (which t
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from actcache.artifacts import (
     record_path,
 )
 from actcache.errors import CorruptError
+from actcache.progress import Progress
 from actcache.store.reader import IMAGES_FILE, read_images
 from actcache.store.settings import expected_files, hook_points_of, layout_of
 
@@ -77,9 +78,7 @@ class Verification:
         return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
 
 
-def verify(
-    path: str | Path, *, n_threads: int | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progress | None = None) -> Verification:
     """Read every file of an artifact and compare sizes and checksums.
 
     Args:
