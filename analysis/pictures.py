@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
+from actcache.preprocess import Preprocess
 from actcache.sources import ImageSource, decode_image, open_source, resize_image
 from analysis.lineage import find_images, image_stores
 from saetrain import CodeStore
@@ -41,7 +42,7 @@ class Pictures:
         """As `make_thumbnail`; raises SettingsError too, where the images are not there."""
         return make_thumbnail(*self._locate(image))
 
-    def _locate(self, image: int) -> tuple[ImageSource, str, int, dict[str, Any]]:
+    def _locate(self, image: int) -> tuple[ImageSource, str, int, Preprocess]:
         table = self._codes.images
         number = int(self._stores[image])
         return self._source(number), table["uri"][image].as_py(), table["bytes"][image].as_py(), self._codes.preprocess
@@ -59,7 +60,7 @@ class Pictures:
         return self._sources[number]
 
 
-def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> bytes:
+def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: Preprocess) -> bytes:
     """JPEG of the part of an image that the model sees, at most 160 pixels wide. Arguments and errors: `see_image`."""
     image = see_image(source, uri, n_bytes, preprocess)
     if image.width > THUMBNAIL_PIXELS:
@@ -69,7 +70,7 @@ def make_thumbnail(source: ImageSource, uri: str, n_bytes: int, preprocess: dict
     return buffer.getvalue()
 
 
-def see_image(source: ImageSource, uri: str, n_bytes: int, preprocess: dict[str, Any]) -> Image.Image:
+def see_image(source: ImageSource, uri: str, n_bytes: int, preprocess: Preprocess) -> Image.Image:
     """The part of an image that the model sees, at the model's size.
 
     Args:
