@@ -106,19 +106,19 @@ def adapt(
     test_table = _test_table(table, rows, tested, split)
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
-    config = replace(config.resolve(towers.vision.n_layers), template=read_templates(config.template)[0])
-    artifact = _begin(prompts, source, tested, clip, towers, config, names, model, pretrained, overwrite)
+    resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
+    artifact = _begin(prompts, source, tested, clip, towers, resolved, names, model, pretrained, overwrite)
     if artifact.complete:
         return Adaptation.open(artifact.path)
     remove_litter(artifact.path)
     pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
     labels = np.repeat(np.arange(len(names)), config.shots)
     shots = Shots(pixels, labels, tuple(map(class_words, names)))
-    training = PromptTraining(towers, shots, config, artifact.path)
+    training = PromptTraining(towers, shots, resolved, artifact.path)
     found = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
     uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
     measured = Pixels(tested or source, uris, clip.transform)
-    accuracy = measure(towers, found, config, split, measured, label_names, on_progress=on_progress)
+    accuracy = measure(towers, found, resolved, split, measured, label_names, on_progress=on_progress)
     write_prompts(artifact, found.tensors)
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
     every = max(1, -(-training.n_steps // N_CURVE))
@@ -230,7 +230,7 @@ def predict(
 ) -> NDArray[np.int64]:
     """[N] the nearest of some classes for unit image embeddings [N, E]."""
     words = [class_words(name) for name in names]
-    if prompts is not None and prompts.method == "cocoop":
+    if prompts is not None and prompts.kind.texts_by_image:
         text, size = prompt_text(towers.text, prompts, words), max(1, BATCH_TEXTS // len(words))
         parts = [classify(x, text.embed(prompts, x), 1.0).argmax(1) for x in torch.split(images, size)]
         return np.asarray(torch.cat(parts).cpu().numpy())
