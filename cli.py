@@ -198,7 +198,7 @@ def extract(
     }  # fmt: skip
     if dry_run:
         plan = estimate(images, store, **chosen)
-        emit({**asdict(plan), "fits": plan.fits}, draw_estimate(plan))
+        emit({**asdict(plan), "settings": plan.settings.to_json(), "fits": plan.fits}, draw_estimate(plan))
         if not plan.fits:
             raise typer.Exit(1)
         return
@@ -1033,7 +1033,7 @@ def draw_estimate(plan: Any) -> Table:
         {
             "images": plan.n_images,
             "tokens": plan.n_tokens,
-            "hook points": plan.settings["hook_points"],
+            "hook points": ", ".join(map(str, plan.settings.hook_points)),
             "bytes": f"{decimal(plan.n_bytes)} in {plan.n_shards:,} shards, {plan.n_missing_shards:,} to be written",
             "free on that disk": free + ("" if plan.fits else f": not enough for {decimal(plan.missing_bytes)}"),
             "time": f"about {plan.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",

@@ -11,7 +11,7 @@ from .errors import (
     SettingsError,
     StorageError,
 )
-from .extraction import estimate, extract, repair
+from .extraction import ExtractConfig, estimate, extract, repair
 from .hook_point import HookPoint
 from .models import load_vision_tower
 from .prompts import Adaptation, PromptConfig, Prompts, adapt, read_prompt_checkpoint, write_prompt_checkpoint
@@ -23,6 +23,7 @@ __all__ = [
     "Adaptation",
     "ArtifactNotFoundError",
     "CorruptError",
+    "ExtractConfig",
     "HookPoint",
     "HuggingFaceDataset",
     "ImageFolder",

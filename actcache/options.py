@@ -15,3 +15,8 @@ def option(default: T, help: str, *, sweep: bool = False) -> T:
     """
     metadata: dict[str, Any] = {"help": help, "sweep": sweep}
     return field(default=default, metadata=metadata)
+
+
+def required(help: str) -> Any:
+    """A dataclass field without a default, with a help text as `option` takes it."""
+    return field(metadata={"help": help, "sweep": False})

@@ -13,7 +13,7 @@ from actcache import (
     SettingsError,
     open_stores,
 )
-from actcache.artifacts import Artifact, check_parent, open_artifact
+from actcache.artifacts import Artifact, check_parent, find_parent, open_artifact
 from actcache.store import StoreGroup
 from saetrain import CodeStore, Run, held_out_images
 
@@ -56,10 +56,7 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
     names = [name for name in codes.artifact.parents if name.split()[0] == "store"]
     if store is not None and len(names) > 1:
         raise SettingsError(f"{codes.path} was made from {len(names)} stores; --store can name one only.")
-    opened = [ActivationStore.open(store or codes.artifact.parent_path(name)) for name in names]
-    for name, found in zip(names, opened, strict=True):
-        check_parent(codes.artifact, name, found.artifact)
-    return open_stores(list(opened))
+    return open_stores([ActivationStore.open(find_parent(codes.artifact, name, store)) for name in names])
 
 
 def image_stores(codes: CodeStore) -> NDArray[np.int64]:
@@ -98,11 +95,8 @@ def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:
     Raises ParentMismatchError and what `Run.open` raises for a run that was given.
     """
     if run is not None:
-        opened = Run.open(run)
-        check_parent(codes.artifact, "run", opened.artifact)
-        return opened
-    place = codes.artifact.parent_path("run")
+        return Run.open(find_parent(codes.artifact, "run", run))
     try:
-        return find_run(codes, place)
+        return Run.open(find_parent(codes.artifact, "run"))
     except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
         return f"the run that made the codes is not at {codes.artifact.parents['run'].path} any more"

@@ -21,7 +21,7 @@ from common import emit, memcpy_gb_s, parser, timed
 from actcache import ActivationStore, HookPoint, verify
 from actcache.sources import ImagePlan
 from actcache.sources.plan import IMAGES_SCHEMA
-from actcache.store import ChannelStatistics, layout_of
+from actcache.store import ChannelStatistics, StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 
@@ -29,20 +29,20 @@ def make_store(
     path: Path, options: argparse.Namespace, n_images: int, n_hooks: int, shard_images: int, **other: Any
 ) -> ActivationStore:
     """A sealed store of random values; every block holds the same ones."""
-    settings = {
+    settings = StoreSettings.from_json({
         "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(HookPoint(layer)) for layer in range(n_hooks)],
         "dtype": "float16", "precision": "float32", "codec": "raw", "n_images": n_images, "grid": [options.grid] * 2,
         "patch_size": [16, 16], "d_model": options.d_model, "n_extra": 0, "chunk_images": min(64, shard_images),
-        "shard_images": shard_images, "preprocess": {}, **other,
-    }  # fmt: skip
-    layout = layout_of(settings)
+        "shard_images": shard_images, "preprocess": {}, "seed": 0, "limit": None, **other,
+    })  # fmt: skip
+    layout = settings.layout
     columns = [range(n_images), ["x"] * n_images, [-1] * n_images, [""] * n_images, [1] * n_images]
     table = pa.table(dict(zip(IMAGES_SCHEMA.names, columns, strict=True)), schema=IMAGES_SCHEMA)
     artifact = begin_store(
         path, plan=ImagePlan(table, "0" * 16, 0), images_path=path.parent, settings=settings, provenance={}
     )
     rng = np.random.default_rng(0)
-    rows, columns_ = settings["grid"]
+    rows, columns_ = layout.grid
     patches = rng.normal(size=(rows, layout.chunk_images, columns_, layout.d_model)).astype(np.float16)
     cls = rng.normal(size=(layout.chunk_images, layout.d_model)).astype(np.float16)
     kinds = {"patch": ChannelStatistics.of(cls), "cls": ChannelStatistics.of(cls)}

@@ -18,7 +18,7 @@ from common import emit, parser
 from actcache import HookPoint
 from actcache.sources import ImagePlan
 from actcache.sources.plan import IMAGES_SCHEMA
-from actcache.store import ChannelStatistics, layout_of
+from actcache.store import ChannelStatistics, StoreSettings
 from actcache.store.writer import ShardWriter, begin_store
 
 
@@ -34,13 +34,14 @@ def main() -> None:
     options = arguments.parse_args()
 
     hooks = [HookPoint(layer) for layer in range(options.hook_points)]
-    settings = {
+    settings = StoreSettings.from_json({
         "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(hook) for hook in hooks], "dtype": "float16",
         "precision": "float32", "codec": options.codec, "n_images": options.images, "grid": [options.grid] * 2,
         "patch_size": [16, 16], "d_model": options.d_model, "n_extra": 0,
-        "chunk_images": 64 if options.images % 64 == 0 else 16, "shard_images": options.images, "preprocess": {},
-    }  # fmt: skip
-    layout = layout_of(settings)
+        "chunk_images": 64 if options.images % 64 == 0 else 16, "shard_images": options.images,
+        "preprocess": {}, "seed": 0, "limit": None,
+    })  # fmt: skip
+    layout = settings.layout
     n = layout.chunk_images
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(options.grid, n, options.grid, options.d_model)).astype(np.float16)

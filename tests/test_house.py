@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors options workers hook_point artifacts models sources store prompts extraction demo",
+    "actcache": "errors options progress preprocess workers hook_point artifacts models sources "
+    "store prompts extraction demo",
     "saetrain": "distributed config model metrics run data training codes interop",
     "analysis": "intervals results lineage pictures heat_maps reduce classifier concepts query localization naming "
     "dictionary rules interventions comparison report tour",

@@ -304,6 +304,28 @@ def remove_artifact(path: Path, kind: Kind) -> None:
     shutil.rmtree(doomed)
 
 
+def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> Path:
+    """Where parent `name` of an artifact lies now: at `given`, by default at the recorded path; its id is checked.
+
+    Raises:
+        ArtifactNotFoundError: it is not there.
+        ParentMismatchError: another artifact is there.
+        SchemaError, CorruptError: as `open_artifact`.
+    """
+    path = artifact_path(given) if given is not None else child.parent_path(name)
+    kinds: dict[str, Kind] = {"store": "acts", "run": "run", "codes": "codes"}
+    word = name.split()[0]  # `store 2` is a store, too
+    try:
+        check_parent(child, name, open_artifact(path, kinds.get(word)))
+    except ArtifactNotFoundError as error:
+        if given is not None:
+            raise
+        raise ArtifactNotFoundError(
+            f"{error} {child.path} was made from it; name its new path with --{word}."
+        ) from error
+    return path
+
+
 def check_parent(child: Artifact, name: str, parent: Artifact) -> None:
     """Raise ParentMismatchError unless `parent` is the one `child` was made from."""
     expected = child.parents[name]

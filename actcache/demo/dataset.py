@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from PIL import Image
 from actcache.artifacts import fsync_directory, fsync_tree, read_json
 from actcache.demo.scenes import caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
+from actcache.progress import Progress
 
 IMAGE_SIZE = 64
 
@@ -57,7 +58,7 @@ def write_demo(
     n_images: int,
     seed: int = 0,
     image_size: int = IMAGE_SIZE,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Truth:
     """Write `n_images` scenes; the folder appears whole or not at all. The same call twice returns the same.
 

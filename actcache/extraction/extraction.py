@@ -18,9 +18,11 @@ from torch import Tensor
 
 from actcache.artifacts import missing_shards, remove_litter
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
+from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.models import VisionTower
+from actcache.progress import Progress
 from actcache.sources import ImageSource, decode_image, describe_failures
 from actcache.store import ActivationStore, ChannelStatistics, ShardWriter, StoreLayout, begin_store, seal_store
 from actcache.workers import Worker, find_worker
@@ -31,53 +33,32 @@ ON_ERROR = ("stop", "skip")
 def extract(
     images: ImageSource | str | Path,
     store: str | Path,
+    config: ExtractConfig | None = None,
     *,
-    model: str,
-    pretrained: str,
-    layers: Sequence[int],
-    sites: Sequence[str] = ("resid_post",),
-    prompts: str | Path | None = None,
-    dtype: str = "float16",
-    precision: str = "auto",
-    codec: str = "raw",
-    shard_images: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    not_in: Sequence[str | Path] = (),
-    masks: str | Path | None = None,
     batch_size: int = 32,
     device: str = "auto",
     n_threads: int | None = None,
-    compile: bool = False,
     on_error: str = "stop",
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
+    **options: Any,
 ) -> ActivationStore:
     """Run the tower once over the images and keep its activations at the wanted hook points.
 
-    The same call twice is safe: complete, it returns the store; interrupted, it resumes; with other settings it
-    raises and shows the differing fields. Under torchrun or srun every process takes its own shards (`find_worker`).
+        extract("images/", "val.acts", model="ViT-B-16-quickgelu", pretrained="openai", layers=[10])
+
+    The same call twice is safe: if the store is complete, it is returned; if it was interrupted, the call resumes; with
+    other settings it raises and shows the differing fields. Under torchrun or srun every process takes its own shards
+    (`find_worker`).
 
     Args:
         images: a folder of images, a table of paths, webdataset tars, or a Hugging Face dataset on disk.
         store: the store to write, e.g. `val.acts` or `s3://bucket/val.acts`.
-        model, pretrained: see `load_vision_tower`.
-        layers: 0-based block indices, in any order; nothing after the last hook point wanted is run.
-        sites: where in each of these blocks: resid_post, resid_mid, attn_out, mlp_out.
-        prompts: an adapted model's, as `adapt` writes them or an original checkpoint: `open_prompts`. Their tokens are
-            stored apart, as `extra`, and counted nowhere; images and their order are the plain model's.
-        dtype: what is stored, float16 or float32.
-        precision: what is computed: auto, float32 or bfloat16 (float32 stream, bfloat16 branches).
-        codec: raw or zstd (lossless).
-        shard_images: images a shard, a multiple of 16; chosen from the number of images when None.
-        limit: take only so many images, a random sample.
-        seed: of the stored order.
-        not_in: stores whose images are left out: more images go into a further store.
-        masks: a folder of PNG masks beside the images, recorded for localization.
-        batch_size, device, n_threads: speed only.
-        compile: pass the tower through torch.compile; speed, and the lowest bits.
+        config: what decides the bytes; or give its fields as keywords (`options`): model, pretrained and layers are
+            required, the others are optional, see `ExtractConfig`.
+        batch_size, device, n_threads: they change the speed only.
         on_error: `stop` at an image that cannot be read, or `skip` it: its row stays, marked, and readers leave it out.
-        on_progress: called with (images done, images in all), of this worker's share.
+        on_progress: called with (images done, images in all) of this worker's share.
 
     Raises:
         ImageSourceError, ModelError, SettingsError, NonFiniteError, StorageError: what is committed stays.
@@ -87,46 +68,40 @@ def extract(
         raise SettingsError(f"--on-error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
     if batch_size < 1:
         raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
-    worker = find_worker()
-    if overwrite and not worker.alone:
-        raise SettingsError("--overwrite with several workers would delete what others write. Remove the store first.")
-    job = plan_extraction(
-        images,
-        store,
-        model=model,
-        pretrained=pretrained,
-        layers=layers,
-        sites=sites,
-        prompts=prompts,
-        dtype=dtype,
-        precision=precision,
-        codec=codec,
-        shard_images=shard_images,
-        limit=limit,
-        seed=seed,
-        not_in=not_in,
-        masks=masks,
-        device=device,
-        compile=compile,
-    )
+    if overwrite and not find_worker().alone:
+        raise SettingsError(
+            "--overwrite with several workers would delete what the others write. Remove the store first."
+        )
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
+    return run_plan(
+        plan, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+def run_plan(
+    plan: ExtractionPlan, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
+    overwrite: bool = False, on_progress: Progress | None = None,
+) -> ActivationStore:  # fmt: skip
+    """Write what is missing of the planned store, seal it, and open it. `skip` images that cannot be read."""
+    worker, n_shards = find_worker(), plan.layout.n_shards
     artifact = begin_store(
-        store,
-        plan=job.images,
-        images_path=job.source.path,
-        settings=job.settings,
-        provenance=job.provenance,
+        plan.path,
+        plan=plan.images,
+        images_path=plan.source.path,
+        settings=plan.settings,
+        provenance=plan.provenance,
         overwrite=overwrite,
     )
     if not artifact.complete:
-        remove_litter(artifact.path)
-        todo = [shard for shard in missing_shards(artifact.path, job.layout.n_shards) if worker.owns(shard)]
-        check_space(job, artifact.path, todo)
-        writers = (ShardWriter(artifact, shard) for shard in todo)
-        _fill_shards(job, writers, todo, worker, batch_size, n_threads, on_error == "skip", on_progress)
-        seal_store(artifact.path)
-        n_missing = len(missing_shards(artifact.path, job.layout.n_shards))
-        worker.check_others(n_missing, job.layout.n_shards, "store")
-    return ActivationStore.open(artifact.path)
+        remove_litter(plan.path)
+        missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
+        check_space(plan, missing)
+        writers = (ShardWriter(artifact, shard) for shard in missing)
+        _fill_shards(plan, writers, missing, worker, batch_size, n_threads, skip, on_progress)
+        seal_store(plan.path)
+        worker.check_others(len(missing_shards(plan.path, n_shards)), n_shards, "store")
+    return ActivationStore.open(plan.path)
 
 
 class _Batch(NamedTuple):
@@ -153,22 +128,22 @@ def _cut_batches(layout: StoreLayout, shards: Sequence[int], batch_size: int) ->
 
 
 def _fill_shards(
-    job: ExtractionPlan,
+    plan: ExtractionPlan,
     writers: Iterator[ShardWriter],
     shards: Sequence[int],
     worker: Worker,
     batch_size: int,
     n_threads: int | None,
     skip: bool,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
 ) -> None:
     """Compute shards batch by batch, write them block by block, commit each. Without `skip` a bad image raises."""
-    layout = job.layout
+    layout = plan.layout
     owned = [shard for shard in range(layout.n_shards) if worker.owns(shard)]
     total = sum(len(layout.shard_range(shard)) for shard in owned)
     done = total - sum(len(layout.shard_range(shard)) for shard in shards)
-    uris = job.images.table["uri"]
-    blocks = [_Block(job), _Block(job)]
+    uris = plan.images.table["uri"]
+    blocks = [_Block(plan), _Block(plan)]
     reasons: dict[int, str] = {}
     with ExitStack() as stack, ThreadPoolExecutor(n_threads or os.cpu_count() or 1, "decode") as decoders, \
             ThreadPoolExecutor(1, "write") as thread:  # fmt: skip
@@ -176,7 +151,7 @@ def _fill_shards(
         writer: ShardWriter | None = None
         if on_progress:
             on_progress(done, total)
-        for batch, decoded in _decode_ahead(job, _cut_batches(layout, shards, batch_size), decoders):
+        for batch, decoded in _decode_ahead(plan, _cut_batches(layout, shards, batch_size), decoders):
             if writer is None:
                 writer = stack.enter_context(next(writers))
                 reasons = {}
@@ -188,7 +163,7 @@ def _fill_shards(
                     "Pass --on-error skip to keep their rows marked, or repair them and begin anew with --overwrite."
                 )
             good = {k: pixels for k, pixels in enumerate(decoded) if not isinstance(pixels, str)}
-            streams = _run_tower(job.tower, job.hooks, list(good.values())) if good else {}
+            streams = _run_tower(plan.tower, plan.settings.hook_points, list(good.values())) if good else {}
             blocks[0].put(batch.first, len(batch.images), list(good), streams)
             if batch.ends_block(layout):
                 first = batch.images.start - batch.first
@@ -223,15 +198,20 @@ class _Background:
 class _Block:
     """One block of every hook point, in the stored dtype and in chunk order, allocated once."""
 
-    def __init__(self, job: ExtractionPlan) -> None:
-        self.job = job
-        rows, columns = job.layout.grid
-        dtype: Any = getattr(torch, job.settings["dtype"])
-        shape = job.layout.chunk_images, job.layout.d_model
-        options: dict[str, Any] = {"dtype": dtype, "pin_memory": job.tower.device.type == "cuda"}
-        self.patches = {hook: torch.zeros(rows, shape[0], columns, shape[1], **options) for hook in job.hooks}
-        self.cls = {hook: torch.zeros(*shape, **options) for hook in job.hooks}
-        self.extra = {hook: torch.zeros(shape[0], job.layout.n_extra, shape[1], **options) for hook in job.hooks}
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self.plan = plan
+        self.hooks = plan.settings.hook_points
+        rows, columns = plan.layout.grid
+        dtype: Any = getattr(torch, plan.settings.dtype)
+        shape = plan.layout.chunk_images, plan.layout.d_model
+        options: dict[str, Any] = {"dtype": dtype, "pin_memory": plan.tower.device.type == "cuda"}
+        self.patches = {
+            hook: torch.zeros(rows, shape[0], columns, shape[1], **options) for hook in plan.settings.hook_points
+        }
+        self.cls = {hook: torch.zeros(*shape, **options) for hook in self.hooks}
+        self.extra = {
+            hook: torch.zeros(shape[0], plan.layout.n_extra, shape[1], **options) for hook in plan.settings.hook_points
+        }
         self.n_images = 0
         self.good: list[int] = []
 
@@ -241,15 +221,15 @@ class _Block:
             self.good = []
         self.n_images = first + n
         self.good += [first + k for k in good]
-        (rows, columns), n_tokens = self.job.layout.grid, self.job.layout.n_tokens
-        for hook in self.job.hooks:
+        (rows, columns), n_tokens = self.plan.layout.grid, self.plan.layout.n_tokens
+        for hook in self.hooks:
             patches, cls = self.patches[hook][:, first : first + n], self.cls[hook][first : first + n]
             extra = self.extra[hook][first : first + n]
             if len(good) < n:
                 patches.zero_(), cls.zero_(), extra.zero_()
             if good:
                 x = streams[hook]
-                if self.job.layout.n_extra:
+                if self.plan.layout.n_extra:
                     extra[list(good)] = x[:, n_tokens:].to(cls.dtype).cpu()
                 ordered = x[:, 1:n_tokens].reshape(len(x), rows, columns, -1).transpose(0, 1)  # [rows, n, columns, D]
                 if x.device.type != "cpu":  # permuted and rounded where that is fast
@@ -264,7 +244,7 @@ class _Block:
     def statistics(self, uris: Sequence[str]) -> dict[HookPoint, dict[str, ChannelStatistics]]:
         """Of the stored values. Raises NonFiniteError that names the image (`uris` of the block)."""
         found: dict[HookPoint, dict[str, ChannelStatistics]] = {}
-        for hook in self.job.hooks:
+        for hook in self.hooks:
             first, *rows = [_statistics_of(row[self.good].flatten(0, 1)) for row in self.patches[hook]]
             found[hook] = {"cls": _statistics_of(self.cls[hook][self.good]), "patch": sum(rows, first)}
             finite = all(value.absmax < float("inf") for value in found[hook].values())
@@ -273,7 +253,7 @@ class _Block:
         return found
 
     def _name_image(self, hook: HookPoint, uris: Sequence[str]) -> None:
-        dtype = self.job.settings["dtype"]
+        dtype = self.plan.settings.dtype
         for k in self.good:
             values = torch.cat([self.patches[hook][:, k].flatten(), self.cls[hook][k], self.extra[hook][k].flatten()])
             if not torch.isfinite(values).all():
@@ -284,9 +264,9 @@ class _Block:
                 )
 
     def write(self, writer: ShardWriter, block: int, statistics: dict[HookPoint, dict[str, ChannelStatistics]]) -> None:
-        for hook in self.job.hooks:
+        for hook in self.hooks:
             patches, cls = self.patches[hook][:, : self.n_images].numpy(), self.cls[hook][: self.n_images].numpy()
-            extra = self.extra[hook][: self.n_images].numpy() if self.job.layout.n_extra else None
+            extra = self.extra[hook][: self.n_images].numpy() if self.plan.layout.n_extra else None
             writer.write(hook, block, patches, cls, statistics=statistics[hook], extra=extra)
 
 
@@ -299,15 +279,15 @@ def _statistics_of(rows: Tensor) -> ChannelStatistics:
 
 
 def _decode_ahead(
-    job: ExtractionPlan, batches: Iterator[_Batch], pool: ThreadPoolExecutor
+    plan: ExtractionPlan, batches: Iterator[_Batch], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[_Batch, list[Tensor | str]]]:
     """Decode batches in order, two ahead of the consumer. A str is the reason an image cannot be read."""
-    uris = job.images.table["uri"]
+    uris = plan.images.table["uri"]
 
     def load(image: int) -> Tensor | str:
         uri = uris[image].as_py()
         try:
-            return job.tower.transform(decode_image(job.source.read(uri), name=uri))
+            return plan.tower.transform(decode_image(plan.source.read(uri), name=uri))
         except ImageSourceError as error:
             return str(error)
 

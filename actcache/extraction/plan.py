@@ -5,7 +5,7 @@ In: what `extract` is given. Out: an `ExtractionPlan`, and from it an `Extractio
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,37 +16,20 @@ import torchvision
 
 from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
 from actcache.errors import PipelineError, SettingsError, StorageError
-from actcache.hook_point import HookPoint
+from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.prompts import open_prompts, prompt_vision
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
     StoreLayout,
-    check_codec,
+    StoreSettings,
     check_dtype,
     choose_shape,
-    layout_of,
     read_images,
     remember_paths,
 )
 from actcache.workers import find_worker
-
-DEFAULTS: dict[str, Any] = {
-    "prompts": None,
-    "sites": ("resid_post",),
-    "dtype": "float16",
-    "precision": "auto",
-    "codec": "raw",
-    "shard_images": None,
-    "limit": None,
-    "seed": 0,
-    "not_in": (),
-    "masks": None,
-    "device": "auto",
-    "compile": False,
-}
-"""Of `extract`; a test holds them equal."""
 
 SAMPLE_IMAGES = 32
 """Images whose decoding and forward pass the dry run times."""
@@ -56,18 +39,20 @@ SAMPLE_IMAGES = 32
 class ExtractionPlan:
     """All that is known before the first image is read."""
 
+    path: Path  # of the store
     source: ImageSource
     images: ImagePlan
     tower: VisionTower
-    hooks: tuple[HookPoint, ...]
-    layout: StoreLayout
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
+    settings: StoreSettings
+    provenance: Mapping[str, object]
+
+    @property
+    def layout(self) -> StoreLayout:
+        return self.settings.layout
 
     def shard_bytes(self, shards: Sequence[int]) -> int:
         """Bytes these shards take when stored raw; compressed ones take less."""
-        arrays = self.layout.arrays()
-        return len(self.hooks) * sum(self.layout.shard_bytes(array, shard) for shard in shards for array in arrays)
+        return sum(sum(self.settings.shard_files(shard).values()) for shard in shards)
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class ExtractionEstimate:
     free_bytes: int | None  # None: not known, as on an object store
     images_per_s: float
     seconds: float
-    settings: dict[str, Any]
+    settings: StoreSettings
 
     @property
     def fits(self) -> bool:
@@ -91,87 +76,81 @@ class ExtractionEstimate:
 
 
 def plan_extraction(
-    images: ImageSource | str | Path,
-    store: str | Path,
-    *,
-    model: str,
-    pretrained: str,
-    prompts: str | Path | None,
-    layers: Sequence[int],
-    sites: Sequence[str],
-    dtype: str,
-    precision: str,
-    codec: str,
-    shard_images: int | None,
-    limit: int | None,
-    seed: int,
-    not_in: Sequence[str | Path],
-    masks: str | Path | None,
-    device: str,
-    compile: bool,
+    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str
 ) -> ExtractionPlan:
-    """List the images, load the tower, fix the layout. Arguments and errors as `extract`."""
-    source = open_source(images, masks=masks)
-    check_dtype(dtype)
-    check_codec(codec)
-    hooks = tuple(sorted({HookPoint(layer, site) for layer in layers for site in sites}))
-    held = {uri for other in not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
-    plan = source.plan(limit=limit, seed=seed, exclude=held)
-    clip = load_clip(model, pretrained)
-    adapted = None if prompts is None else open_prompts(prompts, clip)
-    tower = prompt_vision(make_vision_tower(clip, precision=precision, device=device), adapted)
-    tower = compile_tower(tower) if compile else tower
-    _check_layers(hooks, tower, model)
-    chunk_images, shard_images = choose_shape(plan.n_images, shard_images)
-    settings = {
-        "model_id": tower.model_id,
-        "rows_id": plan.rows_id,
-        "hook_points": [str(hook) for hook in hooks],
-        "dtype": dtype,
-        "precision": tower.precision,
-        "codec": codec,
-        "n_images": plan.n_images,
-        "grid": list(tower.grid),
-        "patch_size": list(tower.patch_size),
-        "d_model": tower.d_model,
-        "n_extra": tower.n_extra,
-        "chunk_images": chunk_images,
-        "shard_images": shard_images,
-        "seed": seed,
-        "limit": limit,
-        "preprocess": tower.preprocess,
-        **({"compile": True} if compile else {}),  # the lowest bits are others
-        **({"prompts": adapted.description} if adapted else {}),
-    }
+    """List the images, load the tower, fix the layout. Errors as `extract`."""
+    path = artifact_path(store)
+    source = open_source(images, masks=config.masks)
+    stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
+    plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
+    clip = load_clip(config.model, config.pretrained)
+    prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
+    tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
+    tower = compile_tower(tower) if config.compile else tower
+    name = Path(config.model).name
+    if (last := config.hook_points[-1].layer) >= tower.n_layers:
+        raise SettingsError(
+            f"{name} has no layer {last}: its blocks are 0..{tower.n_layers - 1}. Choose --layer within that range."
+        )
+    chunk_images, shard_images = choose_shape(plan.n_images, config.shard_images)
+    settings = StoreSettings(
+        model_id=tower.model_id,
+        rows_id=plan.rows_id,
+        hook_points=config.hook_points,
+        dtype=config.dtype,
+        precision=tower.precision,
+        codec=config.codec,
+        layout=StoreLayout(
+            n_images=plan.n_images,
+            grid=tower.grid,
+            d_model=tower.d_model,
+            chunk_images=chunk_images,
+            shard_images=shard_images,
+            n_extra=tower.n_extra,
+            itemsize=check_dtype(config.dtype).itemsize,
+        ),
+        patch_size=tower.patch_size,
+        seed=config.seed,
+        limit=config.limit,
+        preprocess=tower.preprocess.to_json(),
+        compile=config.compile,
+        prompts=prompts.description if prompts else None,
+    )
     provenance = {
-        "model": Path(model).name,
-        "pretrained": Path(pretrained).name,
-        **({"prompts": Path(prompts).name} if prompts else {}),
+        "model": name,
+        "pretrained": Path(config.pretrained).name,
+        **({"prompts": Path(config.prompts).name} if config.prompts else {}),
         "images": source.path.name,
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "paths": remember_paths(
-            artifact_path(store), model=model, pretrained=pretrained, prompts=prompts, masks=masks, not_in=not_in
+            path,
+            model=config.model,
+            pretrained=config.pretrained,
+            prompts=config.prompts,
+            masks=config.masks,
+            not_in=config.not_in,
         ),
     }
-    _explain_more_images(source, plan, artifact_path(store), settings)
-    return ExtractionPlan(source, plan, tower, hooks, layout_of(settings), settings, provenance)
+    _explain_more_images(source, plan, path, settings)
+    return ExtractionPlan(path, source, plan, tower, settings, provenance)
 
 
 def estimate(
-    images: ImageSource | str | Path, store: str | Path, *, batch_size: int = 32, **options: Any
-) -> ExtractionEstimate:
+    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig | None = None, *,
+    batch_size: int = 32, device: str = "auto", **options: Any,
+) -> ExtractionEstimate:  # fmt: skip
     """What `extract` would do with the same arguments: time one batch of real images, decoding included, and add up.
 
     Nothing is written.
 
     Args:
-        options: as `extract` takes them; model, pretrained and layers must be there.
+        config, options: as for `extract`.
     """
     worker = find_worker()
-    plan = plan_extraction(images, store, **DEFAULTS | options)
-    path = artifact_path(store)
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
+    path = plan.path
     shards = range(plan.layout.n_shards)
     missing = missing_shards(path, len(shards)) if path.is_dir() else list(shards)
     uris = plan.images.table["uri"].slice(0, min(SAMPLE_IMAGES, batch_size)).to_pylist()
@@ -184,9 +163,9 @@ def estimate(
     decoding = (time.perf_counter() - started) / max(torch.get_num_threads(), 1)
     with torch.no_grad():
         if pixels:
-            plan.tower.run(torch.stack(pixels[:2]), plan.hooks)  # warm
+            plan.tower.run(torch.stack(pixels[:2]), plan.settings.hook_points)  # warm
             started = time.perf_counter()
-            streams = plan.tower.run(torch.stack(pixels), plan.hooks)
+            streams = plan.tower.run(torch.stack(pixels), plan.settings.hook_points)
             _ = [float(x.flatten()[0]) for x in streams.values()]  # waits for the device
     rate = len(uris) / (time.perf_counter() - started + decoding)
     own = [shard for shard in missing if worker.owns(shard)]
@@ -213,32 +192,21 @@ def free_bytes(path: Path) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def check_space(plan: ExtractionPlan, path: Path, shards: Sequence[int]) -> None:
+def check_space(plan: ExtractionPlan, shards: Sequence[int]) -> None:
     """Raise StorageError when the disk cannot hold the shards that are still to be written."""
-    free, needed = free_bytes(path), plan.shard_bytes(shards)
-    if free is not None and plan.settings["codec"] == "raw" and needed > free:
+    free, needed = free_bytes(plan.path), plan.shard_bytes(shards)
+    if free is not None and plan.settings.codec == "raw" and needed > free:
         raise StorageError(
-            f"{path} needs {needed / 1e9:,.2f} GB more and the disk has {free / 1e9:,.2f} GB free. "
+            f"{plan.path} needs {needed / 1e9:,.2f} GB more and the disk has {free / 1e9:,.2f} GB free. "
             "Free space, choose another disk, or store fewer layers or images."
         )
 
 
-def _check_layers(hooks: Sequence[HookPoint], tower: VisionTower, model: str) -> None:
-    if not hooks:
-        raise SettingsError("Name at least one layer with --layer.")
-    for hook in hooks:
-        if hook.layer >= tower.n_layers:
-            raise SettingsError(
-                f"{Path(model).name} has no layer {hook.layer}: its blocks are 0..{tower.n_layers - 1}. "
-                f"Choose --layer within that range."
-            )
-
-
-def _explain_more_images(source: ImageSource, plan: ImagePlan, store: Path, settings: dict[str, Any]) -> None:
+def _explain_more_images(source: ImageSource, plan: ImagePlan, store: Path, settings: StoreSettings) -> None:
     """Where the source grew since the store was made, say how the new images get into a store of their own."""
     try:
         found = open_artifact(store, "acts")
-        if found.settings["rows_id"] == plan.rows_id or found.settings["model_id"] != settings["model_id"]:
+        if found.settings["rows_id"] == plan.rows_id or found.settings["model_id"] != settings.model_id:
             return
         held = set(read_images(store)["uri"].to_pylist())
     except (PipelineError, KeyError):

@@ -5,9 +5,7 @@ shard's (images.parquet, zarr metadata, the seal) is made anew from the same sou
 """
 
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from actcache.artifacts import (
     MANIFEST_FILE,
@@ -20,17 +18,18 @@ from actcache.artifacts import (
     storage_errors,
 )
 from actcache.errors import CorruptError, SettingsError
-from actcache.extraction.extraction import extract
+from actcache.extraction.config import ExtractConfig
+from actcache.extraction.extraction import run_plan
 from actcache.extraction.plan import plan_extraction
+from actcache.progress import Progress
 from actcache.store import (
     FOREIGN,
     IMAGES_FILE,
     LINK,
+    StoreSettings,
     Verification,
-    expected_files,
     find_image_source,
     find_origin,
-    hook_points_of,
     verify,
     whole_path,
 )
@@ -44,7 +43,7 @@ def repair(
     pretrained: str | None = None,
     prompts: str | None = None,
     device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Verification:
     """Verify an activation store, remove what is damaged, extract these shards again, seal, and verify.
 
@@ -62,26 +61,36 @@ def repair(
     if foreign := [problem.file for problem in found.problems if problem.what == FOREIGN]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
-    arguments = {**_arguments(artifact, images, model, pretrained, prompts), **_settings(artifact), "device": device}
-    _check_sources(artifact, arguments)  # before anything is removed
-    on_error = "skip" if _had_failures(artifact) else "stop"
+    settings = StoreSettings.from_json(artifact.settings)
+    source = find_image_source(artifact, images)
+    config = _find_config(artifact, settings, model, pretrained, prompts)
+    plan = plan_extraction(source, artifact.path, config, device)
+    for same, what in (
+        (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
+         "Name the right folder with --images."),
+        (plan.settings.model_id == settings.model_id, f"{config.model} with {config.pretrained} is not the model of "
+         f"{artifact.path}. Name the right one with --model and --pretrained."),
+        (plan.settings.prompts == settings.prompts, f"{config.prompts} does not hold the prompts of {artifact.path}. "
+         "Name the right ones with --prompts."),
+    ):  # fmt: skip
+        if not same:  # before anything is removed
+            raise SettingsError(what)
+    skip = _had_failures(artifact)
     with storage_errors(artifact.path):
         (artifact.path / MANIFEST_FILE).unlink(missing_ok=True)  # first: from here on the store is not complete
-        for name in _damaged_files(artifact, found):
+        for name in _damaged_files(artifact.path, settings, found):
             _remove(artifact.path / name)
-    extract(**arguments, store=artifact.path, on_error=on_error, on_progress=on_progress)
+    run_plan(plan, skip=skip, on_progress=on_progress)
     return verify(path)
 
 
-def _damaged_files(artifact: Artifact, found: Verification) -> list[str]:
+def _damaged_files(store: Path, settings: StoreSettings, found: Verification) -> list[str]:
     """Names of what is made anew: links, damaged shards with their records, the plan, zarr metadata."""
     links = [problem.file for problem in found.problems if problem.what == LINK]
     shards = [
-        name
-        for shard in found.shards
-        for name in (str(record_path(Path(), shard)), *expected_files(artifact.settings, shard))
+        name for shard in found.shards for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    fixed = [IMAGES_FILE, *(name for name in list_files(artifact.path) if name.endswith("/zarr.json"))]
+    fixed = [IMAGES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
     damaged = {problem.file for problem in found.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 
@@ -94,50 +103,27 @@ def _had_failures(artifact: Artifact) -> bool:
         return True
 
 
-def _check_sources(artifact: Artifact, arguments: Mapping[str, Any]) -> None:
-    """Raise SettingsError unless images and weights are those the store was made from."""
-    found = plan_extraction(store=artifact.path, **arguments).settings
-    if found["rows_id"] != artifact.settings.get("rows_id"):
-        raise SettingsError(
-            f"{arguments['images']} does not hold the images of {artifact.path}, or not only these. "
-            "Say with --images where they are."
-        )
-    if found["model_id"] != artifact.settings.get("model_id"):
-        raise SettingsError(
-            f"{arguments['model']} with {arguments['pretrained']} is not the model of {artifact.path}. "
-            "Say with --model and --pretrained which one was."
-        )
-    if found.get("prompts") != artifact.settings.get("prompts"):
-        raise SettingsError(
-            f"{arguments['prompts']} are not the prompts of {artifact.path}. Say with --prompts which were."
-        )
-
-
-def _arguments(
-    artifact: Artifact, images: str | Path | None, model: str | None, pretrained: str | None, prompts: str | None
-) -> dict[str, Any]:
-    """What `extract` was called with, paths made whole again."""
+def _find_config(
+    artifact: Artifact, settings: StoreSettings, model: str | None, pretrained: str | None, prompts: str | None
+) -> ExtractConfig:
+    """What `extract` was called with, its paths made absolute again."""
     recorded = artifact.provenance.get("paths", {})
-    return {
-        "images": find_image_source(artifact, images),
-        "model": find_origin(artifact, "model", model),
-        "pretrained": find_origin(artifact, "pretrained", pretrained),
-        "prompts": find_origin(artifact, "prompts", prompts) if "prompts" in artifact.settings else None,
-        "masks": find_origin(artifact, "masks") if "masks" in recorded else None,
-        "not_in": [whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
-    }
-
-
-def _settings(artifact: Artifact) -> dict[str, Any]:
-    """The settings of `extract` that a store was made with."""
-    hooks = hook_points_of(artifact.settings)
-    names = ("dtype", "precision", "codec", "shard_images", "limit", "seed")
-    return {
-        "layers": sorted({hook.layer for hook in hooks}),
-        "sites": sorted({hook.site for hook in hooks}),
-        **{name: artifact.settings[name] for name in names},
-        "compile": artifact.settings.get("compile", False),
-    }
+    return ExtractConfig(
+        model=find_origin(artifact, "model", model),
+        pretrained=find_origin(artifact, "pretrained", pretrained),
+        layers=[hook.layer for hook in settings.hook_points],
+        sites=[hook.site for hook in settings.hook_points],
+        prompts=find_origin(artifact, "prompts", prompts) if settings.prompts is not None else None,
+        dtype=settings.dtype,
+        precision=settings.precision,
+        codec=settings.codec,
+        shard_images=settings.layout.shard_images,
+        limit=settings.limit,
+        seed=settings.seed,
+        not_in=[whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
+        masks=find_origin(artifact, "masks") if "masks" in recorded else None,
+        compile=settings.compile,
+    )
 
 
 def _remove(path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from actcache.artifacts import digest
 from actcache.errors import ModelError
+from actcache.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Clip:
         name: its name, for people.
         config: open_clip's model config.
         model_id: hash of architecture, base weights and preprocessing.
-        preprocess: open_clip's preprocessing fields (size, mean, std, interpolation, resize_mode, ...).
+        preprocess: what `transform` does.
         transform: PIL image -> float32 tensor [3, H, W], open_clip's own.
     """
 
@@ -37,7 +38,7 @@ class Clip:
     name: str
     config: dict[str, Any]
     model_id: str
-    preprocess: dict[str, Any]
+    preprocess: Preprocess
     transform: Callable[[Any], Tensor]
 
 
@@ -52,16 +53,15 @@ def load_clip(model: str, pretrained: str) -> Clip:
         ModelError: unknown name or tag (near ones are listed), not a VisionTransformer, QuickGELU mismatch, or a
             checkpoint that is truncated or has other tensors than the architecture.
     """
-    name, config, preprocess = _read_config(model)
+    name, config, fields = _read_config(model)
     source = _find_weights(name, config, pretrained)
-    preprocess |= source.preprocess
+    fields |= source.preprocess
     module = _build(config, name, source.seed)
     if source.path is not None:
         _load_weights(module, source.path, name)
-    preprocess["size"] = module.visual.image_size
-    preprocess = json.loads(json.dumps(preprocess))  # tuples become lists, as they are stored
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess), False)
-    model_id = digest({"config": config, "weights": hash_weights(module), "preprocess": preprocess})
+    preprocess = Preprocess.from_json(fields | {"size": module.visual.image_size})
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess.to_json()), False)
+    model_id = digest({"config": config, "weights": hash_weights(module), "preprocess": preprocess.to_json()})
     return Clip(module.requires_grad_(False).eval(), name, config, model_id, preprocess, transform)
 
 

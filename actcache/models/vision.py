@@ -20,6 +20,7 @@ from actcache.errors import ModelError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.models.clip import Clip, load_clip
 from actcache.models.device import choose_device, choose_precision
+from actcache.preprocess import Preprocess
 
 Half = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
@@ -48,7 +49,7 @@ class VisionTower:
     Attributes:
         visual: open_clip's VisionTransformer.
         model_id: hash of architecture, base weights and preprocessing.
-        preprocess: open_clip's preprocessing fields (size, mean, std, interpolation, resize_mode, ...).
+        preprocess: what `transform` does.
         transform: PIL image -> float32 tensor [3, H, W], open_clip's own.
         precision: `float32`, or `bfloat16`: the branches (attention, MLP) in bfloat16, the residual stream and its
             LayerNorms in float32. The stream is what we keep, so it is not rounded at every block: after the last
@@ -60,7 +61,7 @@ class VisionTower:
 
     visual: Any
     model_id: str
-    preprocess: dict[str, Any]
+    preprocess: Preprocess
     transform: Callable[[Any], Tensor]
     device: torch.device
     precision: str

@@ -4,7 +4,7 @@ In: labeled images, a model, `PromptConfig`. Out: an `x.prompts` artifact, opene
 accuracies are measured on images that were not learned from: those of `test`, or all of `images` that are no shots.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
 from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
+from actcache.progress import ProgressWithNote
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, class_words, split_classes
@@ -78,7 +79,7 @@ def adapt(
     device: str = "auto",
     checkpoint_every: int = 200,
     overwrite: bool = False,
-    on_progress: Callable[..., None] | None = None,
+    on_progress: ProgressWithNote | None = None,
 ) -> Adaptation:
     """Train prompts on a few labeled images of each class, the CLIP itself frozen.
 
@@ -105,19 +106,19 @@ def adapt(
     test_table = _test_table(table, rows, tested, split)
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
-    config = replace(config.resolve(towers.vision.n_layers), template=read_templates(config.template)[0])
-    artifact = _begin(prompts, source, tested, clip, towers, config, names, model, pretrained, overwrite)
+    resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
+    artifact = _begin(prompts, source, tested, clip, towers, resolved, names, model, pretrained, overwrite)
     if artifact.complete:
         return Adaptation.open(artifact.path)
     remove_litter(artifact.path)
     pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
     labels = np.repeat(np.arange(len(names)), config.shots)
     shots = Shots(pixels, labels, tuple(map(class_words, names)))
-    training = PromptTraining(towers, shots, config, artifact.path)
+    training = PromptTraining(towers, shots, resolved, artifact.path)
     found = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
     uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
     measured = Pixels(tested or source, uris, clip.transform)
-    accuracy = measure(towers, found, config, split, measured, label_names, on_progress=on_progress)
+    accuracy = measure(towers, found, resolved, split, measured, label_names, on_progress=on_progress)
     write_prompts(artifact, found.tensors)
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
     every = max(1, -(-training.n_steps // N_CURVE))
@@ -181,7 +182,7 @@ def _begin(
 
 def measure(
     towers: Towers, prompts: Prompts, config: PromptConfig, split: ClassSplit, pixels: Pixels,
-    label_names: Sequence[str], *, on_progress: Callable[..., None] | None = None,
+    label_names: Sequence[str], *, on_progress: ProgressWithNote | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Accuracy without and with prompts: among all classes, among the base and among the novel ones.
 
@@ -229,7 +230,7 @@ def predict(
 ) -> NDArray[np.int64]:
     """[N] the nearest of some classes for unit image embeddings [N, E]."""
     words = [class_words(name) for name in names]
-    if prompts is not None and prompts.method == "cocoop":
+    if prompts is not None and prompts.kind.texts_by_image:
         text, size = prompt_text(towers.text, prompts, words), max(1, BATCH_TEXTS // len(words))
         parts = [classify(x, text.embed(prompts, x), 1.0).argmax(1) for x in torch.split(images, size)]
         return np.asarray(torch.cat(parts).cpu().numpy())

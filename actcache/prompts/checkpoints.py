@@ -24,12 +24,6 @@ from actcache.prompts.prompts import TEMPLATE, Prompts, guess_method, is_prompt
 CLASS_WORDS = ("token_prefix", "token_suffix")
 """Buffers of the class names that the file was trained on, which original loaders drop too."""
 
-FOLDERS = {
-    "coop": "prompt_learner", "cocoop": "prompt_learner", "vpt": "prompt_learner", "ivlp": "VLPromptLearner",
-    "maple": "MultiModalPromptLearner",
-}  # fmt: skip
-"""Where the original code looks for `model.pth.tar-N` of a method."""
-
 _DICT = "collections.defaultdict"
 _STATE = ("torch.optim.", "dassl.", _DICT, "builtins.dict")
 _RTOL, _ATOL = 2e-3, 1e-4
@@ -85,11 +79,11 @@ def write_prompt_checkpoint(
     Raises:
         SettingsError: the file is there already.
     """
-    target = Path(folder) / FOLDERS[prompts.method] / f"model.pth.tar-{epoch}"
+    target = Path(folder) / prompts.kind.folder / f"model.pth.tar-{epoch}"
     if target.exists():
         raise SettingsError(f"{target} is there already. Choose another folder or epoch.")
     state = dict(prompts.tensors)
-    if prompts.method not in ("coop", "cocoop"):
+    if prompts.kind.adapts_images:
         state |= _frozen_weights(clip)
     dtype = torch.float16 if half else torch.float32
     state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in state.items()}

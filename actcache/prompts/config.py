@@ -3,63 +3,47 @@
 In: a method and what differs from its usual values. Out: `resolve`, with every value filled in for towers of a depth.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from actcache.errors import SettingsError
-
-_USUAL: dict[str, dict[str, Any]] = {
-    "coop": {"n_prompts": 16, "depth": 1, "n_epochs": 200, "batch_size": 32, "lr": 0.002, "augment": False},
-    "cocoop": {"n_prompts": 4, "depth": 1, "n_epochs": 10, "batch_size": 1, "lr": 0.002, "augment": False},
-    "vpt": {"n_prompts": 8, "depth": 12, "n_epochs": 5, "batch_size": 4, "lr": 0.0025, "augment": True},
-    "ivlp": {"n_prompts": 2, "depth": 12, "n_epochs": 5, "batch_size": 4, "lr": 0.0035, "augment": True},
-    "maple": {"n_prompts": 2, "depth": 9, "n_epochs": 5, "batch_size": 4, "lr": 0.0035, "augment": True},
-}
-"""The published settings for 16 shots on ViT-B/16. Without augmentation where image embeddings are computed once."""
+from actcache.options import option
+from actcache.prompts.methods import METHODS
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How prompts are trained. None: the method's usual value.
+    """How prompts are trained. None takes the method's usual value, see `METHODS`."""
 
-    Attributes:
-        n_prompts: tokens in each tower that gets any.
-        depth: blocks that get prompts of their own; 1: the input only ("shallow"). At most the towers' blocks.
-        position: of the class name among CoOp's prompts: end, middle or front.
-        class_specific: CoOp with prompts of each class.
-        shots: images a class.
-        classes: all, base (the first half of the sorted names) or novel.
-        template: the text around a class name.
-        n_epochs, batch_size: an epoch sees every image once; the last batch, where it is short, is dropped.
-        lr, momentum, weight_decay: of SGD; the rate follows a cosine, the first epoch has `warmup_lr`.
-        augment: random crops and flips (vpt, ivlp, maple).
-        seed: of shots, first values, order and crops.
-    """
-
-    method: str = "maple"
-    n_prompts: int | None = None
-    depth: int | None = None
-    position: str = "end"
-    class_specific: bool = False
-    shots: int = 16
-    classes: str = "all"
-    template: str = "a photo of a {}."
-    n_epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_lr: float = 1e-5
-    augment: bool | None = None
-    seed: int = 0
+    method: str = option("maple", "Adaptation method: coop, cocoop, vpt, ivlp or maple.")
+    n_prompts: int | None = option(None, "Number of prompt tokens in each tower that gets prompts.")
+    depth: int | None = option(
+        None, "Number of blocks that get prompts of their own; 1 means at the input only (shallow)."
+    )
+    position: str = option("end", "Position of the class name among CoOp's prompts: end, middle or front.")
+    class_specific: bool = option(False, "Learn separate prompts for each class (CoOp only).")
+    shots: int = option(16, "Number of training images per class.")
+    classes: str = option("all", "Classes to learn: all, base (the first half of the sorted names) or novel.")
+    template: str = option("a photo of a {}.", "Text around the class name.")
+    n_epochs: int | None = option(None, "Number of epochs; a short last batch is dropped.")
+    batch_size: int | None = option(None, "Number of images in a batch.")
+    lr: float | None = option(None, "Learning rate of SGD; it follows a cosine over the epochs.")
+    momentum: float = option(0.9, "Momentum of SGD.")
+    weight_decay: float = option(5e-4, "Weight decay of SGD.")
+    warmup_lr: float = option(1e-5, "Learning rate of the first epoch.")
+    augment: bool | None = option(None, "Train on random crops and flips (vpt, ivlp, maple).")
+    seed: int = option(0, "Random seed for shots, initial values, order and crops.")
 
     def __post_init__(self) -> None:
-        if self.method not in _USUAL:
-            raise SettingsError(f"--method must be one of {', '.join(_USUAL)}, got {self.method!r}.")
-        if self.class_specific and self.method != "coop":
-            raise SettingsError(f"Only coop has prompts of each class, not {self.method}.")
-        if self.augment and self.method in ("coop", "cocoop"):
-            raise SettingsError(f"{self.method} computes image embeddings once: --augment is for vpt, ivlp and maple.")
+        if self.method not in METHODS:
+            raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        kind = METHODS[self.method]
+        if self.class_specific and not kind.class_specific:
+            raise SettingsError(f"{self.method} has no separate prompts for each class. Choose --method coop for them.")
+        if self.augment and not kind.adapts_images:
+            raise SettingsError(
+                f"{self.method} computes image embeddings once, so --augment has no effect. Leave it out."
+            )
         for name in ("n_prompts", "depth", "n_epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -68,15 +52,27 @@ class PromptConfig:
             raise SettingsError(f"--lr must be above 0, got {self.lr}.")
         if self.seed < 0:
             raise SettingsError(f"--seed must not be negative, got {self.seed}.")
-        if self.depth not in (None, 1) and self.method in ("coop", "cocoop"):
-            raise SettingsError(f"{self.method} has prompts at the input only: --depth 1.")
+        if self.depth not in (None, 1) and not kind.adapts_images:
+            raise SettingsError(f"{self.method} has prompts at the input only. Give --depth 1 or leave it out.")
 
-    def resolve(self, n_layers: int) -> "PromptConfig":
-        """Every value filled in, for an image tower of so many blocks. Raises SettingsError for too large a depth."""
-        usual = _USUAL[self.method]
+    def resolve(self, n_layers: int) -> "ResolvedPromptConfig":
+        """Fill in every value, for an image tower of `n_layers` blocks. Raises SettingsError for too large a depth."""
+        kind = METHODS[self.method]
         if self.depth is not None and self.depth > n_layers:
-            raise SettingsError(f"--depth {self.depth} is more than the image tower's {n_layers} blocks.")
-        filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
-        if "depth" in filled:
-            filled["depth"] = min(filled["depth"], n_layers)
-        return replace(self, **filled)
+            raise SettingsError(f"--depth is {self.depth}, but the image tower has {n_layers} blocks. Choose fewer.")
+        values: dict[str, Any] = {
+            name: getattr(kind, name, None) if value is None else value for name, value in vars(self).items()
+        }
+        return ResolvedPromptConfig(**values | {"depth": min(values["depth"], n_layers)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPromptConfig(PromptConfig):
+    """A PromptConfig in which every value is known."""
+
+    n_prompts: int
+    depth: int
+    n_epochs: int
+    batch_size: int
+    lr: float
+    augment: bool

@@ -3,16 +3,7 @@
 In: tensors, named as in the checkpoints of the method (docs/reference/format.md). Out: `Prompts`, checked: depth and
 lengths follow from names and shapes, and every tensor has its place. No model is needed for it.
 
-What a tower gets is a list of prompts, the first for its input and one more before each of the next blocks:
-
-    method   image tower                            text tower
-    coop     nothing                                ctx, of all classes or of each
-    cocoop   nothing                                ctx + meta_net(image embedding), of each image
-    vpt      VPT, VPT_shallow of the blocks         nothing: a fixed text
-    ivlp     VPT, VPT_shallow of the blocks         ctx, VPT_shallow of the blocks
-    maple    a linear map of each text prompt       ctx, compound prompts
-
-Sources: Zhou et al. 2022 (CoOp; CoCoOp), Jia et al. 2022 (VPT), Khattak et al. 2023 (MaPLe, IVLP).
+What a tower gets is a list of prompts: the first for its input, and one more before each of the next blocks.
 """
 
 import re
@@ -26,19 +17,12 @@ from torch.nn import functional as F
 
 from actcache.errors import ModelError, SettingsError
 from actcache.models import hash_tensors
+from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT, VPT_BLOCKS, Method
 
 Shape = tuple[int, ...]
 
-METHODS = ("coop", "cocoop", "vpt", "ivlp", "maple")
-POSITIONS = ("end", "middle", "front")
 TEMPLATE = "a photo of a {}."
 """The words that all these methods begin with."""
-
-_IMAGE_BLOCKS = "image_encoder.transformer.resblocks.{}.VPT_shallow"
-_TEXT_BLOCKS = "text_encoder.transformer.resblocks.{}.VPT_shallow"
-_COMPOUND = "prompt_learner.compound_prompts_text.{}"
-_FIRST = {_IMAGE_BLOCKS: 1, _TEXT_BLOCKS: 1, _COMPOUND: 0}
-"""Number of the first of a series: a block's, or MaPLe's own count."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +50,16 @@ class Prompts:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        if self.position not in POSITIONS or (self.position != "end" and self.method != "coop"):
-            raise SettingsError(
-                f"The class name stands at the end; with coop also middle or front, not {self.position!r}."
-            )
+        if self.position not in self.kind.positions:
+            known = ", ".join(self.kind.positions)
+            raise SettingsError(f"With {self.method} the position of the class name is {known}; got {self.position!r}.")
         if self.template.count("{}") != 1:
             raise SettingsError(f"A template holds one {{}} for the class name, got {self.template!r}.")
         _check_shapes(self.method, {name: tuple(value.shape) for name, value in self.tensors.items()})
+
+    @property
+    def kind(self) -> Method:
+        return METHODS[self.method]
 
     @property
     def text(self) -> tuple[Tensor, ...]:
@@ -80,7 +67,7 @@ class Prompts:
 
         The first of CoOp may be [C, n, W]: of each class its own.
         """
-        return tuple(self.tensors[name] for name in _text_names(self.method, self.tensors))
+        return tuple(self.tensors[name] for name in _text_names(self.kind, self.tensors))
 
     @property
     def vision(self) -> tuple[Tensor, ...]:
@@ -88,7 +75,7 @@ class Prompts:
 
         MaPLe's are projections of the text prompts, so gradients flow through them into these.
         """
-        if self.method != "maple":
+        if not self.kind.maps_text:
             return tuple(self.tensors[name] for name in _vision_names(self.tensors))
         return tuple(
             F.linear(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
@@ -139,14 +126,13 @@ class Prompts:
                         f"The prompts of the {tower} tower are {value.shape[-1]} wide, {clip.name}'s is "
                         f"{widths[tower]}. They were made for another model; give that one."
                     )
-                if i >= n_blocks[tower] and not (
-                    self.method == "maple" and tower == "text"
-                ):  # may be the shallower one
+                mapped = self.kind.maps_text and tower == "text"  # the text tower may be the shallower one
+                if i >= n_blocks[tower] and not mapped:
                     raise ModelError(
                         f"There are prompts for {len(prompts)} blocks of the {tower} tower, {clip.name} has "
                         f"{n_blocks[tower]}. They were made for another model; give that one."
                     )
-        if self.method == "cocoop" and self.tensors["meta_net.linear1.weight"].shape[1] != clip.config["embed_dim"]:
+        if self.kind.texts_by_image and self.tensors["meta_net.linear1.weight"].shape[1] != clip.config["embed_dim"]:
             raise ModelError(
                 f"meta_net.linear1.weight takes embeddings of {self.tensors['meta_net.linear1.weight'].shape[1]}, "
                 f"{clip.name}'s have {clip.config['embed_dim']}. It was made for another model; give that one."
@@ -156,16 +142,9 @@ class Prompts:
 def guess_method(names: Iterable[str]) -> str:
     """Which method's checkpoint has these keys. Raises ModelError where none has."""
     names = set(names)
-    if any(name.startswith("meta_net.") for name in names):
-        return "cocoop"
-    if "ctx" in names:
-        return "coop"
-    if "prompt_learner.proj.weight" in names or _numbered(_COMPOUND, names):
-        return "maple"
-    if "prompt_learner.ctx" in names:
-        return "ivlp"
-    if "image_encoder.VPT" in names:
-        return "vpt"
+    for method, kind in METHODS.items():
+        if any(name.startswith(kind.keys) for name in names):
+            return method
     shown = ", ".join(sorted(names)[:5]) or "none"
     raise ModelError(
         f"These keys are no prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT among them."
@@ -182,16 +161,13 @@ def is_prompt(name: str) -> bool:
 # Names and shapes
 
 
-def _text_names(method: str, names: Iterable[str]) -> list[str]:
-    if method == "vpt":
-        return []
-    if method in ("coop", "cocoop"):
-        return ["ctx"]
-    return ["prompt_learner.ctx", *_numbered(_COMPOUND if method == "maple" else _TEXT_BLOCKS, names)]
+def _text_names(kind: Method, names: Iterable[str]) -> list[str]:
+    deep = _numbered(kind.text_blocks, names) if kind.text_blocks else []
+    return [kind.text, *deep] if kind.text else []
 
 
 def _vision_names(names: Collection[str]) -> list[str]:
-    return ["image_encoder.VPT", *_numbered(_IMAGE_BLOCKS, names)] if "image_encoder.VPT" in names else []
+    return [VPT, *_numbered(VPT_BLOCKS, names)] if VPT in names else []
 
 
 def _numbered(series: str, names: Iterable[str]) -> list[str]:
@@ -208,7 +184,7 @@ def _map_names(n_deep: int) -> list[str]:
 
 def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
     """Raise ModelError unless these are exactly the tensors of one method, in shapes that fit each other."""
-    expected = _expected_shapes(method, shapes)
+    expected = _expected_shapes(METHODS[method], shapes)
     problems = [f"{name} is missing" for name in expected if name not in shapes]
     problems += [f"{name} is none of {method}'s" for name in sorted(shapes) if name not in expected]
     problems += [
@@ -221,27 +197,22 @@ def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
         raise ModelError(f"These are no {method} prompts: {'; '.join(problems[:6])}{more}. Take another checkpoint.")
 
 
-def _expected_shapes(method: str, shapes: dict[str, Shape]) -> dict[str, Shape]:
+def _expected_shapes(kind: Method, shapes: dict[str, Shape]) -> dict[str, Shape]:
     """Lengths, widths and the depth are read off one tensor each; the others must agree."""
-    if method in ("coop", "cocoop"):
-        ctx = shapes.get("ctx", (1, 1))
-        free = method == "coop" and len(ctx) == 3  # of each class its own
-        expected = {"ctx": ctx if free else _matrix(ctx)}
-        if method == "cocoop":
-            hidden, embed = _matrix(shapes.get("meta_net.linear1.weight", (1, 1)))
-            expected |= _linear("meta_net.linear1", embed, hidden) | _linear("meta_net.linear2", hidden, ctx[-1])
-        return expected
-    expected = {}
-    if method != "vpt":
-        ctx = _matrix(shapes.get("prompt_learner.ctx", (1, 1)))
-        expected |= _series("prompt_learner.ctx", _COMPOUND if method == "maple" else _TEXT_BLOCKS, ctx, shapes)
-    if method == "maple":
+    expected: dict[str, Shape] = {}
+    ctx: Shape = shapes.get(kind.text or "", (1, 1))
+    if kind.text:
+        ctx = ctx if kind.class_specific and len(ctx) == 3 else _matrix(ctx)
+        expected |= _series(kind.text, kind.text_blocks, ctx, shapes)
+    if kind.texts_by_image:
+        hidden, embed = _matrix(shapes.get("meta_net.linear1.weight", (1, 1)))
+        expected |= _linear("meta_net.linear1", embed, hidden) | _linear("meta_net.linear2", hidden, ctx[-1])
+    if kind.maps_text:
         width = shapes.get("prompt_learner.proj.weight", (1,))[0]
         for name in _map_names(len(expected) - 1):
             expected |= _linear(name, ctx[1], width)
-    elif method == "vpt" or "image_encoder.VPT" in shapes:
-        vpt = _matrix(shapes.get("image_encoder.VPT", (1, 1)))
-        expected |= _series("image_encoder.VPT", _IMAGE_BLOCKS, vpt, shapes)
+    if kind.vision and (not kind.text or kind.vision in shapes):  # IVLP may adapt the text tower alone
+        expected |= _series(kind.vision, VPT_BLOCKS, _matrix(shapes.get(kind.vision, (1, 1))), shapes)
     return expected
 
 
@@ -254,7 +225,7 @@ def _linear(name: str, n_in: int, n_out: int) -> dict[str, Shape]:
     return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
 
 
-def _series(first: str, deep: str, shape: Shape, shapes: Iterable[str]) -> dict[str, Shape]:
+def _series(first: str, deep: str | None, shape: Shape, shapes: Iterable[str]) -> dict[str, Shape]:
     """The input's prompts and those of the next blocks, without a gap."""
-    n_deep = len(_numbered(deep, shapes))
-    return {first: shape} | {deep.format(_FIRST[deep] + i): shape for i in range(n_deep)}
+    numbers = range(len(_numbered(deep, shapes))) if deep else ()
+    return {first: shape} | {str(deep).format(FIRST_NUMBER[str(deep)] + i): shape for i in numbers}

@@ -66,7 +66,7 @@ class PromptedText:
         n_classes, n = len(self.names), prompts.n_text
         first, *deep = prompts.text or (self.embedded[:, 1:1],)
         x = self.embedded
-        if prompts.method == "cocoop":
+        if prompts.kind.texts_by_image:
             assert images is not None
             first = (first + prompts.shift(images)[:, None])[:, None].expand(-1, n_classes, -1, -1).flatten(0, 1)
             x = x.repeat(len(images), 1, 1)
@@ -79,7 +79,7 @@ class PromptedText:
 
         ends = self.tokens.argmax(1).repeat(len(x) // n_classes)
         embedded = self.tower.run(x, ends, before=put_deep, precision=self.precision)
-        return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.method == "cocoop" else embedded
+        return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.kind.texts_by_image else embedded
 
     @staticmethod
     def _put(x: Tensor, prompts: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ def class_texts(prompts: Prompts, names: Sequence[str]) -> list[str]:
     IVLP and MaPLe replace the first n tokens of "a photo of a {}." where these are enough, and keep the rest as words.
     """
     before, after = prompts.template.split("{}")
-    keeps_words = prompts.method in ("ivlp", "maple") and len(before.split()) >= prompts.n_text
-    if prompts.method != "vpt" and not keeps_words:
+    keeps_words = prompts.kind.keeps_words and len(before.split()) >= prompts.n_text
+    if prompts.n_text and not keeps_words:
         before = f"{PLACEHOLDER} " * prompts.n_text
     return [before + name + after for name in names]
 
@@ -176,7 +176,7 @@ class Towers(NamedTuple):
 
         if self.prompts is None:
             return self.text.embed_classes(names, templates)
-        if self.prompts.method == "cocoop":
+        if self.prompts.kind.texts_by_image:
             raise SettingsError("CoCoOp has other text embeddings for every image. Take prompts of another method.")
         return prompt_text(self.text, self.prompts, names).embed(self.prompts).detach()
 
@@ -184,7 +184,7 @@ class Towers(NamedTuple):
         """CoCoOp's texts: unit image embeddings [B, E] -> [B, C, E]. None where texts are the same for all images."""
 
         prompts = self.prompts
-        if prompts is None or prompts.method != "cocoop":
+        if prompts is None or not prompts.kind.texts_by_image:
             return None
         text = prompt_text(self.text, prompts, names)
         return lambda images: text.embed(prompts, images).detach()

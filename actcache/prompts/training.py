@@ -24,7 +24,9 @@ from torch.nn import functional as F
 from actcache.artifacts import write_atomic
 from actcache.errors import CorruptError, NonFiniteError
 from actcache.models import TextTower
-from actcache.prompts.config import PromptConfig
+from actcache.progress import ProgressWithNote
+from actcache.prompts.config import ResolvedPromptConfig
+from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT_BLOCKS
 from actcache.prompts.prompts import Prompts
 from actcache.prompts.towers import Towers, classify, embed_images, prompt_text, prompt_vision
 from actcache.sources import ImageSource, decode_image
@@ -75,8 +77,8 @@ class Shots:
 class PromptTraining:
     """Prompts on their way. `step` counts finished updates."""
 
-    def __init__(self, towers: Towers, shots: Shots, config: PromptConfig, folder: Path) -> None:
-        """Begin, or go on from the checkpoint in `folder`. `config`: resolved."""
+    def __init__(self, towers: Towers, shots: Shots, config: ResolvedPromptConfig, folder: Path) -> None:
+        """Begin, or go on from the checkpoint in `folder`."""
         self.towers, self.shots, self.config, self.folder = towers, shots, config, folder
         first = init_prompts(towers, config, len(shots.names))
         self.learned = {name: value.clone().requires_grad_() for name, value in first.items()}
@@ -95,13 +97,13 @@ class PromptTraining:
 
     @property
     def _batch_size(self) -> int:
-        return min(int(self.config.batch_size or 1), len(self.shots.labels))
+        return min(self.config.batch_size, len(self.shots.labels))
 
     @property
     def n_steps(self) -> int:
-        return self.batches * int(self.config.n_epochs or 1)
+        return self.batches * self.config.n_epochs
 
-    def run(self, *, checkpoint_every: int, on_progress: Callable[[int, int, str], None] | None = None) -> Prompts:
+    def run(self, *, checkpoint_every: int, on_progress: ProgressWithNote | None = None) -> Prompts:
         """Train to the end.
 
         Raises:
@@ -147,7 +149,7 @@ class PromptTraining:
         if self.config.augment:
             x = crop_and_flip(x, _generator(self.config.seed, "crop", self.step))
         images = embed_images(prompt_vision(self.towers.vision, prompts), x)
-        return classify(images, self._fixed_texts if prompts.method == "vpt" else self.text.embed(prompts), scale)
+        return classify(images, self._fixed_texts if not prompts.text else self.text.embed(prompts), scale)
 
     @cached_property
     def _fixed_texts(self) -> Tensor:
@@ -190,19 +192,19 @@ class PromptTraining:
             raise CorruptError(f"{file} is not a whole checkpoint ({error}). Remove it to begin anew.") from error
 
 
-def learning_rate(config: PromptConfig, epoch: int) -> float:
+def learning_rate(config: ResolvedPromptConfig, epoch: int) -> float:
     """A constant small rate in the first epoch, then a cosine over all epochs (Zhou et al. 2022)."""
     if epoch == 0 and config.n_epochs != 1:
         return config.warmup_lr
-    return float(config.lr or 0) * 0.5 * (1 + math.cos(math.pi * epoch / float(config.n_epochs or 1)))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.n_epochs))
 
 
-def init_prompts(towers: Towers, config: PromptConfig, n_classes: int) -> dict[str, Tensor]:
+def init_prompts(towers: Towers, config: ResolvedPromptConfig, n_classes: int) -> dict[str, Tensor]:
     """First values: the template's own words where there are enough, else small and random; linear maps as in torch."""
-    text, vision, n = towers.text, towers.vision, int(config.n_prompts or 1)
+    text, vision, n = towers.text, towers.vision, config.n_prompts
     generator = torch.Generator().manual_seed(int(_generator(config.seed, "init", 0).integers(1 << 62)))
     width = int(text.embed_tokens(["x"]).shape[-1])
-    depth = int(config.depth or 1)
+    kind = METHODS[config.method]
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * INIT_STD
@@ -213,29 +215,26 @@ def init_prompts(towers: Towers, config: PromptConfig, n_classes: int) -> dict[s
         return {f"{name}.weight": (2 * weight - 1) * bound, f"{name}.bias": (2 * bias - 1) * bound}
 
     words = config.template.split("{}")[0].split()
-    if config.method != "coop" and len(words) >= n:
+    if kind.begins_with_words and len(words) >= n:
         ctx = text.embed_tokens([" ".join(words)])[0, 1 : 1 + n].cpu()
     else:
         ctx = noise(*((n_classes,) if config.class_specific else ()), n, width)
-    if config.method == "coop":
-        made = {"ctx": ctx}
-    elif config.method == "cocoop":
-        embed = text.embed_dim
-        hidden = max(1, embed // 16)
-        made = {"ctx": ctx, **linear("meta_net.linear1", embed, hidden), **linear("meta_net.linear2", hidden, width)}
-    elif config.method == "maple":
-        made = {"prompt_learner.ctx": ctx, **linear("prompt_learner.proj", width, vision.d_model)}
-        for i in range(depth - 1):
-            made[f"prompt_learner.compound_prompts_text.{i}"] = noise(n, width)
-            made |= linear(f"prompt_learner.compound_prompt_projections.{i}", width, vision.d_model)
-    else:
-        made = {"image_encoder.VPT": noise(n, vision.d_model)}
-        for i in range(1, depth):
-            made[f"image_encoder.transformer.resblocks.{i}.VPT_shallow"] = noise(n, vision.d_model)
-        if config.method == "ivlp":
-            made["prompt_learner.ctx"] = ctx
-            for i in range(1, min(depth, text.n_layers)):
-                made[f"text_encoder.transformer.resblocks.{i}.VPT_shallow"] = noise(n, width)
+    made = {kind.text: ctx} if kind.text else {}
+    if kind.texts_by_image:
+        hidden = max(1, text.embed_dim // 16)
+        made |= linear("meta_net.linear1", text.embed_dim, hidden) | linear("meta_net.linear2", hidden, width)
+    if kind.maps_text:
+        made |= linear("prompt_learner.proj", width, vision.d_model)
+    if kind.vision:
+        made[kind.vision] = noise(n, vision.d_model)
+        made |= {VPT_BLOCKS.format(i): noise(n, vision.d_model) for i in range(1, config.depth)}
+    if kind.text_blocks:
+        first = FIRST_NUMBER[kind.text_blocks]
+        depth = config.depth if kind.maps_text else min(config.depth, text.n_layers)
+        for i in range(first, first + depth - 1):
+            made[kind.text_blocks.format(i)] = noise(n, width)
+            if kind.maps_text:
+                made |= linear(f"prompt_learner.compound_prompt_projections.{i}", width, vision.d_model)
     return {name: value.to(vision.device) for name, value in made.items()}
 
 

@@ -7,13 +7,15 @@ left out; no pixel is read for it.
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,23 +99,18 @@ def _decode(image: str | Path | bytes, name: str | None, convert: "Callable[[Ima
         raise ImageSourceError(f"{name} cannot be read: {reason or type(error).__name__}.") from error
 
 
-def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Image":
-    """Cut an image to the square (or rectangle) the model sees, pixel for pixel as open_clip's transform does.
-
-    Args:
-        preprocess: open_clip's fields: size, resize_mode (shortest | squash | longest), interpolation, fill_color.
-    """
+def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
+    """Cut an image to the square (or rectangle) the model sees, pixel for pixel as open_clip's transform does."""
     from PIL import Image
 
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    method = Image.Resampling[preprocess["interpolation"].upper()]
-    if preprocess["resize_mode"] == "squash":
+    height, width = preprocess.size
+    method = Image.Resampling[preprocess.interpolation.upper()]
+    if preprocess.resize_mode == "squash":
         return image.resize((width, height), method)
-    if preprocess["resize_mode"] == "longest":
+    if preprocess.resize_mode == "longest":
         ratio = max(image.width / width, image.height / height)
         small = image.resize((round(image.width / ratio), round(image.height / ratio)), method)
-        canvas = Image.new("RGB", (width, height), (preprocess["fill_color"],) * 3)
+        canvas = Image.new("RGB", (width, height), (preprocess.fill_color,) * 3)
         canvas.paste(small, ((width - small.width) // 2, (height - small.height) // 2))
         return canvas
     short = min(image.size)
@@ -123,11 +120,11 @@ def resize_image(image: "Image.Image", preprocess: dict[str, Any]) -> "Image.Ima
     return resized.crop((left, top, left + width, top + height))
 
 
-def resize_mask(mask: NDArray[np.uint8], preprocess: dict[str, Any]) -> NDArray[np.uint8]:
+def resize_mask(mask: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Cut a mask [H, W] to what the model sees of its image, [height, width]; no number is mixed, padding is 0."""
     from PIL import Image
 
-    cut = resize_image(Image.fromarray(mask), preprocess | {"interpolation": "nearest", "fill_color": 0})
+    cut = resize_image(Image.fromarray(mask), replace(preprocess, interpolation="nearest", fill_color=0))
     pixels = np.asarray(cut)
     return pixels if pixels.ndim == 2 else pixels[..., 0]
 

@@ -5,7 +5,7 @@ from .group import StoreGroup, Stores, open_stores, read_extra
 from .layout import StoreLayout, choose_shape
 from .provenance import find_image_source, find_origin, remember_paths, whole_path
 from .reader import IMAGES_FILE, ActivationStore, Tokens, read_images
-from .settings import expected_files, hook_points_of, layout_of
+from .settings import StoreSettings
 from .shard_files import aligned_empty
 from .verification import FOREIGN, LINK, Verification, verify
 from .where import select_images
@@ -20,6 +20,7 @@ __all__ = [
     "ShardWriter",
     "StoreGroup",
     "StoreLayout",
+    "StoreSettings",
     "Stores",
     "Tokens",
     "Verification",
@@ -29,11 +30,8 @@ __all__ = [
     "check_dtype",
     "choose_shape",
     "describe",
-    "expected_files",
     "find_image_source",
     "find_origin",
-    "hook_points_of",
-    "layout_of",
     "open_stores",
     "read_extra",
     "read_images",

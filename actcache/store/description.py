@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.artifacts import Artifact, committed_shards, is_remote, list_files, open_artifact, read_manifest
-from actcache.store.settings import layout_of
+from actcache.store.settings import StoreSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     }
     sizes = artifact.settings.get("shard_sizes")  # of codes
     if artifact.kind == "acts" or isinstance(sizes, list):
-        n_shards = len(sizes) if isinstance(sizes, list) else layout_of(artifact.settings).n_shards
+        n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
         facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
     facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
     for name, parent in artifact.parents.items():

@@ -43,7 +43,7 @@ class StoreGroup:
             for name, mine, other in (
                 ("patch grids", self.layout.grid, store.layout.grid),
                 ("storage dtypes", self.dtype, store.dtype),
-                ("precisions", stores[0].artifact.settings["precision"], store.artifact.settings["precision"]),
+                ("precisions", stores[0].settings.precision, store.settings.precision),
             ):
                 if mine != other:
                     raise ParentMismatchError(

@@ -33,8 +33,7 @@ from actcache.artifacts import (
 from actcache.errors import CorruptError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.store.channel_statistics import ChannelStatistics
-from actcache.store.codecs import check_dtype
-from actcache.store.settings import hook_points_of, layout_of
+from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ShardFiles, available_bytes, image_runs, shard_path
 from actcache.store.zarr_arrays import ZarrArrays
 
@@ -81,16 +80,16 @@ class ActivationStore:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.path = artifact.path
-        self.layout = layout_of(artifact.settings)
-        self.dtype = check_dtype(artifact.settings["dtype"])
-        self.hook_points = hook_points_of(artifact.settings)
+        self.settings = StoreSettings.from_json(artifact.settings)
+        self.layout, self.hook_points = self.settings.layout, self.settings.hook_points
+        self.dtype = self.settings.stored_dtype
         require_complete(artifact, self.layout.n_shards, "extract")
         self._manifest = self._check(read_manifest(artifact))
         self._files = ShardFiles(self.path, self.layout)
-        self._zarr = ZarrArrays(self.path, artifact.settings, self.layout, self._files)
+        self._zarr = ZarrArrays(self.path, self.settings, self._files)
         self._seen: set[Path] = set()
         self._record = lru_cache(maxsize=16)(partial(read_record, self.path))
-        self._direct = artifact.settings["codec"] == "raw" and not is_remote(self.path)
+        self._direct = self.settings.codec == "raw" and not is_remote(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> "ActivationStore":
@@ -112,12 +111,12 @@ class ActivationStore:
 
     @property
     def model_id(self) -> str:
-        return str(self.artifact.settings["model_id"])
+        return self.settings.model_id
 
     @property
     def rows_id(self) -> str:
         """Names images and their order: stores with equal ids join row by row."""
-        return str(self.artifact.settings["rows_id"])
+        return self.settings.rows_id
 
     @property
     def n_images(self) -> int:
@@ -131,7 +130,6 @@ class ActivationStore:
         """The manifest, if it speaks of a store like this one; raises CorruptError before anything is sized by it."""
         try:
             failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has none
-            names = [self.artifact.settings[name] for name in ("model_id", "rows_id", "precision")]
             parts = [
                 ChannelStatistics.from_json(manifest["statistics"][str(hook)][kind])
                 for hook in self.hook_points
@@ -139,7 +137,6 @@ class ActivationStore:
             ]
             shapes = {part.sum.shape for part in parts} | {part.sum_squares.shape for part in parts}
             sound = shapes == {(self.layout.d_model,)} and all(0 <= image < self.n_images for image in failed)
-            sound = sound and all(isinstance(name, str) for name in names)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             sound = False
         if not sound:

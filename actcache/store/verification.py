@@ -7,12 +7,12 @@ with the digest in the manifest or, for shards, in their commit records (which t
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from actcache.artifacts import (
     ARTIFACT_FILE,
@@ -32,8 +32,10 @@ from actcache.artifacts import (
     record_path,
 )
 from actcache.errors import CorruptError
+from actcache.progress import Progress
+from actcache.store.layout import StoreLayout
 from actcache.store.reader import IMAGES_FILE, read_images
-from actcache.store.settings import expected_files, hook_points_of, layout_of
+from actcache.store.settings import StoreSettings
 
 LINK, FOREIGN = "is a link", "was not written by this artifact"
 """What is wrong with a file that repair() removes, and with one that it leaves alone."""
@@ -77,9 +79,7 @@ class Verification:
         return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
 
 
-def verify(
-    path: str | Path, *, n_threads: int | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progress | None = None) -> Verification:
     """Read every file of an artifact and compare sizes and checksums.
 
     Args:
@@ -89,17 +89,25 @@ def verify(
         ArtifactNotFoundError, SchemaError, CorruptError: when `artifact.json` itself cannot be trusted.
     """
     artifact = open_artifact(path)
-    expected, problems = _expected_files(artifact)
-    problems += _check_store(artifact)
+    settings, problems = None, []
+    if artifact.kind == "acts":
+        try:
+            settings = StoreSettings.from_json(artifact.settings)
+        except CorruptError as error:
+            problems.append(Problem(ARTIFACT_FILE, str(error)))
+    expected, damaged = _expected_files(artifact, settings)
+    problems += damaged
+    if settings:
+        problems += _check_store(artifact, settings.layout)
     found = set(list_files(artifact.path))
     linked = {name for name in found if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
     problems += [Problem(name, LINK, expected.get(name, _NOTHING).shard) for name in sorted(linked)]
     problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - found)]
     if artifact.complete and not any(problem.file == MANIFEST_FILE for problem in problems):
         known = {*expected, *linked, ARTIFACT_FILE, MANIFEST_FILE, *(problem.file for problem in problems)}
-        with suppress(CorruptError):  # files whose record is damaged
-            for shard in {problem.shard for problem in problems if artifact.kind == "acts"} - {None}:
-                known |= expected_files(artifact.settings, cast(int, shard)).keys()
+        for shard in {problem.shard for problem in problems} - {None}:  # files whose record is damaged
+            if settings and shard is not None:
+                known |= settings.shard_files(shard).keys()
         problems += [Problem(name, FOREIGN) for name in sorted(found - known)]
     present = sorted(set(expected) & found - linked)
     total = sum(expected[name].digest["bytes"] for name in present)
@@ -126,7 +134,7 @@ class _Expected:
 _NOTHING = _Expected({}, None)
 
 
-def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Problem]]:
+def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple[dict[str, _Expected], list[Problem]]:
     """Digest of every file that should be there, and what is wrong with the records themselves."""
     files: dict[str, _Expected] = {}
     problems: list[Problem] = []
@@ -156,7 +164,8 @@ def _expected_files(artifact: Artifact) -> tuple[dict[str, _Expected], list[Prob
         except CorruptError as error:
             problems.append(Problem(name, f"{error}", shard))
             continue
-        problems += [Problem(name, what, shard) for what in _check_record(artifact, shard, record)]
+        if settings:
+            problems += [Problem(name, what, shard) for what in _check_record(settings, shard, record)]
     return files, problems
 
 
@@ -182,45 +191,30 @@ def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None)
     return []
 
 
-def _check_store(artifact: Artifact) -> Iterator[Problem]:
+def _check_store(artifact: Artifact, layout: StoreLayout) -> Iterator[Problem]:
     """What an activation store must have beside the files that its records and its manifest name."""
-    if artifact.kind != "acts":
-        return
-    try:
-        n_shards, n_images = layout_of(artifact.settings).n_shards, layout_of(artifact.settings).n_images
-        hook_points_of(artifact.settings)
-    except CorruptError as error:
-        yield Problem(ARTIFACT_FILE, str(error))
-        return
     if artifact.complete:
         with suppress(CorruptError):
             there = committed_shards(artifact.path)
-            absent = itertools.islice((shard for shard in range(n_shards) if shard not in there), _SHOWN)
+            absent = itertools.islice((shard for shard in range(layout.n_shards) if shard not in there), _SHOWN)
             yield from (Problem(str(record_path(Path(), shard)), "is missing", shard) for shard in absent)
     else:  # no manifest holds the checksum of the table yet
         try:
             n_rows = read_images(artifact.path).num_rows
-            if n_rows != n_images:
-                yield Problem(IMAGES_FILE, f"has {n_rows:,} rows, expected {n_images:,}")
+            if n_rows != layout.n_images:
+                yield Problem(IMAGES_FILE, f"has {n_rows:,} rows, expected {layout.n_images:,}")
         except CorruptError as error:
             yield Problem(IMAGES_FILE, str(error))
 
 
-def _check_record(artifact: Artifact, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
+def _check_record(settings: StoreSettings, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
     """What an activation store's record must say, whatever its checksum."""
-    if artifact.kind != "acts":
-        return
-    try:
-        layout = layout_of(artifact.settings)
-        expected = expected_files(artifact.settings, shard)
-    except CorruptError as error:
-        yield str(error)
-        return
+    layout, expected = settings.layout, settings.shard_files(shard)
     if shard >= layout.n_shards:
         yield f"is the record of shard {shard}, and there are {layout.n_shards}"
     elif set(record["files"]) != set(expected):
         yield "does not list the files of its shard"
-    elif artifact.settings["codec"] == "raw" and any(
+    elif settings.codec == "raw" and any(
         is_digest(record["files"][name]) and record["files"][name]["bytes"] != n_bytes
         for name, n_bytes in expected.items()
     ):

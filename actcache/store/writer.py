@@ -45,11 +45,11 @@ from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
 from actcache.sources import ImagePlan
 from actcache.store.channel_statistics import ChannelStatistics, merge_statistics
-from actcache.store.codecs import check_dtype, chunk_encoder
+from actcache.store.codecs import chunk_encoder
 from actcache.store.layout import StoreLayout
 from actcache.store.orphan_shards import digest_shard, scan_shard
 from actcache.store.reader import GROUP, IMAGES_FILE, read_images
-from actcache.store.settings import hook_points_of, layout_of, zarr_arguments
+from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, shard_path
 
 
@@ -58,7 +58,7 @@ def begin_store(
     *,
     plan: ImagePlan,
     images_path: Path,
-    settings: Mapping[str, Any],
+    settings: StoreSettings,
     provenance: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Artifact:
@@ -67,23 +67,23 @@ def begin_store(
     Where an unfinished one lost or garbled the plan or the metadata, they are written again.
 
     Args:
-        settings: the fields that name the bytes, see docs/reference/format.md; they describe the layout too.
+        provenance: facts that are shown but not part of the identity.
     """
     artifact = begin_artifact(
         path,
         "acts",
-        settings=settings,
+        settings=settings.to_json(),
         parents={"images": (plan.rows_id, images_path)},
         provenance=provenance,
         prepare=lambda folder: write_fixed_files(folder, plan, settings),
         overwrite=overwrite,
     )
     if not artifact.complete:
-        _restore_fixed_files(artifact, plan)
+        _restore_fixed_files(artifact.path, plan, settings)
     return artifact
 
 
-def write_fixed_files(folder: Path, plan: ImagePlan, settings: Mapping[str, Any]) -> None:
+def write_fixed_files(folder: Path, plan: ImagePlan, settings: StoreSettings) -> None:
     """The plan and the zarr metadata: what is there before the first shard and never changes."""
     pq.write_table(plan.table, folder / IMAGES_FILE)
     for name, data in _zarr_metadata(settings).items():
@@ -91,19 +91,19 @@ def write_fixed_files(folder: Path, plan: ImagePlan, settings: Mapping[str, Any]
         (folder / name).write_bytes(data)
 
 
-def _restore_fixed_files(artifact: Artifact, plan: ImagePlan) -> None:
+def _restore_fixed_files(store: Path, plan: ImagePlan, settings: StoreSettings) -> None:
     """The seal will vouch for these files; compared by content, since another zarr or pyarrow spells them otherwise."""
-    with storage_errors(artifact.path):
+    with storage_errors(store):
         try:
-            whole = read_images(artifact.path).equals(plan.table)
+            whole = read_images(store).equals(plan.table)
         except CorruptError:
             whole = False
         if not whole:
             buffer = io.BytesIO()
             pq.write_table(plan.table, buffer)
-            write_atomic(artifact.path / IMAGES_FILE, buffer.getvalue())
-        for name, data in _zarr_metadata(artifact.settings).items():
-            path = artifact.path / name
+            write_atomic(store / IMAGES_FILE, buffer.getvalue())
+        for name, data in _zarr_metadata(settings).items():
+            path = store / name
             try:
                 whole = _without_seal(read_json(path)) == _without_seal(json.loads(data))
             except CorruptError:
@@ -127,8 +127,8 @@ def _without_seal(metadata: Any) -> Any:
 def seal_store(path: Path) -> None:
     """Seal the store if every shard has its record; otherwise do nothing. Whoever sees all records may call it."""
     artifact = open_artifact(path, "acts")
-    layout = layout_of(artifact.settings)
-    if artifact.complete or missing_shards(path, layout.n_shards):
+    n_shards = StoreSettings.from_json(artifact.settings).layout.n_shards
+    if artifact.complete or missing_shards(path, n_shards):
         return
     failed: dict[str, str] = {}
     parts = []
@@ -171,10 +171,9 @@ class ShardWriter:
     def __init__(self, artifact: Artifact, shard: int) -> None:
         self.path = artifact.path
         self.shard = shard
-        self.layout = layout_of(artifact.settings)
-        self.dtype = check_dtype(artifact.settings["dtype"])
-        self.codec = artifact.settings["codec"]
-        self.hook_points = hook_points_of(artifact.settings)
+        settings = StoreSettings.from_json(artifact.settings)
+        self.layout, self.hook_points = settings.layout, settings.hook_points
+        self.dtype, self.codec = settings.stored_dtype, settings.codec
         self._files: dict[tuple[HookPoint, str], _ShardFile] = {}
         try:
             with storage_errors(self.path):
@@ -330,26 +329,26 @@ def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
         done += os.pwrite(fd, view[done:], offset + done)
 
 
-def _zarr_metadata(settings: Mapping[str, Any]) -> dict[str, bytes]:
+def _zarr_metadata(settings: StoreSettings) -> dict[str, bytes]:
     """name -> content of every zarr.json. Made in memory: on a disk, zarr's threads still write when one has failed."""
     import zarr
 
-    layout = layout_of(settings)
+    layout = settings.layout
     files: dict[str, Any] = {}
-    group = zarr.create_group(files, attributes={GROUP: {**settings, "complete": False}}, zarr_format=3)
+    group = zarr.create_group(files, attributes={GROUP: {**settings.to_json(), "complete": False}}, zarr_format=3)
     names = {
         "patches": ("image", "patch", "channel"),
         "extra": ("image", "extra", "channel"),
         "cls": ("image", "channel"),
     }
-    for hook in settings["hook_points"]:
-        folder = group.create_group(hook)
+    for hook in settings.hook_points:
+        folder = group.create_group(str(hook))
         for array in layout.arrays():
             folder.create_array(
                 array,
-                **zarr_arguments(settings, array),
+                **settings.zarr_arguments(array),
                 dimension_names=names[array],
-                attributes={"grid": list(layout.grid), "patch_size": settings["patch_size"]}
+                attributes={"grid": list(layout.grid), "patch_size": list(settings.patch_size)}
                 if array == "patches"
                 else {},
             )

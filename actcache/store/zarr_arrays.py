@@ -3,7 +3,6 @@
 Promise: an array whose metadata are not what the store's settings say is an error, before anything is read of it.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,21 @@ from numpy.typing import NDArray
 from actcache.artifacts import is_remote
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
-from actcache.store.layout import StoreLayout
-from actcache.store.settings import zarr_arguments
+from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, ShardFiles, shard_path
 
 
 class ZarrArrays:
     """Opened as they are asked for."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], layout: StoreLayout, files: ShardFiles) -> None:
-        self._path, self._settings, self._layout, self._files = path, settings, layout, files
+    def __init__(self, path: Path, settings: StoreSettings, files: ShardFiles) -> None:
+        self._path, self._settings, self._files = path, settings, files
         self._opened: dict[tuple[HookPoint, str], Any] = {}
 
     def read(self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any], row: int = 0) -> None:
         """Images from `first` of a shard on, tokens from patch row `row` on, as many as `out` [I, T, D] has."""
-        start, columns = shard * self._layout.shard_images + first, row * self._layout.grid[1]
+        layout = self._settings.layout
+        start, columns = shard * layout.shard_images + first, row * layout.grid[1]
         part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
         try:
             values = np.asarray(self._open(hook, array)[part[:1] if array == "cls" else part])
@@ -51,7 +50,7 @@ class ZarrArrays:
             if not is_remote(self._path):
                 self._files.check_inside(self._path / name)
             found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
-            planned = zarr.create_array({}, **zarr_arguments(self._settings, array))
+            planned = zarr.create_array({}, **self._settings.zarr_arguments(array))
             for field in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"):
                 ours, theirs = getattr(planned.metadata, field), getattr(found.metadata, field, None)
                 if ours != theirs:

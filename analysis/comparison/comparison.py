@@ -161,7 +161,7 @@ def compare(
     first, other = (counts.by_class for counts in count(scenes["base"].images).values())
     body: dict[str, Any] = {
         "classes": list(names), "n_chosen": len(rounds[0].chosen), "n_judged": len(rounds[0].judged),
-        "hook_point": str(run.hook_point), "prompts": sides["adapted"].store.stores[0].artifact.settings["prompts"],
+        "hook_point": str(run.hook_point), "prompts": sides["adapted"].store.stores[0].settings.prompts,
         "overlap": compare_counts(first, other, names, k=n_top, high=high, low=low),
         **summarize(rounds, names, seed),
     }  # fmt: skip
@@ -187,7 +187,7 @@ def _check_pair(base: Side, adapted: Side) -> Run:
                 f"{base.concepts.path} and {adapted.concepts.path} have other {what}: {said[0]} and {said[1]}. "
                 "Extract both from the same images in the same order, and encode both by one run of one model."
             )
-    prompts = [side.store.stores[0].artifact.settings.get("prompts") for side in sides]
+    prompts = [side.store.stores[0].settings.prompts for side in sides]
     if prompts[0] is not None or prompts[1] is None:
         raise ParentMismatchError(
             f"{base.concepts.path} must be of the plain model and {adapted.concepts.path} of an adapted one. "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from actcache import CorruptError, HookPoint, SettingsError
 from actcache.artifacts import Artifact, open_artifact, read_manifest, require_complete
+from actcache.preprocess import Preprocess
 from actcache.store import IMAGES_FILE
 
 CODES = "codes.zarr"
@@ -82,7 +83,6 @@ class CodeStore:
         self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
-        self.preprocess: dict[str, Any] = s["preprocess"]
         self.bytes_read = 0  # of codes.zarr, by this object
         require_complete(artifact, self.n_shards, "encode")
 
@@ -90,6 +90,11 @@ class CodeStore:
     def open(cls, path: str | Path) -> "CodeStore":
         """Open complete codes. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         return cls(open_artifact(path, "codes"))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the model saw the images. Raises CorruptError."""
+        return Preprocess.from_json(self.artifact.settings["preprocess"])
 
     def __repr__(self) -> str:
         return (

@@ -42,7 +42,7 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
         "n_latents": n_latents,
         "shard_sizes": [len(images) for images in store.shards()],
         "dtypes": code_dtypes(n_latents, store.n_images * store.n_tokens),
-        "preprocess": store.stores[0].artifact.settings["preprocess"],
+        "preprocess": store.stores[0].settings.preprocess,
     }
 
 

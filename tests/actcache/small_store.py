@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from actcache import HookPoint
 from actcache.artifacts import missing_shards, remove_litter
 from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
-from actcache.store.settings import layout_of
+from actcache.store.settings import StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 Values = dict[str, NDArray[Any]]
@@ -93,8 +93,9 @@ def write_store(
     for x in values.values():
         x.view(f"u{x.itemsize}")[...] += low_bits
     plan = make_plan(fields["n_images"])
-    artifact = begin_store(path, plan=plan, images_path=path.parent / "images", settings=fields, provenance={})
-    layout = layout_of(artifact.settings)
+    settings = StoreSettings.from_json(fields)
+    artifact = begin_store(path, plan=plan, images_path=path.parent / "images", settings=settings, provenance={})
+    layout = settings.layout
     if not artifact.complete:
         if tidy:
             remove_litter(path)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from actcache import HookPoint
 from actcache.artifacts.artifact import SCHEMA
 from actcache.sources.plan import plan_images
-from actcache.store import layout_of
+from actcache.store import StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 HERE = Path(__file__).parent
@@ -75,11 +75,11 @@ def write_golden(path: Path, *, overwrite: bool = False) -> None:
         path,
         plan=plan,
         images_path=path.parent / "images",
-        settings=settings,
+        settings=StoreSettings.from_json(settings),
         provenance={"model": "none", "pretrained": "none", "images": "images"},
         overwrite=overwrite,
     )
-    layout = layout_of(settings)
+    layout = StoreSettings.from_json(settings).layout
     for shard in range(layout.n_shards):
         images = np.array(layout.shard_range(shard))
         with ShardWriter(artifact, shard) as writer:

@@ -5,7 +5,7 @@ make_store writes more of the same kind; random_sae gives a network with every p
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ import pytest
 
 from actcache import HookPoint
 from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
-from actcache.store import StoreLayout
+from actcache.store import StoreLayout, StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
 from saetrain import CodeStore, Run, SAEConfig, TrainConfig
 
@@ -65,23 +65,21 @@ def write_store(
         },
         schema=IMAGES_SCHEMA,
     )
-    layout = StoreLayout(n_images=n_images, grid=GRID, d_model=D_MODEL, chunk_images=16, shard_images=64)
-    settings: dict[str, Any] = {
-        "model_id": model_id,
-        "rows_id": rows_id,
-        "hook_points": [str(HookPoint(layer)) for layer in layers],
-        "dtype": dtype,
-        "precision": "float32",
-        "codec": codec,
-        "n_images": n_images,
-        "grid": list(GRID),
-        "patch_size": [8, 8],
-        "d_model": D_MODEL,
-        "n_extra": 0,
-        "chunk_images": layout.chunk_images,
-        "shard_images": layout.shard_images,
-        "preprocess": {},
-    }
+    itemsize = np.dtype(dtype).itemsize
+    layout = StoreLayout(n_images, GRID, D_MODEL, chunk_images=16, shard_images=64, itemsize=itemsize)
+    settings = StoreSettings(
+        model_id=model_id,
+        rows_id=rows_id,
+        hook_points=tuple(map(HookPoint, layers)),
+        dtype=dtype,
+        precision="float32",
+        codec=codec,
+        layout=layout,
+        patch_size=(8, 8),
+        seed=0,
+        limit=None,
+        preprocess={},
+    )
     plan = ImagePlan(table, rows_id, 0)
     provenance = {"images": "planted", "model": "none", "pretrained": "none"}
     artifact = begin_store(path, plan=plan, images_path=path.parent, settings=settings, provenance=provenance)

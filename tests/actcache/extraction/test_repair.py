@@ -145,7 +145,7 @@ def test_other_images_are_refused_and_nothing_is_removed(folder: Path, make_imag
     before = all_bytes(store)
     others = [make_images(folder / "others", 40, size=25), make_images(folder / "fewer", 39)]
     for other in others:
-        with pytest.raises(SettingsError, match=r"does not hold the images of .*x\.acts.* Say with --images"):
+        with pytest.raises(SettingsError, match=r"does not hold exactly the images of .*x\.acts.* with --images"):
             repair(store, images=other)
     Image.new("RGB", (24, 24)).save(folder / "images" / "class0" / "new.png")
     with pytest.raises(SettingsError, match="images"):
@@ -157,7 +157,7 @@ def test_another_model_is_refused_and_nothing_is_removed(folder: Path) -> None:
     store = folder / "x.acts"
     flip(store / SHARD)
     before = all_bytes(store)
-    with pytest.raises(SettingsError, match=r"is not the model of .* Say with --model and --pretrained"):
+    with pytest.raises(SettingsError, match=r"is not the model of .* with --model and --pretrained"):
         repair(store, pretrained="random:7")
     assert all_bytes(store) == before
 

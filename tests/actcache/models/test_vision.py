@@ -315,7 +315,7 @@ def test_hook_points_sort_as_a_pass_reaches_them(every_hook: list[HookPoint]) ->
 
 def test_shapes_are_the_models(tower: VisionTower) -> None:
     assert (tower.n_layers, tower.d_model, tower.grid, tower.patch_size) == (3, 32, (3, 3), (8, 8))
-    assert tower.preprocess["size"] == [24, 24]
+    assert tower.preprocess.size == (24, 24)
 
 
 def test_model_id_names_weights_not_their_file(tmp_path: Path, tiny_model: dict[str, str], tower: VisionTower) -> None:
@@ -346,7 +346,7 @@ def test_model_id_names_the_preprocessing(tmp_path: Path, tiny_model: dict[str, 
     config = {"model_cfg": json.loads(Path(tiny_model["model"]).read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     other = load_vision_tower(str(tmp_path / "open_clip_config.json"), tiny_model["pretrained"])
-    assert other.preprocess["mean"] == [0, 0, 0]
+    assert other.preprocess.mean == (0, 0, 0)
     assert other.model_id != tower.model_id
 
 

@@ -176,7 +176,7 @@ def test_bad_input_is_told_and_nothing_written(
         ({"classes": "novel"}, {}, "There are 1 novel classes"),
         ({}, {"test": other}, "other classes: class3"),
         ({"shots": 25}, {}, "every labeled image is a shot"),
-        ({"depth": 9}, {}, "more than the image tower's 3 blocks"),
+        ({"depth": 9}, {}, "the image tower has 3 blocks"),
         ({"template": "a photo"}, {}, "template"),
     ]
     for fields, options, words in cases:

@@ -132,7 +132,7 @@ def test_extra_is_verified_and_repaired(adapted: Path, tiny_model: dict[str, str
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     assert verify(store).shards == (1,)
     other = save_checkpoint(adapted.parent / "other.pth.tar-1", "maple", depth=1)
-    with pytest.raises(SettingsError, match=r"other.pth.tar-1 are not the prompts"):
+    with pytest.raises(SettingsError, match=r"other.pth.tar-1 does not hold the prompts of"):
         repair(store, prompts=str(other))
     assert repair(store).ok
     assert shard.read_bytes() == whole
@@ -163,7 +163,7 @@ def test_an_artifact_of_prompts_is_read_for_its_model_only(
     assert set(load_file(prompts / "prompts.safetensors")) == set(found.tensors)
     assert verify(prompts).ok
     plan = estimate(tiny_images, tmp_path / "x.acts", **tiny_model, layers=[HookPoint(1).layer], prompts=prompts)
-    assert plan.settings["n_extra"] == 3
+    assert plan.settings.layout.n_extra == 3
     assert plan.n_bytes > 75 * 13 * 32 * 2  # prompts need room too
     other = {"model": tiny_model["model"], "pretrained": "random:5"}
     with pytest.raises(ParentMismatchError, match="adapts model"):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import HookPoint, ImageFolder, ImageSourceError, SettingsError
+from actcache.preprocess import Preprocess
 from actcache.sources import decode_image, resize_image
 from actcache.sources.images import decode_mask
 
@@ -132,7 +133,7 @@ def test_a_palettes_colors_are_looked_up(tmp_path: Path) -> None:
 
 
 def test_a_thin_image_is_cut_like_any_other() -> None:
-    preprocess = {"size": [24, 24], "resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0}
+    preprocess = Preprocess(size=(24, 24))
     assert resize_image(Image.new("RGB", (1, 2000)), preprocess).size == (24, 24)
 
 
@@ -242,7 +243,7 @@ def test_resizing_is_what_the_models_own_transform_does(size: tuple[int, int]) -
             if not isinstance(after, Image.Image):  # from here on, tensors
                 break
             expected = after
-        ours = resize_image(image, vars(config))
+        ours = resize_image(image, Preprocess.from_json(vars(config)))
         assert ours.size == expected.size == (48, 48)
         np.testing.assert_array_equal(np.array(ours), np.array(expected), err_msg=mode)
 

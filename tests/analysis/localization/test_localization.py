@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import cli
 from actcache import SettingsError
+from actcache.preprocess import Preprocess
 from actcache.sources import resize_image, resize_mask
 from analysis import heat_maps, localize, read_masks, score_latents
 from analysis.localization.scores import average_precision, choose_threshold, mean_iou
@@ -49,7 +50,7 @@ def test_a_mask_is_cut_as_its_image_is() -> None:
     rng = np.random.default_rng(0)
     blocks = np.kron(rng.integers(0, 5, (6, 9)), np.ones((10, 10))).astype(np.uint8)
     for mode in ("shortest", "squash", "longest"):
-        preprocess = {"size": 30, "resize_mode": mode, "interpolation": "bicubic", "fill_color": 0}
+        preprocess = Preprocess(size=(30, 30), resize_mode=mode)
         mask = resize_mask(blocks, preprocess)
         picture = np.asarray(resize_image(Image.fromarray(blocks * 50).convert("RGB"), preprocess), dtype=float)[..., 0]
         assert mask.shape == (30, 30)
