@@ -411,14 +411,17 @@ def inspect(
     n_tokens: Annotated[int, Option(help="Tokens, not trained on, that are coded by pursuit.")] = 2048,
     seed: Annotated[int, Option(help="Of the sample of tokens.")] = 0,
     truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
+    out: Annotated[Path | None, Option(help="A JSON file for the result.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure dictionaries: amortization gap, coherence, and how well the latents of two runs match."""
     from analysis import inspect_dictionaries
 
     with progress("inspect", "runs and pairs") as report:
-        found = inspect_dictionaries(runs, store, n_tokens=n_tokens, seed=seed, truth=truth, on_progress=report)
-    facts = found.to_json()
-    emit(facts, Group(*(draw_table(rows) for rows in tables_of_dictionaries(facts) if rows)))
+        found = inspect_dictionaries(
+            runs, store, out, n_tokens=n_tokens, seed=seed, truth=truth, overwrite=overwrite, on_progress=report
+        )
+    emit_result(found)
 
 
 @app.command(epilog="Example: patchsae analyze val.codes val.concepts")
@@ -594,15 +597,13 @@ def evaluate(
     RUN may be a folder of runs (a sweep). Of the store a run was trained on, and of the same images extracted anew,
     only the held-out ones are looked at.
     """
-    from analysis import Judge, evaluate_fidelity
+    from analysis import ModelOptions, StudyConfig, evaluate_fidelity
 
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    study = StudyConfig(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    engine = ModelOptions(model=model, pretrained=pretrained, batch_size=batch_size, device=device)
     with progress("evaluate", "images") as report:
-        found = evaluate_fidelity(
-            run, store, out, judge=judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size,
-            overwrite=overwrite, on_progress=report,
-        )  # fmt: skip
-    emit(found, draw_table(rows_of_fidelity(found)))
+        found = evaluate_fidelity(run, store, out, study=study, model=engine, overwrite=overwrite, on_progress=report)
+    emit_result(found)
 
 
 @app.command(epilog="Example: patchsae intervene runs/l10 val.acts masks.json --chosen-on train.codes")
@@ -635,25 +636,28 @@ def intervene(
     Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where: of the store RUN
     was trained on, chosen on its training images and judged on the held-out ones; of another, on halves of each class.
     """
-    from analysis import Judge, mask_latents, set_latents
+    from analysis import MaskingConfig, ModelOptions, StudyConfig, mask_latents, set_latents
 
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
-    common: dict[str, Any] = {
-        "judge": judge, "keep_error": keep_error, "model": model, "pretrained": pretrained, "batch_size": batch_size,
-        "device": device, "overwrite": overwrite,
-    }  # fmt: skip
+    study = StudyConfig(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    engine = ModelOptions(model=model, pretrained=pretrained, batch_size=batch_size, device=device)
     if set_ or add:
         fixed, raised = (read_values(*pairs) for pairs in (("--set", set_), ("--add", add)))
         with progress("intervene", "images") as report:
-            found = set_latents(run, store, out, set=fixed, add=raised, **common, on_progress=report)
-        emit(found, draw_table(rows_of_steering(found)))
+            moved = set_latents(
+                run, store, out, set=fixed, add=raised, keep_error=keep_error, study=study, model=engine,
+                overwrite=overwrite, on_progress=report,
+            )  # fmt: skip
+        emit_result(moved)
         return
+    config = MaskingConfig(
+        k=tuple(k), latents=tuple(latents), keep_error=keep_error, n_random=n_random, tau=tau, chosen_where=chosen_where
+    )
     with progress("intervene", "images") as report:
         found = mask_latents(
-            run, store, out, k=k, latents=latents, n_random=n_random, chosen_on=chosen_on, chosen_where=chosen_where,
-            tau=tau, **common, on_progress=report,
+            run, store, out, config, chosen_on=chosen_on, study=study, model=engine, overwrite=overwrite,
+            on_progress=report,
         )  # fmt: skip
-    emit(found, draw_table(rows_of_masks(found)))
+    emit_result(found)
 
 
 @app.command(epilog="Example: patchsae attribute runs/l10 val.acts deletion.json")
@@ -675,15 +679,16 @@ def attribute(
     overwrite: Overwrite = False,
 ) -> None:
     """Which latents decisions rest on (value times gradient), tested by deleting them, beside other ways to choose."""
-    from analysis import Judge, delete_latents
+    from analysis import DeletionConfig, ModelOptions, StudyConfig, delete_latents
 
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    study = StudyConfig(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    engine = ModelOptions(model=model, pretrained=pretrained, batch_size=batch_size, device=device)
     with progress("attribute", "images") as report:
         found = delete_latents(
-            run, store, out, judge=judge, n=n, keep_error=keep_error, model=model, pretrained=pretrained,
-            batch_size=batch_size, device=device, overwrite=overwrite, on_progress=report,
+            run, store, out, DeletionConfig(tuple(n), keep_error), study=study, model=engine, overwrite=overwrite,
+            on_progress=report,
         )  # fmt: skip
-    emit(found, draw_table(found["curve"]))
+    emit_result(found)
 
 
 @app.command(epilog="Example: patchsae steer runs/l10 val.acts steerability.json --strength 50")
@@ -707,16 +712,16 @@ def steer(
     overwrite: Overwrite = False,
 ) -> None:
     """How far a latent alone can move the model's answers over a vocabulary, beside dimensions of the stream."""
-    from analysis import Judge, measure_steerability
+    from analysis import ModelOptions, SteerabilityConfig, StudyConfig, measure_steerability
 
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    study = StudyConfig(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
+    engine = ModelOptions(model=model, pretrained=pretrained, batch_size=batch_size, device=device)
     with progress("steer", "latents") as report:
         found = measure_steerability(
-            run, store, out, latents=latents, n_latents=n_latents, strengths=strengths, vocabulary=vocabulary,
-            judge=judge, model=model, pretrained=pretrained, batch_size=batch_size, device=device,
-            overwrite=overwrite, on_progress=report,
+            run, store, out, SteerabilityConfig(tuple(latents), n_latents, tuple(strengths)), vocabulary=vocabulary,
+            study=study, model=engine, overwrite=overwrite, on_progress=report,
         )  # fmt: skip
-    emit(found, draw_table(found["summary"]))
+    emit_result(found)
 
 
 @app.command(epilog='Example: patchsae name val.concepts --vocabulary words.txt --set "907=red stripes"')
@@ -769,27 +774,32 @@ def localize(
     latent: Annotated[int | None, Option(help="Judge this latent, in place of the best of each concept.")] = None,
     n_top: Annotated[int, Option(help="Latents a concept.", min=1)] = 1,
     where: Where = None,
-    out: TablePath = None,
+    out: Annotated[Path | None, Option(help="Write the answer as .csv or .parquet, or as a result in .json.")] = None,
     images: MovedImages = None,
     store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare heat maps with pixel masks: AP, pointing game and IoU of each concept's best latent.
 
     Latent and threshold are chosen on one half of the images with masks and judged on the other.
     """
+    import pyarrow as pa
+
     from analysis import localize as run_localize
     from analysis import open_scheduler
     from saetrain import CodeStore
 
     opened = CodeStore.open(codes)
+    result_file = out if out is not None and out.suffix.lower() == ".json" else None
     with open_scheduler(n_workers, scheduler), progress("read masks", "images") as report:
-        table = run_localize(
-            opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
-            on_progress=report,
+        result = run_localize(
+            opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
+            store=store, overwrite=overwrite, on_progress=report,
         )  # fmt: skip
-    emit_answer(opened, table, out)
+    rows = result.tables()[0]
+    emit_answer(opened, pa.Table.from_pylist(rows), None if result_file else out)
 
 
 @app.command(epilog="Example: patchsae rules train.codes rules.json --judge test.codes --concepts train.concepts")
@@ -807,14 +817,14 @@ def rules(
     overwrite: Overwrite = False,
 ) -> None:
     """Explain classes by a few readable rules over latents, judged on images they were not learned from."""
-    from analysis import learn_rules
+    from analysis import RulesConfig, learn_rules
 
+    config = RulesConfig(
+        explain=explain, tau=tau, n_patches=n_patches, n_candidates=n_candidates, n_rules=n_rules, n_literals=n_literals
+    )
     with progress("rules", "shards") as report:
-        found = learn_rules(
-            codes, out, judge=judge, explain=explain, tau=tau, n_patches=n_patches, n_candidates=n_candidates,
-            n_rules=n_rules, n_literals=n_literals, concepts=concepts, overwrite=overwrite, on_progress=report,
-        )  # fmt: skip
-    emit(found, "\n".join(lines_of_rules(found)))
+        found = learn_rules(codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=report)
+    emit_result(found)
 
 
 @app.command(epilog="Example: patchsae report val.concepts report.html")
@@ -855,23 +865,25 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """What prompt tuning changed: which latents are used, or how they are mapped to classes. Writes JSON and a page."""
+    from analysis import ComparisonConfig, write_adaptation_page
     from analysis import compare as run_compare
-    from analysis import write_adaptation_page
 
     if out.suffix.lower() == ".html":
         raise typer.BadParameter(
             f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it"
         )
 
+    config = ComparisonConfig(
+        k=tuple(k), n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template, limit=limit,
+        seed=seed, n_seeds=n_seeds,
+    )  # fmt: skip
     with progress("compare", "images") as report:
         found = run_compare(
-            base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
-            limit=limit, seed=seed, n_seeds=n_seeds, second_run=second_run, device=device, overwrite=overwrite,
-            on_progress=report,
-        )  # fmt: skip
+            base, adapted, out, config, second_run=second_run, device=device, overwrite=overwrite, on_progress=report
+        )
     page = write_adaptation_page(found, base, adapted, out.with_suffix(".html"))
-    said = [found[part]["sentence"] for part in ("conclusion", "dictionaries") if part in found]
-    emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, "\n".join(said))
+    facts = {"out": str(out), "page": str(page), "conclusion": found.to_json()["conclusion"]}
+    emit(facts, "\n".join(found.lines()))
 
 
 @app.command(epilog="Example: patchsae info val.acts")
@@ -982,6 +994,13 @@ def emit(facts: dict[str, Any], text: str | Table | Group) -> None:
         stdout.print(text)
 
 
+def emit_result(result: Any) -> None:
+    """A result record: its JSON, or its tables and lines."""
+    tables = [draw_table(rows) for rows in result.tables()]
+    lines = "\n".join(result.lines())
+    emit(result.to_json(), Group(*tables, *([lines] if lines else [])) if tables else lines)
+
+
 def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, **more: Any) -> None:
     """A table that was found in codes, written too where there is a path to, and what it cost to read."""
     from analysis import write_answer
@@ -990,23 +1009,6 @@ def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None
     if out is not None:
         facts["out"] = str(write_answer(table, out))
     emit(facts, draw_table(facts["rows"][:n_shown]))
-
-
-def lines_of_rules(found: dict[str, Any]) -> list[str]:
-    """For people: each class with its rules, then how good they are."""
-    lines = []
-    for name, one in found["classes"].items():
-        lines.append(name)
-        for rule in one["rules"]:
-            share = "fires on none" if rule["precision"] is None else f"{rule['precision']:.0%} of {rule['n_fires']:,}"
-            lines.append(f"  {rule['text']}  ({share})")
-    size = found["size"]
-    return [
-        *lines,
-        f"else {found['default']}",
-        f"accuracy {found['accuracy']:.1%}, fidelity {found['fidelity']:.1%}, on {found['n_judged']:,} images; largest "
-        f"class {found['majority']:.1%}; {size['rules']} rules, {size['literals']} literals, {size['latents']} latents",
-    ]
 
 
 def draw_table(rows: list[dict[str, Any]]) -> Table | str:
@@ -1018,50 +1020,6 @@ def draw_table(rows: list[dict[str, Any]]) -> Table | str:
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
     return table
-
-
-SCORES = {"accuracy": "accuracy", "from": "accuracy_low", "to": "accuracy_high", "loss": "loss"}
-"""from, to: 95 % interval."""
-
-
-def pick(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Some fields of a result's row, under the names that people read."""
-    return {name: row[field] for name, field in columns.items()}
-
-
-def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a run and variant. same: share of images classified as before."""
-    return [
-        {"run": run["run"], "layer": run["hook_point"].split(".")[1], "tokens": run["tokens"], "variant": name,
-         **pick(numbers, SCORES | {"same": "same_prediction"})}
-        for run in found["runs"] for name, numbers in run["variants"].items()
-    ]  # fmt: skip
-
-
-def rows_of_masks(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a selection, mode and k."""
-    return [pick(row, {"selection": "selection", "mode": "mode", "k": "k"} | SCORES) for row in found["curve"]]
-
-
-def rows_of_steering(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a class: how its probability moved, and on how many images it was the answer."""
-    return [
-        {"class": name, "shift": shift, "before": found["predicted"][name][0], "after": found["predicted"][name][1]}
-        for name, shift in found["shift"].items()
-    ]
-
-
-def tables_of_dictionaries(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """A row a run, and a row a pair."""
-    gaps = {"l0": "l0", "fvu": "fvu", "refit": "fvu_refit", "pursuit": "fvu_pursuit", "gap": "gap"}
-    pairs = {"first": "first", "second": "second", "cosine": "mean_cosine", "> 0.7": "above_70", "> 0.9": "above_90",
-             "largest": "mean_largest"}  # fmt: skip
-    runs = [
-        {**pick(one, {"run": "run", "latents": "n_latents", "firing": "n_firing"}), **pick(one["gap"], gaps),
-         "nearest": one["coherence"]["quantiles"][1]}
-        for one in found["runs"]
-    ]  # fmt: skip
-    return [runs, [pick(one, pairs) for one in found["matchings"]]]
 
 
 def draw_facts(facts: dict[str, Any]) -> Table:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "actcache": "errors options workers hook_point artifacts models sources store prompts extraction demo",
     "saetrain": "distributed config model metrics run data training codes interop",
-    "analysis": "config intervals results lineage pictures heat_maps reduce classifier concepts query localization naming "
-    "dictionary rules interventions comparison report tour",
+    "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
+    "localization naming dictionary rules interventions comparison report tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from actcache import PromptConfig, adapt, extract
 from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
-from analysis import analyze, compare, write_adaptation_page
+from analysis import Comparison, ComparisonConfig, analyze, compare, write_adaptation_page
 from analysis.localization.recovery import auroc_table, patch_scores
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
@@ -62,9 +62,11 @@ def main(out: Path, n_images: int = 2000, n_seeds: int = 5) -> None:
             tables[name], auroc[name] = analyze(codes, part.with_suffix(".concepts")).path, best_latents(codes)
         for name in METHODS:
             file = out / f"{case}-{name}.json"
-            found = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, n_seeds=n_seeds)
-            write_adaptation_page(found, tables["base"], tables[name], file.with_suffix(".html"))
-            tell(f"{case}, {name}", auroc["base"], auroc[name], found)
+            comparison = compare(
+                tables["base"], tables[name], file, ComparisonConfig(k=(2, 4, 8, 16), n_top=8, n_seeds=n_seeds)
+            )
+            write_adaptation_page(comparison, tables["base"], tables[name], file.with_suffix(".html"))
+            tell(f"{case}, {name}", auroc["base"], auroc[name], comparison)
 
 
 def label_scenes(truth: Truth, words: dict[str, str]) -> list[tuple[str, str, str]]:
@@ -95,31 +97,31 @@ def best_latents(codes: CodeStore) -> dict[str, float]:
     return {name: float(judged[np.nanargmax(chosen[:, c]), c]) for c, name in enumerate(names)}
 
 
-def tell(title: str, before: dict[str, float], after: dict[str, float], found: dict[str, Any]) -> None:
+def tell(title: str, before: dict[str, float], after: dict[str, float], comparison: Comparison) -> None:
     """The truth, the conclusion, and whether they agree."""
-    gain = found["conclusion"]["without_new_concepts"]
+    gain = comparison.conclusion.without_new_concepts
     if min(before.values()) >= EXISTS:
-        truth, agree = "there is a latent for every class", (gain["low"] or 0) > MOST
+        truth, agree = "there is a latent for every class", (gain.low or 0) > MOST
     elif max(before.values()) >= ABSENT:
         truth, agree = "some classes have a latent", False
     elif max(after.values()) < ABSENT:
-        truth, agree = "no class has a latent, before or after", gain["share"] is None
+        truth, agree = "no class has a latent, before or after", gain.share is None
     else:
-        truth, agree = "classes have a latent after adaptation only", gain["high"] is not None and gain["high"] < MOST
-    said = "no gain is certain"
-    if gain["share"] is not None:
-        said = f"{gain['share']:.0%} ({gain['low']:.0%} to {gain['high']:.0%}) of the gain needs no new concept"
+        truth, agree = "classes have a latent after adaptation only", gain.high is not None and gain.high < MOST
+    gained = "no gain is certain"
+    if gain.share is not None:
+        gained = f"{gain.say()} of the gain needs no new concept"
     ranges = [f"{min(auroc.values()):.2f} to {max(auroc.values()):.2f}" for auroc in (before, after)]
-    print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(found))}")
+    print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(comparison))}")
     print(f"  truth:   {truth} (AUROC of the best one: {ranges[0]} before, {ranges[1]} after)")
-    print(f"  compare: {said}; the two {'agree' if agree else 'do not agree'}")
-    print(f"  {found['conclusion']['sentence']}")
+    print(f"  compare: {gained}; the two {'agree' if agree else 'do not agree'}")
+    print(f"  {comparison.conclusion.sentence}")
 
 
-def accuracies(found: dict[str, Any]) -> list[float]:
+def accuracies(comparison: Comparison) -> list[float]:
     """Zero-shot, adapted texts with the base model's images, adapted."""
     names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
-    return [found["accuracy"][name]["accuracy"] for name in names]
+    return [comparison.accuracy[name].accuracy for name in names]
 
 
 if __name__ == "__main__":
