@@ -1,36 +1,50 @@
-"""The command line: one short function a verb. Parse, import what the verb needs, call the library, show.
+"""The command line: one short function for each verb. It parses, calls the library and shows the result.
 
-Results go to stdout, progress to stderr. Exit: 0 done, 1 an error of ours (one line and what to do), 2 usage,
-130 interrupted (the same command resumes). Importing this loads neither torch nor zarr nor dask.
+Results go to stdout, progress goes to stderr. Exit codes: 0 done, 1 one of our errors (one line that says what to do),
+2 wrong usage, 130 interrupted (the same command resumes). Importing this module loads neither torch nor zarr nor dask.
+
+The flags of a verb come from the fields of its configuration classes (`with_flags`), so an option is written down once.
 """
 
+import inspect as signatures
 import itertools
-import json
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from rich.console import Console, Group
-from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from actcache.errors import PipelineError
+import actcache
+import analysis
+import saetrain
+from actcache.errors import PipelineError, SettingsError
+from actcache.extraction import ExtractConfig
 from actcache.prompts import PromptConfig
+from actcache.workers import find_worker
+from analysis.concepts import AnalyzeConfig
+from analysis.config import (
+    ComparisonConfig,
+    DeletionConfig,
+    MaskingConfig,
+    ModelOptions,
+    RulesConfig,
+    SteerabilityConfig,
+    StudyConfig,
+)
+from analysis.query import Question
+from analysis.terminal import (
+    draw_estimate, draw_facts, draw_table, emit, emit_answer, emit_result, options, show_progress, show_steps, stderr, stdout
+)
 from saetrain.config import SAEConfig, TrainConfig
 
 
 class Verbs(TyperGroup):
-    """Turns our errors into one line, says after an interrupt how to go on, and takes the global flags anywhere."""
+    """Turns our errors into one line, says how to go on after an interrupt, and takes the global flags anywhere."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
@@ -60,24 +74,10 @@ app = typer.Typer(
     help="From a folder of images and a CLIP vision transformer to measured concepts: "
     "extract, train, encode, analyze, query, report.",
 )
-stdout, stderr = Console(), Console(stderr=True)
-
-
-@dataclass
-class Options:
-    """The global flags."""
-
-    quiet: bool = False
-    json: bool = False
-    traceback: bool = False
-
-
-options = Options()
-
 
 @app.callback()
 def main(
-    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress bars.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object on stdout.")] = False,
     traceback: Annotated[bool, Option("--traceback", help="Show where an error came from.")] = False,
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
@@ -91,1028 +91,660 @@ def main(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Verbs
+# Flags from configuration classes
 
-# What several verbs take.
+PATH, LOOKING, MEASURING = "The path", "Looking", "Measuring"
+ADAPTING, EXCHANGING, FILES = "Adapting", "Exchanging", "Files"
+
+
+def verb(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a verb of the command line, in a panel of the help and with an example."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(function.__name__, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(with_flags(function))
+        return function
+
+    return register
+
+
+def with_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb one flag for each field of its configuration parameters.
+
+    A parameter of type `Config` is built from the flags. A parameter of type `list[Config]` receives every combination
+    of the values of its sweep fields, which may then be given several times.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[signatures.Parameter] = []
+    configs: dict[str, tuple[Any, bool]] = {}
+    for name, parameter in signatures.signature(function).parameters.items():
+        hint = hints[name]
+        sweeps = get_origin(hint) is list and is_dataclass(get_args(hint)[0])
+        config = get_args(hint)[0] if sweeps else hint
+        if is_dataclass(config):
+            configs[name] = (config, sweeps)
+            parameters += [flag_of(field, get_type_hints(config)[field.name], sweeps) for field in options_of(config)]
+        else:
+            parameters.append(parameter.replace(annotation=hint, kind=signatures.Parameter.KEYWORD_ONLY))
+
+    def run(**given: Any) -> None:
+        for name, (config, sweeps) in configs.items():
+            values = {field.name: given.pop(field.name) for field in options_of(config)}
+            given[name] = combine(config, values) if sweeps else build(config, values)
+        function(**given)
+
+    run.__doc__, run.__name__ = function.__doc__, function.__name__
+    run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def options_of(config: Any) -> list[Field[Any]]:
+    """The fields of a configuration that are flags: those declared by `actcache.options.option`."""
+    return [field for field in fields(config) if "help" in field.metadata]
+
+
+def flag_of(field: Field[Any], hint: Any, sweeps: bool) -> signatures.Parameter:
+    """The flag of one field. A tuple of values is a flag that may be repeated, so its name is singular."""
+    optional, kinds = NoneType in get_args(hint), leaf_types(hint)
+    parser, default = field.metadata["parser"], ... if field.default is MISSING else field.default
+    several = get_origin(hint) in (tuple, Sequence) and parser is None or (sweeps and field.metadata["sweep"])
+    name = field.name.strip("_").replace("_", "-")
+    kind: Any = str if parser or str in kinds else kinds[0]
+    if several:
+        name = name.removesuffix("s") if len(name) > 1 else name
+        kind = list[kind]
+        if sweeps:
+            kind, default = (kind | None, None) if default is None else (kind, [default])
+        elif default is not ...:
+            default = list(default)
+    elif optional or (parser and not default):
+        kind, default = kind | None, default or None
+    names = f"--{name}/--no-{name}" if kinds == [bool] and optional else f"--{name}"
+    option = Option(names, help=field.metadata["help"])
+    return signatures.Parameter(
+        field.name,
+        signatures.Parameter.KEYWORD_ONLY,
+        default=signatures.Parameter.empty if default is ... else default,
+        annotation=Annotated[kind, option],
+    )
+
+
+def leaf_types(hint: Any) -> list[Any]:
+    """The plain types of an annotation: int | None -> [int]; str | Sequence[str] -> [str, str]."""
+    parts = [part for part in get_args(hint) if part is not NoneType and part is not ...]
+    return [leaf for part in parts for leaf in leaf_types(part)] if parts else [hint]
+
+
+def build(config: Any, values: Mapping[str, Any]) -> Any:
+    """A configuration from the values of its flags. A question that makes no sense is a usage error."""
+    parsers = {field.name: field.metadata["parser"] for field in options_of(config)}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    texts = {name: parsers[name](value) for name, value in plain.items() if parsers[name] and isinstance(value, str)}
+    given = {name: value for name, value in {**plain, **texts}.items() if value is not None or not parsers[name]}
+    if config is not Question:
+        return config(**given)
+    try:
+        return config(**given)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def combine(config: Any, values: Mapping[str, Any]) -> list[Any]:
+    """A configuration for every combination of the values of the sweep fields, the last field varying fastest."""
+    names = [field.name for field in options_of(config) if field.metadata["sweep"]]
+    lists = [values[name] or [None] for name in names]
+    rest = {name: value for name, value in values.items() if name not in names}
+    return [build(config, {**rest, **dict(zip(names, chosen, strict=True))}) for chosen in itertools.product(*lists)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments that several verbs take
+
 ImagesPath = Annotated[
     Path,
     Argument(metavar="IMAGES", help="A folder, a CSV or Parquet table of paths, tars, or a Hugging Face dataset."),
 ]
 StorePath = Annotated[str, Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
-StorePaths = Annotated[list[str], Argument(metavar="STORE...", help="Activations: val.acts; several of one model.")]
+StorePaths = Annotated[list[str], Argument(metavar="STORE...", help="Activations of one model: one store or several.")]
 RunPath = Annotated[Path, Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
 CodesPath = Annotated[Path, Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
 ConceptsPath = Annotated[Path, Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
 AnyPath = Annotated[str, Argument(metavar="PATH", help="Any artifact.")]
-ResultPath = Annotated[Path | None, Argument(metavar="[OUT]", help="A JSON file for the result.")]
-TablePath = Annotated[Path | None, Option(help="Write the answer as .csv or .parquet too.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace what is there.")]
+ResultPath = Annotated[Path | None, Argument(metavar="[OUT]", help="JSON file to write the result to.")]
+ResultFile = Annotated[Path | None, Option(help="JSON file to write the result to; `report --result` reads it.")]
+TablePath = Annotated[Path | None, Option(help="File to write the answer to: .csv or .parquet.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output.")]
 
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 ... Speed only.")]
-BatchImages = Annotated[int, Option(help="Images a forward pass. Speed only.")]
-Workers = Annotated[int | None, Option(help="Run dask in so many processes here. Speed only.")]
-Scheduler = Annotated[str | None, Option(help="Run on this dask scheduler, e.g. tcp://10.0.0.1:8786. Speed only.")]
+Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")]
+BatchImages = Annotated[int, Option(help="Images per forward pass. Affects speed only.")]
+Workers = Annotated[int | None, Option(help="Number of local dask worker processes. Affects speed only.")]
+Scheduler = Annotated[str | None, Option(help="Address of a dask scheduler, e.g. tcp://10.0.0.1:8786.")]
 CheckpointEvery = Annotated[int, Option(help="Steps between checkpoints.")]
 
-Model = Annotated[str, Option(help="An open_clip architecture, or the path of its config JSON.")]
-Pretrained = Annotated[str, Option(help="A tag of it, a checkpoint file, or random:SEED.")]
-StoreModel = Annotated[str | None, Option(help="The architecture the store was extracted with, if it moved.")]
-StorePretrained = Annotated[str | None, Option(help="Its weights, if they moved.")]
-MovedImages = Annotated[Path | None, Option(help="Where the images are, if they moved.")]
-MovedStore = Annotated[Path | None, Option(help="The activation store, if it moved.")]
-MovedRun = Annotated[Path | None, Option(help="The run, if it moved.")]
-
+MovedImages = Annotated[Path | None, Option(help="Where the images are, if they have moved.")]
+MovedStore = Annotated[Path | None, Option(help="Where the activation store is, if it has moved.")]
+MovedRun = Annotated[Path | None, Option(help="Where the run is, if it has moved.")]
 Where = Annotated[str | None, Option(help="Images to look at, by columns of images.parquet: \"split == 'test'\".")]
-Limit = Annotated[int | None, Option(help="Look at a random sample of so many images.")]
-Seed = Annotated[int, Option(help="Of samples, halves and random latents.")]
-Templates = Annotated[
-    str, Option(help="photo, simple (7), openai (80), a text with {} for the class, or a file of them.")
-]
-ReplacedTokens = Annotated[
-    str | None, Option(help="What is replaced: all, patch or cls; as RUN was trained, by default.")
-]
-KeepError = Annotated[bool, Option("--keep-error", help="Add what the SAE does not explain.")]
-Vocabulary = Annotated[Path | None, Option(help="A word or phrase a line; by default general words.")]
-Tau = Annotated[float, Option(help="A token counts for its class above this activation.")]
-Draws = Annotated[int, Option(help="Draws of random latents as frequent as the chosen.")]
-
-N_GRID = [1, 2, 5, 10, 20, 50, 100, 200]
-STRENGTHS = [10.0, 50.0, 150.0]
-K_GRID = [1, 2, 5, 10, 50, 100, 500, 1000, 2000]
+Vocabulary = Annotated[Path | None, Option(help="File with one word or phrase per line; general words by default.")]
 
 
-@app.command(epilog="Example: patchsae quickstart quickstart")
+# ---------------------------------------------------------------------------------------------------------------------
+# Verbs
+
+
+@verb(PATH, "quickstart quickstart")
 def quickstart(
-    out: Annotated[Path, Argument(metavar="[OUT]", help="Where everything is written.")] = Path("quickstart"),
-    n_images: Annotated[int, Option(help="Images to generate.")] = 2000,
-    seed: Annotated[int, Option(help="Of images, order and training.")] = 0,
+    out: Annotated[Path, Argument(metavar="[OUT]", help="Folder to write everything to.")] = Path("quickstart"),
+    n_images: Annotated[int, Option(help="Number of images to generate.")] = 2000,
+    seed: Annotated[int, Option(help="Random seed for the images, their order and the training.")] = 0,
 ) -> None:
-    """The whole path on the embedded demo: generated images, a tiny CLIP, known concepts. Under three minutes."""
-    from analysis import quickstart as run_quickstart
+    """Run the whole path on the embedded demo.
 
-    with steps() as show:
-        result = run_quickstart(out, n_images=n_images, seed=seed, on_step=show)
+    Its images are generated, its CLIP is tiny and its concepts are known. It takes less than three minutes.
+    """
+    with show_steps() as show:
+        result = analysis.quickstart(out, n_images=n_images, seed=seed, on_step=show)
     emit(result.to_json(), "\n".join(result.lines()))
 
 
-@app.command(
-    epilog="Example: patchsae extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10"
-)
+@verb(PATH, "extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10")
 def extract(
     images: ImagesPath,
     store: StorePath,
-    model: Model,
-    pretrained: Pretrained,
-    layer: Annotated[list[int], Option(help="0-based block index; repeat for several.")],
-    site: Annotated[
-        list[str], Option(help="Place in the block: resid_post, resid_mid, attn_out, mlp_out; repeat for several.")
-    ] = ["resid_post"],
-    prompts: Annotated[Path | None, Option(help="Of an adapted model: by adapt, or an original checkpoint.")] = None,
-    dtype: Annotated[str, Option(help="What is stored: float16 or float32.")] = "float16",
-    precision: Annotated[str, Option(help="What is computed: auto, float32, bfloat16 (not the stream).")] = "auto",
-    codec: Annotated[str, Option(help="raw or zstd (lossless).")] = "raw",
-    shard_images: Annotated[int | None, Option(help="Images a shard, a multiple of 16.")] = None,
-    limit: Annotated[int | None, Option(help="Take a random sample of so many images.")] = None,
-    seed: Annotated[int, Option(help="Of the stored order.")] = 0,
-    not_in: Annotated[list[str], Option(help="Leave out the images of this store; repeat for several.")] = [],
-    masks: Annotated[Path | None, Option(help="A folder of PNG masks, named as the images.")] = None,
+    config: ExtractConfig,
     batch_size: BatchImages = 32,
     device: Device = "auto",
-    n_threads: Annotated[int | None, Option(help="Decoding threads. Speed only.")] = None,
-    compile: Annotated[bool, Option("--compile", help="Compile the tower. Speed, and the lowest bits.")] = False,
-    on_error: Annotated[str, Option(help="An unreadable image: stop, or skip (its row stays, marked).")] = "stop",
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written, and how long.")] = False,
+    n_threads: Annotated[int | None, Option(help="Number of decoding threads. Affects speed only.")] = None,
+    on_error: Annotated[str, Option(help="What to do with an unreadable image: stop, or skip (its row stays).")] = "stop",
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written and how long it takes.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the image tower once and keep every patch's activation. The same command resumes.
+    """Run the image tower once and keep every patch's activation.
 
-    Under torchrun or srun every process takes its own shards.
+    The same command resumes. Under torchrun or srun every process takes shards of its own.
     """
-    from actcache import IncompleteError, estimate
-    from actcache import extract as run_extract
-
-    chosen: dict[str, Any] = {
-        "model": model, "pretrained": pretrained, "layers": layer, "sites": site, "prompts": prompts, "dtype": dtype,
-        "precision": precision, "codec": codec, "shard_images": shard_images, "limit": limit, "seed": seed,
-        "not_in": not_in, "masks": masks, "batch_size": batch_size, "device": device, "compile": compile,
-    }  # fmt: skip
     if dry_run:
-        plan = estimate(images, store, **chosen)
-        emit({**asdict(plan), "settings": plan.settings.to_json(), "fits": plan.fits}, draw_estimate(plan))
-        if not plan.fits:
+        estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
+        emit({**asdict(estimate), "fits": estimate.fits}, draw_estimate(estimate))
+        if not estimate.fits:
             raise typer.Exit(1)
         return
-    with progress("extract", "images") as report:
+    with show_progress("extract", "images") as on_progress:
         try:
-            opened = run_extract(
-                images, store, **chosen, n_threads=n_threads, on_error=on_error, overwrite=overwrite, on_progress=report
-            )
-        except IncompleteError as unfinished:  # one of several workers: its own part is done
+            opened = actcache.extract(
+                images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+            )  # fmt: skip
+        except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
     failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
     emit({"store": store, "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
 
 
-@app.command(
-    epilog="Example: patchsae adapt photos maple.prompts --model ViT-B-16-quickgelu --pretrained openai --method maple"
-)
-def adapt(
-    images: ImagesPath,
-    prompts: Annotated[Path, Argument(metavar="PROMPTS", help="What is written, e.g. maple.prompts.")],
-    model: Model,
-    pretrained: Pretrained,
-    method: Annotated[str, Option(help="coop, cocoop, vpt, ivlp or maple.")] = PromptConfig.method,
-    shots: Annotated[int, Option(help="Images a class.")] = PromptConfig.shots,
-    classes: Annotated[str, Option(help="all, base (first half of the sorted names) or novel.")] = PromptConfig.classes,
-    test: Annotated[Path | None, Option(help="Images to measure on; by default those that are no shots.")] = None,
-    template: Annotated[
-        str, Option(help="The text around a class name; its first words are where prompts begin.")
-    ] = PromptConfig.template,
-    n_prompts: Annotated[int | None, Option(help="Prompt tokens; the method's usual number.")] = None,
-    depth: Annotated[int | None, Option(help="Blocks with their own prompts; 1: shallow. The method's usual.")] = None,
-    position: Annotated[
-        str, Option(help="With coop: the class name at the end, middle or front.")
-    ] = PromptConfig.position,
-    class_specific: Annotated[bool, Option("--class-specific", help="With coop: prompts of each class.")] = False,
-    n_epochs: Annotated[int | None, Option(help="Passes over the shots; the method's usual number.")] = None,
-    batch_size: Annotated[int | None, Option(help="Images an update; the method's usual number.")] = None,
-    lr: Annotated[float | None, Option(help="Of SGD; the method's usual rate.")] = None,
-    augment: Annotated[bool | None, Option(help="Random crops and flips; by default for vpt, ivlp, maple.")] = None,
-    seed: Annotated[int, Option(help="Of shots, first values and order.")] = PromptConfig.seed,
-    precision: Annotated[str, Option(help="auto, float32 or bfloat16 (branches).")] = "auto",
-    device: Device = "auto",
-    checkpoint_every: CheckpointEvery = 200,
-    overwrite: Overwrite = False,
-) -> None:
-    """Train prompts on a few images a class, CLIP frozen, and say what they gain. The same command resumes."""
-    from actcache import adapt as run_adapt
-
-    config = PromptConfig(
-        method=method, n_prompts=n_prompts, depth=depth, position=position, class_specific=class_specific, shots=shots,
-        classes=classes, template=template, n_epochs=n_epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed,
-    )  # fmt: skip
-    with progress("adapt", "steps") as report:
-        made = run_adapt(
-            images, prompts, model=model, pretrained=pretrained, config=config, test=test, precision=precision,
-            device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=report,
-        )  # fmt: skip
-    rows = [
-        {"classes": name, **{how: made.accuracy[how][name] for how in ("zero_shot", "adapted")}}
-        for name in ("all", "base", "novel", "harmonic")
-    ]
-    emit(
-        {"prompts": str(prompts), "prompts_id": made.artifact.id, "accuracy": made.accuracy},
-        draw_table([row for row in rows if row["zero_shot"] is not None]),
-    )
-
-
-@app.command(epilog="Example: patchsae train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
+@verb(PATH, "train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
 def train(
     store: StorePaths,
     run: RunPath,
-    layer: Annotated[list[int] | None, Option(help="Which hook point, where the store holds several.")] = None,
-    site: Annotated[str | None, Option(help="Which site of that layer, where the store holds several.")] = None,
-    variant: Annotated[list[str], Option(help="topk, batchtopk, relu (PatchSAE), jumprelu or gated.")] = [
-        SAEConfig.variant
-    ],
-    n_latents: Annotated[list[int] | None, Option(help="Dictionary size; 16 x the model's width.")] = None,
-    k: Annotated[list[int], Option(help="Active latents a token; with batchtopk on average.")] = [SAEConfig.k],
-    prefixes: Annotated[str | None, Option(help="Nested dictionaries, as shares: 1/8,1/4,1/2,1. For top-k.")] = None,
-    l1: Annotated[list[float] | None, Option(help="Weight of the penalty (relu, gated, jumprelu).")] = None,
-    target_l0: Annotated[list[float] | None, Option(help="Active latents the penalty aims at (not top-k).")] = None,
-    penalty: Annotated[str, Option(help="Of jumprelu: quadratic or tanh.")] = SAEConfig.penalty,
-    bandwidth: Annotated[float, Option(help="Window around jumprelu's thresholds.")] = SAEConfig.bandwidth,
-    normalize: Annotated[str | None, Option(help="center, or none, the default for relu.")] = SAEConfig.normalize,
-    n_steps: Annotated[int, Option(help="Updates.")] = TrainConfig.n_steps,
-    batch_size: Annotated[int, Option(help="Tokens an update.")] = TrainConfig.batch_size,
-    lr: Annotated[list[float] | None, Option(help="Peak learning rate; derived from n_latents.")] = None,
-    warmup_steps: Annotated[
-        int | None, Option(help="Linear warm-up; 500, or a tenth of a short run.")
-    ] = TrainConfig.warmup_steps,
-    decay_fraction: Annotated[
-        float, Option(help="Linear decay over the last share of the steps.")
-    ] = TrainConfig.decay_fraction,
-    aux: Annotated[float | None, Option(help="Weight of AuxK, against dead latents; 1/32, relu 0.")] = TrainConfig.aux,
-    ghost: Annotated[bool | None, Option(help="Ghost gradients, not AuxK; by default for relu.")] = TrainConfig.ghost,
-    resample_every: Annotated[
-        int, Option(help="Steps between replacements of dead latents by tokens; 0: never.")
-    ] = TrainConfig.resample_every,
-    dead_tokens: Annotated[int, Option(help="A latent silent for so many tokens is dead.")] = TrainConfig.dead_tokens,
-    clip_norm: Annotated[float | None, Option(help="Gradient norm limit; 1, relu 0: none.")] = TrainConfig.clip_norm,
-    tokens: Annotated[str, Option(help="all, patch or cls.")] = TrainConfig.tokens,
-    pool_tokens: Annotated[int, Option(help="Tokens shuffled at once, in memory.")] = TrainConfig.pool_tokens,
-    n_streams: Annotated[int, Option(help="Virtual streams a batch is drawn from.")] = TrainConfig.n_streams,
-    init: Annotated[str, Option(help="First dictionary: random, or data (of tokens).")] = TrainConfig.init,
-    where: Annotated[
-        str | None, Option(help='Images to train on, by columns of images.parquet: "label < 10".')
-    ] = TrainConfig.where,
-    precision: Annotated[
-        str | None, Option(help="Matmuls in float32 or bfloat16; by default what the hardware has.")
-    ] = TrainConfig.precision,
-    seed: Annotated[list[int], Option(help="Of initial weights and order.")] = [TrainConfig.seed],
+    sae: list[SAEConfig],
+    config: list[TrainConfig],
+    layer: Annotated[list[int] | None, Option(help="Hook point to train on, if the store holds several.")] = None,
+    site: Annotated[str | None, Option(help="Site within that layer, if the store holds several.")] = None,
     device: Device = "auto",
     log_every: Annotated[int, Option(help="Steps between lines of metrics.jsonl.")] = 50,
     checkpoint_every: CheckpointEvery = 1000,
     log_to: Annotated[list[str], Option(help="Show metrics in tensorboard or wandb too; repeat for both.")] = [],
-    wandb_project: Annotated[str | None, Option(help="Of wandb; by default what WANDB_PROJECT says.")] = None,
+    wandb_project: Annotated[str | None, Option(help="Project in wandb; WANDB_PROJECT by default.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a sparse autoencoder on cached activations. No model is needed. The same command resumes.
+    """Train a sparse autoencoder on cached activations. No model is needed.
 
-    --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given several times: all
-    combinations are trained on one stream, and RUN is a folder of runs.
+    The same command resumes. --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given
+    several times: all combinations are trained on one stream of batches, and RUN becomes a folder of runs.
     """
-    from actcache.workers import find_worker
-    from saetrain import sweep
-    from saetrain import train as run_train
-
     if find_worker().rank:  # the first process shows what all of them do
         options.quiet = True
-
-    members = [
-        (
-            hook_point(one_layer, site),
-            SAEConfig(
-                variant=one_variant, n_latents=size, k=one_k, l1=one_l1, target_l0=one_target, penalty=penalty,
-                bandwidth=bandwidth, normalize=normalize, prefixes=read_shares(prefixes),
-            ),
-            TrainConfig(
-                n_steps=n_steps, batch_size=batch_size, lr=one_lr, warmup_steps=warmup_steps,
-                decay_fraction=decay_fraction, aux=aux, ghost=ghost, resample_every=resample_every,
-                dead_tokens=dead_tokens, clip_norm=clip_norm, tokens=tokens, pool_tokens=pool_tokens,
-                n_streams=n_streams, init=init, where=where, precision=precision, seed=one_seed,
-            ),
-        )
-        for one_layer, one_variant, size, one_k, one_l1, one_target, one_lr, one_seed in itertools.product(
-            *([*(values or [None])] for values in (layer, variant, n_latents, k, l1, target_l0, lr, seed))
-        )
-    ]  # fmt: skip
-    with progress("train", "steps") as report:
+    members = [(hook_point(number, site), one, other) for number in layer or [None] for one in sae for other in config]
+    with show_progress("train", "steps") as on_progress:
 
         def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
             note = "fvu {fvu:.3f} l0 {l0:.1f} dead {dead:.1%} {tokens_per_s:,.0f} tokens/s".format(**metrics)
-            report(step, total, note)
+            on_progress(step, total, note)
 
-        speed: dict[str, Any] = {
+        how: dict[str, Any] = {
             "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
-            "log_to": log_to, "wandb_project": wandb_project,
+            "log_to": log_to, "wandb_project": wandb_project, "on_progress": show,
         }  # fmt: skip
         if len(members) > 1:
-            runs = sweep(store, run, members, **speed, on_progress=show)
+            runs = saetrain.sweep(store, run, members, **how)
         else:
-            one_layer, sae, config = members[0]
-            runs = [run_train(store, run, layer=one_layer, sae=sae, config=config, **speed, on_progress=show)]
-    facts = [{"run": str(one.path), "run_id": one.run_id, "quality": one.quality} for one in runs]
+            where, network, training = members[0]
+            runs = [saetrain.train(store, run, layer=where, sae=network, config=training, **how)]
+    facts = [{"run": str(done.path), "run_id": done.run_id, "quality": done.quality} for done in runs]
     if not find_worker().rank:
         emit(facts[0] if len(members) == 1 else {"runs": facts}, "\n".join(map(repr, runs)))
 
 
-@app.command(epilog="Example: patchsae encode runs/l10 val.acts val.codes")
+@verb(PATH, "encode runs/l10 val.acts val.codes")
 def encode(
     run: RunPath, store: StorePaths, codes: CodesPath, device: Device = "auto", overwrite: Overwrite = False
 ) -> None:
-    """Turn activations into sparse codes. The same command resumes.
+    """Turn activations into sparse codes.
 
-    Under torchrun or srun every process takes its own shards.
+    The same command resumes. Under torchrun or srun every process takes shards of its own.
     """
-    from saetrain import encode as run_encode
-
-    with progress("encode", "images") as report:
-        opened = run_encode(run, store, codes, device=device, overwrite=overwrite, on_progress=report)
+    with show_progress("encode", "images") as on_progress:
+        opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
     emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
 
 
-@app.command(epilog="Example: patchsae convert runs/l10 l10-saelens --to saelens --store val.acts")
-def convert(
-    src: Annotated[Path, Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
-    dst: Annotated[Path, Argument(metavar="DST", help="A folder of that package, or a run.")],
-    to: Annotated[str | None, Option(help="saelens, dictionary_learning, sparsify, saev, prisma, patchsae.")] = None,
-    store: Annotated[str | None, Option(help="Activations to compare on; a checkpoint needs them.")] = None,
-    layer: Annotated[int | None, Option(help="Which hook point, where the store holds several.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write a run for another package, or read a checkpoint of one, and report how well the two agree."""
-    from saetrain import convert as run_convert
-
-    made = run_convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
-    facts = asdict(made.parity)
-    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in facts.items()}
-    emit(
-        {"path": str(made.path), "format": made.format, "parity": facts},
-        draw_facts({"written": str(made.path), "format": made.format, **rounded}),
-    )
-
-
-@app.command(epilog="Example: patchsae inspect runs/seed0 runs/seed1 --store val.acts")
-def inspect(
-    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
-    store: Annotated[list[str], Option(help="Activations of their model; repeat for several stores.")],
-    n_tokens: Annotated[int, Option(help="Tokens, not trained on, that are coded by pursuit.")] = 2048,
-    seed: Annotated[int, Option(help="Of the sample of tokens.")] = 0,
-    truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
-) -> None:
-    """Measure dictionaries: amortization gap, coherence, and how well the latents of two runs match."""
-    from analysis import inspect_dictionaries
-
-    with progress("inspect", "runs and pairs") as report:
-        found = inspect_dictionaries(runs, store, n_tokens=n_tokens, seed=seed, truth=truth, on_progress=report)
-    facts = found.to_json()
-    emit(facts, Group(*(draw_table(rows) for rows in tables_of_dictionaries(facts) if rows)))
-
-
-@app.command(epilog="Example: patchsae analyze val.codes val.concepts")
+@verb(PATH, "analyze val.codes val.concepts")
 def analyze(
     codes: CodesPath,
     concepts: ConceptsPath,
-    n_top: Annotated[int, Option(help="Images kept a latent.")] = 16,
-    score: Annotated[str, Option(help="What orders them: mean over tokens (PatchSAE), or max.")] = "mean",
-    tau: Tau = 0.2,
-    n_gallery: Annotated[int, Option(help="Latents whose pictures are kept.")] = 100,
+    config: AnalyzeConfig,
     images: MovedImages = None,
     store: MovedStore = None,
     run: MovedRun = None,
-    embeddings: Annotated[str | None, Option(help="For monosemanticity: clip (the store's), or an .npy file.")] = None,
+    embeddings: Annotated[
+        str | None, Option(help="Image embeddings for monosemanticity: clip (the store's model), or an .npy file.")
+    ] = None,
     device: Device = "auto",
     n_workers: Workers = None,
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute every latent's statistics, class counts and top images, by dask: on threads, or in processes."""
-    from analysis import AnalyzeConfig
-    from analysis import analyze as run_analyze
-
-    config = AnalyzeConfig(n_top=n_top, score=score, tau=tau, n_gallery=n_gallery)
-
-    with progress("analyze", "tasks") as report:
-        opened = run_analyze(
+    """Compute every latent's statistics, class counts and top images."""
+    with show_progress("analyze", "tasks") as on_progress:
+        opened = analysis.analyze(
             codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
-            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=report,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
     emit({**facts, "left_out": opened.left_out}, "\n".join([repr(opened), *notes]))
 
 
-@app.command(epilog="Example: patchsae query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
+@verb(LOOKING, "query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
 def query(
     codes: CodesPath,
-    latent: Annotated[int | None, Option(help="Images a latent fires on most.")] = None,
-    show: Annotated[str | None, Option(help="With --latent: patches, counter-examples or co-firing.")] = None,
-    sample: Annotated[int | None, Option(help="Co-firing of all latents, over so many random tokens.", min=1)] = None,
-    seed: Annotated[int | None, Option(help="Of that sample; 0.")] = None,
-    image: Annotated[list[str], Option(help="Latents of an image (position or uri); of two, what they share.")] = [],
-    at: Annotated[str | None, Option(help="With --image, a patch or region: ROW,COLUMN or 0:3,2:5.")] = None,
-    label: Annotated[str | None, Option("--class", help="Strongest latents of a class.")] = None,
-    group: Annotated[str | None, Option(help="Latents that tell these images from others; as --where.")] = None,
-    versus: Annotated[str | None, Option(help="With --group: which others.")] = None,
-    fires: Annotated[str | None, Option(help="Images on which all of these latents fire: 12,57.")] = None,
-    silent: Annotated[str | None, Option(help="Images on which none of these latents fires: 3.")] = None,
-    where: Where = None,
-    score: Annotated[str | None, Option(help="What orders images: mean over tokens (the default), or max.")] = None,
-    tau: Annotated[float | None, Option(help="A token counts above this activation; 0.2.")] = None,
-    n_top: Annotated[int, Option(help="Rows of the answer.", min=1)] = 10,
-    names: Annotated[Path | None, Option(help="Concepts of these codes, for the names of their latents.")] = None,
+    question: Question,
+    names: Annotated[Path | None, Option(help="Concepts of these codes, whose names the answer shows.")] = None,
     out: TablePath = None,
-    sheet: Annotated[Path | None, Option(help="Write a contact sheet with heat maps, a PNG.")] = None,
+    sheet: Annotated[Path | None, Option(help="PNG file for a contact sheet with heat maps.")] = None,
     images: MovedImages = None,
     store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Ask codes: images of a latent, latents of images, groups, conditions; --where alone: latents of a selection."""
-    from analysis import Question, add_names, answer_question, find_image, find_images, open_scheduler
-    from saetrain import CodeStore
-
-    with usage_errors():
-        question = Question(
-            latent=latent, show=show, sample=sample, seed=seed, image=tuple(image), at=at, class_=label, group=group,
-            versus=versus, fires=fires, silent=silent, where=where, score=score, tau=tau, n_top=n_top,
-        )  # fmt: skip
-    if sample is not None and sheet is not None:
-        raise typer.BadParameter("--sheet does not go with --sample")
-    opened = CodeStore.open(codes)
+    """Ask codes for images of a latent, or for latents of images, classes, groups and conditions."""
+    if question.sample is not None and sheet is not None:
+        raise SettingsError("--sheet does not go with --sample. Leave one of them out.")
+    opened = saetrain.CodeStore.open(codes)
     if store is not None:
-        find_images(opened, store=store)
-    with open_scheduler(n_workers, scheduler):
-        table = answer_question(opened, question)
+        analysis.find_images(opened, store=store)
+    with analysis.open_scheduler(n_workers, scheduler):
+        table = analysis.answer_question(opened, question)
     if names is not None:
-        table = add_names(table, opened, names)
-    drawn = {}
+        table = analysis.add_names(table, opened, names)
     if sheet is not None:
-        from analysis import draw_sheet  # PIL
-
-        shown = [find_image(opened, uri) for uri in image]
-        draw_sheet(
-            opened, table, sheet, latents=question.latents, images=shown, where=where, folder=images, store=store
-        )
-        drawn["sheet"] = str(sheet)
-    emit_answer(opened, table, out, n_shown=20 if question.subject == "sample" else None, **drawn)
-
-
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turns flags that do not go together into a usage error, with exit code 2."""
-    from actcache import SettingsError
-
-    try:
-        yield
-    except SettingsError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-@app.command(epilog="Example: patchsae evaluate runs/l10 val.acts fidelity.json --templates openai")
-def evaluate(
-    run: RunPath,
-    store: StorePath,
-    out: ResultPath = None,
-    templates: Templates = "photo",
-    tokens: ReplacedTokens = None,
-    where: Where = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    model: StoreModel = None,
-    pretrained: StorePretrained = None,
-    batch_size: BatchImages = 64,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations.
-
-    RUN may be a folder of runs (a sweep). Of the store a run was trained on, and of the same images extracted anew,
-    only the held-out ones are looked at.
-    """
-    from analysis import Judge, evaluate_fidelity
-
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
-    with progress("evaluate", "images") as report:
-        found = evaluate_fidelity(
-            run, store, out, judge=judge, model=model, pretrained=pretrained, device=device, batch_size=batch_size,
-            overwrite=overwrite, on_progress=report,
+        analysis.draw_sheet(
+            opened, table, sheet, latents=question.latents, images=question.image, where=question.where, folder=images,
+            store=store,
         )  # fmt: skip
-    emit(found, draw_table(rows_of_fidelity(found)))
+    drawn = {} if sheet is None else {"sheet": str(sheet)}
+    emit_answer(opened, table, out, n_shown=20 if question.sample is not None else None, **drawn)
 
 
-@app.command(epilog="Example: patchsae intervene runs/l10 val.acts masks.json --chosen-on train.codes")
-def intervene(
-    run: RunPath,
-    store: StorePath,
-    out: ResultPath = None,
-    k: Annotated[list[int], Option(help="How many latents are kept, or dropped; repeat for several.")] = K_GRID,
-    latents: Annotated[list[int], Option("--latent", help="Keep or drop these instead; repeat for several.")] = [],
-    set_: Annotated[list[str], Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")] = [],
-    add: Annotated[list[str], Option(help="Instead, raise (or lower) a latent by a value: 907=-2.")] = [],
-    keep_error: KeepError = False,
-    n_random: Draws = 3,
-    chosen_on: Annotated[Path | None, Option(help="Codes of other images, to choose latents on.")] = None,
-    chosen_where: Annotated[str | None, Option(help="Images to choose on: \"split == 'train'\".")] = None,
-    tau: Tau = 0.2,
-    templates: Templates = "photo",
-    tokens: ReplacedTokens = None,
-    where: Where = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    model: StoreModel = None,
-    pretrained: StorePretrained = None,
-    batch_size: BatchImages = 64,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """What the classifier does with some latents only, or without them: the masking curve with its controls.
-
-    Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where: of the store RUN
-    was trained on, chosen on its training images and judged on the held-out ones; of another, on halves of each class.
-    """
-    from analysis import Judge, mask_latents, set_latents
-
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
-    common: dict[str, Any] = {
-        "judge": judge, "keep_error": keep_error, "model": model, "pretrained": pretrained, "batch_size": batch_size,
-        "device": device, "overwrite": overwrite,
-    }  # fmt: skip
-    if set_ or add:
-        fixed, raised = (read_values(*pairs) for pairs in (("--set", set_), ("--add", add)))
-        with progress("intervene", "images") as report:
-            found = set_latents(run, store, out, set=fixed, add=raised, **common, on_progress=report)
-        emit(found, draw_table(rows_of_steering(found)))
-        return
-    with progress("intervene", "images") as report:
-        found = mask_latents(
-            run, store, out, k=k, latents=latents, n_random=n_random, chosen_on=chosen_on, chosen_where=chosen_where,
-            tau=tau, **common, on_progress=report,
-        )  # fmt: skip
-    emit(found, draw_table(rows_of_masks(found)))
-
-
-@app.command(epilog="Example: patchsae attribute runs/l10 val.acts deletion.json")
-def attribute(
-    run: RunPath,
-    store: StorePath,
-    out: ResultPath = None,
-    n: Annotated[list[int], Option(help="How many latents are deleted; repeat for several.")] = N_GRID,
-    keep_error: KeepError = False,
-    templates: Templates = "photo",
-    tokens: ReplacedTokens = None,
-    where: Where = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    model: StoreModel = None,
-    pretrained: StorePretrained = None,
-    batch_size: BatchImages = 64,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """Which latents decisions rest on (value times gradient), tested by deleting them, beside other ways to choose."""
-    from analysis import Judge, delete_latents
-
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
-    with progress("attribute", "images") as report:
-        found = delete_latents(
-            run, store, out, judge=judge, n=n, keep_error=keep_error, model=model, pretrained=pretrained,
-            batch_size=batch_size, device=device, overwrite=overwrite, on_progress=report,
-        )  # fmt: skip
-    emit(found, draw_table(found["curve"]))
-
-
-@app.command(epilog="Example: patchsae steer runs/l10 val.acts steerability.json --strength 50")
-def steer(
-    run: RunPath,
-    store: StorePath,
-    out: ResultPath = None,
-    latents: Annotated[list[int], Option("--latent", help="These, instead of a sample; repeat for several.")] = [],
-    n_latents: Annotated[int, Option(help="How many of those that fire are sampled.")] = 200,
-    strengths: Annotated[list[float], Option("--strength", help="What a latent is set to; repeat.")] = STRENGTHS,
-    vocabulary: Vocabulary = None,
-    templates: Templates = "photo",
-    tokens: ReplacedTokens = None,
-    where: Where = None,
-    limit: Annotated[int | None, Option(help="Look at a random sample of so many images; 32.")] = None,
-    seed: Seed = 0,
-    model: StoreModel = None,
-    pretrained: StorePretrained = None,
-    batch_size: BatchImages = 64,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-) -> None:
-    """How far a latent alone can move the model's answers over a vocabulary, beside dimensions of the stream."""
-    from analysis import Judge, measure_steerability
-
-    judge = Judge(templates=templates, tokens=tokens, where=where, limit=limit, seed=seed)
-    with progress("steer", "latents") as report:
-        found = measure_steerability(
-            run, store, out, latents=latents, n_latents=n_latents, strengths=strengths, vocabulary=vocabulary,
-            judge=judge, model=model, pretrained=pretrained, batch_size=batch_size, device=device,
-            overwrite=overwrite, on_progress=report,
-        )  # fmt: skip
-    emit(found, draw_table(found["summary"]))
-
-
-@app.command(epilog='Example: patchsae name val.concepts --vocabulary words.txt --set "907=red stripes"')
+@verb(LOOKING, 'name val.concepts --vocabulary words.txt --set "907=red stripes"')
 def name(
     concepts: ConceptsPath,
+    model: ModelOptions,
     vocabulary: Vocabulary = None,
-    method: Annotated[list[str], Option(help="By top images, or direction (lens); repeat for both.")] = [
+    method: Annotated[list[str], Option(help="Name by top images or by direction (lens); repeat for both.")] = [
         "images",
         "lens",
     ],
-    template: Annotated[str, Option(help="The text a word is put into.")] = "{}",
-    set_: Annotated[list[str], Option("--set", help='Your own name: "907=red stripes"; nothing else is done.')] = [],
+    template: Annotated[str, Option(help="Text that each word is put into.")] = "{}",
+    set_: Annotated[list[str], Option("--set", help='Your own name: "907=red stripes". Nothing else is done.')] = [],
     note: Annotated[list[str], Option(help='Your own note on a latent: "907=see image 12".')] = [],
-    codes: Annotated[Path | None, Option(help="The codes the table was made from, where they moved.")] = None,
+    codes: Annotated[Path | None, Option(help="Where the codes of the table are, if they have moved.")] = None,
     run: MovedRun = None,
-    store: Annotated[str | None, Option(help="The activations, where they moved.")] = None,
+    store: Annotated[str | None, Option(help="Where the activation store is, if it has moved.")] = None,
     images: Annotated[Path | None, Option(help="Embed these image files instead of the activations.")] = None,
-    model: StoreModel = None,
-    pretrained: StorePretrained = None,
-    batch_size: BatchImages = 64,
-    device: Device = "auto",
 ) -> None:
-    """Name every latent by CLIP's text tower, with scores; or write your own names, which are never overwritten."""
-    from analysis import ConceptTable, name_latents, set_name
-
-    table = ConceptTable.open(concepts)
-    own = [("name", *split_pair("--set", pair)) for pair in set_] + [
-        ("note", *split_pair("--note", pair)) for pair in note
-    ]
+    """Name every latent by CLIP's text tower, or write names of your own."""
+    table = analysis.ConceptTable.open(concepts)
+    own = [(kind, *split_pair(f"--{flag}", pair)) for kind, flag, pairs in
+           (("name", "set", set_), ("note", "note", note)) for pair in pairs]  # fmt: skip
     if own:
-        for key, latent, text in own:
-            set_name(table, latent, **{key: text})
+        for kind, latent, text in own:
+            analysis.set_name(table, latent, **{kind: text})
         emit({"concepts": str(concepts), "set": [latent for _, latent, _ in own]}, f"{len(own)} written to {concepts}")
         return
-    with progress("name", "images") as report:
-        found = name_latents(
+    with show_progress("name", "images") as on_progress:
+        names = analysis.name_latents(
             table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
-            images=images, model=model, pretrained=pretrained, batch_size=batch_size, device=device,
-            on_progress=report,
+            images=images, **asdict(model), on_progress=on_progress,
         )  # fmt: skip
-    order = found.sort_by([("alignment", "descending")])
-    emit({"rows": found.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
+    order = names.sort_by([("alignment", "descending")])
+    emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
 
 
-@app.command(epilog="Example: patchsae localize val.codes --masks masks --legend classes.csv")
+@verb(LOOKING, "report val.concepts report.html --result masks.json")
+def report(
+    concepts: ConceptsPath,
+    out: Annotated[Path, Argument(metavar="OUT", help="HTML file to write, e.g. report.html.")],
+    results: Annotated[
+        list[Path], Option("--result", help="Result of a measuring verb, or an x.prompts; repeat for several.")
+    ] = [],
+) -> None:
+    """Write one self-contained HTML page: quality, all latents, results and a gallery."""
+    path = analysis.write_report(concepts, out, results=results)
+    emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@verb(MEASURING, "evaluate runs/l10 val.acts fidelity.json --templates openai")
+def evaluate(
+    run: RunPath,
+    store: StorePath,
+    study: StudyConfig,
+    model: ModelOptions,
+    out: ResultPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure zero-shot accuracy and loss with the SAE in place of the activations.
+
+    RUN may be a folder of runs (a sweep). Only images that the run was not trained on are looked at.
+    """
+    with show_progress("evaluate", "images") as on_progress:
+        result = analysis.evaluate_fidelity(
+            run, store, out, study=study, model=model, overwrite=overwrite, on_progress=on_progress
+        )
+    emit_result(result)
+
+
+@verb(MEASURING, "intervene runs/l10 val.acts masks.json --chosen-on train.codes")
+def intervene(
+    run: RunPath,
+    store: StorePath,
+    config: MaskingConfig,
+    study: StudyConfig,
+    model: ModelOptions,
+    out: ResultPath = None,
+    set_: Annotated[list[str], Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")] = [],
+    add: Annotated[list[str], Option(help="Instead, raise or lower a latent by a value: 907=-2.")] = [],
+    chosen_on: Annotated[Path | None, Option(help="Codes of other images to choose latents on.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure what the classifier does with some latents only, or without them.
+
+    Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where they are chosen
+    on the images that RUN was trained on and judged on the held-out ones; in other stores, on halves of each class.
+    """
+    fixed, raised = read_values("--set", set_), read_values("--add", add)
+    how: dict[str, Any] = {"study": study, "model": model, "overwrite": overwrite}
+    with show_progress("intervene", "images") as on_progress:
+        if fixed or raised:
+            emit_result(
+                analysis.set_latents(
+                    run, store, out, set=fixed, add=raised, keep_error=config.keep_error, **how, on_progress=on_progress
+                )
+            )
+        else:
+            emit_result(
+                analysis.mask_latents(run, store, out, config, chosen_on=chosen_on, **how, on_progress=on_progress)
+            )
+
+
+@verb(MEASURING, "attribute runs/l10 val.acts deletion.json")
+def attribute(
+    run: RunPath,
+    store: StorePath,
+    config: DeletionConfig,
+    study: StudyConfig,
+    model: ModelOptions,
+    out: ResultPath = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the latents that decisions rest on, and test them by deletion."""
+    with show_progress("attribute", "images") as on_progress:
+        result = analysis.delete_latents(
+            run, store, out, config, study=study, model=model, overwrite=overwrite, on_progress=on_progress
+        )
+    emit_result(result)
+
+
+@verb(MEASURING, "steer runs/l10 val.acts steerability.json --strength 50")
+def steer(
+    run: RunPath,
+    store: StorePath,
+    config: SteerabilityConfig,
+    study: StudyConfig,
+    model: ModelOptions,
+    out: ResultPath = None,
+    vocabulary: Vocabulary = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure how far one latent alone can move the model's answers.
+
+    --limit is 32 images by default. Dimensions of the stream are set in the same way as a baseline.
+    """
+    with show_progress("steer", "latents") as on_progress:
+        result = analysis.measure_steerability(
+            run, store, out, config, vocabulary=vocabulary, study=study, model=model, overwrite=overwrite,
+            on_progress=on_progress,
+        )  # fmt: skip
+    emit_result(result)
+
+
+@verb(MEASURING, "rules train.codes rules.json --judge test.codes --concepts train.concepts")
+def rules(
+    codes: CodesPath,
+    config: RulesConfig,
+    out: ResultPath = None,
+    judge: Annotated[Path | None, Option(help="Codes to judge on; the last 20 % of the images by default.")] = None,
+    concepts: Annotated[Path | None, Option(help="Concepts whose names the latents take.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Explain classes by a few readable rules over latents."""
+    with show_progress("rules", "shards") as on_progress:
+        result = analysis.learn_rules(
+            codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=on_progress
+        )
+    emit_result(result)
+
+
+@verb(MEASURING, "localize val.codes --masks masks --legend classes.csv")
 def localize(
     codes: CodesPath,
-    masks: Annotated[Path | None, Option(help="PNG masks, named as the images; by default as extracted.")] = None,
-    legend: Annotated[Path | None, Option(help="What the numbers mean: columns number, name (or uri, ...).")] = None,
-    latent: Annotated[int | None, Option(help="Judge this latent, in place of the best of each concept.")] = None,
-    n_top: Annotated[int, Option(help="Latents a concept.", min=1)] = 1,
+    masks: Annotated[Path | None, Option(help="PNG masks named like the images; those of the store by default.")] = None,
+    legend: Annotated[Path | None, Option(help="Table of what the numbers mean: number, name (or uri, ...).")] = None,
+    latent: Annotated[int | None, Option(help="Judge this latent instead of the best of each concept.")] = None,
+    n_top: Annotated[int, Option(help="Number of latents for each concept.", min=1)] = 1,
     where: Where = None,
-    out: TablePath = None,
+    out: Annotated[Path | None, Option(help="File to write to: .csv, .parquet, or .json for `report --result`.")] = None,
     images: MovedImages = None,
     store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Compare heat maps with pixel masks: AP, pointing game and IoU of each concept's best latent.
+    """Compare heat maps of latents with pixel masks: AP, pointing game and IoU.
 
-    Latent and threshold are chosen on one half of the images with masks and judged on the other.
+    Latent and threshold are chosen on one half of the images with masks and judged on the other half.
     """
-    from analysis import localize as run_localize
-    from analysis import open_scheduler
-    from saetrain import CodeStore
-
-    opened = CodeStore.open(codes)
-    with open_scheduler(n_workers, scheduler), progress("read masks", "images") as report:
-        table = run_localize(
+    opened = saetrain.CodeStore.open(codes)
+    with analysis.open_scheduler(n_workers, scheduler), show_progress("read masks", "images") as on_progress:
+        table = analysis.localize(
             opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
-            on_progress=report,
+            on_progress=on_progress,
         )  # fmt: skip
     emit_answer(opened, table, out)
 
 
-@app.command(epilog="Example: patchsae rules train.codes rules.json --judge test.codes --concepts train.concepts")
-def rules(
-    codes: CodesPath,
-    out: ResultPath = None,
-    judge: Annotated[Path | None, Option(help="Codes to judge on; by default the last 20 % of the images.")] = None,
-    explain: Annotated[str, Option(help="What rules learn: label, or zero-shot (the class CLIP names).")] = "label",
-    tau: Annotated[float, Option(help="A latent is on a patch above this activation.")] = 0.2,
-    n_patches: Annotated[int, Option(help="It fires on an image with so many such patches.")] = 3,
-    n_candidates: Annotated[int, Option(help="Latents that a class may choose from.")] = 64,
-    n_rules: Annotated[int, Option(help="Rules a class, at most.")] = 4,
-    n_literals: Annotated[int, Option(help="Latents a rule, at most.")] = 3,
-    concepts: Annotated[Path | None, Option(help="Concepts whose names the latents take.")] = None,
+@verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")
+def inspect(
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
+    store: Annotated[list[str], Option(help="Activations of their model; repeat for several stores.")],
+    n_tokens: Annotated[int, Option(help="Number of held-out tokens to code by pursuit.")] = 2048,
+    seed: Annotated[int, Option(help="Random seed for the sample of tokens.")] = 0,
+    truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
+    out: ResultFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Explain classes by a few readable rules over latents, judged on images they were not learned from."""
-    from analysis import learn_rules
-
-    with progress("rules", "shards") as report:
-        found = learn_rules(
-            codes, out, judge=judge, explain=explain, tau=tau, n_patches=n_patches, n_candidates=n_candidates,
-            n_rules=n_rules, n_literals=n_literals, concepts=concepts, overwrite=overwrite, on_progress=report,
+    """Measure dictionaries: amortization gap, coherence and matches between runs."""
+    with show_progress("inspect", "runs and pairs") as on_progress:
+        result = analysis.inspect_dictionaries(
+            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, out=out, overwrite=overwrite,
+            on_progress=on_progress,
         )  # fmt: skip
-    emit(found, "\n".join(lines_of_rules(found)))
+    emit_result(result)
 
 
-@app.command(epilog="Example: patchsae report val.concepts report.html")
-def report(
-    concepts: ConceptsPath,
-    out: Annotated[Path, Argument(metavar="OUT", help="The HTML file, e.g. report.html.")],
-    results: Annotated[
-        list[Path],
-        Option("--result", help="A result of intervene, attribute, evaluate, steer, rules, compare; repeat."),
-    ] = [],
+@verb(ADAPTING, "adapt photos maple.prompts --model ViT-B-16-quickgelu --pretrained openai --method maple")
+def adapt(
+    images: ImagesPath,
+    prompts: Annotated[Path, Argument(metavar="PROMPTS", help="Artifact to write, e.g. maple.prompts.")],
+    model: Annotated[str, Option(help="open_clip architecture, or the path of an open_clip config JSON.")],
+    pretrained: Annotated[str, Option(help="open_clip tag, checkpoint file, or random:SEED.")],
+    config: PromptConfig,
+    test: Annotated[Path | None, Option(help="Images to measure on; those that are no shots by default.")] = None,
+    precision: Annotated[str, Option(help="Precision of the computation: auto, float32 or bfloat16.")] = "auto",
+    device: Device = "auto",
+    checkpoint_every: CheckpointEvery = 200,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write one self-contained HTML page: quality, all latents, results, gallery with heat maps and numbers."""
-    from analysis import write_report
+    """Train prompts on a few images per class, with CLIP frozen, and measure what they gain.
 
-    path = write_report(concepts, out, results=results)
-    emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    The same command resumes.
+    """
+    with show_progress("adapt", "steps") as on_progress:
+        adaptation = actcache.adapt(
+            images, prompts, model=model, pretrained=pretrained, config=config, test=test, precision=precision,
+            device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
+        )  # fmt: skip
+    facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": adaptation.accuracy}
+    emit(facts, draw_table(adaptation.rows()))
 
 
-@app.command(epilog="Example: patchsae compare val.concepts maple.concepts comparison.json")
+@verb(ADAPTING, "compare val.concepts maple.concepts comparison.json")
 def compare(
     base: Annotated[Path, Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
-    adapted: Annotated[Path, Argument(metavar="CONCEPTS_ADAPTED", help="Of the adapted one, same images, same SAE.")],
-    out: Annotated[Path, Argument(metavar="OUT", help="A JSON file; a page of the same name is written beside it.")],
-    k: Annotated[list[int], Option(help="Latents a class that a masked classifier sees; repeat.")] = K_GRID[:7],
-    n_top: Annotated[int, Option(help="Latents whose overlap is measured.")] = 50,
-    high: Annotated[int, Option(help="Rank at which a latent's count is high.")] = 50,
-    low: Annotated[int, Option(help="Rank below which it is low.")] = 100,
-    n_random: Annotated[int, Option(help="Draws of the random control.")] = 2,
-    tau: Tau = 0.2,
-    template: Annotated[str, Option(help="The base model's text for a class.")] = "a photo of a {}.",
-    limit: Annotated[int | None, Option(help="Judge a sample of so many images.")] = None,
-    seed: Annotated[int, Option(help="Of halves, controls and intervals.")] = 0,
-    n_seeds: Annotated[int, Option(help="Draw halves and controls so many times; intervals cover it.")] = 1,
+    adapted: Annotated[Path, Argument(metavar="CONCEPTS_ADAPTED", help="The adapted model's: same images, same SAE.")],
+    out: Annotated[Path, Argument(metavar="OUT", help="JSON file; a page of the same name is written beside it.")],
+    config: ComparisonConfig,
     second_run: Annotated[
-        Path | None, Option(help="A run trained on the adapted model's activations: both dictionaries by both models.")
+        Path | None, Option(help="Run trained on the adapted model's activations: compares both dictionaries.")
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """What prompt tuning changed: which latents are used, or how they are mapped to classes. Writes JSON and a page."""
-    from analysis import compare as run_compare
-    from analysis import write_adaptation_page
-
+    """Measure what prompt tuning changed: the latents, or their mapping to classes."""
     if out.suffix.lower() == ".html":
-        raise typer.BadParameter(
-            f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it"
-        )
-
-    with progress("compare", "images") as report:
-        found = run_compare(
-            base, adapted, out, k=k, n_top=n_top, high=high, low=low, n_random=n_random, tau=tau, template=template,
-            limit=limit, seed=seed, n_seeds=n_seeds, second_run=second_run, device=device, overwrite=overwrite,
-            on_progress=report,
+        raise typer.BadParameter(f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it")
+    with show_progress("compare", "images") as on_progress:
+        result = analysis.compare(
+            base, adapted, out, config, second_run=second_run, device=device, overwrite=overwrite,
+            on_progress=on_progress,
         )  # fmt: skip
-    page = write_adaptation_page(found, base, adapted, out.with_suffix(".html"))
-    said = [found[part]["sentence"] for part in ("conclusion", "dictionaries") if part in found]
-    emit({"out": str(out), "page": str(page), "conclusion": found["conclusion"]}, "\n".join(said))
+    page = analysis.write_adaptation_page(result, base, adapted, out.with_suffix(".html"))
+    facts = {"out": str(out), "page": str(page), "conclusion": result.to_json()["conclusion"]}
+    emit(facts, "\n".join(result.lines()))
 
 
-@app.command(epilog="Example: patchsae info val.acts")
+@verb(EXCHANGING, "convert runs/l10 l10-saelens --to saelens --store val.acts")
+def convert(
+    src: Annotated[Path, Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
+    dst: Annotated[Path, Argument(metavar="DST", help="Folder to write for that package, or a run.")],
+    to: Annotated[str | None, Option(help="saelens, dictionary_learning, sparsify, saev, prisma or patchsae.")] = None,
+    store: Annotated[str | None, Option(help="Activations to compare on; a checkpoint needs them.")] = None,
+    layer: Annotated[int | None, Option(help="Hook point, if the store holds several.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a run for another package, or read its checkpoint, and report how well they agree."""
+    conversion = saetrain.convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
+    parity = asdict(conversion.parity)
+    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
+    emit(
+        {"path": str(conversion.path), "format": conversion.format, "parity": parity},
+        draw_facts({"written": str(conversion.path), "format": conversion.format, **rounded}),
+    )
+
+
+@verb(FILES, "info val.acts")
 def info(path: AnyPath) -> None:
-    """What an artifact is, whether it is complete, and what it was made from."""
-    from actcache import describe
-
-    facts = describe(path)
+    """Show what an artifact is, whether it is complete, and what it was made from."""
+    facts = actcache.describe(path)
     emit(facts, draw_facts(facts))
 
 
-@app.command(epilog="Example: patchsae verify val.acts")
+@verb(FILES, "verify val.acts")
 def verify(
     path: AnyPath,
     repair: Annotated[bool, Option("--repair", help="Extract the damaged shards again, and only these.")] = False,
-    images: Annotated[Path | None, Option(help="With --repair: where the images are, if they moved.")] = None,
-    model: Annotated[str | None, Option(help="With --repair: the architecture, if it moved.")] = None,
-    pretrained: Annotated[str | None, Option(help="With --repair: the weights, if they moved.")] = None,
-    prompts: Annotated[str | None, Option(help="With --repair: the prompts, if they moved.")] = None,
+    images: Annotated[Path | None, Option(help="With --repair: where the images are, if they have moved.")] = None,
+    model: Annotated[str | None, Option(help="With --repair: the architecture, if it has moved.")] = None,
+    pretrained: Annotated[str | None, Option(help="With --repair: the weights, if they have moved.")] = None,
+    prompts: Annotated[str | None, Option(help="With --repair: the prompts, if they have moved.")] = None,
 ) -> None:
-    """Read every file and compare it with its checksum. Exit 1 when anything is wrong."""
-    from actcache import repair as run_repair
-    from actcache import verify as run_verify
-
-    with progress("verify", "bytes") as report:
-        found = run_verify(path, on_progress=report)
-    if repair and not found.ok:
-        with progress("repair", "images") as report:
-            found = run_repair(
-                path, images=images, model=model, pretrained=pretrained, prompts=prompts, on_progress=report
+    """Read every file and compare it with its checksum. Exit code 1 means that something is wrong."""
+    with show_progress("verify", "bytes") as on_progress:
+        checked = actcache.verify(path, on_progress=on_progress)
+    if repair and not checked.ok:
+        with show_progress("repair", "images") as on_progress:
+            checked = actcache.repair(
+                path, images=images, model=model, pretrained=pretrained, prompts=prompts, on_progress=on_progress
             )
     facts = {
-        "path": path, "kind": found.kind, "ok": found.ok, "complete": found.complete, "n_files": found.n_files,
-        "n_bytes": found.n_bytes, "problems": [str(problem) for problem in found.problems], "shards": found.shards,
+        "path": path, "kind": checked.kind, "ok": checked.ok, "complete": checked.complete, "n_files": checked.n_files,
+        "n_bytes": checked.n_bytes, "problems": [str(problem) for problem in checked.problems],
+        "shards": checked.shards,
     }  # fmt: skip
-    state = "is whole" if found.ok else ("is damaged" if found.problems else "is not complete, but undamaged so far")
-    text = f"{path} {state}: {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB checked"
+    state = "is whole" if checked.ok else "is damaged" if checked.problems else "is not complete, but undamaged so far"
+    text = f"{path} {state}: {checked.n_files:,} files, {checked.n_bytes / 1e6:,.1f} MB checked"
     advice = []
-    if found.problems and not repair:
-        how = (
-            f"patchsae verify {path} --repair" if found.kind == "acts" else "the command that made it, with --overwrite"
-        )
-        advice = [f"  to repair it: {how}"]
-    emit(facts, "\n".join([text, *(f"  {problem}" for problem in found.problems), *advice]))
-    if not found.ok:
+    if checked.problems and not repair:
+        remake = "the command that made it, with --overwrite"
+        advice = [f"  to repair it: {f'patchsae verify {path} --repair' if checked.kind == 'acts' else remake}"]
+    emit(facts, "\n".join([text, *(f"  {problem}" for problem in checked.problems), *advice]))
+    if not checked.ok:
         raise typer.Exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Showing
+# Reading flags
 
 
 def split_pair(flag: str, pair: str) -> tuple[int, str]:
     """907=red stripes -> (907, "red stripes")."""
-    from actcache import SettingsError
-
     latent, equals, text = pair.partition("=")
     if not (equals and latent.strip().isdigit()):
         raise SettingsError(f'{flag} takes LATENT=TEXT, e.g. {flag} "907=red stripes", got {pair!r}.')
     return int(latent), text
 
 
-def read_values(flag: str, pairs: list[str]) -> dict[int, float]:
+def read_values(flag: str, pairs: Sequence[str]) -> dict[int, float]:
     """907=5 and so on -> {907: 5.0}."""
-    from actcache import SettingsError
-
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     for pair in pairs:
         latent, text = split_pair(flag, pair)
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not abs(value) < float("inf") or latent in found:
+        if not abs(value) < float("inf") or latent in values:
             raise SettingsError(f"{flag} takes LATENT=NUMBER, each latent once, e.g. {flag} 907=5, got {pair!r}.")
-        found[latent] = value
-    return found
-
-
-def read_shares(text: str | None) -> tuple[float, ...]:
-    """1/8,1/2,1 -> numbers."""
-    from actcache import SettingsError
-
-    try:
-        return tuple(float(Fraction(part)) for part in text.split(",")) if text else ()
-    except (ValueError, ZeroDivisionError) as error:
-        raise SettingsError(f"--prefixes must be shares such as 1/8,1/4,1/2,1, got {text!r}.") from error
+        values[latent] = value
+    return values
 
 
 def hook_point(layer: int | None, site: str | None) -> Any:
     """What the library takes for --layer and --site."""
-    from actcache import HookPoint, SettingsError
-
     if site is None:
         return layer
     if layer is None:
         raise SettingsError("--site needs --layer.")
-    return HookPoint(layer, site)
-
-
-def emit(facts: dict[str, Any], text: str | Table | Group) -> None:
-    """The result: one JSON object, or what people read."""
-    if options.json:
-        print(json.dumps(facts, default=str))
-    elif isinstance(text, str):
-        stdout.print(text, soft_wrap=True, highlight=False, markup=False)
-    else:
-        stdout.print(text)
-
-
-def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, **more: Any) -> None:
-    """A table that was found in codes, written too where there is a path to, and what it cost to read."""
-    from analysis import write_answer
-
-    facts = {"rows": table.to_pylist(), "bytes_read": codes.bytes_read, **more}  # of codes.zarr
-    if out is not None:
-        facts["out"] = str(write_answer(table, out))
-    emit(facts, draw_table(facts["rows"][:n_shown]))
-
-
-def lines_of_rules(found: dict[str, Any]) -> list[str]:
-    """For people: each class with its rules, then how good they are."""
-    lines = []
-    for name, one in found["classes"].items():
-        lines.append(name)
-        for rule in one["rules"]:
-            share = "fires on none" if rule["precision"] is None else f"{rule['precision']:.0%} of {rule['n_fires']:,}"
-            lines.append(f"  {rule['text']}  ({share})")
-    size = found["size"]
-    return [
-        *lines,
-        f"else {found['default']}",
-        f"accuracy {found['accuracy']:.1%}, fidelity {found['fidelity']:.1%}, on {found['n_judged']:,} images; largest "
-        f"class {found['majority']:.1%}; {size['rules']} rules, {size['literals']} literals, {size['latents']} latents",
-    ]
-
-
-def draw_table(rows: list[dict[str, Any]]) -> Table | str:
-    if not rows:
-        return "nothing found"
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else escape(str(value)) for value in row.values()))
-    return table
-
-
-SCORES = {"accuracy": "accuracy", "from": "accuracy_low", "to": "accuracy_high", "loss": "loss"}
-"""from, to: 95 % interval."""
-
-
-def pick(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Some fields of a result's row, under the names that people read."""
-    return {name: row[field] for name, field in columns.items()}
-
-
-def rows_of_fidelity(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a run and variant. same: share of images classified as before."""
-    return [
-        {"run": run["run"], "layer": run["hook_point"].split(".")[1], "tokens": run["tokens"], "variant": name,
-         **pick(numbers, SCORES | {"same": "same_prediction"})}
-        for run in found["runs"] for name, numbers in run["variants"].items()
-    ]  # fmt: skip
-
-
-def rows_of_masks(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a selection, mode and k."""
-    return [pick(row, {"selection": "selection", "mode": "mode", "k": "k"} | SCORES) for row in found["curve"]]
-
-
-def rows_of_steering(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a class: how its probability moved, and on how many images it was the answer."""
-    return [
-        {"class": name, "shift": shift, "before": found["predicted"][name][0], "after": found["predicted"][name][1]}
-        for name, shift in found["shift"].items()
-    ]
-
-
-def tables_of_dictionaries(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """A row a run, and a row a pair."""
-    gaps = {"l0": "l0", "fvu": "fvu", "refit": "fvu_refit", "pursuit": "fvu_pursuit", "gap": "gap"}
-    pairs = {"first": "first", "second": "second", "cosine": "mean_cosine", "> 0.7": "above_70", "> 0.9": "above_90",
-             "largest": "mean_largest"}  # fmt: skip
-    runs = [
-        {**pick(one, {"run": "run", "latents": "n_latents", "firing": "n_firing"}), **pick(one["gap"], gaps),
-         "nearest": one["coherence"]["quantiles"][1]}
-        for one in found["runs"]
-    ]  # fmt: skip
-    return [runs, [pick(one, pairs) for one in found["matchings"]]]
-
-
-def draw_facts(facts: dict[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        table.add_row(
-            name, escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-        )
-    return table
-
-
-def draw_estimate(plan: Any) -> Table:
-    free, hours = "not known" if plan.free_bytes is None else decimal(plan.free_bytes), plan.seconds > 5400
-    return draw_facts(
-        {
-            "images": plan.n_images,
-            "tokens": plan.n_tokens,
-            "hook points": ", ".join(map(str, plan.settings.hook_points)),
-            "bytes": f"{decimal(plan.n_bytes)} in {plan.n_shards:,} shards, {plan.n_missing_shards:,} to be written",
-            "free on that disk": free + ("" if plan.fits else f": not enough for {decimal(plan.missing_bytes)}"),
-            "time": f"about {plan.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",
-            "rate": f"{plan.images_per_s:.1f} images/s, measured on one batch",
-        }
-    )
-
-
-Report = Callable[..., None]
-
-
-@contextmanager
-def progress(verb: str, unit: str) -> Iterator[Report]:
-    """A bar with rate and time left on stderr, from the first call that says there is something to do."""
-    columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=16, table_column=Column(min_width=6)),
-        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
-    )
-    bar = Progress(*columns, console=stderr, disable=options.quiet)
-    with interrupts() as interrupted:
-        task = bar.add_task(verb, total=None, text="", visible=False)
-
-        def report(done: int, total: int, note: str = "") -> None:
-            if interrupted():
-                raise KeyboardInterrupt
-            bar.start()
-            speed = bar.tasks[0].speed or 0.0
-            if unit == "bytes":
-                text = f"{decimal(done)}/{decimal(total)}  {decimal(int(speed))}/s"
-            else:
-                text = f"{done:,}/{total:,} {unit}  " + (note or f"{speed:,.1f} {unit}/s")
-            bar.update(task, completed=done, total=total, text=text, visible=True)
-
-        try:
-            yield report
-        finally:
-            if bar.live.is_started:  # without a terminal, to stop is to print an empty line
-                bar.stop()
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT has come: its exception is lost when it comes up in a destructor or a callback of C code."""
-    seen = False
-
-    def note(number: int, frame: object) -> None:
-        nonlocal seen
-        seen = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield lambda: seen
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Several bars below each other, one a step."""
-    with Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=stderr,
-        disable=options.quiet,
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bar.add_task(step, total=total)
-            bar.update(tasks[step], completed=done, total=total)
-
-        yield show
+    return actcache.HookPoint(layer, site)
 
 
 if __name__ == "__main__":

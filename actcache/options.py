@@ -1,22 +1,24 @@
 """option(): a field of a configuration, with the help text that the command line shows for its flag."""
 
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def option(default: T, help: str, *, sweep: bool = False) -> T:
+def option(default: T, help: str, *, sweep: bool = False, parser: Callable[[str], T] | None = None) -> T:
     """A dataclass field with a default and a help text.
 
     Args:
         help: one complete phrase, as `--help` prints it.
         sweep: the flag may be given several times, and every combination of such values is run.
+        parser: what makes a value of the flag's text, for a value that has a notation of its own.
     """
-    metadata: dict[str, Any] = {"help": help, "sweep": sweep}
+    metadata: dict[str, Any] = {"help": help, "sweep": sweep, "parser": parser}
     return field(default=default, metadata=metadata)
 
 
 def required(help: str) -> Any:
     """A dataclass field without a default, with a help text as `option` takes it."""
-    return field(metadata={"help": help, "sweep": False})
+    return field(metadata={"help": help, "sweep": False, "parser": None})

@@ -1,9 +1,18 @@
 from .classifier import embed_stored_images
 from .comparison import compare, compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
 from .concepts import AnalyzeConfig, ConceptTable, analyze
-from .dictionary import Inspection, Matching, inspect_dictionaries, match_latents
+from .config import (
+    ComparisonConfig,
+    DeletionConfig,
+    MaskingConfig,
+    ModelOptions,
+    RulesConfig,
+    SteerabilityConfig,
+    StudyConfig,
+)
+from .dictionary import inspect_dictionaries, match_latents
 from .heat_maps import heat_maps, latent_masks
-from .interventions import Judge, delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
+from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
 from .localization import (
     Labeled,
@@ -41,23 +50,50 @@ from .query import (
 )
 from .reduce import Statistic, map_shards, open_scheduler, reduce_shards
 from .report import write_adaptation_page, write_report
+from .results import (
+    Comparison,
+    Deletion,
+    Fidelity,
+    Inspection,
+    LearnedRules,
+    LocalizedConcepts,
+    MaskingCurve,
+    Matching,
+    Steerability,
+    Steering,
+    read_result,
+)
 from .rules import learn_rules
 from .tour import Quickstart, quickstart
 
 __all__ = [
     "AnalyzeConfig",
     "CoFiring",
+    "Comparison",
+    "ComparisonConfig",
     "ConceptTable",
+    "Deletion",
+    "DeletionConfig",
+    "Fidelity",
     "Inspection",
-    "Judge",
     "Labeled",
+    "LearnedRules",
     "Localization",
+    "LocalizedConcepts",
+    "MaskingConfig",
+    "MaskingCurve",
     "Matching",
+    "ModelOptions",
     "PixelMasks",
     "Question",
     "Quickstart",
     "Recovered",
+    "RulesConfig",
     "Statistic",
+    "Steerability",
+    "SteerabilityConfig",
+    "Steering",
+    "StudyConfig",
     "add_names",
     "analyze",
     "answer_question",
@@ -103,6 +139,7 @@ __all__ = [
     "read_name_table",
     "read_names",
     "read_own_names",
+    "read_result",
     "recover_concepts",
     "reduce_shards",
     "sample_partners",

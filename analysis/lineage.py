@@ -1,5 +1,6 @@
 """Who made an artifact, and where its parents lie now: its runs, its stores, its images, and those it learned from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
         for one in store.stores
     ]
     return np.concatenate([start + np.array(part) for start, part in zip(store.starts, unseen, strict=False)])
+
+
+def name_parents(runs: Sequence[Run], store: StoreGroup, codes: CodeStore | None = None) -> dict[str, Artifact]:
+    """The parents that a result names: run, run 2, ..., store, store 2, ..., codes."""
+    parents = {_numbered("run", i): run.artifact for i, run in enumerate(runs)}
+    parents |= {_numbered("store", i): member.artifact for i, member in enumerate(store.stores)}
+    return parents if codes is None else {**parents, "codes": codes.artifact}
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name} {index + 1}"
 
 
 def find_runs(path: Run | str | Path) -> list[Run]:

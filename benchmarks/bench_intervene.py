@@ -14,10 +14,12 @@ from common import emit, parser, timed
 from PIL import Image
 
 from actcache import extract, open_stores
+from actcache.prompts import open_towers
 from analysis.classifier.zero_shot import as_numpy, batches
+from analysis.config import StudyConfig
 from analysis.interventions.latent_choice import LatentCounts
-from analysis.interventions.latent_masks import judge_masks, make_masks
-from analysis.interventions.study import Judge, open_study
+from analysis.interventions.latent_masks import classify_masked, make_masks
+from analysis.interventions.study import open_study
 from saetrain import SAEConfig, TrainConfig, train
 
 N_MASKS = 21
@@ -50,13 +52,15 @@ def main() -> None:
             folder / "images", folder / "y.acts", model=options.model, pretrained=options.pretrained,
             layers=[options.layer], seed=1,
         )  # fmt: skip
-        study = open_study(run, open_stores(folder / "y.acts"), Judge(), batch_size=options.batch_size)
+        store = open_stores(folder / "y.acts")
+        towers = open_towers(store.stores[0].artifact)
+        study = open_study(run, store, towers, StudyConfig(), batch_size=options.batch_size)
         grid = sorted(
             {max(1, options.n_latents * i // 12288) + i for i in (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 4000)}
         )
-        masks = make_masks(count(study), grid, [], 0, 0)
+        masks = make_masks(count(study), grid, 0, np.random.default_rng(0))
         masks = [mask for mask in masks if mask.selection == "class"]
-        vision, images = study.scene.vision, study.scene.images
+        vision, images = study.classifier.vision, study.classifier.images
         pixels = torch.randn(len(images), 3, *vision.visual.image_size)
 
         @torch.no_grad()
@@ -67,11 +71,14 @@ def main() -> None:
         @torch.no_grad()
         def rest() -> None:
             for part in batches(images, options.batch_size):
-                study.scene.embed(study.scene.read(part))
+                study.classifier.embed(study.classifier.read(part))
 
         @torch.no_grad()
         def mask() -> None:
-            judge_masks(study, images, masks, False, None)
+            classify_masked(
+                {"": study.classifier}, study.sae, study.tokens, images, masks, modes=("keep", "drop"),
+                keep_errors=(False,), batch_size=options.batch_size,
+            )  # fmt: skip
 
         whole(), mask()
         times = [(timed(mask), timed(whole), timed(rest)) for _ in range(options.rounds)]
@@ -100,9 +107,9 @@ def make_images(folder: Path, n_images: int, pixels: int) -> None:
 
 @torch.no_grad()
 def count(study) -> LatentCounts:  # type: ignore[no-untyped-def]
-    counts = LatentCounts.empty(len(study.scene.names), study.sae.config.n_latents)
-    for images, spliced in study.batches(study.scene.images):
-        counts.add(study.scene.labels[images[as_numpy(spliced.images)]], as_numpy(spliced.latents))
+    counts = LatentCounts.empty(len(study.classifier.names), study.sae.config.n_latents)
+    for images, spliced in study.batches(study.classifier.images):
+        counts.add(study.classifier.labels[images[as_numpy(spliced.images)]], as_numpy(spliced.latents))
     return counts
 
 

@@ -7,6 +7,7 @@ Every field changes the result and is part of a run's identity. None stands for 
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -54,6 +55,14 @@ Tokens = Literal["all", "patch", "cls"]
 """The same as in `actcache.store`, which would load zarr here."""
 
 
+def parse_shares(text: str) -> tuple[float, ...]:
+    """1/8,1/2,1 -> (0.125, 0.5, 1.0). Raises SettingsError."""
+    try:
+        return tuple(float(Fraction(part)) for part in text.split(","))
+    except (ValueError, ZeroDivisionError) as error:
+        raise SettingsError(f"--prefixes must be shares such as 1/8,1/4,1/2,1, got {text!r}.") from error
+
+
 @dataclass(frozen=True)
 class SAEConfig:
     """The network.
@@ -79,7 +88,9 @@ class SAEConfig:
     n_latents: int | None = option(None, "Number of latents; 16 x the model's width by default.", sweep=True)
     k: int = option(32, "Active latents per token; their average per token for batchtopk.", sweep=True)
     prefixes: tuple[float, ...] = option(
-        (), "Sizes of nested (Matryoshka) dictionaries as shares, ascending to 1, e.g. 1/8,1/4,1/2,1. Top-k only."
+        (),
+        "Sizes of nested (Matryoshka) dictionaries as shares, ascending to 1, e.g. 1/8,1/4,1/2,1. Top-k only.",
+        parser=parse_shares,
     )
     l1: float | None = option(
         None,

@@ -42,12 +42,23 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "train": (saetrain.train, saetrain.SAEConfig, saetrain.TrainConfig),
     "encode": (saetrain.encode,),
     "analyze": (analysis.analyze,),
-    "evaluate": (analysis.evaluate_fidelity, analysis.Judge),
-    "intervene": (analysis.set_latents, analysis.mask_latents, analysis.Judge),
-    "attribute": (analysis.delete_latents, analysis.Judge),
-    "steer": (analysis.measure_steerability, analysis.Judge),
+    "evaluate": (analysis.evaluate_fidelity, analysis.StudyConfig, analysis.ModelOptions),
+    "intervene": (
+        analysis.set_latents,
+        analysis.mask_latents,
+        analysis.StudyConfig,
+        analysis.MaskingConfig,
+        analysis.ModelOptions,
+    ),
+    "attribute": (analysis.delete_latents, analysis.StudyConfig, analysis.DeletionConfig, analysis.ModelOptions),
+    "steer": (
+        analysis.measure_steerability,
+        analysis.StudyConfig,
+        analysis.SteerabilityConfig,
+        analysis.ModelOptions,
+    ),
     "inspect": (analysis.inspect_dictionaries,),
-    "rules": (analysis.learn_rules,),
+    "rules": (analysis.learn_rules, analysis.RulesConfig),
     "report": (analysis.write_report,),
 }
 
@@ -63,8 +74,8 @@ def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
         keywords = {name: value for name, value in keywords.items() if name not in ("config", "options")}
     if verb == "train":
         keywords = {name: value for name, value in keywords.items() if name not in ("sae", "config")}
-    if analysis.Judge in FUNCTIONS[verb]:
-        keywords = {name: value for name, value in keywords.items() if name != "judge"}  # its fields are flags
+    if verb != "train":
+        keywords = {name: value for name, value in keywords.items() if name not in ("study", "config")}  # fields: flags
     keywords.pop("on_progress", None)
     keywords.pop("on_step", None)
     flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}

@@ -1,4 +1,4 @@
-"""What a classifier said of some images: which class, and at what loss. Logits in, batch by batch; numbers out."""
+"""Which class a classifier predicts for some images, and at what loss. Logits in, batch by batch; numbers out."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from analysis.classifier.zero_shot import as_numpy
 from analysis.intervals import wilson_interval
+from analysis.results import Scores
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a classifier said of some images, in their order."""
+    """Predictions for some images, in their order."""
 
     label: NDArray[np.int64]  # [I] true class
     predicted: NDArray[np.int64]  # [I]
@@ -25,16 +26,16 @@ class Outcome:
     def right(self) -> NDArray[np.bool_]:
         return np.asarray(self.predicted == self.label)
 
-    def numbers(self) -> dict[str, float]:
-        """accuracy with its 95 % interval (Wilson), the mean over classes of their recall, and the mean loss."""
+    def scores(self) -> Scores:
+        """The 95 % interval of the accuracy is Wilson's."""
         low, high = wilson_interval(int(self.right.sum()), len(self.right))
-        return {
-            "accuracy": float(self.right.mean()),
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "class_accuracy": float(np.mean(list(self.recalls().values()))),
-            "loss": float(self.loss.mean()),
-        }
+        return Scores(
+            accuracy=float(self.right.mean()),
+            accuracy_low=low,
+            accuracy_high=high,
+            class_accuracy=float(np.mean(list(self.recalls().values()))),
+            loss=float(self.loss.mean()),
+        )
 
     def recalls(self) -> dict[int, float]:
         """Accuracy of each class."""

@@ -19,10 +19,12 @@ from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
 from actcache.prompts import Towers, class_words, open_towers
 from actcache.store import StoreGroup, read_extra, select_images
+from analysis.config import ModelOptions
 from analysis.lineage import open_parents
 from saetrain import CodeStore
 
-BATCH_IMAGES = 64
+PLAIN_MODEL = ModelOptions()
+BATCH_IMAGES = PLAIN_MODEL.batch_size
 BATCH_TEXTS = 512
 """Texts that CoCoOp embeds at once: images x classes."""
 
@@ -34,9 +36,9 @@ class ZeroShot:
     Attributes:
         names: class names, sorted.
         classes: [C, E] unit text embeddings; of `by_image` none, [0, E].
-        labels: [I] class number of every image of the store, -1 for images that are not looked at.
-        logit_scale: what cosines are multiplied with.
-        by_image: CoCoOp's texts, other ones for every image: unit image embeddings [B, E] -> [B, C, E].
+        labels: [I] class number of every image of the store, -1 for images that are not selected.
+        logit_scale: factor that cosines are multiplied with.
+        by_image: CoCoOp's texts, which differ from image to image: unit image embeddings [B, E] -> [B, C, E].
     """
 
     store: StoreGroup
@@ -50,7 +52,7 @@ class ZeroShot:
 
     @property
     def images(self) -> NDArray[np.int64]:
-        """Stored positions of the images that are looked at."""
+        """Stored positions of the selected images."""
         return np.flatnonzero(self.labels >= 0)
 
     def read(self, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
@@ -70,52 +72,51 @@ class ZeroShot:
         """Unit image embeddings [B, E] -> logits [B, C], scaled."""
         if self.by_image is None:
             return self.logit_scale * embedded @ self.classes.T
-        some = torch.split(embedded, max(1, BATCH_TEXTS // len(self.names)))
-        return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in some])
+        parts = torch.split(embedded, max(1, BATCH_TEXTS // len(self.names)))
+        return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in parts])
 
 
 def open_zero_shot(
     store: StoreGroup,
     hook_point: HookPoint,
+    towers: Towers,
     *,
     templates: str | Sequence[str] = "photo",
     where: str | None = None,
     within: NDArray[np.int64] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    model: str | None = None,
-    pretrained: str | None = None,
-    device: str = "auto",
-    towers: Towers | None = None,
     by_image: bool = False,
 ) -> ZeroShot:
-    """The classifier of a store's labeled images. Classes are those of the images that are looked at.
+    """The classifier of a store's labeled images. Its classes are those of the selected images.
 
     Args:
-        templates: as `read_templates`.
+        templates: as in `read_templates`.
         where: which images, by columns of images.parquet.
         within: stored positions to choose from.
-        limit: take a random sample of so many.
-        model, pretrained, device: as `open_towers`.
-        by_image: take CoCoOp's prompts too, whose texts have no embedding of their own.
+        limit: number of images to sample at random.
+        by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
 
     Raises:
         SettingsError: a site other than resid_post, no labels, fewer than two classes, an unknown template.
-        ParentMismatchError: the model is another than the store's.
     """
     if hook_point.site != "resid_post":
-        raise SettingsError(f"The rest of the model can be run from a block's output only, not from {hook_point}.")
+        raise SettingsError(
+            f"The rest of the model can only be run from a block's output (resid_post), not from {hook_point}. "
+            "Use a run that was trained on a block's output."
+        )
     texts = read_templates(templates)
     chosen = choose_images(store, where=where, within=within, limit=limit, seed=seed)
     names, numbers = number_classes(store, chosen)
     if len(names) < 2:
-        found = f"one class, {names[0]}" if names else "no labels"
-        raise SettingsError(f"The images of {store.path} that are looked at have {found}. Zero-shot needs two classes.")
-    towers = towers or open_towers(store.stores[0].artifact, model=model, pretrained=pretrained, device=device)
+        present = f"one class, {names[0]}" if names else "no labels"
+        raise SettingsError(
+            f"The selected images of {store.path} have {present}. Zero-shot needs at least two classes."
+        )
     words = [class_words(name) for name in names]
-    each = towers.texts_by_image(words) if by_image else None
-    classes = towers.embed_classes(words, texts) if each is None else torch.empty(0, towers.text.embed_dim)
-    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, each)
+    texts_by_image = towers.texts_by_image(words) if by_image else None
+    classes = towers.embed_classes(words, texts) if texts_by_image is None else torch.empty(0, towers.text.embed_dim)
+    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, texts_by_image)
 
 
 def choose_images(
@@ -131,7 +132,7 @@ def choose_images(
     if within is not None:
         images = np.intersect1d(images, within)
     if not len(images):
-        raise SettingsError(f"No labeled image of {store.path} is left to look at. Choose others with --where.")
+        raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
     if limit is not None and limit < len(images):
         if limit < 1:
             raise SettingsError(f"--limit must be at least 1, got {limit}.")
@@ -140,7 +141,7 @@ def choose_images(
 
 
 def number_classes(store: StoreGroup, images: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """(class names of some images, sorted; [I] their numbers, -1 for all other images)."""
+    """(sorted class names of some images; [I] their class numbers, -1 for all other images)."""
     labels = np.asarray(store.images["label_name"].take(images).to_pylist(), dtype=object)
     names, numbers = np.unique(labels, return_inverse=True) if len(labels) else (np.empty(0, object), labels)
     all_numbers = np.full(store.n_images, -1, dtype=np.int64)
@@ -153,11 +154,13 @@ def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDAr
     counts = np.bincount(labels[images], minlength=len(names))
     if not counts.all():
         missing = ", ".join(np.array(names, dtype=object)[counts == 0].tolist()[:10])
-        raise SettingsError(f"There is no image of {missing} to {what}. Give more images, or other ones with --where.")
+        raise SettingsError(
+            f"There is no image of {missing} to {what}. Give more images, or select others with --where."
+        )
 
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """All that later blocks need of some images: [B, T, D] float32."""
+    """Everything that later blocks need from some images: [B, T, D] float32."""
     x = torch.from_numpy(store.read(hook_point, images=images)).float()
     if not store.layout.n_extra:
         return x
@@ -175,29 +178,22 @@ def as_numpy(value: Tensor) -> NDArray[Any]:
 
 @torch.no_grad()
 def predict_classes(
-    codes: CodeStore,
-    *,
-    templates: str | Sequence[str] = "photo",
-    model: str | None = None,
-    pretrained: str | None = None,
-    device: str = "auto",
-    on_progress: Callable[[int, int], None] | None = None,
+    codes: CodeStore, *, model: ModelOptions = PLAIN_MODEL, on_progress: Callable[[int, int], None] | None = None
 ) -> NDArray[Any]:
     """[I] class names, "" for an image without a label or that could not be read.
 
-    Args:
-        templates, model, pretrained, device: as `open_zero_shot`. The store is found where the codes say.
+    The store is looked for where the codes say it is.
 
     Raises:
         ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
     """
-    scene = open_zero_shot(
-        open_parents(codes), codes.hook_point, templates=templates, model=model, pretrained=pretrained, device=device
-    )
-    said, done = np.full(codes.n_images, "", dtype=object), 0
-    for images in batches(scene.images, BATCH_IMAGES):
-        said[images] = np.array(scene.names, dtype=object)[as_numpy(scene.logits(scene.read(images)).argmax(1))]
+    store = open_parents(codes)
+    towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
+    classifier = open_zero_shot(store, codes.hook_point, towers)
+    names, predicted, done = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object), 0
+    for images in batches(classifier.images, model.batch_size):
+        predicted[images] = names[as_numpy(classifier.logits(classifier.read(images)).argmax(1))]
         done += len(images)
         if on_progress:
-            on_progress(done, len(scene.images))
-    return said
+            on_progress(done, len(classifier.images))
+    return predicted

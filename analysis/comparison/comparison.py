@@ -1,14 +1,13 @@
 """compare(): what prompt tuning changed, the concepts or the mapping from concepts to classes.
 
-In: concept tables of a base and of an adapted model: one SAE, one set of images. Out: one JSON file; `compare` says
-what is in it. Latents are chosen on one half of each class's images and judged on the other, anew for each seed. Masks
-know the true class, as PatchSAE's do.
+In: concept tables of a base model and of its adapted version, from one SAE and one set of images. Out: a Comparison.
+For each seed, latents are chosen on one half of each class's images and judged on the other. Masks know the true class,
+as PatchSAE's do.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +16,22 @@ from actcache import ParentMismatchError, SettingsError
 from actcache.prompts import open_towers
 from actcache.store import StoreGroup
 from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_images, open_zero_shot
-from analysis.comparison.crossover import MODELS, Round, judge, make_masks
-from analysis.comparison.overlap import compare_counts
+from analysis.comparison.overlap import compare_counts, improvement_rate
 from analysis.comparison.second_dictionary import check_second, cross_dictionaries
-from analysis.comparison.verdict import conclude, summarize
+from analysis.comparison.verdict import INTERVALS, MODELS, Round, conclude, count_predictions, summarize
 from analysis.concepts import ConceptTable
-from analysis.interventions import LatentCounts, count_in_codes, split_halves
+from analysis.config import ComparisonConfig
+from analysis.interventions import LatentCounts, classify_masked, count_in_codes, make_masks, split_halves
 from analysis.lineage import open_parents
-from analysis.reduce import TAU
-from analysis.results import describe_result, find_result, finish_result
+from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
 
-K_GRID = (1, 2, 5, 10, 50, 100, 500)
+PLAIN_COMPARISON = ComparisonConfig()
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models: its concepts, its codes, its activations."""
+    """One of the two models, with its concepts, codes and activations."""
 
     concepts: ConceptTable
     codes: CodeStore
@@ -51,92 +49,44 @@ def compare(
     base: str | Path,
     adapted: str | Path,
     out: str | Path | None = None,
+    config: ComparisonConfig = PLAIN_COMPARISON,
     *,
     second_run: Run | str | Path | None = None,
-    k: Sequence[int] = K_GRID,
-    n_top: int = 50,
-    high: int = 50,
-    low: int = 100,
-    n_random: int = 2,
-    tau: float = TAU,
-    template: str = "a photo of a {}.",
-    limit: int | None = None,
-    seed: int = 0,
-    n_seeds: int = 1,
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Compare a model with its adapted self.
+) -> Comparison:
+    """Compare a model with its adapted version.
 
     Args:
         base, adapted: concept tables of the two stores, by the same run.
-        out: a JSON file for the result; the same call again returns what is there.
+        out: a JSON file for the result; the same call again returns what the file holds.
         second_run: another SAE at the same hook point, trained on the adapted model's activations: adds `dictionaries`.
-        k: latents a class that the masked classifiers see.
-        n_top: latents whose overlap is measured; the conclusion is drawn at the nearest k.
-        high, low: ranks that bound the groups, see `group_latents`.
-        n_random: draws of the random control.
-        tau: a token counts for its class above this.
-        template: the base model's text; the adapted one's prompts have their own.
-        limit: judge a random sample of so many images of the half.
-        seed: of halves, sample, controls and intervals.
-        n_seeds: do it so many times, with seed, seed + 1, ...: halves, sample and controls drawn anew each time.
-
-    Returns:
-        The result. `classes`, `n_chosen`, `n_judged` (images a seed), `hook_point`, `prompts`, `interval` (what the
-        intervals cover), `overlap` (see `compare_counts`), `improvement`, and
-
-        accuracy: {"base image, adapted text": {accuracy, accuracy_low, accuracy_high, class_accuracy, loss}, ...}, the
-            four ways to put images and texts together.
-        masks: rows {classified_by, chosen_by, selection, k, keep_error, accuracy, accuracy_low, accuracy_high}.
-            classified_by, chosen_by: base | adapted. selection: class (the k latents most frequent on the image's true
-            class), dataset (on all images: the same for every image), random (as frequent as the class's; mean of the
-            draws); `all` latents have chosen_by and k "all".
-        confusion: {base | adapted: [C][C]}, rows true, columns said; counts of images, summed over seeds.
-        prediction: rows {classified_by, chosen_by, selection: class | dataset, k, keep_error, counts: [C][C]}.
-            Neither is kept of more than 100 classes.
-        conclusion: {sentence, k, points, seen_points (of the gain with the k latents of each model's own),
-            without_new_concepts: {share, low, high}, text_only: {share, low, high}}, see docs/decisions/0019.
-        dictionaries: with `second_run`: {n_images (held out), k, cells: rows {sae: first | second, run, model: base |
-            adapted, fvu, l0, accuracy, accuracy_low, accuracy_high, loss (SAE spliced in, no error term),
-            original_accuracy}, shares: rows {sae, share, low, high} (without new concepts, by either SAE), n_firing:
-            [first, second], n_without_counterpart (latents of the second), counterpart_cosine, mean_largest_cosine,
-            sentence}; else absent.
+        device, batch_size: where to run, and images per forward pass. Speed only.
 
     Raises:
-        ParentMismatchError: other images, another SAE or another model; two stores of the same prompts; a second run of
-            another model, hook point or kind of token.
-        SettingsError: no labels, other classes than prompts of each class have, values out of range.
+        ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
+            model, hook point or kind of token.
+        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
-    if not k or min(*k, n_random, n_top, n_seeds, limit or 1) < 1 or limit == 0 or not 1 <= high <= low:
-        raise SettingsError(
-            "--k, --n-random, --n-top, --n-seeds and --limit must be at least 1, and 1 <= --high <= --low."
-        )
-    grid = sorted({n for n in k if n < run.sae_config.size})
-    if not grid:
-        raise SettingsError(f"--k must be below the dictionary's {run.sae_config.size:,} latents, got {min(k)}.")
-    k_top = min(grid, key=lambda n: (abs(n - n_top), n))
-    settings: dict[str, Any] = {
-        "k": grid, "n_top": n_top, "high": high, "low": low, "n_random": n_random, "tau": tau,
-        "template": template, "limit": limit, "seed": seed, "n_seeds": n_seeds,
-    }  # fmt: skip
+    grid = _check_config(config, run.sae_config.size)
+    k_top = min(grid, key=lambda n: (abs(n - config.n_top), n))
     parents = {name: side.concepts.artifact for name, side in sides.items()}
     second = second_run if isinstance(second_run, Run | None) else Run.open(second_run)
     if second is not None:
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
-    head = describe_result("comparison", settings, parents)
-    if found := find_result(out, head, overwrite=overwrite):
-        return found
-    scenes = _open_scenes(sides, run, template, device)
-    labels, names = scenes["base"].labels, scenes["base"].names
-    tokens, sae = run.train_config.tokens, run.sae()
-    halves = [_halve(labels, names, limit, one) for one in range(seed, seed + n_seeds)]
-    # the second run judges the same again, and both runs the held-out images
+    head = describe_result(Comparison, asdict(replace(config, k=tuple(grid))), parents)
+    if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
+        return earlier
+    classifiers = _open_classifiers(sides, run, config.template, device)
+    labels, names = classifiers["base"].labels, classifiers["base"].names
+    tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
+    halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
+    # the second run judges the same images again, and both runs judge the held-out images
     total = sum(len(judged) for _, judged in halves) * (1 if second is None else 2)
     done = 0
 
@@ -147,63 +97,85 @@ def compare(
             on_progress(min(done, total), total)
 
     def count(images: NDArray[np.int64]) -> dict[str, LatentCounts]:
-        some = np.full(len(labels), -1)
-        some[images] = labels[images]
+        counted = np.full(len(labels), -1)
+        counted[images] = labels[images]
         return {
-            name: count_in_codes(side.codes, some, len(names), tokens=tokens, tau=tau) for name, side in sides.items()
+            name: count_in_codes(side.codes, counted, len(names), tokens=tokens, tau=config.tau)
+            for name, side in sides.items()
         }
 
     rounds = []
     for number, (chosen, judged) in enumerate(halves, start=seed):
-        masks = make_masks(count(chosen), grid, n_random, number)
-        outcomes = judge(sae, tokens, scenes, judged, masks, batch_size=batch_size, report=report)
+        rng = np.random.Generator(np.random.Philox(number))
+        masks = [
+            mask
+            for model, counts in count(chosen).items()
+            for mask in make_masks(counts, grid, config.n_random, rng, chosen_by=model)
+        ]
+        outcomes = classify_masked(classifiers, sae, tokens, judged, masks, batch_size=batch_size, report=report)
         rounds.append(Round(number, chosen, judged, outcomes))
-    first, other = (counts.by_class for counts in count(scenes["base"].images).values())
-    body: dict[str, Any] = {
-        "classes": list(names), "n_chosen": len(rounds[0].chosen), "n_judged": len(rounds[0].judged),
-        "hook_point": str(run.hook_point), "prompts": sides["adapted"].store.stores[0].settings.prompts,
-        "overlap": compare_counts(first, other, names, k=n_top, high=high, low=low),
-        **summarize(rounds, names, seed),
-    }  # fmt: skip
-    body["conclusion"] = conclude(rounds, body["overlap"], k_top, n_top, seed)
-    if second is not None:
-        body["dictionaries"] = cross_dictionaries(
-            (run, second), scenes, rounds, k=k_top, tau=tau, seed=seed, limit=limit,
+    base_counts, adapted_counts = (counts.by_class for counts in count(classifiers["base"].images).values())
+    overlap = compare_counts(base_counts, adapted_counts, names, k=config.n_top, high=config.high, low=config.low)
+    accuracy, masked = summarize(rounds, seed)
+    confusion, prediction = count_predictions(rounds, len(names))
+    result = Comparison(
+        *head, classes=names, n_chosen=len(rounds[0].chosen), n_judged=len(rounds[0].judged),
+        hook_point=str(run.hook_point), prompts=sides["adapted"].store.stores[0].settings.prompts or {},
+        overlap=overlap, interval=INTERVALS[len(rounds) > 1], accuracy=accuracy,
+        improvement=improvement_rate(*(accuracy[f"{model} image, {model} text"].accuracy for model in MODELS)),
+        masks=masked, confusion=confusion, prediction=prediction,
+        conclusion=conclude(rounds, overlap, k_top, config.n_top, seed),
+        dictionaries=None if second is None else cross_dictionaries(
+            (run, second), classifiers, rounds, k=k_top, tau=config.tau, seed=seed, limit=config.limit,
             batch_size=batch_size, report=report,
-        )  # fmt: skip
-    return finish_result(out, head, body)
+        ),
+    )  # fmt: skip
+    return finish_result(out, result)
+
+
+def _check_config(config: ComparisonConfig, n_latents: int) -> list[int]:
+    """The k below the dictionary's size, ascending. Raises SettingsError."""
+    numbers = (config.n_random, config.n_top, config.n_seeds, 1 if config.limit is None else config.limit)
+    if not config.k or min(*config.k, *numbers) < 1 or not 1 <= config.high <= config.low:
+        raise SettingsError(
+            "--k, --n-random, --n-top, --n-seeds and --limit must be at least 1, and 1 <= --high <= --low."
+        )
+    grid = sorted({n for n in config.k if n < n_latents})
+    if not grid:
+        raise SettingsError(f"--k must be below the dictionary's {n_latents:,} latents, got {min(config.k)}.")
+    return grid
 
 
 def _check_pair(base: Side, adapted: Side) -> Run:
-    """The run of both. Raises ParentMismatchError unless the two differ in prompts only."""
+    """The run of both sides. Raises ParentMismatchError unless they differ only in their prompts."""
     sides = (base, adapted)
-    for what, said in (
+    for what, values in (
         ("images", [str(side.codes.artifact.settings["rows_id"]) for side in sides]),
         ("SAE", [side.codes.artifact.parents["run"].id for side in sides]),
         ("model", [side.store.model_id for side in sides]),
     ):
-        if said[0] != said[1]:
+        if values[0] != values[1]:
             raise ParentMismatchError(
-                f"{base.concepts.path} and {adapted.concepts.path} have other {what}: {said[0]} and {said[1]}. "
+                f"{base.concepts.path} and {adapted.concepts.path} have different {what}: {values[0]} and {values[1]}. "
                 "Extract both from the same images in the same order, and encode both by one run of one model."
             )
     prompts = [side.store.stores[0].settings.prompts for side in sides]
     if prompts[0] is not None or prompts[1] is None:
         raise ParentMismatchError(
-            f"{base.concepts.path} must be of the plain model and {adapted.concepts.path} of an adapted one. "
-            "Give CONCEPTS_BASE first, and extract the other with --prompts."
+            f"{base.concepts.path} must belong to the base model and {adapted.concepts.path} to its adapted version. "
+            "Give CONCEPTS_BASE first, and extract the other store with --prompts."
         )
     return Run.open(base.codes.artifact.parent_path("run"))
 
 
-def _open_scenes(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
+def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
     """Both models' classifiers, on the images that are labeled and readable in both stores."""
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
     images = np.intersect1d(first, second)
     return {
         name: open_zero_shot(
-            side.store, run.hook_point, templates=template, within=images, by_image=True,
-            towers=open_towers(side.store.stores[0].artifact, device=device),
+            side.store, run.hook_point, open_towers(side.store.stores[0].artifact, device=device),
+            templates=template, within=images, by_image=True,
         )
         for name, side in sides.items()
     }  # fmt: skip

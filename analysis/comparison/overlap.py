@@ -6,21 +6,22 @@ a depth and divided by what equal lists reach there.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.interventions import rank_latents
+from analysis.results import ClassOverlap, CountOverlap, DatasetOverlap, Overlap, OverlapMeans
 
 PERSISTENCE = 0.9
-"""Of rank-biased overlap: the first ten ranks have 86 % of the weight."""
+"""Persistence of the rank-biased overlap: the first ten ranks have 86 % of the weight."""
 
 
 def jaccard(a: Sequence[int], b: Sequence[int]) -> float:
     """Shared members over all members; NaN for two empty lists."""
-    one, other = set(a), set(b)
-    return len(one & other) / len(one | other) if one | other else float("nan")
+    first, second = set(a), set(b)
+    return len(first & second) / len(first | second) if first | second else float("nan")
 
 
 def rank_biased_overlap(a: Sequence[int], b: Sequence[int], persistence: float = PERSISTENCE) -> float:
@@ -50,47 +51,41 @@ def group_latents(
 
 def compare_counts(
     base: NDArray[np.integer], adapted: NDArray[np.integer], names: Sequence[str], *, k: int, high: int, low: int
-) -> dict[str, Any]:
-    """Overlap of the top k latents and the three groups: of each class, and of the dataset.
+) -> CountOverlap:
+    """Overlap of the top k latents and the three groups, for each class and for the dataset.
 
     Args:
         base, adapted: [C, F] counts.
-
-    Returns:
-        `classes`: a row a class; `task`: their means; `dataset`: the same of the sums over classes, with the
-        correlation of a_D (Pearson of counts and of ln(1 + count), over latents that fire in either model); `scatter`.
     """
-    rows = [_compare(base[c], adapted[c], k, high, low) | {"class": name} for c, name in enumerate(names)]
-    numbers = [name for name, value in rows[0].items() if isinstance(value, int | float)]
-    task = {name: float(np.mean([row[name] for row in rows])) for name in numbers}
+    rows = [ClassOverlap(**asdict(_compare(base[c], adapted[c], k, high, low)), class_=n) for c, n in enumerate(names)]
+    task = [float(np.mean([getattr(row, field.name) for row in rows])) for field in fields(OverlapMeans)]
     a, b = base.sum(0, dtype=np.int64), adapted.sum(0, dtype=np.int64)
     live = np.flatnonzero(a + b)
-    whole = _compare(a, b, k, high, low) | {
-        "correlation": _correlation(a[live], b[live]),
-        "log_correlation": _correlation(np.log1p(a[live]), np.log1p(b[live])),
-    }
-    return {
-        "classes": rows,
-        "task": task,
-        "dataset": whole,
-        "scatter": [live.tolist(), a[live].tolist(), b[live].tolist()],
-    }
+    dataset = DatasetOverlap(
+        **asdict(_compare(a, b, k, high, low)),
+        correlation=_correlation(a[live], b[live]),
+        log_correlation=_correlation(np.log1p(a[live]), np.log1p(b[live])),
+    )
+    scatter = (tuple(live.tolist()), tuple(a[live].tolist()), tuple(b[live].tolist()))
+    return CountOverlap(tuple(rows), OverlapMeans(*task), dataset, scatter)
 
 
-def _compare(a: NDArray[np.integer], b: NDArray[np.integer], k: int, high: int, low: int) -> dict[str, Any]:
-    tops = [row[row >= 0].tolist() for row in (rank_latents(x[None], k)[0] for x in (a, b))]
+def _compare(a: NDArray[np.integer], b: NDArray[np.integer], k: int, high: int, low: int) -> Overlap:
+    first, second = (row[row >= 0].tolist() for row in (rank_latents(x[None], k)[0] for x in (a, b)))
     groups = group_latents(a, b, high, low)
-    return {
-        "jaccard": jaccard(*tops),
-        "rank_biased_overlap": rank_biased_overlap(*tops),
-        **{f"n_{name}": len(latents) for name, latents in groups.items()},
-        "shared": [latent for latent in tops[0] if latent in set(tops[1])][:10],
-        "base_only": [latent for latent in tops[0] if latent not in set(tops[1])][:10],
-        "adapted_only": [latent for latent in tops[1] if latent not in set(tops[0])][:10],
-    }
+    return Overlap(
+        jaccard=jaccard(first, second),
+        rank_biased_overlap=rank_biased_overlap(first, second),
+        n_high=len(groups["high"]),
+        n_high_to_low=len(groups["high_to_low"]),
+        n_low_to_high=len(groups["low_to_high"]),
+        shared=tuple([latent for latent in first if latent in set(second)][:10]),
+        base_only=tuple([latent for latent in first if latent not in set(second)][:10]),
+        adapted_only=tuple([latent for latent in second if latent not in set(first)][:10]),
+    )
 
 
-def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
+def _correlation(a: NDArray[np.number], b: NDArray[np.number]) -> float:
     """NaN where one of them does not vary."""
     if len(a) < 2 or not a.std() or not b.std():
         return float("nan")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from actcache.artifacts import fsync_directory, temporary_path
 from actcache.store import IMAGES_FILE
 from analysis.concepts.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
-from analysis.concepts.nearest import Nearest
 from analysis.concepts.statistics import ClassCounts, TopImages, Totals, label_spread, present_labels
+from analysis.cosines import Nearest
 from analysis.heat_maps import heat_maps
 from analysis.pictures import Pictures
 from saetrain import CodeStore
@@ -168,7 +168,7 @@ def write_rows(path: Path, codes: CodeStore, parts: Sequence[LatentRows], table:
 
 
 def write_nearest(path: Path, nearest: Nearest) -> None:
-    write_array(path / "nearest.npy", nearest.latent)
+    write_array(path / "nearest.npy", nearest.neighbor)
     write_array(path / "nearest_cosine.npy", nearest.cosine)
 
 

@@ -1,24 +1,23 @@
 """inspect_dictionaries(): how good the dictionaries of runs are, without labels, concepts or the model.
 
-In: runs, a store. Out, for each run: its amortization gap (what the encoder loses against a pursuit over the same
-dictionary with the same number of latents, on tokens it was not trained on) and its coherence (how alike latents are).
-For each two runs, and for a known dictionary: a one-to-one matching of latents by cosine.
+In: runs and a store. Out, for each run: its amortization gap (what the encoder loses against a pursuit over the same
+dictionary with the same number of latents, on tokens it was not trained on) and its coherence (how similar its latents
+are). For each pair of runs, and for a known dictionary: a one-to-one matching of latents by cosine.
 
-    gap       FVU of the SAE - FVU of the pursuit; between them the FVU of the SAE's own latents with the best values
-    coherence max over j of |cos(d_i, d_j)|: its distribution over latents, with Welch's bound, below which the largest
-              of F directions in D dimensions cannot lie: sqrt((F - D) / (D (F - 1)))
-    matching  Hungarian: the sum of cosines is as large as can be; latents left over count 0
+    gap       FVU of the SAE - FVU of the pursuit; beside them stands the FVU of the SAE's latents with the best values
+    coherence max over j of |cos(d_i, d_j)|: its distribution over latents, beside Welch's bound, which the largest
+              of F directions in D dimensions cannot fall below: sqrt((F - D) / (D (F - 1)))
+    matching  Hungarian: the sum of cosines is as large as possible; unmatched latents count 0
 
 Source: Klindt et al. 2025 (arXiv 2503.01824) for the gap; Paulo and Belrose 2025 (arXiv 2501.16615) for matching seeds;
-Sharkey et al. 2022 for the mean of the largest cosines (MMCS). No (F, F) array: cosines are taken block by block.
+Sharkey et al. 2022 for the mean of the largest cosines (MMCS).
 """
 
+import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,118 +27,75 @@ from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
 from actcache.store import StoreGroup, Stores
+from analysis.cosines import nearest_cosines
 from analysis.dictionary.pursuit import pursue, refit
-from analysis.lineage import find_runs, unseen_images
+from analysis.lineage import find_runs, name_parents, unseen_images
+from analysis.results import (
+    Coherence,
+    Gap,
+    InspectedRun,
+    Inspection,
+    Matching,
+    describe_result,
+    find_result,
+    finish_result,
+)
 from saetrain import Run
 
-BLOCK_LATENTS = 512
 N_CANDIDATES = 64
-"""Latents of the other dictionary that one may be matched with: the nearest ones."""
+"""Latents of the other dictionary that a latent may be matched with: the nearest ones."""
 FIRING_TOKENS = 8
-"""So many times the coded tokens say which latents fire."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """What the encoder loses, on tokens of images that the run was not trained on."""
-
-    n_tokens: int
-    l0: float
-    fvu: float  # the SAE
-    fvu_refit: float  # its latents, best values
-    fvu_pursuit: float  # at most as many latents, chosen by pursuit
-    l0_pursuit: float
-
-    @property
-    def gap(self) -> float:
-        return self.fvu - self.fvu_pursuit
-
-
-@dataclass(frozen=True)
-class Coherence:
-    """Of each latent the largest |cosine| with another one: [10 %, 50 %, 90 %] of the latents, mean and maximum."""
-
-    largest: float
-    mean: float
-    quantiles: tuple[float, float, float]
-    welch_bound: float
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """One run. firing: latents that fire on the sample."""
-
-    run: str
-    n_latents: int
-    n_firing: int
-    gap: Gap
-    coherence: Coherence
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Two dictionaries, one to one, only latents that fire. Shares are of the smaller one's latents."""
-
-    first: str
-    second: str
-    n_first: int
-    n_second: int
-    mean_cosine: float
-    above_70: float
-    above_90: float
-    mean_largest: float  # MMCS: of the first's latents' largest cosines, not one to one
-
-
-@dataclass(frozen=True)
-class Inspection:
-    runs: tuple[Inspected, ...]
-    matchings: tuple[Matching, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        runs = [{**asdict(one), "gap": {**asdict(one.gap), "gap": one.gap.gap}} for one in self.runs]
-        return {"runs": runs, "matchings": [asdict(one) for one in self.matchings]}
+"""Whether a latent fires is measured on this many times the tokens that are coded by pursuit."""
 
 
 def inspect_dictionaries(
     runs: Run | str | Path | Sequence[Run | str | Path],
     store: Stores | StoreGroup,
+    out: str | Path | None = None,
     *,
     n_tokens: int = 2048,
     seed: int = 0,
     truth: NDArray[np.floating] | str | Path | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Measure dictionaries, and match each two.
+    """Measure dictionaries, and match every pair of them.
 
     Args:
-        runs: one or several, or folders of runs, that read one hook point.
+        runs: one or several, or folders of runs, that read the same hook point.
         store: of their model; of a store that a run was trained on, only its held-out images are used.
-        n_tokens: a random sample that is coded by pursuit.
+        out: a JSON file for the result; the same call again returns what the file holds.
+        n_tokens: size of the random sample that is coded by pursuit.
         truth: a known dictionary [N, D], or its .npy file, that every run is matched with (`first`).
         on_progress: called with (runs and matchings done, in all).
 
     Raises:
-        SettingsError: runs of different hook points, a truth of another width, scikit-learn's scipy is missing.
+        SettingsError: runs of different hook points, a truth of another width, scipy is missing.
         ParentMismatchError: a store of another model.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
-    opened = [one for item in listed for one in find_runs(item)]
+    opened = [run for item in listed for run in find_runs(item)]
     store = open_stores(store)
     if n_tokens < 1:
         raise SettingsError(f"--n-tokens must be at least 1, got {n_tokens}.")
-    if len({one.run_id for one in opened}) < len(opened):
+    if len({run.run_id for run in opened}) < len(opened):
         raise SettingsError("A run is given twice. Give runs that differ, e.g. in their seed.")
-    if len({str(one.hook_point) for one in opened}) > 1:
-        hooks = ", ".join(sorted({str(one.hook_point) for one in opened}))
-        raise SettingsError(f"The runs read different hook points ({hooks}); their latents cannot be matched.")
-    for one in opened:
-        one.check_store(store)
+    if len({str(run.hook_point) for run in opened}) > 1:
+        hooks = ", ".join(sorted({str(run.hook_point) for run in opened}))
+        raise SettingsError(f"The runs read different hook points ({hooks}), so their latents cannot be matched.")
+    for run in opened:
+        run.check_store(store)
     known = None if truth is None else _read_truth(truth, opened[0].d_model)
     if len(opened) > 1 or known is not None:
         _require_scipy()
-    names = _names(opened)
+    content = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
+    settings = {"n_tokens": n_tokens, "seed": seed, "truth": content}
+    head = describe_result(Inspection, settings, name_parents(opened, store))
+    if (earlier := find_result(Inspection, out, head, overwrite=overwrite)) is not None:
+        return earlier
+    names = _name_runs(opened)
     total = len(opened) * (len(opened) + 1) // 2 + (len(opened) if known is not None else 0)
-    inspected: list[Inspected] = []
+    inspected: list[InspectedRun] = []
     firing: list[Tensor] = []
     matchings: list[Matching] = []
 
@@ -147,9 +103,9 @@ def inspect_dictionaries(
         if on_progress:
             on_progress(len(inspected) + len(matchings), total)
 
-    for name, one in zip(names, opened, strict=True):
-        rows, found = _inspect(name, one, store, n_tokens, seed)
-        inspected.append(found)
+    for name, run in zip(names, opened, strict=True):
+        rows, measured = _inspect(name, run, store, n_tokens, seed)
+        inspected.append(measured)
         firing.append(rows)
         report()
     for i, j in combinations(range(len(opened)), 2):
@@ -159,11 +115,11 @@ def inspect_dictionaries(
         if known is not None:
             matchings.append(match_latents(known, rows, names=("truth", name)))
             report()
-    return Inspection(tuple(inspected), tuple(matchings))
+    return finish_result(out, Inspection(*head, tuple(inspected), tuple(matchings)))
 
 
 @torch.no_grad()
-def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -> tuple[Tensor, Inspected]:
+def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -> tuple[Tensor, InspectedRun]:
     """(unit dictionary rows of the latents that fire, the numbers)."""
     sae, x = run.sae(), sample_tokens(run, store, FIRING_TOKENS * n_tokens, seed)
     dictionary = F.normalize(sae.decoder.detach())
@@ -174,7 +130,7 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
     rows, latents, values = sae.encode(x)
     centered = sae.normalize(x) - sae.b_dec
     counts = torch.bincount(rows, minlength=len(x))
-    found, n_used = pursue(centered, dictionary, counts)
+    pursued, n_used = pursue(centered, dictionary, counts)
     variance = float((centered - centered.mean(0)).double().square().sum())
     decoded = sae.normalize(sae.decode(rows, latents, values, len(x))) - sae.b_dec
 
@@ -183,14 +139,15 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
 
     gap = Gap(
         n_tokens=len(x), l0=float(counts.double().mean()), fvu=fvu(decoded),
-        fvu_refit=fvu(refit(centered, dictionary, rows, latents)), fvu_pursuit=fvu(found),
-        l0_pursuit=float(n_used.double().mean()),
+        fvu_refit=fvu(refit(centered, dictionary, rows, latents)), fvu_pursuit=fvu(pursued),
+        l0_pursuit=float(n_used.double().mean()), gap=fvu(decoded) - fvu(pursued),
     )  # fmt: skip
-    return dictionary[fires], Inspected(name, sae.config.size, int(fires.sum()), gap, measure_coherence(dictionary))
+    measured = InspectedRun(name, sae.config.size, int(fires.sum()), gap, measure_coherence(dictionary))
+    return dictionary[fires], measured
 
 
 def sample_tokens(run: Run, store: StoreGroup, n_tokens: int, seed: int) -> Tensor:
-    """At most `n_tokens` rows [N, D] float32 in random order, of images that the run was not trained on."""
+    """At most `n_tokens` rows [N, D] float32 in random order, from images that the run was not trained on."""
     images = unseen_images(run, store)
     images = images[store.valid[images]]
     if not len(images):
@@ -205,17 +162,15 @@ def sample_tokens(run: Run, store: StoreGroup, n_tokens: int, seed: int) -> Tens
 
 
 def measure_coherence(dictionary: Tensor) -> Coherence:
-    """Of unit rows [F, D]."""
+    """Coherence of unit rows [F, D]."""
     n_latents, d_model = dictionary.shape
-    nearest = torch.zeros(n_latents)
-    for first, cosines in _blocks(dictionary, dictionary):
-        cosines.abs_()
-        own = torch.arange(len(cosines))
-        cosines[own, first + own] = 0
-        nearest[first : first + len(cosines)] = cosines.amax(1)
-    low, middle, high = nearest.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist()
+    nearest = np.zeros(1)  # a single latent has no other
+    if n_latents > 1:
+        rows = dictionary.numpy()
+        nearest = nearest_cosines(rows, rows, 1, start=0, absolute=True).cosine[:, 0].astype(np.float64)
+    low, middle, high = np.quantile(nearest, [0.1, 0.5, 0.9]).tolist()
     bound = max(0.0, (n_latents - d_model) / (d_model * max(n_latents - 1, 1))) ** 0.5
-    return Coherence(float(nearest.max()), float(nearest.double().mean()), (low, middle, high), bound)
+    return Coherence(float(nearest.max()), float(nearest.mean()), (low, middle, high), bound)
 
 
 def match_latents(
@@ -224,23 +179,25 @@ def match_latents(
 ) -> Matching:  # fmt: skip
     """Match two dictionaries [N, D] and [M, D], each latent with one of the `n_candidates` nearest of the other.
 
-    A latent may stay alone, at cosine 0: no matching takes an opposite direction.
+    A latent may remain unmatched, at cosine 0, so no latent is matched with an opposite direction.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    one, other = (F.normalize(torch.as_tensor(part).float()) for part in (first, second))
-    n, m = len(one), len(other)
-    here, there = _nearest(one, other, n_candidates), _nearest(other, one, n_candidates)
-    key = np.unique(np.concatenate([here.row * m + here.column, there.column * m + there.row]))
-    row, column = np.divmod(key, m)
-    cosine = _cosines(one, other, row, column)
+    a, b = (F.normalize(torch.as_tensor(part).float()).numpy() for part in (first, second))
+    n, m = len(a), len(b)
+    forward, backward = (nearest_cosines(x, y, min(n_candidates, len(y))) for x, y in ((a, b), (b, a)))
+    pairs = [
+        (np.arange(n)[:, None] * m + forward.neighbor).reshape(-1),
+        (backward.neighbor.astype(np.int64) * m + np.arange(m)[:, None]).reshape(-1),
+    ]
+    row, column = np.divmod(np.unique(np.concatenate(pairs)), max(m, 1))
+    cosine = _pair_cosines(a, b, row, column)
     kept = cosine > 0
     row, column, cosine = row[kept], column[kept], cosine[kept]
-    alone = np.arange(n)  # a place of its own for every row, at cosine 0; a cost of 0 would be no edge
+    own = np.arange(n)  # every row has a column of its own at cosine 0; a cost of 0 would be no edge
     costs = csr_array(
-        (np.concatenate([2 - cosine, np.full(n, 2.0)]), (np.r_[row, alone], np.r_[column, m + alone])),
-        shape=(n, m + n),
+        (np.concatenate([2 - cosine, np.full(n, 2.0)]), (np.r_[row, own], np.r_[column, m + own])), shape=(n, m + n)
     )
     rows, columns = min_weight_full_bipartite_matching(costs)
     matched = 2 - np.asarray(costs[rows, columns]).reshape(-1)
@@ -248,38 +205,19 @@ def match_latents(
     return Matching(
         first=names[0], second=names[1], n_first=n, n_second=m, mean_cosine=float(matched.sum() / size),
         above_70=float((matched > 0.7).sum() / size), above_90=float((matched > 0.9).sum() / size),
-        mean_largest=float(here.largest.mean()) if n else 0.0,
+        mean_largest=float(forward.cosine[:, 0].mean(dtype=np.float64)) if n and m else 0.0,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Nearest:
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
-    largest: NDArray[np.float64]
-
-
-def _nearest(one: Tensor, other: Tensor, n_candidates: int) -> _Nearest:
-    k = min(n_candidates, len(other))
-    found = [cosines.topk(k, dim=1) for _, cosines in _blocks(one, other)]
-    column = torch.cat([top.indices for top in found]).numpy()
-    largest = torch.cat([top.values[:, 0] for top in found]).double().numpy()
-    return _Nearest(np.repeat(np.arange(len(one)), k), column.reshape(-1), largest)
-
-
-def _cosines(one: Tensor, other: Tensor, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of pairs, [N]."""
+def _pair_cosines(
+    a: NDArray[np.float32], b: NDArray[np.float32], row: NDArray[np.int64], column: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cosines of pairs of rows, [N], in blocks: a pair takes 12 kB at width 768."""
     parts = [
-        (one[row[i : i + 65536]].double() * other[column[i : i + 65536]].double()).sum(1).numpy()
+        np.einsum("nd,nd->n", a[row[i : i + 65536]], b[column[i : i + 65536]], dtype=np.float64)
         for i in range(0, len(row), 65536)
     ]
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _blocks(one: Tensor, other: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, its block of cosines [b, M])."""
-    for first in range(0, len(one), BLOCK_LATENTS):
-        yield first, one[first : first + BLOCK_LATENTS] @ other.T
+    return np.concatenate([np.empty(0), *parts])
 
 
 def _read_truth(truth: NDArray[np.floating] | str | Path, d_model: int) -> Tensor:
@@ -289,15 +227,15 @@ def _read_truth(truth: NDArray[np.floating] | str | Path, d_model: int) -> Tenso
         raise SettingsError(f"--truth {truth} is not a .npy file of numbers ({error}).") from error
     if known.ndim != 2 or known.shape[1] != d_model or known.dtype.kind != "f" or not len(known):
         raise SettingsError(
-            f"--truth must hold directions [N, {d_model}] in floats, got {known.dtype} {list(known.shape)}."
+            f"--truth must hold floating-point directions [N, {d_model}], got {known.dtype} {list(known.shape)}."
         )
     if not np.isfinite(known).all():
-        raise SettingsError("--truth holds numbers that are not finite.")
+        raise SettingsError("--truth holds numbers that are not finite. Expected finite directions.")
     return torch.from_numpy(known.astype(np.float32))
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Their folders' names, with the folder above where two are the same."""
+def _name_runs(runs: Sequence[Run]) -> list[str]:
+    """The names of their folders, with the parent folder where two names are equal."""
     short = [run.path.name for run in runs]
     return short if len(set(short)) == len(short) else [f"{run.path.parent.name}/{run.path.name}" for run in runs]
 

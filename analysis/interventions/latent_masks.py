@@ -1,123 +1,188 @@
-"""Masks over latents, and what the classifier says through them.
+"""Masks over latents, and how the classifiers of one or two models classify images under them.
 
-In: how often latents fire, by class. Out: the outcome of every mask, its latents kept and dropped. Each batch is read
-and encoded once; a mask decodes the entries it keeps, what it drops is the difference.
+In: how often latents fire, by class. Out: the outcome of every condition. Each batch is read and encoded once per
+model; a mask decodes only the entries it keeps, and what it drops is the difference.
 Shapes: B images, C classes, F latents.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.classifier import BATCH_IMAGES, Outcome, Outcomes, Spliced, ZeroShot, as_numpy, batches, splice
+from analysis.classifier import BATCH_IMAGES, Outcome, Outcomes, ZeroShot, as_numpy, batches, splice
 from analysis.interventions.latent_choice import LatentCounts, match_frequency, rank_latents
-from analysis.interventions.study import Report, Study
 from saetrain import SAE
 
 
 @dataclass(frozen=True)
-class Mask:
-    """k latents for each class, or one list for all.
+class LatentMask:
+    """k latents for each class, or one list for all images.
 
     Attributes:
         selection: class, predicted, dataset, list or random.
-        draw: number of the random draw; 0 else.
+        draw: number of the random draw; otherwise 0.
         lists: [C, k] or [1, k], -1 behind the last.
+        chosen_by: the model whose latents these are, where there are two.
     """
 
     selection: str
     k: int
     draw: int
     lists: Tensor
+    chosen_by: str = ""
 
     def table(self, classes: Tensor, n_latents: int) -> Tensor:
         """[B, F]: true for the latents of each image's class [B]; class -1 has none."""
         rows = self.lists[classes.clamp(min=0) if len(self.lists) > 1 else torch.zeros_like(classes)]
-        rows = torch.where((rows >= 0) & (classes >= 0)[:, None], rows, n_latents)  # one column more takes the rest
+        rows = torch.where((rows >= 0) & (classes >= 0)[:, None], rows, n_latents)  # one extra column takes the rest
         table = torch.zeros(len(classes), n_latents + 1, dtype=torch.bool, device=classes.device)
         return table.scatter_(1, rows, True)[:, :n_latents]
 
 
+class Condition(NamedTuple):
+    """What a classifier sees.
+
+    Attributes:
+        model: whose image tower, and whose texts unless `selection` is swap.
+        chosen_by: whose latents; `all` where none were chosen.
+        selection: that of the mask; all: every latent; original: the stream itself; swap: the same with the other
+            model's texts.
+        k, draw: of the mask; otherwise 0.
+        keep_error: whether the error term was added.
+        mode: keep or drop the latents.
+    """
+
+    model: str
+    chosen_by: str
+    selection: str
+    k: int = 0
+    draw: int = 0
+    keep_error: bool = False
+    mode: str = "keep"
+
+
+def make_masks(
+    counts: LatentCounts, grid: Sequence[int], n_random: int, rng: np.random.Generator, *,
+    listed: Sequence[int] = (), chosen_by: str = "",
+) -> list[LatentMask]:  # fmt: skip
+    """For each k: the k most frequent latents of each class and of the dataset, and random ones as frequent as these.
+
+    A random draw is left out where too few latents are left for it.
+
+    Args:
+        listed: a list that takes the place of the classes' and the dataset's latents.
+    """
+    total = counts.by_dataset
+    ranked = np.array([listed]) if listed else rank_latents(counts.by_class, max(grid))
+    dataset = rank_latents(total[None], max(grid))
+    masks = []
+    for k in grid:
+        chosen = ranked[:, :k]
+        if listed:
+            masks.append(LatentMask("list", k, 0, torch.from_numpy(chosen), chosen_by))
+        else:
+            masks.append(LatentMask("class", k, 0, torch.from_numpy(chosen), chosen_by))
+            masks.append(LatentMask("dataset", k, 0, torch.from_numpy(dataset[:, :k]), chosen_by))
+        for draw in range(n_random):
+            drawn = match_frequency(chosen, total, rng=rng)
+            if drawn is not None:
+                masks.append(LatentMask("random", k, draw, torch.from_numpy(drawn), chosen_by))
+    return masks
+
+
+def add_predicted(masks: Iterable[LatentMask]) -> list[LatentMask]:
+    """The masks, and after each class's mask the same for the class that the model itself predicts."""
+    with_predicted = []
+    for mask in masks:
+        with_predicted.append(mask)
+        if mask.selection == "class":
+            with_predicted.append(replace(mask, selection="predicted"))
+    return with_predicted
+
+
 @torch.no_grad()
 def count_in_stream(
-    sae: SAE, tokens: str, scene: ZeroShot, images: NDArray[np.int64], labels: NDArray[np.int64], *, tau: float,
+    sae: SAE, tokens: str, classifier: ZeroShot, images: NDArray[np.int64], labels: NDArray[np.int64], *, tau: float,
     batch_size: int = BATCH_IMAGES,
 ) -> tuple[LatentCounts, NDArray[np.bool_]]:  # fmt: skip
-    """(a_c[s] of some images, encoded here and now; [F] whether a latent fired on them).
+    """(a_c[s] of some images, encoded on the spot; [F] whether a latent fired on them).
 
     Args:
         labels: [I] class of each image of the store.
     """
-    counts = LatentCounts.empty(len(scene.names), sae.config.size)
+    counts = LatentCounts.empty(len(classifier.names), sae.config.size)
     fired = np.zeros(sae.config.size, dtype=np.bool_)
-    sae = sae.to(scene.vision.device)
+    sae = sae.to(classifier.vision.device)
     for part in batches(images, batch_size):
-        spliced = splice(sae, scene.read(part), scene.store.n_tokens, tokens)
+        spliced = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
         above = spliced.values > tau
         counts.add(labels[part[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
         fired[as_numpy(spliced.latents)] = True
     return counts, fired
 
 
-def make_masks(counts: LatentCounts, grid: list[int], listed: list[int], n_random: int, seed: int) -> list[Mask]:
-    """For each k the masks of class, predicted class and dataset (or of the list), and the random draws."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    total = counts.by_dataset
-    masks = []
-    ranked = rank_latents(counts.by_class, max(grid)) if not listed else np.array([listed])
-    dataset = rank_latents(total[None], max(grid))
-    for k in grid:
-        own = ranked[:, :k]
-        chosen = {"list": own} if listed else {"class": own, "predicted": own, "dataset": dataset[:, :k]}
-        masks += [Mask(selection, k, 0, torch.from_numpy(lists)) for selection, lists in chosen.items()]
-        for draw in range(n_random):
-            drawn = match_frequency(own, total, rng=rng)
-            if drawn is not None:  # else there are not k others: no control
-                masks.append(Mask("random", k, draw, torch.from_numpy(drawn)))
-    return masks
+@torch.no_grad()
+def classify_masked(
+    classifiers: Mapping[str, ZeroShot], sae: SAE, tokens: str, images: NDArray[np.int64],
+    masks: Iterable[LatentMask] = (), *, modes: Sequence[str] = ("keep",),
+    keep_errors: Sequence[bool] = (False, True), batch_size: int = BATCH_IMAGES,
+    report: Callable[[int], None] = lambda n_images: None,
+) -> dict[Condition, Outcome]:  # fmt: skip
+    """The outcome of each model's stream itself, of all latents, and of each mask, on some images in their order.
 
+    Args:
+        classifiers: of one model, or of two on one set of images and classes.
+        modes: keep and drop.
+        keep_errors: without and with the error term.
+        report: called with the number of images of each batch.
+    """
+    outcomes: dict[Condition, Outcomes] = {}
+    device = next(iter(classifiers.values())).vision.device
+    sae, n_latents = sae.to(device), sae.config.size
+    masks = [replace(mask, lists=mask.lists.to(device)) for mask in masks]
+    for part in batches(images, batch_size):
+        for model, classifier in classifiers.items():
+            truth = classifier.labels[part]
+            label = torch.from_numpy(truth).to(device)
+            x = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
 
-Key = tuple[str, str, int | str, int]
-"""(selection, mode, k, draw)."""
+            def add(condition: Condition, logits: Tensor, truth: NDArray[np.int64] = truth) -> Tensor:
+                outcomes.setdefault(condition, Outcomes()).add(logits, truth)
+                return logits
 
-
-def judge_masks(
-    study: Study, judged: NDArray[np.int64], masks: list[Mask], keep_error: bool, on_progress: Report | None
-) -> dict[Key, Outcome]:
-    """The outcome of the original, of all and no latents, and of each mask kept and dropped, on the judged images."""
-    scene, n_latents = study.scene, study.sae.config.size
-    found: dict[Key, Outcomes] = {}
-    masks = [Mask(m.selection, m.k, m.draw, m.lists.to(scene.vision.device)) for m in masks]
-    for images, spliced in study.batches(judged, on_progress):
-        truth = scene.labels[images]
-        label = torch.from_numpy(truth).to(scene.vision.device)
-        rest: Tensor | float = spliced.error if keep_error else 0.0
-
-        def run(new: Tensor, key: Key, truth: NDArray[np.int64] = truth, x: Spliced = spliced) -> Tensor:
-            logits = scene.logits(x.stream(new))
-            found.setdefault(key, Outcomes()).add(logits, truth)
-            return logits
-
-        predicted = run(spliced.old, ("all", "original", "all", 0)).argmax(1)
-        run(spliced.whole + rest, ("all", "keep", "all", 0))
-        run(spliced.nothing + rest + torch.zeros_like(spliced.old), ("all", "drop", "all", 0))
-        by_class: dict[tuple[str, int], Tensor] = {}
-        for mask in masks:
-            wrong = predicted != label if mask.selection == "predicted" else torch.ones_like(label, dtype=torch.bool)
-            guess = predicted if mask.selection == "predicted" else label
-            kept = spliced.keep(mask.table(torch.where(wrong, guess, -1), n_latents))
-            for mode, new in (("keep", kept), ("drop", spliced.drop(kept))):
-                key: Key = (mask.selection, mode, mask.k, mask.draw)
-                if mask.selection != "predicted":
-                    logits = run(new + rest, key)
-                else:  # where the model is right, its mask is the class's
-                    logits = by_class[mode, mask.k].clone()
-                    if bool(wrong.any()):
-                        logits[wrong] = scene.logits(spliced.stream(new + rest)[wrong])
-                    found.setdefault(key, Outcomes()).add(logits, truth)
-                if mask.selection == "class":
-                    by_class[mode, mask.k] = logits
-    return {key: outcomes.result() for key, outcomes in found.items()}
+            embedded = classifier.embed(x.x)
+            predicted = add(Condition(model, "all", "original"), classifier.classify(embedded)).argmax(1)
+            wrong = predicted != label
+            for other in classifiers.keys() - {model}:
+                add(Condition(model, "all", "swap"), classifiers[other].classify(embedded))
+            rest: dict[bool, Tensor | float] = {keep: x.error if keep else 0.0 for keep in keep_errors}
+            for keep_error in keep_errors:
+                for mode in modes:
+                    new = x.whole if mode == "keep" else x.nothing + torch.zeros_like(x.old)
+                    condition = Condition(model, "all", "all", keep_error=keep_error, mode=mode)
+                    add(condition, classifier.logits(x.stream(new + rest[keep_error])))
+            logits: dict[Condition, Tensor] = {}
+            for mask in masks:
+                by_prediction = mask.selection == "predicted"
+                classes = torch.where(wrong, predicted, -1) if by_prediction else label
+                kept = x.keep(mask.table(classes, n_latents))
+                for keep_error in keep_errors:
+                    for mode in modes:
+                        condition = Condition(
+                            model, mask.chosen_by, mask.selection, mask.k, mask.draw, keep_error, mode
+                        )
+                        new = (kept if mode == "keep" else x.drop(kept)) + rest[keep_error]
+                        if by_prediction:  # where the model is right, its mask is that of the class
+                            whole = logits[condition._replace(selection="class")].clone()
+                            if bool(wrong.any()):
+                                whole[wrong] = classifier.logits(x.stream(new)[wrong])
+                        else:
+                            whole = classifier.logits(x.stream(new))
+                        logits[condition] = add(condition, whole)
+        report(len(part))
+    return {condition: collected.result() for condition, collected in outcomes.items()}

@@ -4,6 +4,7 @@ In: codes, the PNG masks that lie beside the images, and a legend that says what
 Memory: a byte a pixel of every image with a mask.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,13 @@ class PixelMasks:
         """Of some of the images."""
         carriers = self.carriers if len(self.carriers) == 1 else self.carriers[which]
         return replace(self, images=self.images[which], numbers=self.numbers[which], carriers=carriers)
+
+    def digest(self) -> str:
+        """16 hex digits of the content, for the identity of what is made from these masks."""
+        content = hashlib.sha256("\n".join(self.names).encode())
+        for array in (self.images, self.numbers, self.carriers):
+            content.update(np.ascontiguousarray(array).data)
+        return content.hexdigest()[:16]
 
     def _patches(self, grid: tuple[int, int]) -> NDArray[np.int64]:
         """[M, P, pixels of a patch]; pixels beyond the last whole patch are not seen by the model."""

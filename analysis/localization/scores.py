@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache import SettingsError
@@ -23,6 +22,7 @@ from analysis.heat_maps import heat_maps, upsample
 from analysis.lineage import image_stores
 from analysis.localization.pixel_masks import PixelMasks, read_masks
 from analysis.reduce import cut_latents, find_pairs, fold_pieces
+from analysis.results import LocalizedConcept, LocalizedConcepts, describe_result, find_result, finish_result
 from saetrain import CodeStore, LatentCodes
 
 CUTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -44,6 +44,7 @@ class Localization(NamedTuple):
 
 def localize(
     codes: CodeStore,
+    out: str | Path | None = None,
     *,
     masks: str | Path | None = None,
     legend: str | Path | None = None,
@@ -52,37 +53,41 @@ def localize(
     where: str | None = None,
     images: str | Path | None = None,
     store: str | Path | None = None,
+    overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> pa.Table:
+) -> LocalizedConcepts:
     """The latents that localize each concept best, chosen by AP on one half of the images and judged on the other.
 
-    The halves are the first and second of each store's images with masks, in stored order, which is random.
+    The halves are the first and second of each store's images with masks, in stored order, which is random. Concepts
+    that one half lacks are left out.
 
     Args:
-        masks, legend, images, store, where: as `read_masks`.
-        latent: judge this one for every concept, in place of the best.
-        n_top: latents a concept.
-
-    Returns:
-        concept, latent, ap, chance (share of pixels: the AP of a constant), pointing, iou, chosen_ap (on the choosing
-        half), n_images (that contain it, of the judging half). Concepts that one half lacks are left out.
+        out: a JSON file for the result; the same call again returns what the file holds.
+        masks, legend, images, store, where: see `read_masks`.
+        latent: judge this latent for every concept, instead of the best one.
+        n_top: latents per concept.
 
     Raises:
-        SettingsError, ImageSourceError, ParentMismatchError as `read_masks`; SettingsError for a latent out of
-        range, or when no concept is in both halves.
+        SettingsError, ImageSourceError, ParentMismatchError: see `read_masks`. SettingsError: a latent out of range, or
+            no concept in both halves.
     """
     if latent is not None and not 0 <= latent < codes.n_latents:
         raise SettingsError(f"--latent must lie in 0..{codes.n_latents - 1}, got {latent}.")
-    found = read_masks(
+    pixel_masks = read_masks(
         codes, masks=masks, legend=legend, images=images, store=store, where=where, on_progress=on_progress
     )
-    first = _first_halves(image_stores(codes)[found.images])
-    choose, judge = found.take(np.flatnonzero(first)), found.take(np.flatnonzero(~first))
+    settings = {"latent": latent, "n_top": n_top, "where": where, "masks": pixel_masks.digest()}
+    head = describe_result(LocalizedConcepts, settings, {"codes": codes.artifact})
+    if (earlier := find_result(LocalizedConcepts, out, head, overwrite=overwrite)) is not None:
+        return earlier
+    first = _first_halves(image_stores(codes)[pixel_masks.images])
+    choose, judge = pixel_masks.take(np.flatnonzero(first)), pixel_masks.take(np.flatnonzero(~first))
     shares = [half.coverage(codes.grid) for half in (choose, judge)]
     present = [np.any(share > 0, axis=1) for share in shares]  # [M, C]
     concepts = np.flatnonzero(present[0].any(0) & present[1].any(0))
     if not len(concepts):
-        raise SettingsError(f"No concept is in both halves of the {len(found.images)} images with masks. Give more.")
+        n_images = len(pixel_masks.images)
+        raise SettingsError(f"No concept is in both halves of the {n_images} images with masks. Give more images.")
     candidates = None if latent is None else [latent]
     chosen = score_latents(codes, choose, latents=candidates).ap
     order = np.argsort(-chosen, axis=0, kind="stable")[:n_top]  # [n_top, C]
@@ -91,24 +96,24 @@ def localize(
     judged = score_latents(codes, judge, latents=latents)
     rows = []
     for concept in concepts.tolist():
-        for one, place in zip(best[:, concept].tolist(), order[:, concept].tolist(), strict=True):
-            where_chosen, where_judged = (np.flatnonzero(half[:, concept]) for half in present)
-            where_chosen = where_chosen[:N_MASKS]
-            threshold = choose_threshold(codes, one, choose.images[where_chosen], choose.pixels(where_chosen, concept))
-            iou = mean_iou(codes, one, judge.images[where_judged], judge.pixels(where_judged, concept), threshold)
+        in_chosen, in_judged = (np.flatnonzero(half[:, concept]) for half in present)
+        in_chosen = in_chosen[:N_MASKS]
+        chosen_pixels, judged_pixels = choose.pixels(in_chosen, concept), judge.pixels(in_judged, concept)
+        for candidate, place in zip(best[:, concept].tolist(), order[:, concept].tolist(), strict=True):
+            threshold = choose_threshold(codes, candidate, choose.images[in_chosen], chosen_pixels)
             rows.append(
-                {
-                    "concept": found.names[concept],
-                    "latent": one,
-                    "ap": float(judged.ap[latents.index(one), concept]),
-                    "chance": float(shares[1][..., concept].mean(dtype=np.float64)),
-                    "pointing": float(judged.pointing[latents.index(one), concept]),
-                    "iou": iou,
-                    "chosen_ap": float(chosen[place, concept]),
-                    "n_images": len(where_judged),
-                }
+                LocalizedConcept(
+                    concept=pixel_masks.names[concept],
+                    latent=candidate,
+                    ap=float(judged.ap[latents.index(candidate), concept]),
+                    chance=float(shares[1][..., concept].mean(dtype=np.float64)),
+                    pointing=float(judged.pointing[latents.index(candidate), concept]),
+                    iou=mean_iou(codes, candidate, judge.images[in_judged], judged_pixels, threshold),
+                    chosen_ap=float(chosen[place, concept]),
+                    n_images=len(in_judged),
+                )
             )
-    return pa.Table.from_pylist(rows)
+    return finish_result(out, LocalizedConcepts(*head, len(pixel_masks.images), tuple(rows)))
 
 
 def _first_halves(stores: NDArray[np.int64]) -> NDArray[np.bool_]:

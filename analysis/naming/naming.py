@@ -29,6 +29,7 @@ from actcache.models import TextTower, read_templates
 from actcache.prompts import open_towers
 from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_stored_images
 from analysis.concepts import ConceptTable
+from analysis.cosines import nearest_cosines
 from analysis.lineage import open_parents
 from analysis.naming.files import METHODS, write_name_table
 from analysis.naming.vocabulary import read_vocabulary
@@ -177,21 +178,15 @@ def _two_means(points: Tensor, there: Tensor) -> Tensor:
 def find_words(
     vectors: Tensor, words: Tensor, empty: Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """For unit vectors [F, E], the nearest of the words [V, E]: (its index, cosine, alignment), [F] each."""
-    best = [(part @ words.T).max(1) for part in torch.split(vectors, BLOCK_LATENTS)]
-    cosine = torch.cat([part.values for part in best]).double().numpy()
+    """For unit vectors [F, E] the nearest of the words [V, E]: (its number, cosine, alignment), [F] each."""
+    nearest = nearest_cosines(vectors.numpy(), words.numpy(), 1)
+    cosine = nearest.cosine[:, 0].astype(np.float64)
     alignment = cosine - (vectors @ empty).double().numpy()
-    return torch.cat([part.indices for part in best]).numpy(), cosine, alignment
+    return nearest.neighbor[:, 0].astype(np.int64), cosine, alignment
 
 
 def redundancy(vectors: Tensor) -> NDArray[np.float64]:
-    """The largest cosine of each unit vector [F, E] with any other, block by block; NaN for a single vector."""
+    """Largest cosine of each unit vector [F, E] with another one; NaN if there is only one."""
     if len(vectors) < 2:
         return np.full(len(vectors), np.nan)
-    largest = []
-    for first in range(0, len(vectors), BLOCK_LATENTS):
-        cosines = vectors[first : first + BLOCK_LATENTS] @ vectors.T
-        own = torch.arange(len(cosines))
-        cosines[own, first + own] = -2.0
-        largest.append(cosines.max(1).values)
-    return np.asarray(torch.cat(largest).double().numpy())
+    return nearest_cosines(vectors.numpy(), vectors.numpy(), 1, start=0).cosine[:, 0].astype(np.float64)

@@ -1,18 +1,30 @@
-"""The report's section on causes: result files in, plots and tables out. Needs bokeh only, no model.
+"""The report's section for each kind of result: result files in, plots and tables out. Needs bokeh only, no model.
 
-Of `intervene` the masking curve with its controls, of `attribute` the deletion curves, of `evaluate` the table of
-fidelity, of `steer` the table of steerability, of `rules` the rules, of `compare` everything its own page shows.
+SECTIONS is the table of all kinds: a new kind of result is a record in analysis/results, a function and a line here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actcache import SchemaError
+from actcache import CorruptError
+from actcache.artifacts import open_artifact, read_manifest
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
 from analysis.report.page import Section, draw_level, draw_line, finish_plot, start_plot
-from analysis.results import read_result
+from analysis.results import (
+    Comparison,
+    Deletion,
+    Fidelity,
+    Inspection,
+    LearnedRules,
+    LocalizedConcepts,
+    MaskingCurve,
+    Result,
+    Steerability,
+    Steering,
+    read_result,
+)
 
 COLORS = {
     "class": "#0b6bcb", "predicted": "#2a9d5c", "list": "#0b6bcb", "dataset": "#b07d12", "random": "#d1435b",
@@ -27,127 +39,211 @@ MODES = {"keep": "only these latents", "drop": "all but these latents"}
 
 
 def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list[Section]:
-    """One section a result file. Raises SchemaError for a file that is no result, or of a kind that is not shown.
+    """One section per result file or x.prompts folder.
 
     Args:
-        concepts: the table that the page is about; of a comparison, a link leads to a latent in its gallery.
+        concepts: the table that the page is about; links of a comparison lead to latents in its gallery.
+
+    Raises:
+        SettingsError, SchemaError, CorruptError: a file that is no result, or a malformed one.
     """
     sections = []
-    for path in results:
-        found = read_result(path)
-        if found["kind"] == "comparison":
-            tables = find_tables(found, concepts, Path(path).parent)
-            anchors = set(concepts.gallery["latent"].to_pylist()) if concepts in tables.values() else set()
-            sections.append(draw_comparison(found, tables, anchors=anchors))
-        elif found["kind"] in DRAW:
-            sections.append(DRAW[found["kind"]](found))
-        else:
-            raise SchemaError(f"{path} holds {found['kind']}, expected {', '.join(DRAW)} or comparison.")
+    for path in map(Path, results):
+        if path.is_dir():
+            sections.append(show_adaptation(path))
+            continue
+        result = read_result(path, *SECTIONS)
+        sections.append(SECTIONS[type(result)](result, concepts, path.parent))
     return sections
 
 
-def draw_masks(found: dict[str, Any]) -> Section:
+def draw_compared(comparison: Comparison, concepts: ConceptTable, folder: Path) -> Section:
+    tables = find_tables(comparison, concepts, folder)
+    anchors = set(concepts.gallery["latent"].to_pylist()) if concepts in tables.values() else set()
+    return draw_comparison(comparison, tables, anchors=anchors)
+
+
+def draw_masks(result: MaskingCurve) -> Section:
     """Accuracy against k, kept and dropped, with 95 % intervals; the margins over the random control as a table."""
-    whole = {r["mode"]: r["accuracy"] for r in found["curve"] if r["selection"] == "all"}
+    levels = {row.mode: row.accuracy for row in result.curve if row.selection == "all"}
+    masked = [row for row in result.curve if isinstance(row.k, int)]
     plots = []
     for mode, title in MODES.items():
         plot = _start(title, "latents k", "zero-shot accuracy")
         plot.y_range.start = 0
         for name, style, level in LEVELS:
-            draw_level(plot, whole[name], style, level)
-        plot.xaxis.ticker = sorted({r["k"] for r in found["curve"] if r["selection"] != "all"})
-        for selection in dict.fromkeys(r["selection"] for r in found["curve"] if r["selection"] != "all"):
-            rows = [r for r in found["curve"] if (r["selection"], r["mode"]) == (selection, mode)]
-            points = [(r["k"], r["accuracy"], r["accuracy_low"], r["accuracy_high"]) for r in rows]
+            draw_level(plot, levels[name], style, level)
+        plot.xaxis.ticker = sorted({row.k for row in masked})
+        for selection in dict.fromkeys(row.selection for row in masked):
+            points = [
+                (float(row.k), row.accuracy, row.accuracy_low, row.accuracy_high)
+                for row in masked
+                if (row.selection, row.mode) == (selection, mode)
+            ]
             draw_line(plot, points, COLORS[selection], TITLES[selection])
         plots.append(finish_plot(plot))
     head = ["selection", "latents", "k", "accuracy minus random", "95 % interval"]
     rows = [
-        [TITLES[m["selection"]], m["mode"], str(m["k"]), f"{m['margin']:+.3f}", f"{m['low']:+.3f} to {m['high']:+.3f}"]
-        for m in found["margins"]
-        if m["selection"] != "dataset"
+        [TITLES[m.selection], m.mode, str(m.k), f"{m.margin:+.3f}", f"{m.low:+.3f} to {m.high:+.3f}"]
+        for m in result.margins
+        if m.selection != "dataset"
     ]
-    error = "kept" if found["settings"]["keep_error"] else "left out"
+    error = "kept" if result.settings["keep_error"] else "left out"
     text = (
-        f"Zero-shot accuracy on {found['n_judged']:,} images when the classifier sees some of the "
-        f"{found['n_latents']:,} latents of {found['run']} only, or all but these ({found['tokens']} tokens of "
-        f"{found['hook_point']}, error term {error}). Latents were chosen on {found['n_chosen']:,} other images by how "
+        f"Zero-shot accuracy on {result.n_judged:,} images when the classifier sees only some of the "
+        f"{result.n_latents:,} latents of {result.run}, or all but these ({result.tokens} tokens of "
+        f"{result.hook_point}, error term {error}). Latents were chosen on {result.n_chosen:,} other images by how "
         "often they fire. Bands and bars are 95 % intervals. Level lines: original (solid), all latents (dashed), none "
-        "(dotted). The oracle's mask knows the true class, so what it keeps tells the answer by itself: the predicted "
-        "class's mask is the honest one."
+        "(dotted). The oracle's mask knows the true class, so what it keeps gives the answer away: the mask of the "
+        "predicted class is the fair one."
     )
     return Section("Masking latents", text, plots, [head, *rows])
 
 
-def draw_deletion(found: dict[str, Any]) -> Section:
+def draw_deletion(result: Deletion) -> Section:
     """Cosine with the predicted class against the number of deleted latents, by method."""
     plot = _start("deleting latents, the largest first", "1 + latents deleted", "cosine with the predicted class")
-    methods = dict.fromkeys(r["method"] for r in found["curve"])
-    for method in methods:
-        rows = [r for r in found["curve"] if r["method"] == method]
-        draw_line(plot, [(1 + r["n"], r["y"], r["low"], r["high"]) for r in rows], COLORS[method], method)
-    margins = {m["method"]: m for m in found["margins"]}
+    for method in dict.fromkeys(point.method for point in result.curve):
+        points = [(1.0 + p.n, p.y, p.low, p.high) for p in result.curve if p.method == method]
+        draw_line(plot, points, COLORS[method], method)
+    margins = {m.method: m for m in result.margins}
     rows = [["method", "area", "minus attribution", "95 % interval"]]
-    for method, area in sorted(found["areas"].items(), key=lambda item: item[1]):
+    for method, area in sorted(result.areas.items(), key=lambda item: item[1]):
         m = margins.get(method)
-        more = [f"{m['margin']:+.4f}", f"{m['low']:+.4f} to {m['high']:+.4f}"] if m else ["", ""]
+        more = [f"{m.margin:+.4f}", f"{m.low:+.4f} to {m.high:+.4f}"] if m else ["", ""]
         rows.append([method, f"{area:.4f}", *more])
     text = (
-        f"Latents are deleted one after another from {found['n_judged']:,} images, those first that a method thinks "
-        "the decision rests on; the faster the cosine falls, the better it knows. Area: mean of the curve, smaller is "
-        "better."
+        f"Latents are deleted from {result.n_judged:,} images one after another, in the order in which a method ranks "
+        "their effect on the decision; the faster the cosine falls, the better the ranking. Area: mean of the curve, "
+        "smaller is better."
     )
     return Section("Which latents decide", text, [finish_plot(plot)], rows)
 
 
-def show_fidelity(found: dict[str, Any]) -> Section:
+def show_fidelity(result: Fidelity) -> Section:
     head = ["run", "hook point", "tokens", "activations", "accuracy", "95 % interval", "loss", "same prediction"]
     rows = [
         [
-            run["run"], run["hook_point"], run["tokens"], name, f"{v['accuracy']:.3f}",
-            f"{v['accuracy_low']:.3f} to {v['accuracy_high']:.3f}", f"{v['loss']:.3f}", f"{v['same_prediction']:.3f}",
+            run.run, run.hook_point, run.tokens, name, f"{v.accuracy:.3f}",
+            f"{v.accuracy_low:.3f} to {v.accuracy_high:.3f}", f"{v.loss:.3f}", f"{v.same_prediction:.3f}",
         ]
-        for run in found["runs"]
-        for name, v in run["variants"].items()
+        for run in result.runs
+        for name, v in run.variants.items()
     ]  # fmt: skip
     text = "Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations."
     return Section("Fidelity", text, [], [head, *rows])
 
 
-def show_steering(found: dict[str, Any]) -> Section:
+def show_steering(result: Steering) -> Section:
+    rows = [["class", "change of its probability", "predicted before", "predicted after"]]
+    for name, shift in result.shift.items():
+        before, after = result.predicted[name]
+        rows.append([name, f"{shift:+.4f}", f"{before:,}", f"{after:,}"])
+    changes = [
+        f"latent {latent} {verb} {value:g}"
+        for setting, verb in (("set", "set to"), ("add", "raised by"))
+        for latent, value in _values(result.settings[setting])
+    ]
+    text = (
+        f"Zero-shot answers on {result.n_judged:,} images before and after latents of {result.run} are changed on "
+        f"every one of the {result.tokens} tokens ({'; '.join(changes)}). Accuracy goes from "
+        f"{result.before.accuracy:.1%} to {result.after.accuracy:.1%}, loss from {result.before.loss:.3f} to "
+        f"{result.after.loss:.3f}."
+    )
+    return Section("Setting latents", text, [], rows)
+
+
+def _values(setting: object) -> list[tuple[str, float]]:
+    return list(setting.items()) if isinstance(setting, Mapping) else []
+
+
+def show_steerability(result: Steerability) -> Section:
     head = ["what is set", "to", "how many", "steerable", "coverage", "mean S", "mean power"]
     rows = [
         [
-            r["kind"], f"{r['strength']:g}", str(r["n"]), f"{r['steerable']:.1%}", str(r["coverage"]),
-            f"{r['steerability']:.4f}", f"{r['power']:.4f}",
+            r.kind, f"{r.strength:g}", str(r.n), f"{r.steerable:.1%}", str(r.coverage), f"{r.steerability:.4f}",
+            f"{r.power:.4f}",
         ]
-        for r in found["summary"]
+        for r in result.summary
     ]  # fmt: skip
     text = (
-        f"How the probabilities of {found['n_words']:,} words move when one latent, or one dimension of the stream, is "
-        "set on every token. Steerable: the squares of the changes add up to more than 0.1."
+        f"How the probabilities of {result.n_words:,} words move when one latent, or one dimension of the stream, is "
+        "set on every token. A latent is steerable when the squares of the changes add up to more than 0.1."
     )
     return Section("Steering", text, [], [head, *rows])
 
 
-def show_rules(found: dict[str, Any]) -> Section:
+def show_rules(result: LearnedRules) -> Section:
     rows = [["class", "rule", "precision", "fires on images", "recall"]]
-    for name, one in found["classes"].items():
-        for i, rule in enumerate(one["rules"]):
-            right = "" if rule["precision"] is None else f"{rule['precision']:.0%}"
-            recall = "" if i or one["recall"] is None else f"{one['recall']:.0%}"
-            rows.append([name if not i else "", rule["text"], right, f"{rule['n_fires']:,}", recall])
-    what = "CLIP's zero-shot answer" if found["settings"]["explain"] == "zero-shot" else "the label"
-    size = found["size"]
+    for name, learned in result.classes.items():
+        for i, rule in enumerate(learned.rules):
+            precision = "" if rule.precision is None else f"{rule.precision:.0%}"
+            recall = "" if i or learned.recall is None else f"{learned.recall:.0%}"
+            rows.append([name if not i else "", rule.text, precision, f"{rule.n_fires:,}", recall])
+    explained = "CLIP's zero-shot answer" if result.settings["explain"] == "zero-shot" else "the label"
     text = (
-        f"{size['rules']} rules over {size['latents']} latents for {what}, learned on {found['n_learned']:,} images "
-        f"and judged on {found['n_judged']:,}: fidelity {found['fidelity']:.1%}, accuracy {found['accuracy']:.1%} "
-        f"({found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}); the largest class alone "
-        f"{found['majority']:.1%}. An image takes the class of the most precise rule that fires, {found['default']} "
-        "where none does. Precision: images of the class among those the rule fires on; recall: images of the class "
-        "that are told right."
+        f"{result.size.rules} rules over {result.size.latents} latents for {explained}, learned on "
+        f"{result.n_learned:,} images and judged on {result.n_judged:,}: fidelity {result.fidelity:.1%}, accuracy "
+        f"{result.accuracy:.1%} ({result.accuracy_low:.1%} to {result.accuracy_high:.1%}); the largest class alone "
+        f"{result.majority:.1%}. An image takes the class of the most precise rule that fires, or {result.default} if "
+        "none does. Precision: share of the class among the images that the rule fires on. Recall: share of the "
+        "class's images that are classified correctly."
     )
     return Section("Rules", text, [], rows)
+
+
+def show_inspection(result: Inspection) -> Section:
+    rows = [["run", "latents", "firing", "L0", "FVU", "refit", "pursuit", "gap", "nearest (median)"]]
+    for run in result.runs:
+        gap = run.gap
+        fvus = [f"{value:.4f}" for value in (gap.fvu, gap.fvu_refit, gap.fvu_pursuit, gap.gap)]
+        nearest = f"{run.coherence.quantiles[1]:.3f}"
+        rows.append([run.run, f"{run.n_latents:,}", f"{run.n_firing:,}", f"{gap.l0:.1f}", *fvus, nearest])
+    matched = [
+        f"{pair.first} and {pair.second}: mean cosine {pair.mean_cosine:.3f}, above 0.7 {pair.above_70:.0%}, above 0.9 "
+        f"{pair.above_90:.0%}"
+        for pair in result.matchings
+    ]
+    text = (
+        "Gap: the FVU that the encoder loses against a pursuit over the same dictionary with as many latents. Refit: "
+        "the SAE's latents with the best values. Nearest: largest |cosine| of a latent with another one."
+    )
+    if matched:
+        text += f" Dictionaries matched one to one: {'; '.join(matched)}."
+    return Section("Dictionaries", text, [], rows)
+
+
+def show_localization(result: LocalizedConcepts) -> Section:
+    rows = [["concept", "latent", "AP", "chance", "pointing game", "IoU", "AP when chosen", "images"]]
+    for row in result.concepts:
+        numbers = [f"{value:.3f}" for value in (row.ap, row.chance, row.pointing, row.iou, row.chosen_ap)]
+        rows.append([row.concept, str(row.latent), *numbers, f"{row.n_images:,}"])
+    text = (
+        f"How well latents find the pixels of known concepts, on {result.n_images:,} images with masks. Latent and "
+        "threshold were chosen on one half of the images and judged on the other. AP: average precision over pixels; "
+        "chance is the AP of a constant."
+    )
+    return Section("Localization", text, [], rows)
+
+
+def show_adaptation(path: Path) -> Section:
+    """Of an x.prompts folder: the accuracy without and with its prompts."""
+    artifact = open_artifact(path, "prompts", complete=True)
+    accuracy = read_manifest(artifact).get("accuracy")
+    rows = [["classes", "zero-shot accuracy", "with prompts"]]
+    try:
+        for name in ("all", "base", "novel", "harmonic"):
+            before, after = accuracy["zero_shot"][name], accuracy["adapted"][name]  # type: ignore[index]
+            if before is not None:
+                rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
+    except (KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{path} has a missing or malformed field: accuracy. Run adapt again, with --overwrite."
+        ) from error
+    method = artifact.settings["config"]["method"]
+    return Section(
+        f"Adaptation by {method}", f"Zero-shot accuracy without and with the prompts of {path.name}.", [], rows
+    )
 
 
 def _start(title: str, x: str, y: str) -> Any:
@@ -157,10 +253,20 @@ def _start(title: str, x: str, y: str) -> Any:
     )  # fmt: skip
 
 
-DRAW = {
-    "masks": draw_masks,
-    "deletion": draw_deletion,
-    "fidelity": show_fidelity,
-    "steerability": show_steering,
-    "rules": show_rules,
+def _alone(draw: Callable[[Any], Section]) -> Callable[[Any, ConceptTable, Path], Section]:
+    """A section that needs neither the concept table nor the folder of the file."""
+    return lambda result, concepts, folder: draw(result)
+
+
+SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path], Section]] = {
+    Fidelity: _alone(show_fidelity),
+    MaskingCurve: _alone(draw_masks),
+    Steering: _alone(show_steering),
+    Deletion: _alone(draw_deletion),
+    Steerability: _alone(show_steerability),
+    Inspection: _alone(show_inspection),
+    LocalizedConcepts: _alone(show_localization),
+    LearnedRules: _alone(show_rules),
+    Comparison: draw_compared,
 }
+"""Every kind of result, with the function that draws its section."""

@@ -1,10 +1,10 @@
-"""Rules over latents: conjunctions of what fires and what does not, a few a class. Plain arrays in and out.
+"""Rules over latents: conjunctions of latents that fire and latents that do not. Plain arrays in and out.
 
     frog: latent 907 on >= 3 patches and not latent 12 on >= 3 patches
 
-For each class a small decision tree of scikit-learn over the latents that go with it most, its leaves of this class
-as conjunctions. A literal whose removal costs no precision is dropped; a rule needs a latent that fires, so that
-negative literals are exceptions. Shapes: I images, n candidate latents of a class.
+For each class, a small decision tree (scikit-learn) is grown over the latents that go with it most, and the leaves of
+this class become conjunctions. A literal is dropped if its removal costs no precision. A rule needs at least one latent
+that fires, so negative literals are exceptions. Shapes: I images, n candidate latents of a class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,22 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.results import RuleLiteral
+
 Path = tuple[tuple[int, bool], ...]
 """(column, whether it fires) from the root of a tree to a leaf."""
 
 
 @dataclass(frozen=True)
-class Literal:
-    latent: int
-    fires: bool
-
-
-@dataclass(frozen=True)
 class Rule:
-    """A conjunction. precision: of its class among the learning images it fires on, (n right + 1) / (n + classes)."""
+    """A conjunction. precision: (n right + 1) / (n + classes) on the n learning images that it fires on."""
 
     label: str
-    literals: tuple[Literal, ...]
+    literals: tuple[RuleLiteral, ...]
     precision: float
 
     def say(self, names: Mapping[int, str], n_patches: int) -> str:
@@ -51,8 +47,8 @@ class RuleSet:
 
     @property
     def latents(self) -> NDArray[np.int64]:
-        """Those that some rule asks for, ascending."""
-        return np.unique([one.latent for rule in self.rules for one in rule.literals]).astype(np.int64)
+        """Latents that appear in a rule, ascending."""
+        return np.unique([literal.latent for rule in self.rules for literal in rule.literals]).astype(np.int64)
 
     def apply(self, fires: Callable[[int], NDArray[np.bool_]], n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """([I] class names, [I] number of the rule, -1: default). fires: latent -> [I]."""
@@ -64,18 +60,21 @@ class RuleSet:
 
 
 def rank_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The most precise first; a stable order of equals."""
-    key = [(-rule.precision, rule.label, [(one.latent, one.fires) for one in rule.literals]) for rule in rules]
+    """The most precise rules first; ties are broken by class name and literals."""
+    key = [
+        (-rule.precision, rule.label, [(literal.latent, literal.fires) for literal in rule.literals]) for rule in rules
+    ]
     return tuple(rules[i] for i in sorted(range(len(rules)), key=key.__getitem__))
 
 
 def conjunction(
-    literals: Sequence[Literal], fires: Callable[[int], NDArray[np.bool_]], n_images: int
+    literals: Sequence[RuleLiteral], fires: Callable[[int], NDArray[np.bool_]], n_images: int
 ) -> NDArray[np.bool_]:
-    found = np.ones(n_images, dtype=np.bool_)
+    """[I]: the images on which every literal holds."""
+    holds = np.ones(n_images, dtype=np.bool_)
     for literal in literals:
-        found &= fires(literal.latent) == literal.fires
-    return found
+        holds &= fires(literal.latent) == literal.fires
+    return holds
 
 
 def choose_candidates(
@@ -84,7 +83,7 @@ def choose_candidates(
     """The latents [n] with the largest |phi| between firing and the class, ascending.
 
     Args:
-        both: [F] images of the class it fires on. fired: [F] images it fires on.
+        both: [F] number of images of the class that each latent fires on. fired: [F] the same over all images.
     """
     both, fired = both.astype(np.float64), fired.astype(np.float64)
     spread = fired * (n_images - fired) * n_class * (n_images - n_class)
@@ -97,12 +96,12 @@ def learn_class(
     name: str, fires: NDArray[np.bool_], latents: NDArray[np.int64], mine: NDArray[np.bool_], n_classes: int,
     n_rules: int, n_literals: int,
 ) -> list[Rule]:  # fmt: skip
-    """The best rules of one class from what fires [I, n] and whether images are of it [I]."""
+    """The best rules of one class, given which latents fire [I, n] and which images are of the class [I]."""
     from sklearn.tree import DecisionTreeClassifier
 
     if not 0 < mine.sum() < len(mine):
         return []
-    least = max(2, min(20, int(mine.sum()) // 10))  # images a leaf holds, so that none is of a single image
+    least = max(2, min(20, int(mine.sum()) // 10))  # smallest number of images per leaf
     tree = DecisionTreeClassifier(
         max_depth=n_literals, max_leaf_nodes=4 * n_rules, min_samples_leaf=least, class_weight="balanced",
         random_state=0,
@@ -117,31 +116,32 @@ def learn_class(
                 (int(tree.children_left[node]), (*path, (column, False))),
                 (int(tree.children_right[node]), (*path, (column, True))),
             ]
-        elif tree.value[node][0][-1] > tree.value[node][0][0]:  # weighted: the class is more frequent than elsewhere
+        elif tree.value[node][0][-1] > tree.value[node][0][0]:  # weighted: the class is overrepresented in this leaf
             paths.add(_simplify(path, fires, mine))
     paths = {path for path in paths if any(positive for _, positive in path)}
     scored = [(_laplace(path, fires, mine, n_classes), path) for path in paths]
-    scored.sort(key=lambda one: (-one[0], one[1]))
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
     return [
-        Rule(name, tuple(Literal(int(latents[column]), positive) for column, positive in path), precision)
+        Rule(name, tuple(RuleLiteral(int(latents[column]), positive) for column, positive in path), precision)
         for precision, path in scored[:n_rules]
     ]
 
 
 def _simplify(path: Path, fires: NDArray[np.bool_], mine: NDArray[np.bool_]) -> Path:
-    """Without literals that its precision does not need, sorted: firing ones first."""
+    """The path without literals that do not add precision, latents that fire first."""
     kept = list(path)
     for literal in path:
         shorter = [other for other in kept if other != literal]
         if shorter and _laplace(shorter, fires, mine, 2) >= _laplace(kept, fires, mine, 2):
             kept = shorter
-    return tuple(sorted(kept, key=lambda one: (not one[1], one[0])))
+    return tuple(sorted(kept, key=lambda literal: (not literal[1], literal[0])))
 
 
 def _laplace(
     path: Sequence[tuple[int, bool]], fires: NDArray[np.bool_], mine: NDArray[np.bool_], n_classes: int
 ) -> float:
-    found = np.ones(len(mine), dtype=np.bool_)
+    """Precision of a path, smoothed: (n right + 1) / (n + classes)."""
+    holds = np.ones(len(mine), dtype=np.bool_)
     for column, positive in path:
-        found &= fires[:, column] == positive
-    return float((int((found & mine).sum()) + 1) / (int(found.sum()) + n_classes))
+        holds &= fires[:, column] == positive
+    return float((int((holds & mine).sum()) + 1) / (int(holds.sum()) + n_classes))

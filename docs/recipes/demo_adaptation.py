@@ -25,7 +25,7 @@ import numpy as np
 
 from actcache import PromptConfig, adapt, extract
 from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
-from analysis import analyze, compare, write_adaptation_page
+from analysis import Comparison, ComparisonConfig, analyze, compare, write_adaptation_page
 from analysis.localization.recovery import auroc_table, patch_scores
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
@@ -64,7 +64,9 @@ def main(out: Path, n_images: int = 2000, n_seeds: int = 5) -> None:
             tables[name], auroc[name] = analyze(codes, part.with_suffix(".concepts")).path, best_latents(codes)
         for name in METHODS:
             file = out / f"{case}-{name}.json"
-            comparison = compare(tables["base"], tables[name], file, k=[2, 4, 8, 16], n_top=8, n_seeds=n_seeds)
+            comparison = compare(
+                tables["base"], tables[name], file, ComparisonConfig(k=(2, 4, 8, 16), n_top=8, n_seeds=n_seeds)
+            )
             write_adaptation_page(comparison, tables["base"], tables[name], file.with_suffix(".html"))
             print_verdict(f"{case}, {name}", auroc["base"], auroc[name], comparison)
 
@@ -97,31 +99,31 @@ def best_latents(codes: CodeStore) -> dict[str, float]:
     return {name: float(judged[np.nanargmax(chosen[:, c]), c]) for c, name in enumerate(names)}
 
 
-def print_verdict(title: str, before: dict[str, float], after: dict[str, float], comparison: dict[str, Any]) -> None:
+def print_verdict(title: str, before: dict[str, float], after: dict[str, float], comparison: Comparison) -> None:
     """Print the truth, the conclusion of `compare`, and whether the two agree."""
-    gain = comparison["conclusion"]["without_new_concepts"]
+    gain = comparison.conclusion.without_new_concepts
     if min(before.values()) >= EXISTS:
-        truth, agree = "there is a latent for every class", (gain["low"] or 0) > MOST
+        truth, agree = "there is a latent for every class", (gain.low or 0) > MOST
     elif max(before.values()) >= ABSENT:
         truth, agree = "some classes have a latent", False
     elif max(after.values()) < ABSENT:
-        truth, agree = "no class has a latent, before or after", gain["share"] is None
+        truth, agree = "no class has a latent, before or after", gain.share is None
     else:
-        truth, agree = "classes have a latent after adaptation only", gain["high"] is not None and gain["high"] < MOST
+        truth, agree = "classes have a latent after adaptation only", gain.high is not None and gain.high < MOST
     conclusion = "no gain is certain"
-    if gain["share"] is not None:
-        conclusion = f"{gain['share']:.0%} ({gain['low']:.0%} to {gain['high']:.0%}) of the gain needs no new concept"
+    if gain.share is not None:
+        conclusion = f"{gain.say()} of the gain needs no new concept"
     ranges = [f"{min(auroc.values()):.2f} to {max(auroc.values()):.2f}" for auroc in (before, after)]
     print(f"\n{title}: {' -> '.join(f'{n:.1%}' for n in accuracies(comparison))}")
     print(f"  truth:   {truth} (AUROC of the best latent: {ranges[0]} before, {ranges[1]} after)")
     print(f"  compare: {conclusion}; the two {'agree' if agree else 'do not agree'}")
-    print(f"  {comparison['conclusion']['sentence']}")
+    print(f"  {comparison.conclusion.sentence}")
 
 
-def accuracies(comparison: dict[str, Any]) -> list[float]:
+def accuracies(comparison: Comparison) -> list[float]:
     """Of the zero-shot model, of the adapted texts with the images of the base model, and of the adapted model."""
     names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
-    return [comparison["accuracy"][name]["accuracy"] for name in names]
+    return [comparison.accuracy[name].accuracy for name in names]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from actcache.prompts import open_prompts, open_towers, prompt_vision
 from actcache.prompts.towers import embed_images, prompt_text
 from actcache.sources import decode_image
 from actcache.store import read_extra
-from analysis import AnalyzeConfig, analyze, compare, write_adaptation_page
+from analysis import AnalyzeConfig, Comparison, ComparisonConfig, analyze, compare, write_adaptation_page
 from analysis.interventions.latent_choice import split_halves
+from analysis.results import DictionaryShare
 from saetrain import SAEConfig, TrainConfig, encode, held_out_images, train
 
 LAYER, TAU = 1, 0.2
@@ -47,15 +48,15 @@ def make_concepts(
     return make
 
 
-def row(found: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return next(r for r in found["masks"] if all(r[name] == value for name, value in fields.items()))
+def row(found: Comparison, **fields: Any) -> Any:
+    return next(r for r in found.masks if all(getattr(r, name) == value for name, value in fields.items()))
 
 
 def test_masks_and_swaps_are_those_of_a_plain_computation(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str], tiny_images: Path, tmp_path: Path
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(base, adapted, tmp_path / "x.json", k=[3], n_top=3, device="cpu", tau=TAU)
+    found = compare(base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU), device="cpu")
     stores = [ActivationStore.open(path.with_suffix(".acts")) for path in (base, adapted)]
     labels = np.array([NAMES.index(name) for name in stores[0].images["label_name"].to_pylist()])
     chosen, judged = split_halves(labels, seed=0)
@@ -72,7 +73,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
     for i, image in enumerate(("base", "adapted")):
         for j, words in enumerate(("base", "adapted")):
             wanted = float(((images[i] @ texts[j].T).argmax(1).numpy() == labels[judged]).mean())
-            assert found["accuracy"][f"{image} image, {words} text"]["accuracy"] == pytest.approx(wanted)
+            assert found.accuracy[f"{image} image, {words} text"].accuracy == pytest.approx(wanted)
     dense = [plain_sae.encode(torch.from_numpy(store.read(LAYER))) for store in stores]  # [I, T, F]
     tops = {}
     for z, chosen_by in zip(dense, ("base", "adapted"), strict=True):
@@ -91,40 +92,42 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
             logits = tower.head(tower.run_blocks(x, LAYER + 1, 3)) @ texts[1].T
         wanted = float((logits.argmax(1).numpy() == labels[judged]).mean())
         got = row(found, classified_by="adapted", chosen_by=chosen_by, selection=selection, k=3, keep_error=False)
-        assert got["accuracy"] == pytest.approx(wanted)
-    assert {(r["classified_by"], r["chosen_by"], r["selection"]) for r in found["masks"]} >= {
+        assert got.accuracy == pytest.approx(wanted)
+    assert {(r.classified_by, r.chosen_by, r.selection) for r in found.masks} >= {
         (m, s, kind)
         for m in ("base", "adapted")
         for s in ("base", "adapted")
         for kind in ("class", "dataset", "random")
     }
-    assert np.sum(found["confusion"]["adapted"]) == len(judged) == found["n_judged"]
-    assert found["conclusion"]["sentence"].startswith("Accuracy goes from")
+    assert np.sum(found.confusion["adapted"]) == len(judged) == found.n_judged
+    assert found.conclusion.sentence.startswith("Accuracy goes from")
     after, before = (
-        row(found, classified_by=m, chosen_by=m, selection="class", k=3, keep_error=True)["accuracy"]
+        row(found, classified_by=m, chosen_by=m, selection="class", k=3, keep_error=True).accuracy
         for m in ("adapted", "base")
     )
-    assert found["conclusion"]["seen_points"] == pytest.approx(100 * (after - before))
-    assert compare(base, adapted, tmp_path / "x.json", k=[3], n_top=3, device="cpu", tau=TAU) == found
+    assert found.conclusion.seen_points == pytest.approx(100 * (after - before))
+    assert (
+        compare(base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU), device="cpu") == found
+    )
     page = write_adaptation_page(found, base, adapted, tmp_path / "x.html").read_text()
-    assert found["conclusion"]["sentence"] in page.replace("&#39;", "'")
+    assert found.conclusion.sentence in page.replace("&#39;", "'")
     assert "http://" not in page.split("</style>")[0]
 
 
 def test_seeds_are_single_comparisons_averaged(make_concepts: Callable[..., Path]) -> None:
     base, adapted = make_concepts(None), make_concepts("maple")
-    options: dict[str, Any] = {"k": [3, 60], "n_top": 3, "n_random": 1, "device": "cpu"}
-    one_by_one = [compare(base, adapted, seed=seed, **options) for seed in (4, 5, 6)]
-    found = compare(base, adapted, seed=4, n_seeds=3, **options)
-    assert "seeds" in found["interval"]
-    assert "seeds" not in one_by_one[0]["interval"].split(";")[0]
-    for i, mask in enumerate(found["masks"]):
-        singles = [single["masks"][i]["accuracy"] for single in one_by_one]
-        assert mask["accuracy"] == pytest.approx(np.mean(singles))
-        assert mask["accuracy_low"] <= mask["accuracy"] <= mask["accuracy_high"]
-    whole = np.array([[single["confusion"][m] for m in ("base", "adapted")] for single in one_by_one]).sum(0)
-    assert np.array_equal([found["confusion"][m] for m in ("base", "adapted")], whole)
-    assert whole.sum() == 2 * 3 * found["n_judged"]
+    config = ComparisonConfig(k=(3, 60), n_top=3, n_random=1)
+    one_by_one = [compare(base, adapted, None, replace(config, seed=seed), device="cpu") for seed in (4, 5, 6)]
+    found = compare(base, adapted, None, replace(config, seed=4, n_seeds=3), device="cpu")
+    assert "seeds" in found.interval
+    assert "seeds" not in one_by_one[0].interval.split(";")[0]
+    for i, mask in enumerate(found.masks):
+        singles = [single.masks[i].accuracy for single in one_by_one]
+        assert mask.accuracy == pytest.approx(np.mean(singles))
+        assert mask.accuracy_low <= mask.accuracy <= mask.accuracy_high
+    whole = np.array([[single.confusion[m] for m in ("base", "adapted")] for single in one_by_one]).sum(0)
+    assert np.array_equal([found.confusion[m] for m in ("base", "adapted")], whole)
+    assert whole.sum() == 2 * 3 * found.n_judged
 
 
 def test_of_many_classes_no_confusions_are_kept(
@@ -132,8 +135,8 @@ def test_of_many_classes_no_confusions_are_kept(
 ) -> None:
     monkeypatch.setattr("analysis.comparison.verdict.MAX_CLASSES", 2)
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(base, adapted, k=[3], n_top=3, device="cpu")
-    assert (found["confusion"], found["prediction"]) == ({}, [])
+    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3), device="cpu")
+    assert (found.confusion, found.prediction) == ({}, ())
     assert write_adaptation_page(found, base, adapted, tmp_path / "x.html").stat().st_size > 10_000
 
 
@@ -144,10 +147,11 @@ def test_two_dictionaries_by_two_models(
     config = TrainConfig(n_steps=60, batch_size=128, lr=3e-3)
     store = adapted.with_suffix(".acts")
     train(store, tmp_path / "second", layer=LAYER, sae=SAEConfig(n_latents=48, k=4), config=config)
-    options: dict[str, Any] = {"k": [3], "n_top": 3, "device": "cpu"}
-    found = compare(base, adapted, second_run=tmp_path / "second", **options)["dictionaries"]
+    options: dict[str, Any] = {"config": ComparisonConfig(k=(3,), n_top=3), "device": "cpu"}
+    found = compare(base, adapted, second_run=tmp_path / "second", **options).dictionaries
+    assert found is not None
     images = list(held_out_images(75))  # of the adapted store the second run saw the others
-    assert found["n_images"] == len(images)
+    assert found.n_images == len(images)
     fires = []
     for name, sae in (("first", plain_sae), ("second", type(plain_sae)(tmp_path / "second"))):
         fired = torch.zeros(len(sae.w["decoder"]), dtype=torch.bool)
@@ -157,28 +161,30 @@ def test_two_dictionaries_by_two_models(
             z = sae.encode(x)
             fired |= (z > 0).any(0).any(0)
             variance = (x - x.mean((0, 1))).square().sum()
-            cell = next(c for c in found["cells"] if (c["sae"], c["model"]) == (name, model))
-            assert cell["fvu"] == pytest.approx(float((x - sae.decode(z)).square().sum() / variance), rel=1e-4)
-            assert cell["l0"] == pytest.approx(float((z > 0).sum() / x.shape[:2].numel()))
+            cell = next(c for c in found.cells if (c.sae, c.model) == (name, model))
+            assert cell.fvu == pytest.approx(float((x - sae.decode(z)).square().sum() / variance), rel=1e-4)
+            assert cell.l0 == pytest.approx(float((z > 0).sum() / x.shape[:2].numel()))
             towers = open_towers(acts.artifact, device="cpu")
             stream = torch.cat([sae.decode(z).float(), torch.from_numpy(read_extra(acts, LAYER, images=images))], 1)
             with torch.no_grad():
                 texts = towers.embed_classes(NAMES, ["a photo of a {}."])
                 guess = (towers.vision.head(towers.vision.run_blocks(stream, LAYER + 1, 3)) @ texts.T).argmax(1)
             labels = [NAMES.index(acts.images["label_name"][i].as_py()) for i in images]
-            assert cell["accuracy"] == pytest.approx(np.mean(guess.numpy() == labels))
+            assert cell.accuracy == pytest.approx(np.mean(guess.numpy() == labels))
         fires.append(torch.nn.functional.normalize(sae.w["decoder"][fired]))
-    assert found["n_firing"] == [len(rows) for rows in fires]
+    assert found.n_firing == tuple(len(rows) for rows in fires)
     largest = (fires[1] @ fires[0].T).amax(1)
-    assert found["n_without_counterpart"] == int((largest < 0.7).sum())
-    assert found["mean_largest_cosine"] == pytest.approx(float(largest.mean()), abs=1e-5)
+    assert found.n_without_counterpart == int((largest < 0.7).sum())
+    assert found.mean_largest_cosine == pytest.approx(float(largest.mean()), abs=1e-5)
     swapped = compare(base, adapted, **options)
-    assert "dictionaries" not in swapped
-    assert found["shares"][0] == {"sae": "first", **swapped["conclusion"]["without_new_concepts"]}
+    assert swapped.dictionaries is None
+    assert "dictionaries" not in swapped.to_json()
+    gained = swapped.conclusion.without_new_concepts
+    assert found.shares[0] == DictionaryShare("first", gained.share, gained.low, gained.high)
     with pytest.raises(SettingsError, match="is the run of the concept tables"):
         compare(base, adapted, second_run=middle_run, **options)
     with pytest.raises(SettingsError, match="has 48 latents"):
-        compare(base, adapted, second_run=tmp_path / "second", k=[50], device="cpu")
+        compare(base, adapted, config=ComparisonConfig(k=(50,)), second_run=tmp_path / "second", device="cpu")
     train(base.with_suffix(".acts"), tmp_path / "patches", layer=LAYER, sae=SAEConfig(n_latents=48, k=4),
           config=replace(config, tokens="patch", n_steps=1))  # fmt: skip
     with pytest.raises(ParentMismatchError, match="was trained on tokens patch"):
@@ -186,19 +192,19 @@ def test_two_dictionaries_by_two_models(
 
 
 def test_coop_cannot_change_a_latent(make_concepts: Callable[..., Path]) -> None:
-    found = compare(make_concepts(None), make_concepts("coop"), k=[3], n_top=5, device="cpu")
-    assert found["overlap"]["task"]["jaccard"] == found["overlap"]["dataset"]["rank_biased_overlap"] == 1
-    assert found["overlap"]["dataset"]["correlation"] == pytest.approx(1)
-    assert all(r["n_high_to_low"] == r["n_low_to_high"] == 0 for r in found["overlap"]["classes"])
-    accuracy = {name: numbers["accuracy"] for name, numbers in found["accuracy"].items()}
+    found = compare(make_concepts(None), make_concepts("coop"), None, ComparisonConfig(k=(3,), n_top=5), device="cpu")
+    assert found.overlap.task.jaccard == found.overlap.dataset.rank_biased_overlap == 1
+    assert found.overlap.dataset.correlation == pytest.approx(1)
+    assert all(r.n_high_to_low == r.n_low_to_high == 0 for r in found.overlap.classes)
+    accuracy = {name: scores.accuracy for name, scores in found.accuracy.items()}
     assert accuracy["base image, adapted text"] == accuracy["adapted image, adapted text"]
     for keep_error in (False, True):
         one, other = (
-            row(found, classified_by="adapted", chosen_by=s, selection="class", k=3, keep_error=keep_error)["accuracy"]
+            row(found, classified_by="adapted", chosen_by=s, selection="class", k=3, keep_error=keep_error).accuracy
             for s in ("base", "adapted")
         )
         assert one == other
-    if (share := found["conclusion"]["text_only"]["share"]) is not None:
+    if (share := found.conclusion.text_only.share) is not None:
         assert share == 1
 
 
@@ -206,8 +212,8 @@ def test_cocoop_has_other_texts_for_every_image(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str]
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("cocoop")
-    found = compare(base, adapted, k=[3], n_top=3, device="cpu", batch_size=7)
-    assert found["overlap"]["task"]["jaccard"] == 1
+    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3), device="cpu", batch_size=7)
+    assert found.overlap.task.jaccard == 1
     store = ActivationStore.open(adapted.with_suffix(".acts"))
     labels = np.array([NAMES.index(name) for name in store.images["label_name"].to_pylist()])
     _, judged = split_halves(labels, seed=0)
@@ -217,15 +223,15 @@ def test_cocoop_has_other_texts_for_every_image(
     x = torch.from_numpy(store.read(LAYER, images=judged))
     spliced = plain_sae.decode(plain_sae.encode(x)).float()
     for stream, got in (
-        (x, found["accuracy"]["adapted image, adapted text"]),
-        (x, found["accuracy"]["base image, adapted text"]),
+        (x, found.accuracy["adapted image, adapted text"]),
+        (x, found.accuracy["base image, adapted text"]),
         (spliced, row(found, classified_by="adapted", selection="all", keep_error=False)),
     ):
         with torch.no_grad():
             images = torch.nn.functional.normalize(tower.head(tower.run_blocks(stream, LAYER + 1, 3)), dim=1)
             texts = [prompt_text(text, prompts, NAMES).embed(prompts, image[None])[0] for image in images]
         guess = [int((t @ image).argmax()) for image, t in zip(images, texts, strict=True)]
-        assert got["accuracy"] == pytest.approx(np.mean(np.array(guess) == labels[judged]))
+        assert got.accuracy == pytest.approx(np.mean(np.array(guess) == labels[judged]))
 
 
 def test_pairs_that_do_not_belong_together_are_refused(
@@ -234,13 +240,13 @@ def test_pairs_that_do_not_belong_together_are_refused(
     base, adapted = make_concepts(None), make_concepts("maple")
     other = make_concepts("maple", make_images(tmp_path / "more", 30, seed=9), "other")
     out = tmp_path / "x.json"
-    with pytest.raises(ParentMismatchError, match="have other images"):
+    with pytest.raises(ParentMismatchError, match="have different images"):
         compare(base, other, out)
-    with pytest.raises(ParentMismatchError, match="of the plain model"):
+    with pytest.raises(ParentMismatchError, match="must belong to the base model"):
         compare(adapted, base, out)
-    with pytest.raises(ParentMismatchError, match="of an adapted one"):
+    with pytest.raises(ParentMismatchError, match="to its adapted version"):
         compare(base, base, out)
-    for bad in ({"k": []}, {"k": [0]}, {"n_random": 0}, {"high": 5, "low": 4}, {"n_seeds": 0}, {"limit": 0}):
+    for bad in ({"k": ()}, {"k": (0,)}, {"n_random": 0}, {"high": 5, "low": 4}, {"n_seeds": 0}, {"limit": 0}):
         with pytest.raises(SettingsError, match="at least 1"):
-            compare(base, adapted, out, **bad)  # type: ignore[arg-type]
+            compare(base, adapted, out, ComparisonConfig(**bad))  # type: ignore[arg-type]
     assert not out.exists()

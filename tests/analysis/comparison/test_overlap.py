@@ -42,11 +42,11 @@ def test_counts_of_classes_and_of_the_dataset() -> None:
     found = compare_counts(base, adapted, ["a", "b"], k=5, high=5, low=10)
     for c in range(2):
         tops = [set(sorted(range(30), key=lambda s, x=x: (-x[c, s], s))[:5]) for x in (base, adapted)]
-        assert found["classes"][c]["jaccard"] == pytest.approx(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
-    assert found["task"]["jaccard"] == pytest.approx(np.mean([row["jaccard"] for row in found["classes"]]))
+        assert found.classes[c].jaccard == pytest.approx(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+    assert found.task.jaccard == pytest.approx(np.mean([row.jaccard for row in found.classes]))
     a, b = base.sum(0), adapted.sum(0)
     live = (a + b) > 0
-    assert found["dataset"]["correlation"] == pytest.approx(np.corrcoef(a[live], b[live])[0, 1])
-    assert found["scatter"] == [np.flatnonzero(live).tolist(), a[live].tolist(), b[live].tolist()]
+    assert found.dataset.correlation == pytest.approx(np.corrcoef(a[live], b[live])[0, 1])
+    assert [list(part) for part in found.scatter] == [np.flatnonzero(live).tolist(), a[live].tolist(), b[live].tolist()]
     assert improvement_rate(0.5, 0.75) == 0.5
     assert np.isnan(improvement_rate(1.0, 1.0))

@@ -165,8 +165,8 @@ def test_two_seeds_find_the_planted_dictionary(seeds: Path, planted: Path, plant
     assert [(one.first, one.second) for one in found.matchings] == [
         ("seed0", "seed1"), ("truth", "seed0"), ("truth", "seed1"),
     ]  # fmt: skip
-    for one in found.runs:
-        gap = one.gap
+    for run in found.runs:
+        gap = run.gap
         assert gap.n_tokens == 200
         assert gap.l0 == pytest.approx(3, abs=0.2)
         assert gap.l0_pursuit <= gap.l0

@@ -12,12 +12,25 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, extract, open_stores
 from actcache.models import load_clip
+from actcache.prompts import open_towers
 from actcache.sources import decode_image
-from analysis import Judge, delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
+from analysis import (
+    DeletionConfig,
+    MaskingConfig,
+    ModelOptions,
+    SteerabilityConfig,
+    StudyConfig,
+    delete_latents,
+    evaluate_fidelity,
+    mask_latents,
+    measure_steerability,
+    set_latents,
+)
 from analysis.classifier.zero_shot import open_zero_shot
 from analysis.interventions.latent_choice import split_halves
 
-LAYER, LATENTS = 1, [5, 17, 41]
+CPU = ModelOptions(device="cpu")
+LAYER, LATENTS = 1, (5, 17, 41)
 CASES = [("maple", 3, 2), ("maple", 3, 3), ("vpt", 3, 3), ("coop", 4, 1)]
 """(method, prompts, blocks with prompts of their own); with 3 the block after the hook point takes new ones."""
 
@@ -84,14 +97,18 @@ def _no_gradients() -> Any:
 
 
 def test_the_logits_are_those_of_whole_forward_passes_with_prompts(adapted: Adapted) -> None:
-    scene = open_zero_shot(open_stores(adapted.path), HookPoint(LAYER), device="cpu")
+    store = open_stores(adapted.path)
+    towers = open_towers(store.stores[0].artifact, device="cpu")
+    classifier = open_zero_shot(store, HookPoint(LAYER), towers)
     assert adapted.store.layout.n_extra == (len(adapted.vision[0]) if adapted.vision else 0)
-    torch.testing.assert_close(scene.classes, adapted.texts, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(classifier.classes, adapted.texts, rtol=1e-4, atol=1e-5)
     images = np.arange(75)
-    x = scene.read(images)
+    x = classifier.read(images)
     assert x.shape[1] == 10 + adapted.store.layout.n_extra
-    torch.testing.assert_close(scene.embed(x), adapted.whole, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scene.logits(x), adapted.scale * adapted.whole @ adapted.texts.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(classifier.embed(x), adapted.whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        classifier.logits(x), adapted.scale * adapted.whole @ adapted.texts.T, rtol=1e-4, atol=1e-4
+    )
     if adapted.vision:  # prompts matter: another model would have been seen
         assert (adapted.rest(adapted.stream[:, :10]) - adapted.whole).abs().max() < 1e-6
         without = x[:, :10]
@@ -101,34 +118,34 @@ def test_the_logits_are_those_of_whole_forward_passes_with_prompts(adapted: Adap
 
 
 def test_fidelity_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    (found,) = evaluate_fidelity(middle_run, adapted.path, device="cpu", batch_size=16)["runs"]
+    (found,) = evaluate_fidelity(middle_run, adapted.path, model=ModelOptions(device="cpu", batch_size=16)).runs
     x = adapted.stream[:, :10]
-    assert found["n_images"] == 75
+    assert found.n_images == 75
     for name, new in (
         ("original", x), ("sae", plain_sae.decode(plain_sae.encode(x))), ("sae+error", x), ("zero", 0 * x),
     ):  # fmt: skip
         embedded = adapted.rest(new)
-        assert found["variants"][name]["loss"] == pytest.approx(adapted.loss(embedded), rel=5e-5), name
+        assert found.variants[name].loss == pytest.approx(adapted.loss(embedded), rel=5e-5), name
         right = (embedded @ adapted.texts.T).argmax(1).numpy() == adapted.labels
-        assert found["variants"][name]["accuracy"] == pytest.approx(right.mean()), name
+        assert found.variants[name].accuracy == pytest.approx(right.mean()), name
 
 
 def test_masks_are_those_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    found = mask_latents(middle_run, adapted.path, latents=LATENTS, device="cpu", n_random=1)
+    found = mask_latents(middle_run, adapted.path, None, MaskingConfig(latents=LATENTS, n_random=1), model=CPU)
     _, judged = split_halves(adapted.labels, seed=0)
     z = plain_sae.encode(adapted.stream[judged, :10])
     kept = torch.zeros_like(z)
-    kept[..., LATENTS] = z[..., LATENTS]
+    kept[..., list(LATENTS)] = z[..., list(LATENTS)]
     for mode, codes in (("keep", kept), ("drop", z - kept)):
-        (row,) = [row for row in found["curve"] if (row["selection"], row["mode"]) == ("list", mode)]
+        (row,) = [row for row in found.curve if (row.selection, row.mode) == ("list", mode)]
         wanted = adapted.loss(adapted.rest(plain_sae.decode(codes), judged), judged)
-        assert row["loss"] == pytest.approx(wanted, rel=5e-5), mode
+        assert row.loss == pytest.approx(wanted, rel=5e-5), mode
 
 
 def test_setting_a_latent_moves_what_it_moves_in_whole_forward_passes(
     adapted: Adapted, middle_run: Path, plain_sae: Any, tmp_path: Path
 ) -> None:
-    found = set_latents(middle_run, adapted.path, set={7: 5.0}, add={9: -1.5}, keep_error=True, device="cpu")
+    found = set_latents(middle_run, adapted.path, set={7: 5.0}, add={9: -1.5}, keep_error=True, model=CPU)
     x = adapted.stream[:, :10]
     z = plain_sae.encode(x)
     steered = z.clone()
@@ -139,22 +156,22 @@ def test_setting_a_latent_moves_what_it_moves_in_whole_forward_passes(
         return (adapted.scale * adapted.rest(new) @ texts.T).double().softmax(1)
 
     shift = (chances(steered, adapted.texts) - chances(z, adapted.texts)).mean(0)
-    assert list(found["shift"].values()) == pytest.approx(shift.tolist(), abs=2e-5)
+    assert list(found.shift.values()) == pytest.approx(shift.tolist(), abs=2e-5)
     (tmp_path / "words.txt").write_text("red\nsky\nwood\n")
-    found = measure_steerability(
-        middle_run, adapted.path, latents=[7], strengths=[40.0], vocabulary=tmp_path / "words.txt",
-        judge=Judge(limit=75), device="cpu",
+    moved = measure_steerability(
+        middle_run, adapted.path, None, SteerabilityConfig(latents=(7,), strengths=(40.0,)),
+        vocabulary=tmp_path / "words.txt", study=StudyConfig(limit=75), model=CPU,
     )  # fmt: skip
     steered = z.clone()
     steered[..., 7] = 40.0
     words = adapted.embed([f"a photo of a {word}." for word in ("red", "sky", "wood")])
     d = (chances(steered, words) - chances(z, words)).mean(0)
-    (row,) = [row for row in found["rows"] if row["kind"] == "latent"]
-    assert row["steerability"] == pytest.approx(float(d.square().sum()), rel=1e-3)
+    (row,) = [row for row in moved.rows if row.kind == "latent"]
+    assert row.steerability == pytest.approx(float(d.square().sum()), rel=1e-3)
 
 
 def test_deleting_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    found = delete_latents(middle_run, adapted.path, n=[1], device="cpu")
+    found = delete_latents(middle_run, adapted.path, None, DeletionConfig(n=(1,)), model=CPU)
     with torch.enable_grad():
         z = plain_sae.encode(adapted.stream[:, :10]).requires_grad_()
         error = (adapted.stream[:, :10] - plain_sae.decode(z)).detach()
@@ -168,5 +185,5 @@ def test_deleting_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: 
         left[torch.arange(75), :, top] = 0
         for n, codes in ((0, z), (1, left)):
             y = float((adapted.rest(plain_sae.decode(codes)) * targets).sum(1).mean())
-            (row,) = [row for row in found["curve"] if (row["method"], row["n"]) == (method, n)]
-            assert row["y"] == pytest.approx(y, abs=2e-5), (method, n)
+            (row,) = [row for row in found.curve if (row.method, row.n) == (method, n)]
+            assert row.y == pytest.approx(y, abs=2e-5), (method, n)

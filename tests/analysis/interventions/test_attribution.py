@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from actcache import ActivationStore, SettingsError, open_stores
-from analysis import Judge, delete_latents
+from actcache.prompts import open_towers
+from analysis import DeletionConfig, ModelOptions, StudyConfig, delete_latents
 from analysis.interventions.attribution import METHODS, attribute
 from analysis.interventions.study import open_study
 from saetrain import Run
@@ -20,13 +21,14 @@ from saetrain import Run
 def test_attributions_are_those_of_autograd_and_of_finite_differences(
     middle_run: Path, middle_store: Path, plain_sae: Any, plain_clip: Any, class_texts: Any
 ) -> None:
-    options: dict[str, Any] = {"model": None, "pretrained": None, "device": "cpu", "batch_size": 8}
-    study = open_study(Run.open(middle_run), open_stores(middle_store), Judge(), **options)
-    ((images, spliced),) = study.batches(study.scene.images)
-    targets = torch.arange(len(images)) % len(study.scene.names)
-    found = attribute(study.scene, spliced, targets)
+    store = open_stores(middle_store)
+    towers = open_towers(store.stores[0].artifact, device="cpu")
+    study = open_study(Run.open(middle_run), store, towers, StudyConfig(), batch_size=8)
+    ((images, spliced),) = study.batches(study.classifier.images)
+    targets = torch.arange(len(images)) % len(study.classifier.names)
+    found = attribute(study.classifier, spliced, targets)
     visual = copy.deepcopy(plain_clip.visual).double()
-    texts = torch.from_numpy(class_texts[[int(name[-1]) for name in study.scene.names]]).double()
+    texts = torch.from_numpy(class_texts[[int(name[-1]) for name in study.classifier.names]]).double()
     x = torch.from_numpy(ActivationStore.open(middle_store).read(1, images=images)).double()
     z = plain_sae.encode(x).requires_grad_()
 
@@ -54,8 +56,9 @@ def test_the_curve_begins_with_the_reconstruction_and_ends_with_nothing(
     tmp_path: Path, middle_run: Path, middle_store: Path, plain_sae: Any, full_forward: Callable[..., Any],
     class_texts: Any,
 ) -> None:  # fmt: skip
-    found = delete_latents(middle_run, middle_store, tmp_path / "d.json", n=[1, 3, 64], device="cpu")
-    assert delete_latents(middle_run, middle_store, tmp_path / "d.json", n=[1, 3, 64], device="cpu") == found
+    config, cpu = DeletionConfig(n=(1, 3, 64)), ModelOptions(device="cpu")
+    found = delete_latents(middle_run, middle_store, tmp_path / "d.json", config, model=cpu)
+    assert delete_latents(middle_run, middle_store, tmp_path / "d.json", config, model=cpu) == found
     store = ActivationStore.open(middle_store)
     uris = store.images["uri"].to_pylist()[71:]
     labels = sorted(set(store.images["label_name"].to_pylist()[71:]))
@@ -66,20 +69,20 @@ def test_the_curve_begins_with_the_reconstruction_and_ends_with_nothing(
         embedded = full_forward(uris, lambda x: plain_sae.decode(mask(plain_sae.encode(x))).float())
         return float((embedded * texts[predicted]).sum(1).mean())
 
-    rows = {(row["method"], row["n"]): row for row in found["curve"]}
+    rows = {(row.method, row.n): row for row in found.curve}
     assert {method for method, _ in rows} == set(METHODS)
     for method in METHODS:
-        assert rows[method, 0]["y"] == pytest.approx(y(lambda z: z), abs=1e-5)
-        assert rows[method, 64]["y"] == pytest.approx(y(torch.zeros_like), abs=1e-5)
+        assert rows[method, 0].y == pytest.approx(y(lambda z: z), abs=1e-5)
+        assert rows[method, 64].y == pytest.approx(y(torch.zeros_like), abs=1e-5)
 
     def without_loudest(z: Any) -> Any:
         loudest = z.sum(1).topk(3, dim=1).indices
         return z.scatter(2, loudest[:, None].expand(-1, z.shape[1], -1), 0.0)
 
-    assert rows["activation", 3]["y"] == pytest.approx(y(without_loudest), abs=1e-5)
-    assert rows["energy", 3]["y"] == pytest.approx(rows["activation", 3]["y"], abs=1e-5)  # rows have norm 1
+    assert rows["activation", 3].y == pytest.approx(y(without_loudest), abs=1e-5)
+    assert rows["energy", 3].y == pytest.approx(rows["activation", 3].y, abs=1e-5)  # rows have norm 1
     x = np.log1p([0, 1, 3, 64])
-    curve = [rows["attribution", n]["y"] for n in (0, 1, 3, 64)]
-    assert found["areas"]["attribution"] == pytest.approx(np.trapezoid(curve, x) / x[-1])
+    curve = [rows["attribution", n].y for n in (0, 1, 3, 64)]
+    assert found.areas["attribution"] == pytest.approx(np.trapezoid(curve, x) / x[-1])
     with pytest.raises(SettingsError, match="n must be at least 1"):
-        delete_latents(middle_run, middle_store, n=[0])
+        delete_latents(middle_run, middle_store, None, DeletionConfig(n=(0,)))

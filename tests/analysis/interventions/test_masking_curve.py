@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError, extract
-from analysis import Judge, mask_latents
+from analysis import MaskingConfig, MaskingCurve, ModelOptions, StudyConfig, mask_latents
 from analysis.interventions.latent_choice import rank_latents
 from saetrain import encode
 
 PLACES = {"all": slice(0, 10), "patch": slice(1, 10), "cls": slice(0, 1)}
+CPU = ModelOptions(device="cpu")
 TAU = 0.2
 K = (1, 3, 7)
 
@@ -28,8 +29,8 @@ def other_store(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tin
     return path
 
 
-def row_of(found: dict[str, Any], selection: str, mode: str, k: int | str) -> dict[str, Any]:
-    (row,) = [r for r in found["curve"] if (r["selection"], r["mode"], r["k"]) == (selection, mode, k)]
+def row_of(found: MaskingCurve, selection: str, mode: str, k: int | str) -> Any:
+    (row,) = [r for r in found.curve if (r.selection, r.mode, r.k) == (selection, mode, k)]
     return row
 
 
@@ -38,10 +39,9 @@ def test_the_curve_is_that_of_whole_forward_passes(
     other_store: Path, middle_run: Path, plain_sae: Any, plain_clip: Any, full_forward: Callable[..., Any],
     class_texts: Any, tokens: str, keep_error: bool,
 ) -> None:  # fmt: skip
-    judge = Judge(tokens=tokens, where="label >= 0")
-    found = mask_latents(
-        middle_run, other_store, judge=judge, k=K, keep_error=keep_error, chosen_where=None, tau=TAU, device="cpu"
-    )
+    study = StudyConfig(tokens=tokens, where="label >= 0")
+    config = MaskingConfig(k=K, keep_error=keep_error, tau=TAU)
+    found = mask_latents(middle_run, other_store, None, config, study=study, model=CPU)
     store, part = ActivationStore.open(other_store), PLACES[tokens]
     labels = np.asarray(store.images["label"])
     codes = plain_sae.encode(torch.from_numpy(store.read(1)[:, part]))  # [I, t, F]
@@ -49,7 +49,7 @@ def test_the_curve_is_that_of_whole_forward_passes(
     from analysis.interventions.latent_choice import split_halves
 
     chosen, judged = split_halves(labels.astype(np.int64), seed=0)
-    assert (found["n_chosen"], found["n_judged"]) == (len(chosen), len(judged))
+    assert (found.n_chosen, found.n_judged) == (len(chosen), len(judged))
     by_class = np.stack([counts[chosen][labels[chosen] == c].sum(0) for c in range(3)])
     by_dataset = by_class.sum(0)
     uris, truth = store.images["uri"].take(judged).to_pylist(), labels[judged]
@@ -74,11 +74,11 @@ def test_the_curve_is_that_of_whole_forward_passes(
 
     predicted = (full_forward(uris) @ class_texts.T).argmax(1)
     everything = set(range(64))
-    assert row_of(found, "all", "original", "all")["accuracy"] == pytest.approx(np.mean(predicted == truth))
+    assert row_of(found, "all", "original", "all").accuracy == pytest.approx(np.mean(predicted == truth))
     for mode, mask in (("keep", everything), ("drop", everything)):
         accuracy, loss, _ = judge_plainly([mask] * len(judged), mode)
         row = row_of(found, "all", mode, "all")
-        assert (row["accuracy"], row["loss"]) == (pytest.approx(accuracy), pytest.approx(loss, rel=3e-5))
+        assert (row.accuracy, row.loss) == (pytest.approx(accuracy), pytest.approx(loss, rel=3e-5))
     for k in K:
         own = [set(row[row >= 0].tolist()) for row in rank_latents(by_class, k)]
         dataset = set(rank_latents(by_dataset[None], k)[0].tolist()) - {-1}
@@ -90,50 +90,47 @@ def test_the_curve_is_that_of_whole_forward_passes(
             ):
                 accuracy, loss, _ = judge_plainly(masks, mode)
                 row = row_of(found, selection, mode, k)
-                assert row["accuracy"] == pytest.approx(accuracy), (selection, mode, k)
-                assert row["loss"] == pytest.approx(loss, rel=3e-5), (selection, mode, k)
+                assert row.accuracy == pytest.approx(accuracy), (selection, mode, k)
+                assert row.loss == pytest.approx(loss, rel=3e-5), (selection, mode, k)
             live = int((by_dataset > 0).sum())
             if any(live - len(mask) < len(mask) for mask in own):  # not as many others
-                assert ("random", k) not in {(r["selection"], r["k"]) for r in found["curve"]}
+                assert ("random", k) not in {(r.selection, r.k) for r in found.curve}
                 continue
             random = row_of(found, "random", mode, k)
-            assert len(random["draws"]) == 3
-            assert random["accuracy"] == pytest.approx(np.mean(random["draws"]))
-            assert random["accuracy_low"] <= random["accuracy"] <= random["accuracy_high"]
+            assert len(random.draws) == 3
+            assert random.accuracy == pytest.approx(np.mean(random.draws))
+            assert random.accuracy_low <= random.accuracy <= random.accuracy_high
             (margin,) = [
-                m for m in found["margins"] if (m["selection"], m["mode"], m["k"]) == ("class", mode, k)
+                m for m in found.margins if (m.selection, m.mode, m.k) == ("class", mode, k)
             ]  # fmt: skip
-            assert margin["margin"] == pytest.approx(row_of(found, "class", mode, k)["accuracy"] - random["accuracy"])
-            assert margin["low"] <= margin["margin"] <= margin["high"]
-    assert ("random", 1) in {(r["selection"], r["k"]) for r in found["curve"]}
+            assert margin.margin == pytest.approx(row_of(found, "class", mode, k).accuracy - random.accuracy)
+            assert margin.low <= margin.margin <= margin.high
+    assert ("random", 1) in {(r.selection, r.k) for r in found.curve}
 
 
 def test_latents_are_chosen_on_codes_of_other_images_too(tmp_path: Path, other_store: Path, middle_run: Path) -> None:
     codes = encode(middle_run, other_store, tmp_path / "other.codes")
     first = "(source_index < 12 or 25 <= source_index < 37 or 50 <= source_index < 62)"
     half = first, f"not {first}"
-    stored = mask_latents(
-        middle_run, other_store, judge=Judge(where=half[1]), k=[2], chosen_on=codes, chosen_where=half[0], device="cpu"
-    )
-    encoded = mask_latents(
-        middle_run, other_store, judge=Judge(where=half[1]), k=[2], chosen_where=half[0], device="cpu"
-    )
-    assert stored["curve"] == encoded["curve"]
-    assert (stored["n_chosen"], stored["n_judged"]) == (36, 39)
+    config, study = MaskingConfig(k=(2,), chosen_where=half[0]), StudyConfig(where=half[1])
+    stored = mask_latents(middle_run, other_store, None, config, study=study, chosen_on=codes, model=CPU)
+    encoded = mask_latents(middle_run, other_store, None, config, study=study, model=CPU)
+    assert stored.curve == encoded.curve
+    assert (stored.n_chosen, stored.n_judged) == (36, 39)
 
 
 def test_of_its_own_store_a_run_is_judged_on_held_out_images(middle_run: Path, middle_store: Path) -> None:
-    found = mask_latents(middle_run, middle_store, k=[2], device="cpu", n_random=1)
+    found = mask_latents(middle_run, middle_store, None, MaskingConfig(k=(2,), n_random=1), model=CPU)
     labels = np.asarray(ActivationStore.open(middle_store).images["label"])
-    assert found["classes"] == [f"class{c}" for c in sorted(set(labels[71:]))]
-    assert (found["n_chosen"], found["n_judged"]) == (int(np.isin(labels[:71], labels[71:]).sum()), 4)
+    assert found.classes == tuple(f"class{c}" for c in sorted(set(labels[71:])))
+    assert (found.n_chosen, found.n_judged) == (int(np.isin(labels[:71], labels[71:]).sum()), 4)
 
 
 def test_a_list_is_kept_or_dropped_for_every_image(
     other_store: Path, middle_run: Path, plain_sae: Any, full_forward: Callable[..., Any], class_texts: Any
 ) -> None:
-    found = mask_latents(middle_run, other_store, latents=[5, 41, 17], device="cpu")
-    assert {(r["selection"], r["k"]) for r in found["curve"]} == {("all", "all"), ("list", 3), ("random", 3)}
+    found = mask_latents(middle_run, other_store, None, MaskingConfig(latents=(5, 41, 17)), model=CPU)
+    assert {(r.selection, r.k) for r in found.curve} == {("all", "all"), ("list", 3), ("random", 3)}
     from analysis.interventions.latent_choice import split_halves
 
     store = ActivationStore.open(other_store)
@@ -146,17 +143,18 @@ def test_a_list_is_kept_or_dropped_for_every_image(
         return plain_sae.decode(z).float()  # type: ignore[no-any-return]
 
     logits = full_forward(store.images["uri"].take(judged).to_pylist(), edit) @ class_texts.T
-    assert row_of(found, "list", "drop", 3)["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels[judged]))
+    assert row_of(found, "list", "drop", 3).accuracy == pytest.approx(np.mean(logits.argmax(1) == labels[judged]))
 
 
 def test_the_same_call_twice_returns_the_file(tmp_path: Path, other_store: Path, middle_run: Path) -> None:
     out = tmp_path / "masks.json"
-    first = mask_latents(middle_run, other_store, out, k=[1], device="cpu", batch_size=7)
+    config = MaskingConfig(k=(1,))
+    first = mask_latents(middle_run, other_store, out, config, model=ModelOptions(device="cpu", batch_size=7))
     written = out.read_bytes()
-    assert json.loads(written) == first
-    assert mask_latents(middle_run, other_store, out, k=[1], device="cpu") == first
+    assert json.loads(written) == first.to_json()
+    assert mask_latents(middle_run, other_store, out, config, model=CPU) == first
     with pytest.raises(SettingsError, match=r"tau: 0\.2 there, 0\.3 asked for"):
-        mask_latents(middle_run, other_store, out, k=[1], tau=0.3, device="cpu")
+        mask_latents(middle_run, other_store, out, MaskingConfig(k=(1,), tau=0.3), model=CPU)
     assert out.read_bytes() == written
 
 
@@ -172,18 +170,22 @@ def test_bad_input_is_told_what_to_do(
     extract(lonely, tmp_path / "random.acts", model=tiny_model["model"], pretrained="random:4", layers=[1])
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ParentMismatchError, "was encoded by run", {"chosen_on": tiny_codes}),
-        (SettingsError, r"0\.\.63, got 64", {"latents": [64]}),
-        (SettingsError, "names one twice", {"latents": [6, 6]}),
-        (SettingsError, "--k must be at least 1", {"k": [0]}),
+        (SettingsError, r"0\.\.63, got 64", {"config": MaskingConfig(latents=(64,))}),
+        (SettingsError, "names a latent twice", {"config": MaskingConfig(latents=(6, 6))}),
+        (SettingsError, "--k must be at least 1", {"config": MaskingConfig(k=(0,))}),
         (SettingsError, "both chosen on and judged", {"chosen_on": codes}),
-        (SettingsError, "both chosen on and judged", {"chosen_where": "label >= 0"}),
-        (SettingsError, "no image of class0, class1, class2 to choose", {"chosen_where": "label == 7"}),
+        (SettingsError, "both chosen on and judged", {"config": MaskingConfig(chosen_where="label >= 0")}),
+        (
+            SettingsError,
+            "no image of class0, class1, class2 to choose",
+            {"config": MaskingConfig(chosen_where="label == 7")},
+        ),
         (SettingsError, "no image of class2 to choose latents on", {"store": tmp_path / "lonely.acts"}),
         (ParentMismatchError, "was trained on model", {"store": tmp_path / "random.acts"}),
-        (SettingsError, "template", {"judge": Judge(templates="nothing")}),
+        (SettingsError, "template", {"study": StudyConfig(templates="nothing")}),
     ]
     for error, message, options in cases:
         store = options.pop("store", other_store)
         with pytest.raises(error, match=message):
-            mask_latents(middle_run, store, tmp_path / "out.json", device="cpu", **options)
+            mask_latents(middle_run, store, tmp_path / "out.json", model=CPU, **options)
     assert not (tmp_path / "out.json").exists()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from actcache import ActivationStore, SettingsError
-from analysis import measure_steerability, set_latents
+from analysis import ModelOptions, SteerabilityConfig, measure_steerability, set_latents
 
+CPU = ModelOptions(device="cpu")
 HELD_OUT = slice(71, 75)
 
 
@@ -24,7 +25,7 @@ def test_the_shift_is_that_of_whole_forward_passes(
     middle_run: Path, middle_store: Path, plain_sae: Any, plain_clip: Any, full_forward: Callable[..., Any],
     class_texts: Any, keep_error: bool,
 ) -> None:  # fmt: skip
-    found = set_latents(middle_run, middle_store, set={7: 5.0}, add={9: -1.5}, keep_error=keep_error, device="cpu")
+    found = set_latents(middle_run, middle_store, set={7: 5.0}, add={9: -1.5}, keep_error=keep_error, model=CPU)
     store = ActivationStore.open(middle_store)
     uris = store.images["uri"].to_pylist()[HELD_OUT]
     names = sorted(set(store.images["label_name"].to_pylist()[HELD_OUT]))
@@ -40,8 +41,8 @@ def test_the_shift_is_that_of_whole_forward_passes(
 
     before, after = (softmax(scale * full_forward(uris, e).astype(np.float64) @ texts.T) for e in (lambda x: x, edit))
     for i, name in enumerate(names):
-        assert found["shift"][name] == pytest.approx((after - before)[:, i].mean(), abs=2e-5)
-        assert found["predicted"][name] == [int((p.argmax(1) == i).sum()) for p in (before, after)]
+        assert found.shift[name] == pytest.approx((after - before)[:, i].mean(), abs=2e-5)
+        assert found.predicted[name] == tuple(int((p.argmax(1) == i).sum()) for p in (before, after))
 
 
 def test_steerability_is_the_formula(
@@ -53,16 +54,16 @@ def test_steerability_is_the_formula(
 
     words = ("red", "a dog", "sky", "wood")
     (tmp_path / "words.txt").write_text("\n".join(words))
-    found = measure_steerability(
-        middle_run, middle_store, tmp_path / "s.json", latents=[3, 60], strengths=[2.0, 40.0],
-        vocabulary=tmp_path / "words.txt", device="cpu",
+    steered_words = measure_steerability(
+        middle_run, middle_store, tmp_path / "s.json", SteerabilityConfig(latents=(3, 60), strengths=(2.0, 40.0)),
+        vocabulary=tmp_path / "words.txt", model=CPU,
     )  # fmt: skip
     tokens = open_clip.SimpleTokenizer()([f"a photo of a {word}." for word in words])
     texts = np.asarray(F.normalize(plain_clip.encode_text(tokens), dim=1).detach())
     uris = ActivationStore.open(middle_store).images["uri"].to_pylist()[HELD_OUT]
     scale = float(plain_clip.logit_scale.exp())
     before = softmax(scale * full_forward(uris).astype(np.float64) @ texts.T)
-    rows = {(row["kind"], row["unit"], row["strength"]): row for row in found["rows"]}
+    rows = {(row.kind, row.unit, row.strength): row for row in steered_words.rows}
     for latent in (3, 60):
         for strength in (2.0, 40.0):
 
@@ -74,8 +75,8 @@ def test_steerability_is_the_formula(
 
             d = (softmax(scale * full_forward(uris, edit).astype(np.float64) @ texts.T) - before).mean(0)
             row = rows["latent", latent, strength]
-            assert row["steerability"] == pytest.approx(np.square(d).sum(), rel=1e-3, abs=1e-9)
-            assert row["power"] == pytest.approx(d.max(), rel=1e-3, abs=1e-7)
+            assert row.steerability == pytest.approx(np.square(d).sum(), rel=1e-3, abs=1e-9)
+            assert row.power == pytest.approx(d.max(), rel=1e-3, abs=1e-7)
     mean, scale_x = np.asarray(plain_sae.w["mean"]), float(plain_sae.w["scale"])
     dimension = next(unit for kind, unit, _ in rows if kind == "dimension")
 
@@ -85,8 +86,8 @@ def test_steerability_is_the_formula(
         return x
 
     d = (softmax(scale * full_forward(uris, set_dimension).astype(np.float64) @ texts.T) - before).mean(0)
-    assert rows["dimension", dimension, 40.0]["steerability"] == pytest.approx(np.square(d).sum(), rel=1e-3, abs=1e-9)
-    assert {(row["kind"], row["strength"]) for row in found["summary"]} == {
+    assert rows["dimension", dimension, 40.0].steerability == pytest.approx(np.square(d).sum(), rel=1e-3, abs=1e-9)
+    assert {(row.kind, row.strength) for row in steered_words.summary} == {
         (kind, strength) for kind in ("latent", "dimension") for strength in (2.0, 40.0)
     }
 
@@ -94,7 +95,7 @@ def test_steerability_is_the_formula(
 def test_bad_latents_are_refused(middle_run: Path, middle_store: Path) -> None:
     with pytest.raises(SettingsError, match="got 64"):
         set_latents(middle_run, middle_store, set={64: 1.0})
-    with pytest.raises(SettingsError, match="names one twice"):
+    with pytest.raises(SettingsError, match="names a latent twice"):
         set_latents(middle_run, middle_store, set={6: 1.0}, add={6: 1.0})
     with pytest.raises(SettingsError, match="got -1"):
-        measure_steerability(middle_run, middle_store, latents=[-1])
+        measure_steerability(middle_run, middle_store, None, SteerabilityConfig(latents=(-1,)))

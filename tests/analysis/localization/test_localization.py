@@ -103,16 +103,16 @@ def test_a_latent_whose_own_map_is_the_truth_is_found_and_perfect(tmp_path: Path
         Image.fromarray(mask).save((folder / uri).with_suffix(".png"))
     moved = CodeStore.open(shutil.copytree(table_codes.path, tmp_path / "far" / "away" / "x.codes"))
     (tmp_path / "legend.csv").write_text("number,name\n7,planted\n9,never\n")
-    (found,) = localize(moved, masks=folder, legend=tmp_path / "legend.csv").to_pylist()
-    assert (found["concept"], found["latent"]) == ("planted", planted)
-    assert found["ap"] == pytest.approx(1)
-    assert found["chosen_ap"] == pytest.approx(1)
-    assert found["pointing"] == pytest.approx(1)
-    assert 0.4 < found["iou"] <= 1  # bilinear edges
-    assert found["chance"] < found["ap"]
-    other = localize(moved, masks=folder, legend=tmp_path / "legend.csv", latent=(planted + 1) % 64).to_pylist()
-    assert other[0]["latent"] == (planted + 1) % 64
-    assert other[0]["ap"] < 1
+    (found,) = localize(moved, masks=folder, legend=tmp_path / "legend.csv").concepts
+    assert (found.concept, found.latent) == ("planted", planted)
+    assert found.ap == pytest.approx(1)
+    assert found.chosen_ap == pytest.approx(1)
+    assert found.pointing == pytest.approx(1)
+    assert 0.4 < found.iou <= 1  # bilinear edges
+    assert found.chance < found.ap
+    other = localize(moved, masks=folder, legend=tmp_path / "legend.csv", latent=(planted + 1) % 64).concepts
+    assert other[0].latent == (planted + 1) % 64
+    assert other[0].ap < 1
 
 
 def test_iou_is_the_mean_over_images(table_codes: CodeStore) -> None:
@@ -224,9 +224,9 @@ def test_codes_of_several_stores_are_localized_with_the_masks_of_each(
     np.testing.assert_array_equal(
         found.pixels(np.arange(n, n + 30), 3), np.arange(24)[None, None] >= np.full((30, 24, 1), 12)
     )
-    rows = {row["concept"]: row for row in localize(both).to_pylist()}
-    assert rows["7"]["n_images"] == 15  # of each store one half is judged
-    assert rows["7"]["chance"] == pytest.approx(0.5 * 15 / (15 + n - n // 2))
+    rows = {row.concept: row for row in localize(both).concepts}
+    assert rows["7"].n_images == 15  # of each store one half is judged
+    assert rows["7"].chance == pytest.approx(0.5 * 15 / (15 + n - n // 2))
     kept = _copy(tmp_path, more, tiny_model, options)
     again = encode(tiny_run, [tmp_path / "more.acts", kept], tmp_path / "again.codes")
     with pytest.raises(SettingsError, match="--where"):  # two images of one name, one place to look

@@ -10,6 +10,11 @@ from actcache import ParentMismatchError, SchemaError, SettingsError
 from analysis import (
     AnalyzeConfig,
     ConceptTable,
+    DeletionConfig,
+    MaskingConfig,
+    ModelOptions,
+    RulesConfig,
+    SteerabilityConfig,
     add_names,
     analyze,
     delete_latents,
@@ -35,26 +40,37 @@ def test_every_result_has_a_section(
     tmp_path: Path, concepts: ConceptTable, middle_run: Path, middle_store: Path
 ) -> None:
     (tmp_path / "words.txt").write_text("red\nblue\n")
-    options = {"device": "cpu"}
-    masks = mask_latents(middle_run, middle_store, tmp_path / "m.json", k=[1, 5], device="cpu")
-    deletion = delete_latents(middle_run, middle_store, tmp_path / "d.json", n=[1, 5], device="cpu")
-    fidelity = evaluate_fidelity(middle_run, middle_store, tmp_path / "f.json", device="cpu")
+    cpu = ModelOptions(device="cpu")
+    masks = mask_latents(middle_run, middle_store, tmp_path / "m.json", MaskingConfig(k=(1, 5)), model=cpu)
+    deletion = delete_latents(middle_run, middle_store, tmp_path / "d.json", DeletionConfig(n=(1, 5)), model=cpu)
+    fidelity = evaluate_fidelity(middle_run, middle_store, tmp_path / "f.json", model=cpu)
     measure_steerability(
-        middle_run, middle_store, tmp_path / "s.json", n_latents=2, vocabulary=tmp_path / "words.txt", device="cpu"
+        middle_run,
+        middle_store,
+        tmp_path / "s.json",
+        SteerabilityConfig(n_latents=2),
+        vocabulary=tmp_path / "words.txt",
+        model=cpu,
     )
     files = [tmp_path / f"{name}.json" for name in "mdfs"]
     page = write_report(concepts, tmp_path / "r.html", results=files).read_text()
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles[-5:-1] == ["Masking latents", "Which latents decide", "Fidelity", "Steering"]
-    margin = next(m for m in masks["margins"] if m["selection"] == "class")
-    assert f"<td>{margin['margin']:+.3f}</td>" in page
-    assert f"<td>{deletion['areas']['lens']:.4f}</td>" in page
-    assert f"<td>{fidelity['runs'][0]['variants']['zero']['loss']:.3f}</td>" in page
+    margin = next(m for m in masks.margins if m.selection == "class")
+    assert f"<td>{margin.margin:+.3f}</td>" in page
+    assert f"<td>{deletion.areas['lens']:.4f}</td>" in page
+    assert f"<td>{fidelity.runs[0].variants['zero'].loss:.3f}</td>" in page
     body = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert "http" not in body
-    set_latents(middle_run, middle_store, tmp_path / "set.json", set={1: 2.0}, **options)  # type: ignore[arg-type]
-    with pytest.raises(SchemaError, match="holds steering, expected masks"):
-        write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "set.json"])
+    steering = set_latents(middle_run, middle_store, tmp_path / "set.json", set={1: 2.0}, model=cpu)
+    page = write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "set.json"]).read_text()
+    section = page.split("<h2>Setting latents</h2>")[1].split("<h2>")[0]
+    assert "latent 1 set to 2" in section
+    for name, shift in steering.shift.items():
+        assert f"<td>{shift:+.4f}</td><td>{steering.predicted[name][0]}</td>" in section.split(name)[1]
+    (tmp_path / "other.json").write_text('{"kind": "weather", "schema": 1}')
+    with pytest.raises(SchemaError, match="holds weather, expected fidelity or masks"):
+        write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "other.json"])
     with pytest.raises(SettingsError, match="does not exist"):
         write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "none.json"])
     (tmp_path / "other.json").write_text("[1]")
@@ -63,17 +79,17 @@ def test_every_result_has_a_section(
 
 
 def test_rules_are_shown(tmp_path: Path, concepts: ConceptTable, tiny_codes: Path) -> None:
-    found = learn_rules(tiny_codes, tmp_path / "rules.json", n_patches=1, n_rules=2)
+    found = learn_rules(tiny_codes, tmp_path / "rules.json", RulesConfig(n_patches=1, n_rules=2))
     page = write_report(concepts, tmp_path / "r.html", results=[tmp_path / "rules.json"]).read_text()
     section = page.split("<h2>Rules</h2>")[1].split("<h2>")[0]
-    assert f"fidelity {found['fidelity']:.1%}, accuracy {found['accuracy']:.1%}" in section
-    rules = [rule for one in found["classes"].values() for rule in one["rules"]]
+    assert f"fidelity {found.fidelity:.1%}, accuracy {found.accuracy:.1%}" in section
+    rules = [rule for learned in found.classes.values() for rule in learned.rules]
     assert rules
     assert section.count("<tr>") == 1 + len(rules)
     for rule in rules:
-        right = "" if rule["precision"] is None else f"{rule['precision']:.0%}"
-        said = escape(rule["text"])
-        assert f'<td class="text">{said}</td><td>{right}</td><td>{rule["n_fires"]:,}</td>' in section
+        right = "" if rule.precision is None else f"{rule.precision:.0%}"
+        said = escape(rule.text)
+        assert f'<td class="text">{said}</td><td>{right}</td><td>{rule.n_fires:,}</td>' in section
 
 
 def test_names_are_shown(tmp_path: Path, concepts: ConceptTable) -> None:

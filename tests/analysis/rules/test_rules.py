@@ -15,10 +15,11 @@ from small_codes import write_codes
 from actcache import ParentMismatchError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact
 from actcache.prompts import open_towers
-from analysis import embed_stored_images, learn_rules
+from analysis import RulesConfig, embed_stored_images, learn_rules
 from analysis.classifier.zero_shot import predict_classes
+from analysis.results import RuleLiteral
 from analysis.rules.learning import Firing, count_classes, read_firing
-from analysis.rules.rules import Literal, Rule, RuleSet, choose_candidates, learn_class, rank_rules
+from analysis.rules.rules import Rule, RuleSet, choose_candidates, learn_class, rank_rules
 from saetrain import CodeStore
 
 N_PATCHES, N_LATENTS, TAU = 6, 30, 0.2
@@ -57,44 +58,46 @@ def judged_on(tmp_path_factory: pytest.TempPathFactory) -> CodeStore:
 
 
 def test_planted_rules_and_their_exceptions_are_found(learned_from: CodeStore, judged_on: CodeStore) -> None:
-    found = learn_rules(learned_from, judge=judged_on, n_patches=2, n_candidates=8)
-    texts = [rule["text"] for rule in found["classes"]["class0"]["rules"]]
+    found = learn_rules(learned_from, None, RulesConfig(n_patches=2, n_candidates=8), judge=judged_on)
+    texts = [rule.text for rule in found.classes["class0"].rules]
     assert texts[0] == "latent 3 on >= 2 patches and not latent 7 on >= 2 patches"
-    assert any(rule["literals"][0] == {"latent": 11, "fires": True} for rule in found["classes"]["class1"]["rules"])
-    assert found["accuracy"] > 0.95
-    assert found["accuracy_low"] < found["accuracy"] <= found["accuracy_high"] + 1e-9
-    assert found["fidelity"] == found["accuracy"]
-    assert (found["n_learned"], found["n_judged"]) == (598, 300)
-    assert found["size"]["rules"] == sum(len(one["rules"]) for one in found["classes"].values())
+    assert any(rule.literals[0] == RuleLiteral(11, True) for rule in found.classes["class1"].rules)
+    assert found.accuracy > 0.95
+    assert found.accuracy_low < found.accuracy <= found.accuracy_high + 1e-9
+    assert found.fidelity == found.accuracy
+    assert (found.n_learned, found.n_judged) == (598, 300)
+    assert found.size.rules == sum(len(learned.rules) for learned in found.classes.values())
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_numbers_are_those_of_a_plain_loop(learned_from: CodeStore, judged_on: CodeStore, same: bool) -> None:
-    found = learn_rules(learned_from, judge=None if same else judged_on, n_patches=2, n_candidates=8, n_rules=2)
+    found = learn_rules(
+        learned_from, None, RulesConfig(n_patches=2, n_candidates=8, n_rules=2), judge=None if same else judged_on
+    )
     dense, labels = planted(600, 0) if same else planted(300, 1)
     images = [i for i in range(600) if i not in (4, 9)][-120:] if same else range(300)  # the last 20 % of the readable
-    assert found["n_judged"] == len(images)
-    assert found["n_learned"] == (478 if same else 598)
+    assert found.n_judged == len(images)
+    assert found.n_learned == (478 if same else 598)
     fires = fired(dense, 2)
-    rules = [(rule, name) for name, one in found["classes"].items() for rule in one["rules"]]
-    rules.sort(key=lambda one: -one[0]["learned_precision"])
+    rules = [(rule, name) for name, learned in found.classes.items() for rule in learned.rules]
+    rules.sort(key=lambda pair: -pair[0].learned_precision)
     right, covered = 0, 0
-    counts: dict[str, list[int]] = {rule["text"]: [0, 0] for rule, _ in rules}
+    counts: dict[str, list[int]] = {rule.text: [0, 0] for rule, _ in rules}
     for image in images:
         told, said = f"class{labels[image]}", None
         for rule, name in rules:
-            if all(fires[image, one["latent"]] == one["fires"] for one in rule["literals"]):
-                counts[rule["text"]][0] += 1
-                counts[rule["text"]][1] += told == name
+            if all(fires[image, literal.latent] == literal.fires for literal in rule.literals):
+                counts[rule.text][0] += 1
+                counts[rule.text][1] += told == name
                 said = said or name
         covered += said is not None
-        right += (said or found["default"]) == told
-    assert found["accuracy"] == pytest.approx(right / len(images))
-    assert found["coverage"] == pytest.approx(covered / len(images))
+        right += (said or found.default) == told
+    assert found.accuracy == pytest.approx(right / len(images))
+    assert found.coverage == pytest.approx(covered / len(images))
     for rule, _ in rules:
-        n, n_right = counts[rule["text"]]
-        assert rule["n_fires"] == n
-        assert rule["precision"] == (pytest.approx(n_right / n) if n else None)
+        n, n_right = counts[rule.text]
+        assert rule.n_fires == n
+        assert rule.precision == (pytest.approx(n_right / n) if n else None)
 
 
 def test_counts_over_shards_are_those_of_dense_codes(learned_from: CodeStore) -> None:
@@ -146,7 +149,7 @@ def test_rules_keep_to_their_size_and_say_something_positive(seed: int, n_rules:
 
 
 def test_the_most_precise_rule_decides() -> None:
-    low, high = Rule("a", (Literal(0, True),), 0.4), Rule("b", (Literal(1, True), Literal(2, False)), 0.7)
+    low, high = Rule("a", (RuleLiteral(0, True),), 0.4), Rule("b", (RuleLiteral(1, True), RuleLiteral(2, False)), 0.7)
     rules = RuleSet(rank_rules([low, high]), "c")
     fires = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 0], [0, 0, 0]], dtype=bool)
     said, number = rules.apply(lambda latent: fires[:, latent], 4)
@@ -174,21 +177,24 @@ def test_what_the_model_says_is_what_a_forward_pass_of_the_files_says(
     np.testing.assert_array_equal(said[sure], np.array(names, dtype=object)[logits.argmax(1)][sure])
 
     if len(set(said[:60].tolist())) > 1:  # the random model may name one class only
-        found = learn_rules(codes, explain="zero-shot", n_patches=1)
-        assert found["model_accuracy"] == pytest.approx(
-            (said[60:] == codes.images["label_name"].to_numpy()[60:]).mean()
-        )
+        found = learn_rules(codes, None, RulesConfig(explain="zero-shot", n_patches=1))
+        assert found.model_accuracy == pytest.approx((said[60:] == codes.images["label_name"].to_numpy()[60:]).mean())
 
 
 def test_the_same_call_twice_returns_the_file(tmp_path: Path, learned_from: CodeStore) -> None:
     out = tmp_path / "rules.json"
-    first = learn_rules(learned_from, out, n_patches=2, n_candidates=4)
+    config = RulesConfig(n_patches=2, n_candidates=4)
+    first = learn_rules(learned_from, out, config)
     before = out.stat().st_mtime_ns
-    assert learn_rules(learned_from, out, n_patches=2, n_candidates=4) == first == json.loads(out.read_text())
+    assert learn_rules(learned_from, out, config) == first
+    assert json.loads(out.read_text()) == first.to_json()
     assert out.stat().st_mtime_ns == before
     with pytest.raises(SettingsError, match="n_patches: 2 there, 3 asked for"):
-        learn_rules(learned_from, out, n_patches=3, n_candidates=4)
-    assert learn_rules(learned_from, out, n_patches=3, n_candidates=4, overwrite=True)["settings"]["n_patches"] == 3
+        learn_rules(learned_from, out, RulesConfig(n_patches=3, n_candidates=4))
+    assert (
+        learn_rules(learned_from, out, RulesConfig(n_patches=3, n_candidates=4), overwrite=True).settings["n_patches"]
+        == 3
+    )
 
 
 def test_bad_input_is_named(tmp_path: Path, learned_from: CodeStore) -> None:
@@ -202,7 +208,7 @@ def test_bad_input_is_named(tmp_path: Path, learned_from: CodeStore) -> None:
     ]
     for how, text in bad:
         with pytest.raises(SettingsError, match=text):
-            learn_rules(learned_from, **({"n_patches": 2} | how))
+            learn_rules(learned_from, None, RulesConfig(**({"n_patches": 2} | how)))
     dense, labels = planted(20, 2)
     unlabeled = write_codes(tmp_path / "u.codes", dense, [20])
     with pytest.raises(SettingsError, match=r"No image of .* has a label"):
@@ -229,11 +235,11 @@ def test_names_of_latents_are_said(tmp_path: Path, tiny_codes: Path) -> None:
     from analysis import AnalyzeConfig, analyze, set_name
 
     concepts = analyze(tiny_codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_gallery=0))
-    found = learn_rules(tiny_codes, n_patches=1, concepts=concepts)
-    latent = next(rule for one in found["classes"].values() for rule in one["rules"])["literals"][0]["latent"]
+    found = learn_rules(tiny_codes, None, RulesConfig(n_patches=1), concepts=concepts)
+    latent = next(rule for learned in found.classes.values() for rule in learned.rules).literals[0].latent
     set_name(concepts, latent, name="red stripes")
-    again = learn_rules(tiny_codes, n_patches=1, concepts=concepts)
-    assert f'latent {latent} ("red stripes") on a patch' in json.dumps(again).replace('\\"', '"')
+    again = learn_rules(tiny_codes, None, RulesConfig(n_patches=1), concepts=concepts)
+    assert f'latent {latent} ("red stripes") on a patch' in json.dumps(again.to_json()).replace('\\"', '"')
     dense, labels = planted(20, 2)
     with pytest.raises(SettingsError, match="64 latents"):
         learn_rules(write_codes(tmp_path / "few.codes", dense, [20], labels), concepts=concepts)

@@ -1,0 +1,99 @@
+"""The settings of the studies: frozen dataclasses whose fields are both keywords of the library and flags.
+
+Whatever changes a result is a field of a `...Config` and part of the result's identity; ModelOptions holds what only
+says where things are and how fast they run. This module imports nothing heavy, so the command line can read it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actcache.options import option
+
+TAU = 0.2
+"""Default activation above which a token counts (PatchSAE, equation 4)."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where the model is and how fast it runs. None of this is part of a result's identity."""
+
+    model: str | None = option(None, "Architecture that the store was extracted with, if it has moved.")
+    pretrained: str | None = option(None, "Weights that the store was extracted with, if they have moved.")
+    batch_size: int = option(64, "Images per forward pass. Affects speed only.")
+    device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Which images a study looks at, which texts the classifier compares them with, and which tokens it replaces."""
+
+    templates: str | Sequence[str] = option(
+        "photo", "Text around a class name: photo, simple (7), openai (80), a text with {} in it, or a file of them."
+    )
+    tokens: str | None = option(None, "Tokens to replace: all, patch or cls. By default those RUN was trained on.")
+    where: str | None = option(None, "Images to look at, by columns of images.parquet: \"split == 'test'\".")
+    limit: int | None = option(None, "Number of images to sample at random.")
+    seed: int = option(0, "Random seed for samples, halves and random latents.")
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How masks over latents are made."""
+
+    k: tuple[int, ...] = option(
+        (1, 2, 5, 10, 50, 100, 500, 1000, 2000), "Number of latents to keep or drop; repeat the flag for several."
+    )  # PatchSAE's grid; all latents are always measured as well
+    latents: tuple[int, ...] = option((), "Latent to keep or drop instead; repeat the flag for several.")
+    keep_error: bool = option(False, "Add the part of the activations that the SAE does not reconstruct.")
+    n_random: int = option(3, "Number of random controls, drawn from latents that fire as often as the chosen ones.")
+    tau: float = option(TAU, "Activation above which a token counts for its class.")
+    chosen_where: str | None = option(None, "Images to choose latents on: \"split == 'train'\".")
+
+
+@dataclass(frozen=True)
+class DeletionConfig:
+    """How many latents are deleted."""
+
+    n: tuple[int, ...] = option(
+        (1, 2, 5, 10, 20, 50, 100, 200), "Number of latents to delete; repeat the flag for several."
+    )
+    keep_error: bool = option(False, "Add the part of the activations that the SAE does not reconstruct.")
+
+
+@dataclass(frozen=True)
+class SteerabilityConfig:
+    """Which latents are set, and to what."""
+
+    latents: tuple[int, ...] = option((), "Latent to steer, instead of a sample; repeat the flag for several.")
+    n_latents: int = option(200, "Number of latents to sample from those that fire.")
+    strengths: tuple[float, ...] = option((10.0, 50.0, 150.0), "Value to set a latent to; repeat the flag for several.")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """How a model is compared with its adapted version."""
+
+    k: tuple[int, ...] = option(
+        (1, 2, 5, 10, 50, 100, 500), "Latents per class that a masked classifier sees; repeat the flag for several."
+    )
+    n_top: int = option(50, "Number of top latents whose overlap is measured; the conclusion uses the nearest k.")
+    high: int = option(50, "Rank down to which a latent's count is high.")
+    low: int = option(100, "Rank below which a latent's count is low.")
+    n_random: int = option(2, "Number of random controls.")
+    tau: float = option(TAU, "Activation above which a token counts for its class.")
+    template: str = option("a photo of a {}.", "The base model's text for a class; the adapted model has prompts.")
+    limit: int | None = option(None, "Number of judged images to sample at random.")
+    seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.")
+    n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.")
+
+
+@dataclass(frozen=True)
+class RulesConfig:
+    """What rules explain, and how large they may be."""
+
+    explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")
+    tau: float = option(TAU, "Activation above which a latent is on at a patch.")
+    n_patches: int = option(3, "Number of such patches from which on a latent fires on an image.")
+    n_candidates: int = option(64, "Number of latents to choose from for each class.")
+    n_rules: int = option(4, "Largest number of rules per class.")
+    n_literals: int = option(3, "Largest number of latents per rule.")

@@ -1,0 +1,8 @@
+"""What studies measure: one record per kind of result, and the JSON files that hold them.
+
+The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,76 @@
+from .comparison import (
+    ClassOverlap,
+    ComparedMask,
+    ComparedPredictions,
+    Comparison,
+    Conclusion,
+    CountOverlap,
+    Counts,
+    DatasetOverlap,
+    DictionaryCell,
+    DictionaryShare,
+    Overlap,
+    OverlapMeans,
+    Share,
+    TwoDictionaries,
+)
+from .deletion import Deletion, DeletionMargin, DeletionPoint
+from .fidelity import Fidelity, RecoveredShares, RunFidelity, Scores, VariantScores
+from .files import describe_result, find_result, finish_result, read_result
+from .inspection import Coherence, Gap, InspectedRun, Inspection, Matching
+from .localization import LocalizedConcept, LocalizedConcepts
+from .masking import MaskingCurve, MaskMargin, MaskRecall, MaskScores
+from .records import Head, Result
+from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
+from .steering import Steerability, Steering, SteeringRow, SteeringSummary
+
+__all__ = [
+    "ClassOverlap",
+    "ClassRules",
+    "Coherence",
+    "ComparedMask",
+    "ComparedPredictions",
+    "Comparison",
+    "Conclusion",
+    "CountOverlap",
+    "Counts",
+    "DatasetOverlap",
+    "Deletion",
+    "DeletionMargin",
+    "DeletionPoint",
+    "DictionaryCell",
+    "DictionaryShare",
+    "Fidelity",
+    "Gap",
+    "Head",
+    "InspectedRun",
+    "Inspection",
+    "LearnedRules",
+    "LocalizedConcept",
+    "LocalizedConcepts",
+    "MaskMargin",
+    "MaskRecall",
+    "MaskScores",
+    "MaskingCurve",
+    "Matching",
+    "Overlap",
+    "OverlapMeans",
+    "RecoveredShares",
+    "Result",
+    "RuleLiteral",
+    "RuleScores",
+    "RulesSize",
+    "RunFidelity",
+    "Scores",
+    "Share",
+    "Steerability",
+    "Steering",
+    "SteeringRow",
+    "SteeringSummary",
+    "TwoDictionaries",
+    "VariantScores",
+    "describe_result",
+    "find_result",
+    "finish_result",
+    "read_result",
+]

@@ -1,0 +1,93 @@
+"""Result files: what a study measured, as one JSON file that names what it was made from.
+
+    {"kind", "schema", "id", "settings", "parents": {name: {"id", "path"}}, ...}
+
+A result is small, has no shards and nothing is made from it, so it is a file rather than an artifact (decision 15). It
+has an identity like an artifact's, and running the same command twice is as safe.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from actcache import SchemaError, SettingsError
+from actcache.artifacts import Artifact, digest, read_json, write_atomic
+from analysis.results.records import Head, Result, ResultParent
+
+SCHEMA = 1
+R = TypeVar("R", bound=Result)
+
+_EXPECTED = "Expected the JSON file of evaluate, intervene, attribute, steer, inspect, localize, rules or compare."
+
+
+def describe_result(record: type[Result], settings: Mapping[str, object], parents: Mapping[str, Artifact]) -> Head:
+    """The head of a result of a kind."""
+    settings = json.loads(json.dumps(settings, allow_nan=False))
+    ids = {name: parent.id for name, parent in parents.items()}
+    identity = digest({"kind": record.KIND, "schema": SCHEMA, "settings": settings, "parents": ids})
+    named = {name: ResultParent(parent.id, parent.path.name) for name, parent in parents.items()}
+    return Head(record.KIND, SCHEMA, identity, settings, named)
+
+
+def find_result(record: type[R], out: str | Path | None, head: Head, *, overwrite: bool = False) -> R | None:
+    """The result that the same command wrote before; None if there is none, or it is to be replaced.
+
+    Raises:
+        SettingsError: something else is there; the message shows the fields that differ side by side.
+        CorruptError: the file is malformed.
+    """
+    if out is None:
+        return None
+    out = Path(out)
+    if out.is_dir():
+        raise SettingsError(f"{out} is a folder. Expected a file such as {out / 'result.json'}.")
+    if overwrite or not out.exists():
+        return None
+    content = read_json(out, "Choose another path, or pass --overwrite to replace it.")
+    if not isinstance(content, dict) or "kind" not in content:
+        raise SettingsError(f"{out} is not a result of ours. Choose another path, or pass --overwrite to replace it.")
+    if content.get("id") != head.id:
+        old = _compared_fields(content["kind"], content.get("settings", {}), content.get("parents", {}))
+        new = _compared_fields(head.kind, head.settings, {n: {"id": p.id} for n, p in head.parents.items()})
+        rows = [
+            f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} asked for"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
+        raise SettingsError(
+            f"{out} was made with other settings ({'; '.join(rows)}). "
+            "Choose another path, or pass --overwrite to replace it."
+        )
+    return record.from_json(content, str(out))
+
+
+def finish_result(out: str | Path | None, result: R) -> R:
+    """Write a result if a path is given. Returns what reading the file gives: NaN and infinity become None."""
+    content = result.to_json()
+    text = json.dumps(content, allow_nan=False, indent=1) + "\n"
+    if out is not None:
+        write_atomic(Path(out), text.encode(), parents=True)
+    return type(result).from_json(json.loads(text), str(out or "the result"))
+
+
+def read_result(path: str | Path, *records: type[R]) -> R:
+    """Read a result file of one of some kinds. Raises SchemaError for another kind or a newer schema, CorruptError."""
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"{path} does not exist. {_EXPECTED}")
+    content = read_json(path, "Run the command that made it again, with --overwrite.")
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise SchemaError(f"{path} is not a result file. {_EXPECTED}")
+    if content["schema"] > SCHEMA:
+        raise SchemaError(f"{path} has schema {content['schema']}; this program reads up to {SCHEMA}.")
+    kinds = {record.KIND: record for record in records}
+    if content.get("kind") not in kinds:
+        raise SchemaError(f"{path} holds {content.get('kind')}, expected {' or '.join(kinds)}.")
+    return kinds[content["kind"]].from_json(content, str(path))
+
+
+def _compared_fields(
+    kind: str, settings: Mapping[str, object], parents: Mapping[str, Mapping[str, object]]
+) -> dict[str, object]:
+    return {"kind": kind, **settings, **{f"{name} (parent)": parent["id"] for name, parent in parents.items()}}
