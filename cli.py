@@ -38,7 +38,17 @@ from analysis.config import (
 )
 from analysis.query import Question
 from analysis.terminal import (
-    draw_estimate, draw_facts, draw_table, emit, emit_answer, emit_result, options, show_progress, show_steps, stderr, stdout
+    draw_estimate,
+    draw_facts,
+    draw_table,
+    emit,
+    emit_answer,
+    emit_result,
+    options,
+    show_progress,
+    show_steps,
+    stderr,
+    stdout,
 )
 from saetrain.config import SAEConfig, TrainConfig
 
@@ -75,6 +85,7 @@ app = typer.Typer(
     "extract, train, encode, analyze, query, report.",
 )
 
+
 @app.callback()
 def main(
     quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress bars.")] = False,
@@ -101,7 +112,9 @@ def verb(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[.
     """Make a function a verb of the command line, in a panel of the help and with an example."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(function.__name__, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(with_flags(function))
+        app.command(function.__name__, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(
+            with_flags(function)
+        )
         return function
 
     return register
@@ -147,16 +160,16 @@ def flag_of(field: Field[Any], hint: Any, sweeps: bool) -> signatures.Parameter:
     """The flag of one field. A tuple of values is a flag that may be repeated, so its name is singular."""
     optional, kinds = NoneType in get_args(hint), leaf_types(hint)
     parser, default = field.metadata["parser"], ... if field.default is MISSING else field.default
-    several = get_origin(hint) in (tuple, Sequence) and parser is None or (sweeps and field.metadata["sweep"])
+    several = (get_origin(hint) in (tuple, Sequence) and parser is None) or (sweeps and field.metadata["sweep"])
     name = field.name.strip("_").replace("_", "-")
     kind: Any = str if parser or str in kinds else kinds[0]
     if several:
-        name = name.removesuffix("s") if len(name) > 1 else name
         kind = list[kind]
         if sweeps:
             kind, default = (kind | None, None) if default is None else (kind, [default])
-        elif default is not ...:
-            default = list(default)
+        else:
+            name = name.removesuffix("s")
+            default = ... if default is ... else list(default)
     elif optional or (parser and not default):
         kind, default = kind | None, default or None
     names = f"--{name}/--no-{name}" if kinds == [bool] and optional else f"--{name}"
@@ -255,11 +268,13 @@ def extract(
     batch_size: BatchImages = 32,
     device: Device = "auto",
     n_threads: Annotated[int | None, Option(help="Number of decoding threads. Affects speed only.")] = None,
-    on_error: Annotated[str, Option(help="What to do with an unreadable image: stop, or skip (its row stays).")] = "stop",
+    on_error: Annotated[
+        str, Option(help="What to do with an unreadable image: stop, or skip (its row stays).")
+    ] = "stop",
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written and how long it takes.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the image tower once and keep every patch's activation.
+    """Run the image tower and keep all activations.
 
     The same command resumes. Under torchrun or srun every process takes shards of its own.
     """
@@ -297,14 +312,14 @@ def train(
     wandb_project: Annotated[str | None, Option(help="Project in wandb; WANDB_PROJECT by default.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a sparse autoencoder on cached activations. No model is needed.
+    """Train sparse autoencoders on cached activations.
 
-    The same command resumes. --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and --seed may be given
-    several times: all combinations are trained on one stream of batches, and RUN becomes a folder of runs.
+    No model is needed. The same command resumes. --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and
+    --seed may be given several times: all combinations are trained on one stream, and RUN becomes a folder of runs.
     """
     if find_worker().rank:  # the first process shows what all of them do
         options.quiet = True
-    members = [(hook_point(number, site), one, other) for number in layer or [None] for one in sae for other in config]
+    members = [(hook_point(number, site), one, other) for number in layer or (None,) for one in sae for other in config]
     with show_progress("train", "steps") as on_progress:
 
         def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
@@ -354,7 +369,7 @@ def analyze(
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute every latent's statistics, class counts and top images."""
+    """Compute statistics and top images of every latent."""
     with show_progress("analyze", "tasks") as on_progress:
         opened = analysis.analyze(
             codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
@@ -377,7 +392,7 @@ def query(
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Ask codes for images of a latent, or for latents of images, classes, groups and conditions."""
+    """Ask codes about latents, images, classes and groups."""
     if question.sample is not None and sheet is not None:
         raise SettingsError("--sheet does not go with --sample. Leave one of them out.")
     opened = saetrain.CodeStore.open(codes)
@@ -388,8 +403,9 @@ def query(
     if names is not None:
         table = analysis.add_names(table, opened, names)
     if sheet is not None:
+        shown = [analysis.find_image(opened, image) for image in question.image]
         analysis.draw_sheet(
-            opened, table, sheet, latents=question.latents, images=question.image, where=question.where, folder=images,
+            opened, table, sheet, latents=question.latents, images=shown, where=question.where, folder=images,
             store=store,
         )  # fmt: skip
     drawn = {} if sheet is None else {"sheet": str(sheet)}
@@ -413,7 +429,7 @@ def name(
     store: Annotated[str | None, Option(help="Where the activation store is, if it has moved.")] = None,
     images: Annotated[Path | None, Option(help="Embed these image files instead of the activations.")] = None,
 ) -> None:
-    """Name every latent by CLIP's text tower, or write names of your own."""
+    """Name latents by CLIP's text tower, or by hand."""
     table = analysis.ConceptTable.open(concepts)
     own = [(kind, *split_pair(f"--{flag}", pair)) for kind, flag, pairs in
            (("name", "set", set_), ("note", "note", note)) for pair in pairs]  # fmt: skip
@@ -439,7 +455,7 @@ def report(
         list[Path], Option("--result", help="Result of a measuring verb, or an x.prompts; repeat for several.")
     ] = [],
 ) -> None:
-    """Write one self-contained HTML page: quality, all latents, results and a gallery."""
+    """Write a self-contained HTML page about the concepts."""
     path = analysis.write_report(concepts, out, results=results)
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
@@ -453,7 +469,7 @@ def evaluate(
     out: ResultPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure zero-shot accuracy and loss with the SAE in place of the activations.
+    """Measure zero-shot accuracy with the SAE spliced in.
 
     RUN may be a folder of runs (a sweep). Only images that the run was not trained on are looked at.
     """
@@ -477,7 +493,7 @@ def intervene(
     chosen_on: Annotated[Path | None, Option(help="Codes of other images to choose latents on.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what the classifier does with some latents only, or without them.
+    """Keep, drop or set latents and see what CLIP predicts.
 
     Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where they are chosen
     on the images that RUN was trained on and judged on the held-out ones; in other stores, on halves of each class.
@@ -507,7 +523,7 @@ def attribute(
     out: ResultPath = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Find the latents that decisions rest on, and test them by deletion."""
+    """Find the latents that predictions rest on."""
     with show_progress("attribute", "images") as on_progress:
         result = analysis.delete_latents(
             run, store, out, config, study=study, model=model, overwrite=overwrite, on_progress=on_progress
@@ -526,7 +542,7 @@ def steer(
     vocabulary: Vocabulary = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure how far one latent alone can move the model's answers.
+    """Measure how far one latent can move the predictions.
 
     --limit is 32 images by default. Dimensions of the stream are set in the same way as a baseline.
     """
@@ -547,7 +563,7 @@ def rules(
     concepts: Annotated[Path | None, Option(help="Concepts whose names the latents take.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Explain classes by a few readable rules over latents."""
+    """Explain classes by readable rules over latents."""
     with show_progress("rules", "shards") as on_progress:
         result = analysis.learn_rules(
             codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=on_progress
@@ -558,28 +574,36 @@ def rules(
 @verb(MEASURING, "localize val.codes --masks masks --legend classes.csv")
 def localize(
     codes: CodesPath,
-    masks: Annotated[Path | None, Option(help="PNG masks named like the images; those of the store by default.")] = None,
+    masks: Annotated[
+        Path | None, Option(help="PNG masks named like the images; those of the store by default.")
+    ] = None,
     legend: Annotated[Path | None, Option(help="Table of what the numbers mean: number, name (or uri, ...).")] = None,
     latent: Annotated[int | None, Option(help="Judge this latent instead of the best of each concept.")] = None,
     n_top: Annotated[int, Option(help="Number of latents for each concept.", min=1)] = 1,
     where: Where = None,
-    out: Annotated[Path | None, Option(help="File to write to: .csv, .parquet, or .json for `report --result`.")] = None,
+    out: Annotated[
+        Path | None, Option(help="File to write to: .csv, .parquet, or .json for `report --result`.")
+    ] = None,
     images: MovedImages = None,
     store: MovedStore = None,
     n_workers: Workers = None,
     scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Compare heat maps of latents with pixel masks: AP, pointing game and IoU.
+    """Compare heat maps of latents with pixel masks.
 
-    Latent and threshold are chosen on one half of the images with masks and judged on the other half.
+    The scores are average precision, pointing game and IoU. Latent and threshold are chosen on one half of the images
+    with masks and judged on the other half.
     """
     opened = saetrain.CodeStore.open(codes)
     with analysis.open_scheduler(n_workers, scheduler), show_progress("read masks", "images") as on_progress:
-        table = analysis.localize(
-            opened, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images, store=store,
-            on_progress=on_progress,
+        result_file = out if out is not None and out.suffix.lower() == ".json" else None
+        result = analysis.localize(
+            opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
+            store=store, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    emit_answer(opened, table, out)
+    written: dict[str, Any] = {} if result_file is None else {"out": str(result_file)}
+    emit_answer(opened, result.tables()[0], None if result_file else out, **written)
 
 
 @verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")
@@ -592,7 +616,10 @@ def inspect(
     out: ResultFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure dictionaries: amortization gap, coherence and matches between runs."""
+    """Measure dictionaries and match those of several runs.
+
+    The measures are the amortization gap, the coherence, and how well the latents of two runs match.
+    """
     with show_progress("inspect", "runs and pairs") as on_progress:
         result = analysis.inspect_dictionaries(
             runs, store, n_tokens=n_tokens, seed=seed, truth=truth, out=out, overwrite=overwrite,
@@ -614,9 +641,9 @@ def adapt(
     checkpoint_every: CheckpointEvery = 200,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train prompts on a few images per class, with CLIP frozen, and measure what they gain.
+    """Train prompts for a frozen CLIP on a few images.
 
-    The same command resumes.
+    It then measures what they gain. The same command resumes.
     """
     with show_progress("adapt", "steps") as on_progress:
         adaptation = actcache.adapt(
@@ -624,7 +651,11 @@ def adapt(
             device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": adaptation.accuracy}
-    emit(facts, draw_table(adaptation.rows()))
+    rows = [
+        {"classes": part, **{how: adaptation.accuracy[how][part] for how in ("zero_shot", "adapted")}}
+        for part in ("all", "base", "novel", "harmonic")
+    ]
+    emit(facts, draw_table([row for row in rows if row["zero_shot"] is not None]))
 
 
 @verb(ADAPTING, "compare val.concepts maple.concepts comparison.json")
@@ -639,9 +670,14 @@ def compare(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure what prompt tuning changed: the latents, or their mapping to classes."""
+    """Measure what prompt tuning changed.
+
+    It may have changed the latents, or only their mapping to classes.
+    """
     if out.suffix.lower() == ".html":
-        raise typer.BadParameter(f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it")
+        raise typer.BadParameter(
+            f"OUT is the JSON file, e.g. {out.with_suffix('.json')}; the page is written beside it"
+        )
     with show_progress("compare", "images") as on_progress:
         result = analysis.compare(
             base, adapted, out, config, second_run=second_run, device=device, overwrite=overwrite,
@@ -661,7 +697,10 @@ def convert(
     layer: Annotated[int | None, Option(help="Hook point, if the store holds several.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a run for another package, or read its checkpoint, and report how well they agree."""
+    """Write or read SAEs in the formats of other packages.
+
+    It also reports how well the two sides agree.
+    """
     conversion = saetrain.convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
@@ -673,7 +712,7 @@ def convert(
 
 @verb(FILES, "info val.acts")
 def info(path: AnyPath) -> None:
-    """Show what an artifact is, whether it is complete, and what it was made from."""
+    """Show what an artifact is and what it was made from."""
     facts = actcache.describe(path)
     emit(facts, draw_facts(facts))
 
@@ -687,7 +726,10 @@ def verify(
     pretrained: Annotated[str | None, Option(help="With --repair: the weights, if they have moved.")] = None,
     prompts: Annotated[str | None, Option(help="With --repair: the prompts, if they have moved.")] = None,
 ) -> None:
-    """Read every file and compare it with its checksum. Exit code 1 means that something is wrong."""
+    """Compare every file with its checksum.
+
+    Exit code 1 means that something is wrong.
+    """
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)
     if repair and not checked.ok:

@@ -48,13 +48,14 @@ def emit_result(result: Any) -> None:
 
 
 def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, **more: Any) -> None:
-    """Print a table that was computed from codes and what it cost to read; write it where there is a path."""
+    """Print an answer, a pyarrow table or rows, and what it cost to read it; write it where there is a path."""
     from analysis.query import write_answer
 
-    facts = {"rows": table.to_pylist(), "bytes_read": codes.bytes_read, **more}  # bytes of codes.zarr
+    rows = table if isinstance(table, list) else table.to_pylist()
+    facts = {"rows": rows, "bytes_read": codes.bytes_read, **more}  # bytes of codes.zarr
     if out is not None:
         facts["out"] = str(write_answer(table, out))
-    emit(facts, draw_table(facts["rows"][:n_shown]))
+    emit(facts, draw_table(rows[:n_shown]))
 
 
 def draw_table(rows: Sequence[Mapping[str, Any]]) -> Table | str:
@@ -93,7 +94,8 @@ def draw_estimate(estimate: Any) -> Table:
             "hook points": estimate.settings["hook_points"],
             "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
             f"{estimate.n_missing_shards:,} to be written",
-            "free on that disk": free + ("" if estimate.fits else f": not enough for {decimal(estimate.missing_bytes)}"),
+            "free on that disk": free
+            + ("" if estimate.fits else f": not enough for {decimal(estimate.missing_bytes)}"),
             "time": f"about {estimate.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",
             "rate": f"{estimate.images_per_s:.1f} images/s, measured on one batch",
         }

@@ -1,7 +1,6 @@
 """The command line: flags equal the library's keywords, results on stdout, exit codes, and real kills."""
 
-import dataclasses
-import inspect
+import inspect as signatures
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,66 +36,75 @@ def run(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.Com
 
 VERBS = get_command(cli.app).commands  # type: ignore[attr-defined]
 
-FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "quickstart": (analysis.quickstart,),
-    "extract": (actcache.extract,),
-    "train": (saetrain.train, saetrain.SAEConfig, saetrain.TrainConfig),
-    "encode": (saetrain.encode,),
-    "analyze": (analysis.analyze,),
-    "evaluate": (analysis.evaluate_fidelity, analysis.StudyConfig, analysis.ModelOptions),
-    "intervene": (
-        analysis.set_latents,
-        analysis.mask_latents,
-        analysis.StudyConfig,
-        analysis.MaskingConfig,
-        analysis.ModelOptions,
-    ),
-    "attribute": (analysis.delete_latents, analysis.StudyConfig, analysis.DeletionConfig, analysis.ModelOptions),
-    "steer": (
-        analysis.measure_steerability,
-        analysis.StudyConfig,
-        analysis.SteerabilityConfig,
-        analysis.ModelOptions,
-    ),
-    "inspect": (analysis.inspect_dictionaries,),
-    "rules": (analysis.learn_rules, analysis.RulesConfig),
-    "report": (analysis.write_report,),
+CONFIGS: dict[str, tuple[Any, ...]] = {
+    "extract": (actcache.ExtractConfig,),
+    "train": (saetrain.SAEConfig, saetrain.TrainConfig),
+    "analyze": (analysis.AnalyzeConfig,),
+    "query": (analysis.Question,),
+    "evaluate": (analysis.StudyConfig, analysis.ModelOptions),
+    "intervene": (analysis.MaskingConfig, analysis.StudyConfig, analysis.ModelOptions),
+    "attribute": (analysis.DeletionConfig, analysis.StudyConfig, analysis.ModelOptions),
+    "steer": (analysis.SteerabilityConfig, analysis.StudyConfig, analysis.ModelOptions),
+    "rules": (analysis.RulesConfig,),
+    "adapt": (actcache.PromptConfig,),
+    "compare": (analysis.ComparisonConfig,),
+    "name": (analysis.ModelOptions,),
 }
+"""The configuration classes whose fields are flags of a verb."""
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "quickstart": analysis.quickstart, "extract": actcache.extract, "train": saetrain.train, "encode": saetrain.encode,
+    "analyze": analysis.analyze, "evaluate": analysis.evaluate_fidelity, "attribute": analysis.delete_latents,
+    "steer": analysis.measure_steerability, "inspect": analysis.inspect_dictionaries, "rules": analysis.learn_rules,
+    "compare": analysis.compare, "adapt": actcache.adapt, "report": analysis.write_report,
+}  # fmt: skip
+"""The functions whose own keywords are the other flags."""
+
+OWN = {"on_progress", "on_step", "config", "sae", "study", "model", "batch_size"}
+"""Keywords that are no flags of their own: callbacks, and configurations, whose fields are flags."""
+
+
+def flags_of(verb: str) -> dict[str, Any]:
+    return {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
+
+
+def default_of(parameter: Any) -> Any:
+    return tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
+
+
+@pytest.mark.parametrize("verb", sorted(CONFIGS))
+def test_every_option_of_a_configuration_is_a_flag_with_its_default_and_its_help(verb: str) -> None:
+    flags = flags_of(verb)
+    for config in CONFIGS[verb]:
+        for field in fields(config):
+            if "help" not in field.metadata:
+                continue
+            flag = flags[field.name]
+            assert flag.help == field.metadata["help"], field.name
+            assert flag.help.endswith("."), field.name
+            if field.default is MISSING:
+                assert flag.required, field.name
+                continue
+            expected = field.default
+            if verb == "train" and field.metadata["sweep"]:  # several values make a sweep
+                assert flag.multiple
+                expected = None if expected is None else (expected,)
+            assert (default_of(flag) or None) == (expected or None), field.name
 
 
 @pytest.mark.parametrize("verb", sorted(FUNCTIONS))
-def test_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
-    keywords: dict[str, Any] = {}
-    for function in FUNCTIONS[verb]:
-        for name, parameter in inspect.signature(function).parameters.items():
-            keywords[name] = parameter.default
-    if verb == "extract":  # the fields of its configuration may be given as keywords
-        keywords |= {field.name: field.default for field in dataclasses.fields(actcache.ExtractConfig)}
-        keywords = {name: value for name, value in keywords.items() if name not in ("config", "options")}
-    if verb == "train":
-        keywords = {name: value for name, value in keywords.items() if name not in ("sae", "config")}
-    if verb != "train":
-        keywords = {name: value for name, value in keywords.items() if name not in ("study", "config")}  # fields: flags
-    keywords.pop("on_progress", None)
-    keywords.pop("on_step", None)
-    flags = {parameter.name: parameter for parameter in VERBS[verb].params if parameter.name != "help"}
-    renamed = {"layer": "layers", "site": "sites"} if verb == "extract" else {"set_": "set"}
-    if verb == "extract":
-        del flags["dry_run"]  # calls estimate(), whose defaults are these too
-    if verb == "train":
-        del flags["site"]  # with --layer one hook point
-    assert {renamed.get(name, name) for name in flags} == set(keywords)
-    for name, parameter in flags.items():
-        expected = keywords[renamed.get(name, name)]
-        if not parameter.required and expected is not inspect.Parameter.empty:
-            given = tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
-            if verb == "train" and parameter.multiple:  # several make a sweep
-                given, expected = given or None, None if expected in (None, ()) else (expected,)
-            if name in ("set_", "add"):
-                given = given or None
-            if name == "prefixes":
-                given = cli.read_shares(given)
-            assert given == expected, name
+def test_the_other_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> None:
+    of_configs = {field.name for config in CONFIGS.get(verb, ()) for field in fields(config)}
+    if verb == "adapt":
+        of_configs -= {"model", "pretrained"}
+    flags = {name: flag for name, flag in flags_of(verb).items() if name not in of_configs | OWN}
+    extra = {"extract": {"dry_run"}, "train": {"site"}}.get(verb, set())  # estimate(); with --layer one hook point
+    parameters = signatures.signature(FUNCTIONS[verb]).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in of_configs | OWN}
+    assert flags.keys() - extra == keywords.keys()
+    for name, expected in keywords.items():
+        if not flags[name].required and expected is not signatures.Parameter.empty:
+            assert (default_of(flags[name]) or None) == (expected or None), name
 
 
 def test_every_verb_has_help_and_an_example() -> None:
@@ -168,7 +177,7 @@ def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path) -> None:
     assert run("extract", ".", "x.acts", cwd=tmp_path, check=False).returncode == 2
     done = run("query", tiny_codes, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert "ask one thing" in done.stderr
+    assert "Ask one thing" in done.stderr
 
 
 def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path) -> None:

@@ -33,7 +33,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         ),
         (["--latent", "1", "--show", "neighbors"], "--show must be one of"),
         (["--image", "1", "--image", "2", "--at", "1,2"], "once with --at"),
-        (["--latent", "1", "--n-top", "0"], "or equal to 1"),
+        (["--latent", "1", "--n-top", "0"], "must be at least 1"),
     ],
 )
 def test_flags_that_do_not_go_together_are_usage_errors(tiny_codes: Path, question: list[str], words: str) -> None:

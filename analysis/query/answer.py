@@ -1,6 +1,7 @@
 """The answer to a question, as a pyarrow table, and that table as a file."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,13 @@ def _parse_axis(text: str) -> int | slice:
     return slice(int(start) if start.strip() else None, int(stop) if stop.strip() else None)
 
 
-def write_answer(table: pa.Table, out: str | Path) -> Path:
-    """Write a table as .csv or .parquet and return its path. An existing file is replaced.
+def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) -> Path:
+    """Write a table, or a list of rows, as .csv or .parquet and return its path. An existing file is replaced.
 
     Raises SettingsError for another suffix.
     """
     out = Path(out)
+    table = pa.Table.from_pylist(table) if isinstance(table, list) else table
     sink = io.BytesIO()
     if out.suffix.lower() == ".csv":
         pyarrow.csv.write_csv(table, sink)
