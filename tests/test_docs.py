@@ -95,6 +95,12 @@ def test_the_file_map_names_every_sub_package() -> None:
     assert {f"{door.parent.relative_to(ROOT)}/" for door in doors} - named == set()
 
 
+def test_contributing_points_to_what_exists() -> None:
+    paths = re.findall(r"`((?:actcache|saetrain|analysis|tests|docs|benchmarks)/[^`]+)`", PAGES[1].read_text())
+    assert len(paths) > 30
+    assert [path for path in paths if not list(ROOT.glob(f"{path.rstrip('/')}*"))] == []
+
+
 def test_the_index_leads_to_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+)", index.read_text())}

@@ -3,14 +3,14 @@
 import csv
 import importlib.util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from small_codes import write_codes
 
 from actcache.demo import sample_scene, write_demo
+from analysis.results import Share
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 
@@ -69,11 +69,11 @@ def test_the_verdict_follows_the_truth(
     recipe: ModuleType, before: float, after: float, share: tuple[float, ...] | None, verdict: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    gain: dict[str, Any] = dict(zip(("share", "low", "high"), share or (None,) * 3, strict=True))
+    gain = Share(*(share or (None,) * 3))
     names = ("base image, base text", "base image, adapted text", "adapted image, adapted text")
-    comparison = {
-        "conclusion": {"without_new_concepts": gain, "sentence": "So it is."},
-        "accuracy": {name: {"accuracy": 0.5} for name in names},
-    }
+    comparison = SimpleNamespace(
+        conclusion=SimpleNamespace(without_new_concepts=gain, sentence="So it is."),
+        accuracy={name: SimpleNamespace(accuracy=0.5) for name in names},
+    )
     recipe.print_verdict("case", {"a": before, "b": before}, {"a": after, "b": after}, comparison)
     assert f"; {verdict}\n" in capsys.readouterr().out
