@@ -85,6 +85,6 @@ def test_processes_that_cannot_meet_are_refused(
         monkeypatch.setenv(name, value)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(SettingsError, match="one of 2 processes, but MASTER_ADDR"):
+    with pytest.raises(SettingsError, match="one of 2 processes, which meet at MASTER_ADDR"):
         train(planted_store, tmp_path / "run", sae=SAEConfig("topk", 96, 3))
     assert not (tmp_path / "run").exists()

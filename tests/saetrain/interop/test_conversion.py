@@ -237,7 +237,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, planted_store: Path) -> N
     ):  # fmt: skip
         for config in (bad, {"d_in": bad}):
             path = patchsae_file(tmp_path / f"{number}.pt", config)
-            with pytest.raises(CorruptError, match="cannot be read as tensors"):
+            with pytest.raises(CorruptError, match="could not be read as tensors"):
                 convert(path, tmp_path / "run", store=planted_store)
     assert not witness.exists()
     assert not (tmp_path / "run").exists()

@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
     seen: list[int] = []
     run = train(planted_store, tmp_path / "run", **wanted, on_progress=lambda step, n, m: seen.append(step))
     assert seen[0] == 30  # from step 20 on
-    assert ("not a whole checkpoint" in caplog.text) == (damage != "no record")
+    assert ("is damaged" in caplog.text) == (damage != "no record")
     whole = train(planted_store, tmp_path / "whole", **wanted)
     assert (run.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
 
