@@ -12,6 +12,7 @@ from torch import Tensor
 from actcache import NonFiniteError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact, missing_shards, read_records, remove_litter, seal_artifact
 from actcache.models import choose_device
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from actcache.workers import find_worker
 from saetrain.codes.store import CodeStore
@@ -27,7 +28,7 @@ def encode(
     *,
     device: str = "auto",
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> CodeStore:
     """Encode a store with the SAE of a run: the store it was trained on, or any other of the same model.
 

@@ -27,7 +27,7 @@ from saetrain.run import MetricsLine, Run, lock_runs
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
-Progress = Callable[[int, int, MetricsLine], None]
+TrainingProgress = Callable[[int, int, MetricsLine], None]
 """Called with (steps done, steps in all, metrics of the last logged step)."""
 
 
@@ -44,7 +44,7 @@ def train(
     log_to: Sequence[str] = (),
     wandb_project: str | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: TrainingProgress | None = None,
 ) -> Run:
     """Train one SAE on one hook point of a store.
 
@@ -81,7 +81,7 @@ def sweep(
     log_to: Sequence[str] = (),
     wandb_project: str | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: TrainingProgress | None = None,
 ) -> list[Run]:
     """Train several SAEs. Those that can share a stream of batches share one pass over the data.
 
@@ -175,7 +175,7 @@ def _train(
     log_every: int,
     checkpoint_every: int,
     openers: Sequence[Opener],
-    on_progress: Progress | None,
+    on_progress: TrainingProgress | None,
 ) -> list[NonFiniteError]:
     """Train the members of one stream, starting from the least advanced; the others join when it has caught up.
 
@@ -200,7 +200,7 @@ def _loop(
     stopped: Callable[[], bool],
     log_every: int,
     checkpoint_every: int,
-    on_progress: Progress | None,
+    on_progress: TrainingProgress | None,
 ) -> list[NonFiniteError]:
     device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
     n_total = sum(training.config.n_steps for training in trainings)

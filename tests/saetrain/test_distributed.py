@@ -1,4 +1,4 @@
-"""Two real processes under torchrun train what one process trains: the same batches, the same losses."""
+"""Two real processes under torchrun train like one process: the same batches and the same losses."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ NAMES = ("topk", "nested", "batchtopk", "relu", "steered", "jumprelu", "gated")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> tuple[Path, Path]:
-    """(runs of one process, of two)."""
+    """The runs of one process, and those of two."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,4 +1,4 @@
-"""encode(): codes are what the SAE computes, whole whatever was killed, and the same from any number of workers."""
+"""encode(): codes are what the SAE computes, complete after interruptions, the same from any number of workers."""
 
 import shutil
 import signal
@@ -151,9 +151,9 @@ def test_two_workers_one_of_them_killed_then_three_give_the_same_codes(
     workers = start_workers(3, 0.0, encode, planted_run.path, planted_store, path)
     for worker in workers:
         worker.join(60)
-    found = {worker.exitcode for worker in workers}
-    assert 0 in found  # the last one sealed
-    assert found <= {0, 3}
+    exit_codes = {worker.exitcode for worker in workers}
+    assert 0 in exit_codes  # the last one sealed
+    assert exit_codes <= {0, 3}
     again = CodeStore.open(path)
     for number in range(5):
         for name, value in vars(planted_codes.read_shard(number)).items():

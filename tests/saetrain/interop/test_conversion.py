@@ -1,4 +1,4 @@
-"""convert(): other packages' checkpoints compute what ours does, both ways; what is hostile is refused.
+"""convert(): checkpoints of other packages compute the same as ours, both ways, and hostile ones are refused.
 
 Against the packages themselves where PATCHSAE_PEERS_PYTHON names a python that has them (benchmarks/peers-env.sh).
 """
@@ -192,7 +192,7 @@ def test_gated_without_centering(tmp_path: Path, planted_store: Path) -> None:
 
 
 class ViTSAERunnerConfig:
-    """As PatchSAE's file holds it: an object of a class that is not here."""
+    """An object of a class that is missing here, as in a file of PatchSAE."""
 
 
 def patchsae_file(path: Path, config: object, **tensors: Tensor) -> Path:

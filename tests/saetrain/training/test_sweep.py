@@ -1,4 +1,4 @@
-"""sweep(): many SAEs on one stream, each the run that train() alone would have made."""
+"""sweep(): several SAEs on one stream, each of which becomes the run that train() alone would make."""
 
 from collections.abc import Callable
 from pathlib import Path

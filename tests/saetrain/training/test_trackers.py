@@ -35,8 +35,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flat(line: dict[str, Any]) -> dict[str, float]:
-    found = {name: value for name, value in line.items() if not isinstance(value, dict)}
-    return found | {f"seconds/{name}": value for name, value in line["seconds"].items()}
+    numbers = {name: value for name, value in line.items() if not isinstance(value, dict)}
+    return numbers | {f"seconds/{name}": value for name, value in line["seconds"].items()}
 
 
 def event_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -106,7 +106,7 @@ def check_against_metrics(run: Run, curves: dict[str, list[tuple[int, float]]]) 
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """When each file was last written; logs of wandb's own process, which may outlast the run, left out."""
+    """When each file was last written, without the logs of wandb's own process, which may outlast the run."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
 
 

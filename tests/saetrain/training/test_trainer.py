@@ -1,4 +1,4 @@
-"""train(): it finds a planted dictionary, repeats from its seed, and a killed run ends as an unbroken one."""
+"""train(): it finds a planted dictionary and repeats from its seed, and a killed run ends like an unbroken one."""
 
 import json
 import signal
@@ -262,9 +262,9 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, planted_store
     refused: list[str] = []
 
     def train_it_twice(*_: object) -> None:
-        with pytest.raises(SettingsError, match="being trained by another process") as found:
+        with pytest.raises(SettingsError, match="being trained by another process") as error:
             train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
-        refused.append(str(found.value))
+        refused.append(str(error.value))
 
     run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT, on_progress=train_it_twice)
     assert len(refused) == 2
