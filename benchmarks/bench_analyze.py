@@ -1,8 +1,8 @@
-"""`analyze` on codes of growing size: seconds, entries a second and peak memory of a process of its own.
+"""Measures `analyze` on codes of growing size: seconds, entries per second, and peak memory of a process of its own.
 
-Writes synthetic codes as bench_query.py does, shards of 256 images, and analyzes them without pictures. The limit is
-one thread of the same run that reads latent, row and value of every shard and counts latents with np.bincount.
-The page cache is warm.
+Writes synthetic codes in shards of 256 images, like bench_query.py, and analyzes them without pictures. The limit is
+one thread in the same run that reads latent, row and value of every shard and counts latents with np.bincount. The page
+cache is warm.
 """
 
 import json
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 
 def read_and_count(codes: CodeStore) -> float:
-    """Seconds of the least that any analysis does: each entry is read and counted once."""
+    """Time the minimal work of any analysis: reading and counting each entry once."""
     started = time.perf_counter()
     for shard in range(codes.n_shards):
         entries = codes.read_shard(shard)
@@ -52,8 +52,10 @@ def main() -> None:
     options.add_argument("--l0", type=int, default=32)
     options.add_argument("--shard-images", type=int, default=256)
     options.add_argument("--classes", type=int, default=1000)
-    options.add_argument("--n-workers", type=int, default=0, help="processes; 0: threads of one")
-    options.add_argument("--folder", type=Path, help="where codes are kept; by default a temporary folder")
+    options.add_argument(
+        "--n-workers", type=int, default=0, help="number of worker processes; 0 uses threads of one process"
+    )
+    options.add_argument("--folder", type=Path, help="where to keep the codes; a temporary folder by default")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)

@@ -1,7 +1,8 @@
-"""How a store larger than the page cache is read: through the cache, and past it (O_DIRECT).
+"""Measures reading a store larger than the page cache: through the cache, and past it (O_DIRECT).
 
-Where this may, it puts itself into a memory control group (version 1) of `--cache-gb`, so that the kernel can keep
-only so much of the file; else the cache is dropped for the file before each pass. Random chunks, several in flight.
+Where permitted, the process puts itself into a memory control group (version 1) of `--cache-gb`, so that the kernel can
+cache only that much of the file; elsewhere the cache is dropped for the file before each pass. Random chunks are read,
+several at a time.
 """
 
 import os
@@ -30,7 +31,7 @@ def limit_cache(n_bytes: int) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """Drop the page cache of all files below a folder."""
+    """Drop all files below a folder from the page cache."""
     os.sync()
     for file in folder.rglob("c/**/*"):
         if file.is_file():

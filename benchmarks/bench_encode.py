@@ -1,8 +1,8 @@
-"""Encoding against the encoder's product alone, in bfloat16 and in float32.
+"""Measures encoding against the encoder's matrix product alone, in bfloat16 and in float32.
 
-`encode` on random rows with the falling spectrum of activations, in memory, by turns with the product of these rows.
-`share_of_limit` is the share of the bfloat16 product's rate (the harder limit), `share_of_float32` that of float32's,
-`speedup` over `SAE.encode`.
+`encode` runs on random rows in memory, with the falling spectrum of activations, in alternation with the product of
+the same rows. `share_of_limit` is the rate relative to the bfloat16 product (the harder limit), `share_of_float32`
+relative to the float32 product, and `speedup` relative to `SAE.encode`.
 """
 
 import statistics

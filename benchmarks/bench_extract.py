@@ -1,8 +1,8 @@
-"""Extraction end to end against the bare forward of the same blocks at the same precision, by turns.
+"""Measures extraction end to end against the bare forward pass of the same blocks at the same precision.
 
-In: images, a model. `share_of_limit`: images/s of extract() (decoding, statistics, checksums, writing, seal included;
-loading the model not) over images/s of the tower alone on decoded batches. `stop_speedup`: the full forward's time
-over the time when it stops at `--stop-layer`. Peak memory is this process's.
+The two alternate. `share_of_limit` is images/s of extract() (with decoding, statistics, checksums, writing and
+sealing, but without loading the model) over images/s of the tower alone on decoded batches. `stop_speedup` is the time
+of the full forward pass over the time when it stops at `--stop-layer`. The peak memory is that of this process.
 """
 
 import resource

@@ -1,8 +1,8 @@
-"""Training fed from a store, against the same steps on one batch that is in memory: what reading costs a trainer.
+"""Measures what reading costs a trainer: training fed from a store, against the same steps on one batch in memory.
 
-By turns, so many steps each: batches of a fresh stream through a pool that holds a part of the store (waiting for them,
-and centering and scaling them in float32, counts), then updates on the last batch. `wait_share`: what the trainer
-itself notes as waiting.
+The two alternate, with the same number of steps each: batches of a fresh stream through a pool that holds a part of the
+store (where waiting for batches, and centering and scaling them in float32, count), then updates on the last batch.
+`wait_share` is the share of time that the trainer itself records as waiting.
 """
 
 import statistics
@@ -31,7 +31,7 @@ def main() -> None:
     arguments.add_argument("--d-model", type=int, default=768)
     arguments.add_argument("--batch-size", type=int, default=4096)
     arguments.add_argument("--pool-tokens", type=int, default=1 << 19)
-    arguments.add_argument("--steps", type=int, default=60, help="a turn")
+    arguments.add_argument("--steps", type=int, default=60, help="number of steps in each turn")
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--folder", type=Path, default=Path())
     options = arguments.parse_args()

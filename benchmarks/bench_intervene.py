@@ -1,7 +1,8 @@
-"""What masks cost: the masking curve from cached activations against as many whole forward passes, by turns.
+"""Measures the cost of masks: the masking curve from cached activations against as many full forward passes.
 
-The masks are ten k, kept and dropped, and the original: 21, and with them all latents and none. Reading, encoding,
-decoding and classifying count. A whole forward pass, pixels in memory, is timed once a round and taken 21 times.
+The masks are ten k, each kept and dropped, and the original, which makes 21; all latents and no latents come on top.
+Reading, encoding, decoding and classifying count. The two alternate: a full forward pass with pixels in memory is timed
+once per round and multiplied by 21.
 """
 
 import tempfile
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def make_images(folder: Path, n_images: int, pixels: int) -> None:
-    """Noise, in two classes."""
+    """Images of noise, in two classes."""
     rng = np.random.default_rng(0)
     for i in range(n_images):
         path = folder / f"class{i % 2}" / f"{i}.png"

@@ -1,7 +1,8 @@
-"""How fast shuffled batches come from a warm store, against a random row gather in memory, and how well they are mixed.
+"""Measures shuffled batches from a warm store against a random row gather in memory, and how well they are mixed.
 
-Every epoch is read from the store through windows of a pool that holds a part of it. Mixing: the mean number of tokens
-of the same image that a token meets in its batch, itself included, beside that of a full shuffle of all rows.
+Every epoch is read from the store through windows of a pool that holds a part of it. The measure of mixing is the mean
+number of tokens of the same image that a token meets in its batch, including itself, beside that of a full shuffle of
+all rows.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from saetrain import ActivationLoader
 
 
 def same_image_tokens(images: np.ndarray) -> float:
-    """Mean over a batch's tokens of how many of them are of their image."""
+    """The mean over the tokens of a batch of the number of tokens in it that come from the same image."""
     counts = np.unique(images, return_counts=True)[1].astype(np.float64)
     return float((counts**2).sum() / counts.sum())
 

@@ -1,8 +1,8 @@
-"""Questions to large codes: seconds and bytes of one latent, one image, co-firing and two groups.
+"""Measures queries on large codes: seconds and bytes for one latent, one image, co-firing and two groups.
 
-Writes synthetic codes (each token has `--l0` latents, drawn log-uniformly, so that some fire often and most rarely)
-into --folder, once, and asks in fresh processes: `library` is opening and asking, `command` the whole command with its
-start. The page cache is warm. The limit beside one latent is reading its bytes from one file each of a kind.
+Writes synthetic codes into --folder once (each token has `--l0` latents, drawn log-uniformly, so that some fire often
+and most rarely), then queries them in fresh processes: `library` is opening and querying, `command` is the whole
+command with its start. The page cache is warm. The limit for one latent is reading its bytes from one file per array.
 """
 
 import json
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 def write_codes(
     path: Path, *, n_images: int, grid: int, n_latents: int, l0: int, n_shards: int, n_classes: int = 1000
 ) -> CodeStore:
-    """Codes of that size, with a column `split` beside the usual ones. The same call twice returns the same."""
+    """Write codes of this size, with an extra column `split`. Codes that exist already are reused."""
     n_tokens = 1 + grid * grid
     sizes = [len(part) for part in np.array_split(np.arange(n_images), n_shards)]
     dtypes = code_dtypes(n_latents, n_images * n_tokens)
@@ -104,7 +104,7 @@ print(json.dumps({{"import": loaded - started, "ask": done - loaded, "bytes": co
 
 
 def ask_library(path: Path, call: str, repeat: int) -> dict[str, float]:
-    """Medians over fresh processes; the first of several, which warms the page cache, is left out."""
+    """Medians over fresh processes, without the first of several, which warms the page cache."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = [
         json.loads(
@@ -117,7 +117,7 @@ def ask_library(path: Path, call: str, repeat: int) -> dict[str, float]:
 
 
 def ask_command(path: Path, arguments: list[str], repeat: int) -> float:
-    """Median seconds of a whole command, its start included."""
+    """Median seconds of a whole command, including its start."""
     command = [sys.executable, str(ROOT / "cli.py"), "--json", "query", str(path), *arguments]
     times = []
     for _ in range(repeat):
@@ -128,7 +128,7 @@ def ask_command(path: Path, arguments: list[str], repeat: int) -> float:
 
 
 def read_plainly(n_bytes: int, folder: Path) -> float:
-    """Seconds to read so many bytes that lie together."""
+    """Seconds to read this many contiguous bytes."""
     file = folder / "plain"
     file.write_bytes(bytes(n_bytes))
     started = time.perf_counter()
@@ -146,8 +146,10 @@ def main() -> None:
     options.add_argument("--l0", type=int, default=32)
     options.add_argument("--shards", type=int, default=40)
     options.add_argument("--repeat", type=int, default=6)
-    options.add_argument("--slow", action="store_true", help="co-firing and two groups too, which read much more")
-    options.add_argument("--folder", type=Path, help="where codes are kept; by default a temporary folder")
+    options.add_argument(
+        "--slow", action="store_true", help="also measure co-firing and two groups, which read much more"
+    )
+    options.add_argument("--folder", type=Path, help="where to keep the codes; a temporary folder by default")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
@@ -168,9 +170,9 @@ def main() -> None:
             calls["groups"] = "analysis.query_groups(codes, \"split == 'test'\")"
         result: dict[str, Any] = {"n_tokens": codes.n_images * codes.n_tokens, "n_entries": codes.n_entries}
         for name, call in calls.items():
-            found = ask_library(path, call, 1 if name in ("co_firing", "groups") else given.repeat)
-            result[f"{name}_library_s"], result[f"{name}_bytes"] = found["ask"], int(found["bytes"])
-            result["import_s"] = found["import"]
+            measured = ask_library(path, call, 1 if name in ("co_firing", "groups") else given.repeat)
+            result[f"{name}_library_s"], result[f"{name}_bytes"] = measured["ask"], int(measured["bytes"])
+            result["import_s"] = measured["import"]
         result["rare_command_s"] = ask_command(path, ["--latent", str(middle)], given.repeat)
         result["rare_limit_s"] = read_plainly(result["rare_bytes"], folder)
         emit(given, **result)

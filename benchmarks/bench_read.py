@@ -1,7 +1,8 @@
-"""How fast a store is read, warm: against memcpy by as many threads, and against zarr-python's default pipeline.
+"""Measures reading a warm store against memcpy with as many threads, and against zarr-python's default pipeline.
 
-Three ways in: random chunks into preallocated memory (what training does), all images in order, one image. And how
-long a sealed store of many shards and hook points takes to open, and how fast `verify` goes.
+There are three ways of reading: random chunks into preallocated memory (as in training), all images in order, and one
+image at a time. It also measures how long a sealed store of many shards and hook points takes to open, and how fast
+`verify` is.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from actcache.store.writer import ShardWriter, begin_store, seal_store
 def make_store(
     path: Path, options: argparse.Namespace, n_images: int, n_hooks: int, shard_images: int, **other: Any
 ) -> ActivationStore:
-    """A sealed store of random values; every block holds the same ones."""
+    """Make a sealed store of random values, which are the same in every block."""
     settings = StoreSettings.from_json({
         "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(HookPoint(layer)) for layer in range(n_hooks)],
         "dtype": "float16", "precision": "float32", "codec": "raw", "n_images": n_images, "grid": [options.grid] * 2,
@@ -61,8 +62,10 @@ def main() -> None:
     arguments.add_argument("--grid", type=int, default=14)
     arguments.add_argument("--d-model", type=int, default=768)
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
-    arguments.add_argument("--shards", type=int, default=1250, help="of the store that is only opened")
-    arguments.add_argument("--hook-points", type=int, default=12, help="of that store")
+    arguments.add_argument("--shards", type=int, default=1250, help="number of shards of the store that is only opened")
+    arguments.add_argument(
+        "--hook-points", type=int, default=12, help="number of hook points of the store that is only opened"
+    )
     arguments.add_argument("--repeat", type=int, default=7)
     arguments.add_argument("--folder", type=Path, default=Path())
     options = arguments.parse_args()
@@ -78,7 +81,7 @@ def main() -> None:
 
 
 def read_chunks(store: ActivationStore, chunks: Any, out: Any, n_threads: int, **options: Any) -> None:
-    """Chunks [n, 2] (block, patch row) into out [n, chunk_images, columns, D], by threads as training reads them."""
+    """Read chunks [n, 2] (block, patch row) into out [n, chunk_images, columns, D], in threads like training."""
 
     def read(part: range) -> None:
         for i in part:
@@ -119,10 +122,10 @@ def measure(store: ActivationStore, options: argparse.Namespace) -> dict[str, An
     rates = {name: n_bytes / statistics.median(values) / 1e9 for name, values in times.items()}
     limit = statistics.median(limits)
     images = np.random.default_rng(2).integers(0, store.n_images, 200)
-    one = np.empty((1, layout.n_tokens, layout.d_model), np.float16)
+    image_memory = np.empty((1, layout.n_tokens, layout.d_model), np.float16)
     started = time.perf_counter()
     for image in images:
-        store.read(images=[int(image)], out=one)
+        store.read(images=[int(image)], out=image_memory)
     return {
         "n_bytes": n_bytes,
         **{f"{name}_gb_s": rate for name, rate in rates.items()},

@@ -1,4 +1,4 @@
-"""What many SAEs on one stream cost, against as many single trainings of the same: seconds, by turns."""
+"""Measures training several SAEs on one stream, against training each of them alone: seconds, in alternation."""
 
 import shutil
 import tempfile

@@ -1,10 +1,11 @@
-"""One training step of an SAE against its encoder's product alone: what the step must do anyway.
+"""Measures one training step of an SAE against the encoder's matrix product alone, which any step must compute.
 
-Steps (selection, decoding, gradients, AuxK where latents are dead, clipping, projection, Adam, renormalization, the
-logged metrics' parts) and the product (bfloat16 where the hardware has it) by turns, on random rows with the falling
-spectrum of activations. The learning rate is so small that the active latents stay as they are; --l0 sets how many are
-active in relu, gated and jumprelu. `share_of_limit`: median of the rounds' ratios. `seconds`: of one step, by what was
-done. `dead_share` makes a part of the latents dead. `peak_gb` is the peak above the state before the SAE was made.
+Steps (selection, decoding, gradients, AuxK where latents are dead, clipping, projection, Adam, renormalization and the
+parts of the logged metrics) alternate with the product (in bfloat16 where the hardware supports it), on random rows
+with the falling spectrum of activations. The learning rate is so small that the active latents do not change; --l0 sets
+how many are active in relu, gated and jumprelu. `share_of_limit` is the median ratio over rounds. `seconds` divides one
+step into its parts. `dead_share` makes a share of the latents dead. `peak_gb` is the peak memory above the state before
+the SAE was created.
 """
 
 import gc
@@ -26,15 +27,17 @@ from saetrain.training.state import Laps
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--variant", default="topk", help="or matryoshka: batchtopk with nested prefixes")
+    arguments.add_argument(
+        "--variant", default="topk", help="an SAE variant, or matryoshka: batchtopk with nested prefixes"
+    )
     arguments.add_argument("--n-latents", type=int, default=12288)
     arguments.add_argument("--k", type=int, default=32)
-    arguments.add_argument("--l0", type=int, default=150, help="active latents a token of relu, gated, jumprelu")
+    arguments.add_argument("--l0", type=int, default=150, help="active latents per token for relu, gated and jumprelu")
     arguments.add_argument("--batch-size", type=int, default=4096)
     arguments.add_argument("--d-model", type=int, default=768)
     arguments.add_argument("--precision", default=None)
     arguments.add_argument("--dead-share", type=float, default=0.0)
-    arguments.add_argument("--warmup", type=int, default=10, help="steps that are not timed")
+    arguments.add_argument("--warmup", type=int, default=10, help="number of steps before timing starts")
     arguments.add_argument("--rounds", type=int, default=10)
     options = arguments.parse_args()
 

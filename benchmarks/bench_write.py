@@ -1,7 +1,7 @@
-"""How fast shards are written: ShardWriter against write(2) + fsync of the same bytes to the same disk, by turns.
+"""Measures writing shards: ShardWriter against write(2) and fsync of the same bytes to the same disk, in alternation.
 
-Checksums, chunk order, index, naming and record included; the statistics, which extraction computes on the tower's
-device, are not. `share_of_limit` is the median of the pairs' ratios.
+Checksums, chunk order, index, renaming and the commit record count. The statistics do not, since extraction computes
+them on the device of the tower. `share_of_limit` is the median ratio over the pairs.
 """
 
 import os
@@ -24,13 +24,13 @@ from actcache.store.writer import ShardWriter, begin_store
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--images", type=int, default=1024, help="of one shard")
+    arguments.add_argument("--images", type=int, default=1024, help="number of images in one shard")
     arguments.add_argument("--grid", type=int, default=14)
     arguments.add_argument("--d-model", type=int, default=768)
     arguments.add_argument("--hook-points", type=int, default=1)
     arguments.add_argument("--codec", default="raw")
     arguments.add_argument("--pairs", type=int, default=5)
-    arguments.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured")
+    arguments.add_argument("--folder", type=Path, default=Path(), help="a folder on the disk to measure")
     options = arguments.parse_args()
 
     hooks = [HookPoint(layer) for layer in range(options.hook_points)]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, pairs of timings, one JSON object."""
+"""Shared by the benchmarks: arguments, paired timings, and one JSON object as the result."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ import numpy as np
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    return made
+    arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--json", action="store_true", help="print one JSON object")
+    return arguments
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -27,14 +27,14 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def pairs(first: Callable[[], object], second: Callable[[], object], n: int) -> tuple[float, float, float]:
-    """(median seconds of `first`, of `second`, median of second / first), run by turns: machines drift."""
+    """Median seconds of `first` and of `second`, and the median of second / first. They alternate: speed drifts."""
     times = [(timed(first), timed(second)) for _ in range(n)]
     ratios = [b / a for a, b in times]
     return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), statistics.median(ratios)
 
 
 def memcpy_gb_s(n_bytes: int, n_threads: int) -> float:
-    """Bytes copied in memory a second by so many threads, best of five, both arrays touched before."""
+    """GB per second copied in memory by this many threads: the best of five, with both arrays touched before."""
     source, target = np.ones(n_bytes, np.uint8), np.zeros(n_bytes, np.uint8)
     step = -(-n_bytes // n_threads)
 

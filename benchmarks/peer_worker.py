@@ -1,10 +1,10 @@
-"""One peer package, some real training steps in its own loop, one JSON line. Started by peers.py, one at a time.
+"""Trains one peer package for real steps in its own loop, and prints one JSON line. peers.py starts it, one at a time.
 
-Runs in the peers' environment (peers-env.sh); imports nothing of the project. Every package is given the same rows,
+Runs in the peers' environment (peers-env.sh) and imports nothing of this project. Every package gets the same rows,
 already centered and scaled, in the same order, and runs its own loop: SAELens `SAETrainer.fit`, dictionary_learning
 `trainSAE`, overcomplete `train_sae` (its AMP loop for bfloat16). A step is timed from the moment its batch is handed
-over until the loop asks for the next. `dense` is PatchSAE's formula as plain float32 autograd on dense arrays; it
-stands for that paper's code.
+over until the loop asks for the next one. `dense` is PatchSAE's formula as plain float32 autograd on dense arrays, in
+place of that paper's code.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 Weights = dict[str, np.ndarray]
 Peer = tuple[Callable[["Batches"], object], Callable[[], Weights]]
-"""(train on batches until they end, weights afterwards)."""
+"""A function that trains on batches until they end, and one that returns the weights afterwards."""
 
 
 class Batches:
-    """Batches of rows, reshuffled each epoch by (seed, epoch); notes when each was handed over and given back."""
+    """Batches of rows, shuffled by (seed, epoch); records when each was handed over and when the next was requested."""
 
     def __init__(self, rows: Tensor, n_steps: int, batch_size: int, seed: int) -> None:
         self.rows, self.n_steps, self.batch_size, self.seed = rows, n_steps, batch_size, seed
@@ -50,7 +50,7 @@ class Batches:
         return batch
 
     def finish(self) -> None:
-        """The last batch is done with."""
+        """Record that the last batch is finished."""
         if len(self.ended) < len(self.begun):
             self.ended.append(time.perf_counter())
 
@@ -89,7 +89,7 @@ def saelens(options: argparse.Namespace) -> Peer:
         total_training_samples=options.steps * options.batch_size,
         train_batch_size_samples=options.batch_size,
         lr=options.lr,
-        lr_end=options.lr / 10,  # its constant schedule ignores it, but wants one
+        lr_end=options.lr / 10,  # the constant schedule ignores this, but requires it
         lr_warm_up_steps=options.warmup_lr_steps,
         lr_decay_steps=options.decay_steps,
         autocast=options.precision == "bfloat16",
@@ -147,7 +147,7 @@ def dictionary_learning(options: argparse.Namespace) -> Peer:
     }  # fmt: skip
 
     def train(batches: Batches) -> None:
-        # its own autocast is switched off on a CPU; it is given one here
+        # the package turns its own autocast off on a CPU, so one is set up here
         outer = torch.autocast("cpu", torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
         with outer:
             trainSAE(batches, [settings], steps=options.steps, device="cpu")
@@ -256,12 +256,12 @@ PEERS = {
 
 
 def prefixes(n_latents: int) -> list[int]:
-    """Matryoshka: latents of each nested dictionary."""
+    """Matryoshka: the number of latents of each nested dictionary."""
     return [n_latents // 8, n_latents // 4, n_latents // 2, n_latents]
 
 
 def rate(options: argparse.Namespace, step: int) -> float:
-    """Linear warm-up, linear decay, as a share of the learning rate."""
+    """The learning rate relative to its peak, with linear warm-up and linear decay."""
     warm = min(1.0, (step + 1) / max(1, options.warmup_lr_steps))
     return min(warm, (options.steps - step) / options.decay_steps) if options.decay_steps else warm
 
@@ -282,31 +282,38 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--n-latents", type=int, default=12288)
     made.add_argument("--k", type=int, default=32)
     made.add_argument("--l1", type=float, default=8e-5)
-    made.add_argument("--l0", type=int, default=150, help="active latents a token of a timed relu, where it matters")
+    made.add_argument(
+        "--l0", type=int, default=150, help="active latents per token of a timed relu, where that matters"
+    )
     made.add_argument("--batch-size", type=int, default=4096)
     made.add_argument("--d-model", type=int, default=768)
     made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     made.add_argument("--steps", type=int, default=5)
-    made.add_argument("--warmup", type=int, default=1, help="steps that are not timed")
-    made.add_argument("--lr", type=float, default=1e-7, help="the default keeps the weights, and so L0, where they are")
+    made.add_argument("--warmup", type=int, default=1, help="number of steps before timing starts")
+    made.add_argument(
+        "--lr",
+        type=float,
+        default=1e-7,
+        help="learning rate; the default leaves the weights, and so L0, nearly unchanged",
+    )
     made.add_argument("--warmup-lr-steps", type=int, default=0)
     made.add_argument("--decay-steps", type=int, default=0)
     made.add_argument("--dead-tokens", type=int, default=10_000_000)
     made.add_argument("--data", required=True, help="a .npy of float16 rows [N, D], centered and scaled")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--save", help="a .npz for the final weights")
+    made.add_argument("--save", help="where to save the final weights (.npz)")
     return made
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("torch", "numpy", "sae-lens", "dictionary-learning", "overcomplete"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def peak_gb() -> float:
@@ -314,7 +321,7 @@ def peak_gb() -> float:
 
 
 def work(options: argparse.Namespace, peer: Callable[[argparse.Namespace], Peer]) -> None:
-    """Train one peer and print what it took."""
+    """Train one peer, and print the time and memory it took."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     rows = torch.from_numpy(np.load(options.data)).float()

@@ -1,14 +1,14 @@
-"""Training steps of this project beside those of peer packages: one run, the same rows, by turns.
+"""Measures training steps of this project beside those of peer packages: in one run, on the same rows, in alternation.
 
     sh benchmarks/peers-env.sh DIR
     python benchmarks/peers.py --peers-python DIR/bin/python --variant topk --n-latents 12288 --k 32 --json
     python benchmarks/peers.py --peers-python DIR/bin/python --quality --data train.acts --held-out test.acts --json
 
-Every entry (peer:precision) is a process of its own with the same threads, run alone, one after the other, for so
-many rounds. `ratio` is the median over rounds of ours / the peer's tokens a second; `share_of_limit` the share of the
-bfloat16 encoder GEMM [B, D] x [D, F] alone, measured in the same rounds; `others_cpus` the processors that other
-processes kept busy meanwhile, without which no figure here can be trusted. --quality trains each for the same tokens
-and evaluates all with the one numpy evaluator below on rows that none has seen.
+Every entry (peer:precision) runs in a process of its own with the same number of threads, alone, one after the other,
+for several rounds. `ratio` is the median over rounds of our tokens per second over the peer's. `share_of_limit` is
+relative to the bfloat16 encoder GEMM [B, D] x [D, F] alone, measured in the same rounds. `others_cpus` is the number of
+processors that other processes kept busy meanwhile; no figure here can be trusted without it. --quality trains every
+entry on the same tokens and evaluates all of them with the numpy evaluator below, on rows that none has seen.
 """
 
 import argparse
@@ -40,7 +40,7 @@ QUALITY = "ours:bfloat16 ours:float32 saelens:float32 dictionary_learning:float3
 
 
 def our_peer(options: argparse.Namespace) -> Any:
-    """The project's trainer, in the shape peer_worker wants: the one place to change when the trainer changes."""
+    """This project's trainer behind the interface of peer_worker: the only place to change when the trainer changes."""
     import torch
 
     from saetrain import SAE, SAEConfig
@@ -69,7 +69,9 @@ def our_peer(options: argparse.Namespace) -> Any:
     def train(batches: Any) -> None:
         for step, x in enumerate(batches):
             if step == 0 and options.variant in ("relu", "gated", "jumprelu") and options.l0:
-                with torch.no_grad():  # so many active latents a token: what a sparse step costs depends on it
+                with (
+                    torch.no_grad()
+                ):  # set the number of active latents per token, which the cost of a sparse step depends on
                     z = x[:256] @ sae.encoder.T
                     floor = float(np.quantile(z.numpy(), 1 - options.l0 / options.n_latents))
                     if options.variant == "jumprelu":
@@ -90,7 +92,7 @@ def our_peer(options: argparse.Namespace) -> Any:
 
 
 def encoder_gemm(options: argparse.Namespace) -> Any:
-    """The limit: the encoder's product alone, into memory that is there already."""
+    """The limit: the encoder's matrix product alone, into memory that is already allocated."""
     import torch
 
     dtype = getattr(torch, options.precision)
@@ -107,7 +109,7 @@ def encoder_gemm(options: argparse.Namespace) -> Any:
 
 
 def run(entry: str, options: argparse.Namespace, data: Path, **more: Any) -> dict[str, Any]:
-    """One process, alone. Its JSON line, or {"failed": why}. Ended when it would not fit into memory."""
+    """Run one process alone and return its JSON line, or {"failed": reason}. It is stopped before memory runs out."""
     peer, _, precision = entry.partition(":")
     if peer in ("ours", "gemm"):
         command = [sys.executable, str(Path(__file__).resolve()), "--as-worker"]
@@ -149,7 +151,7 @@ def run(entry: str, options: argparse.Namespace, data: Path, **more: Any) -> dic
 
 
 def busy_s() -> float:
-    """CPU seconds of the machine so far, less those of our finished processes: what others took. 0 without /proc."""
+    """CPU seconds that other processes of the machine have used so far. 0 without /proc."""
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         user, nice, system = map(int, Path("/proc/stat").read_text().split(maxsplit=4)[1:4])
@@ -159,7 +161,7 @@ def busy_s() -> float:
 
 
 def memory_kb(path: str, field: str) -> int | None:
-    """A kB field of a file of /proc; None where there is none."""
+    """A field in kB of a file in /proc, or None if there is none."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
@@ -168,11 +170,11 @@ def memory_kb(path: str, field: str) -> int | None:
 
 
 def speed(options: argparse.Namespace, data: Path, entries: list[str]) -> dict[str, Any]:
-    """Median tokens a second of each entry, and of each round the ratio of ours."""
+    """The median tokens per second of each entry, and our ratio to it in each round."""
     rounds: list[dict[str, dict[str, Any]]] = []
     failed: dict[str, str] = {}
     for number in range(options.rounds):
-        found = {}
+        results = {}
         for entry in ["gemm:bfloat16", *entries]:
             if entry in failed:
                 continue
@@ -181,35 +183,35 @@ def speed(options: argparse.Namespace, data: Path, entries: list[str]) -> dict[s
             if "failed" in result:
                 failed[entry] = result["failed"]
             else:
-                found[entry] = result
-        rounds.append(found)
+                results[entry] = result
+        rounds.append(results)
     ours = entries[0]
     table = {}
     for entry in ["gemm:bfloat16", *entries]:
-        with_it = [found for found in rounds if entry in found]
-        if entry in failed or not with_it:
+        complete = [results for results in rounds if entry in results]
+        if entry in failed or not complete:
             table[entry] = {"failed": failed.get(entry, "")}
             continue
-        rates = [found[entry]["tokens_per_s"] for found in with_it]
-        limits = [found[entry]["tokens_per_s"] / found["gemm:bfloat16"]["tokens_per_s"] for found in with_it]
-        paired = [found for found in with_it if ours in found]
-        ratios = [found[ours]["tokens_per_s"] / found[entry]["tokens_per_s"] for found in paired]
+        rates = [results[entry]["tokens_per_s"] for results in complete]
+        limits = [results[entry]["tokens_per_s"] / results["gemm:bfloat16"]["tokens_per_s"] for results in complete]
+        paired = [results for results in complete if ours in results]
+        ratios = [results[ours]["tokens_per_s"] / results[entry]["tokens_per_s"] for results in paired]
         table[entry] = {
             "tokens_per_s": statistics.median(rates),
             "share_of_limit": statistics.median(limits),
             "ratio": statistics.median(ratios) if ratios else None,
             "ratios": ratios,
-            "peak_rss_gb": max(found[entry]["peak_rss_gb"] for found in with_it),
-            "others_cpus": [round(found[entry]["others_cpus"], 2) for found in with_it],
+            "peak_rss_gb": max(results[entry]["peak_rss_gb"] for results in complete),
+            "others_cpus": [round(results[entry]["others_cpus"], 2) for results in complete],
         }
-        if "l0" in with_it[0][entry]:
-            table[entry]["l0"] = statistics.median(found[entry]["l0"] for found in with_it)
-    versions = {name: v for found in rounds for r in found.values() for name, v in r["versions"].items()}
+        if "l0" in complete[0][entry]:
+            table[entry]["l0"] = statistics.median(results[entry]["l0"] for results in complete)
+    versions = {name: v for results in rounds for r in results.values() for name, v in r["versions"].items()}
     return {"table": table, "limit_tokens_per_s": table["gemm:bfloat16"].get("tokens_per_s"), "versions": versions}
 
 
 def quality(options: argparse.Namespace, data: Path, held_out: NDArray[np.float64], entries: list[str]) -> Any:
-    """Held-out FVU and L0 of each entry at each learning rate and seed: the same tokens, the same evaluator."""
+    """Held-out FVU and L0 of each entry at each learning rate and seed, on the same tokens, by the same evaluator."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for lr in options.lr:
@@ -246,7 +248,7 @@ def quality(options: argparse.Namespace, data: Path, held_out: NDArray[np.float6
 
 
 def evaluate(weights: dict[str, NDArray[Any]], rows: NDArray[np.float64]) -> dict[str, float]:
-    """Centered FVU, L0 and the share of latents that never fire, in float64."""
+    """Centered FVU, L0 and the share of latents that never fire, computed in float64."""
     encoder, b_enc, decoder, b_dec = (weights[n].astype(np.float64) for n in ("encoder", "b_enc", "decoder", "b_dec"))
     error, active, fired = 0.0, 0, np.zeros(len(encoder), bool)
     for first in range(0, len(rows), 2048):
@@ -265,7 +267,7 @@ def evaluate(weights: dict[str, NDArray[Any]], rows: NDArray[np.float64]) -> dic
 
 
 def rows_of(path: Path, layer: int | None) -> NDArray[np.float16]:
-    """Rows [N, D] of a .npy, or all tokens of a store, shuffled."""
+    """The rows [N, D] of a .npy file, or all tokens of a store, shuffled."""
     if path.suffix == ".npy":
         return np.asarray(np.load(path))
     from actcache import ActivationStore
@@ -280,7 +282,7 @@ def rows_of(path: Path, layer: int | None) -> NDArray[np.float16]:
 
 
 def random_rows(n_rows: int, d_model: int) -> NDArray[np.float32]:
-    """Rows with the falling spectrum of activations: enough where only time is measured."""
+    """Random rows with the falling spectrum of activations, which suffice to measure time."""
     rng = np.random.default_rng(0)
     spectrum = np.arange(1, d_model + 1, dtype=np.float32) ** -0.5
     rotation = np.linalg.qr(rng.normal(size=(d_model, d_model)))[0].astype(np.float32)
@@ -292,7 +294,7 @@ def note(line: str) -> None:
 
 
 def work_here() -> None:
-    """A worker of this environment."""
+    """Run as a worker in this environment."""
     worker = importlib.import_module("peer_worker")
     options = worker.parser().parse_args(sys.argv[2:])
     worker.work(options, our_peer if options.peer == "ours" else encoder_gemm)
@@ -300,25 +302,31 @@ def work_here() -> None:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--peers-python", type=Path, required=True, help="of the environment of peers-env.sh")
-    arguments.add_argument("--entries", nargs="+", help="peer:precision; the first is compared with the rest")
+    arguments.add_argument(
+        "--peers-python", type=Path, required=True, help="the Python of the environment made by peers-env.sh"
+    )
+    arguments.add_argument(
+        "--entries", nargs="+", help="entries as peer:precision; the first is compared with the others"
+    )
     arguments.add_argument("--variant", default="topk")
     arguments.add_argument("--n-latents", type=int, default=12288)
     arguments.add_argument("--k", type=int, default=32)
     arguments.add_argument("--l1", type=float, default=8e-5)
-    arguments.add_argument("--l0", type=int, default=150, help="active latents a token of our relu, gated, jumprelu")
+    arguments.add_argument(
+        "--l0", type=int, default=150, help="active latents per token of our relu, gated and jumprelu"
+    )
     arguments.add_argument("--batch-size", type=int, default=4096)
-    arguments.add_argument("--d-model", type=int, default=768, help="of random rows")
+    arguments.add_argument("--d-model", type=int, default=768, help="width of random rows")
     arguments.add_argument("--steps", type=int, default=5)
-    arguments.add_argument("--warmup", type=int, default=1, help="steps that are not timed")
+    arguments.add_argument("--warmup", type=int, default=1, help="number of steps before timing starts")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--timeout-s", type=float, default=1800)
-    arguments.add_argument("--data", type=Path, help="a .npy of rows or a store; random rows when left out")
-    arguments.add_argument("--layer", type=int, help="of the store")
+    arguments.add_argument("--data", type=Path, help="a .npy of rows, or a store; random rows by default")
+    arguments.add_argument("--layer", type=int, help="layer of the store")
     arguments.add_argument("--quality", action="store_true")
     arguments.add_argument("--held-out", type=Path, help="a .npy or a store of other images, for --quality")
-    arguments.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="for --quality")
+    arguments.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="learning rates for --quality")
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--dead-tokens", type=int, default=250_000)
     options = arguments.parse_args()

@@ -1,10 +1,11 @@
-"""What bfloat16 and sparse compute cost in quality: each variant trained twice on the same batches, over some seeds.
+"""Measures what bfloat16 and sparse compute cost in quality: each variant trained twice on the same batches, per seed.
 
     python benchmarks/quality.py --store train.acts --held-out test.acts --json
 
-Once as users run it (bfloat16 products, gradients of active latents only), once as the plain reference (float32,
-autograd on dense blocks). Judged by FVU, L0 and silent latents on images that neither has seen. `difference`: mean over
-seeds of the first's FVU less the second's; `noise`: the standard deviation of the reference over its seeds.
+One training is as users run it (bfloat16 products, gradients of active latents only), the other is the plain reference
+(float32, autograd on dense blocks). Both are measured by FVU, L0 and silent latents on images that neither has seen.
+`difference` is the mean over seeds of the first FVU minus the second; `noise` is the standard deviation of the
+reference over its seeds.
 """
 
 import statistics
@@ -30,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def measure(options: Any, fields: dict[str, Any], seed: int, *, reference: bool) -> dict[str, float]:
-    """Train one SAE and judge it."""
+    """Train one SAE and measure its quality."""
     sae = SAEConfig(n_latents=options.n_latents, k=options.k, **fields)
     config = TrainConfig(
         n_steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=seed,
@@ -63,14 +64,14 @@ def main() -> None:
 
     table = {}
     for variant in options.variants:
-        found = {
+        results = {
             name: [measure(options, VARIANTS[variant], s, reference=name == "reference") for s in range(options.seeds)]
             for name in ("sparse", "reference")
         }
-        fvu = {name: [line["fvu"] for line in lines] for name, lines in found.items()}
+        fvu = {name: [line["fvu"] for line in lines] for name, lines in results.items()}
         pairs = zip(fvu["sparse"], fvu["reference"], strict=True)
         table[variant] = {
-            "runs": found,
+            "runs": results,
             "difference": statistics.mean(a - b for a, b in pairs),
             "noise": statistics.stdev(fvu["reference"]) if options.seeds > 1 else None,
         }

@@ -1,6 +1,6 @@
-"""The processes that train one SAE together (torchrun): sums and lists over all of them.
+"""The processes that train one SAE together (torchrun): sums and gathers over all of them.
 
-Every function does nothing when the process is alone.
+In a run of one process these functions do nothing.
 """
 
 import atexit
@@ -24,45 +24,45 @@ def rank() -> int:
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """Sum over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
 def copy_first(tensors: Iterable[Tensor]) -> None:
-    """Give every process the first one's values, in place."""
+    """Copy the first process's values to every other process, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
 
 def all_gather(value: Tensor) -> list[Tensor]:
-    """[N] of every process, in the order of ranks; N may differ."""
+    """Gather one tensor [N] from every process, in the order of ranks; N may differ between them."""
     if world_size() == 1:
         return [value]
     sizes = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(value)], device=value.device))
     padded = value.new_zeros(max(int(size) for size in sizes))
     padded[: len(value)] = value
-    found = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(found, padded)
-    return [part[: int(size)] for part, size in zip(found, sizes, strict=True)]
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return [part[: int(size)] for part, size in zip(gathered, sizes, strict=True)]
 
 
 def join_processes(device: torch.device) -> torch.device:
-    """Connect to the other processes that the launcher started; alone, do nothing. Returns this one's device.
+    """Connect to the other processes that the launcher started. Returns the device of this process.
 
     Raises:
-        SettingsError: the launcher's variables make no sense, or there is no address to meet at.
+        SettingsError: the launcher's variables contradict each other, or MASTER_ADDR and MASTER_PORT are missing.
     """
     worker = find_worker()
     if worker.alone:
         return device
     if not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
         raise SettingsError(
-            f"This is one of {worker.world_size} processes, but MASTER_ADDR and MASTER_PORT do not say where to meet. "
-            "Start `train` with torchrun, or set both; a run of one process needs none."
+            f"This is one of {worker.world_size} processes, which meet at MASTER_ADDR and MASTER_PORT, but these are "
+            "not both set. Start `train` with torchrun, or set both. A run of one process needs neither."
         )
     if device.type == "cuda":
         device = torch.device("cuda", worker.local_rank)
@@ -70,7 +70,7 @@ def join_processes(device: torch.device) -> torch.device:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
-        atexit.register(_leave_processes)  # gloo's threads abort a process that ends with them (one start in twelve)
+        atexit.register(_leave_processes)  # gloo's threads abort a process that exits while they run (one in twelve)
     return device
 
 

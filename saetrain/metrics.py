@@ -1,4 +1,4 @@
-"""Held-out quality, by token kind: fvu, l0, cosine, and the latents' densities. All sums in float64."""
+"""The quality of an SAE by kind of token: fvu, l0, cosine, and how often latents fire. Sums are float64."""
 
 from collections.abc import Iterable
 from typing import NotRequired, TypedDict
@@ -14,7 +14,7 @@ from saetrain.config import Tokens
 from saetrain.model import SAE
 
 DENSE = 0.1
-"""A latent is dense when it fires on more than this share of the tokens."""
+"""A latent is dense if it fires on more than this share of the tokens."""
 
 
 class TokenQuality(TypedDict):
@@ -38,7 +38,7 @@ class Quality(TypedDict):
 
 
 class _Sums:
-    """Running sums over rows of one token kind."""
+    """Running sums over the rows of one kind of token."""
 
     def __init__(self, d_model: int) -> None:
         self.count, self.active = 0, 0
@@ -74,7 +74,7 @@ def evaluate(
     store = open_stores(store)
     positions = np.array([image for image in images if store.valid[image]], dtype=np.int64)
     if not len(positions):
-        raise SettingsError(f"No readable image of {store.path} is held out; extract more images.")
+        raise SettingsError(f"No readable image of {store.path} is held out. Extract more images.")
     kinds: tuple[Tokens, ...] = ("all", "cls", "patch") if tokens == "all" else (tokens,)
     sums = {kind: _Sums(sae.d_model) for kind in kinds}
     fired = torch.zeros(sae.config.n_latents, dtype=torch.int64)

@@ -1,10 +1,10 @@
-"""Run: one trained SAE on disk, its checkpoints and its metrics.
+"""Run: one trained SAE on disk, with its checkpoints and its metrics.
 
-artifact.json         configs, hook point, d_model; parent: the store
-metrics.jsonl         one object a logged step; held-out quality under "held_out"
-checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) + .json (checksum); the last two are kept
-sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale
-manifest.json         the seal, with the final quality
+artifact.json         the configurations, the hook point and d_model; the parent is the store
+metrics.jsonl         one JSON object per logged step
+checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) and .json (checksum); the last two stay
+sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale and the variant's own parameters
+manifest.json         the seal, with the held-out quality
 """
 
 import fcntl
@@ -65,7 +65,7 @@ class Run:
         self.artifact = artifact
         self.path = artifact.path
         self.sae_config = ResolvedSAEConfig(**artifact.settings["sae"])
-        # of an SAE that another package trained, this holds the defaults: nothing was resolved
+        # an SAE that another package trained has the defaults here, with None in them
         self.train_config = TrainConfig(**artifact.settings["train"])
         self.hook_point = HookPoint.parse(artifact.settings["hook_point"])
         self.d_model = int(artifact.settings["d_model"])
@@ -73,7 +73,7 @@ class Run:
             step = latest_step(artifact.path)
             raise IncompleteError(
                 f"{artifact.path} is not complete: {step:,} of {self.train_config.n_steps:,} steps are checkpointed. "
-                "Finish it by running the same `train` command again: it resumes."
+                "Run the same `train` command again to finish it; it resumes."
             )
 
     @classmethod
@@ -95,22 +95,22 @@ class Run:
 
     @cached_property
     def quality(self) -> "Quality":
-        """Held-out quality at the end, see `saetrain.metrics.evaluate`, and the share of dead latents."""
+        """The quality on held-out images after the last step."""
         quality: Quality = read_manifest(self.artifact)["quality"]
         return quality
 
     @property
     def fvu(self) -> float:
-        """Held-out fvu over the tokens trained on."""
+        """The held-out fvu over the kind of tokens that the SAE was trained on."""
         return float(self.quality[self.train_config.token_kind]["fvu"])
 
     @cached_property
     def metrics(self) -> list[MetricsLine]:
-        """metrics.jsonl, one dict a line."""
+        """The lines of metrics.jsonl."""
         return read_metrics(self.path)
 
     def curves(self) -> dict[str, list[float]]:
-        """Columns of the metrics by step, thinned to at most 200 lines; empty for a run that was not trained here."""
+        """Columns of the metrics, thinned to at most 200 steps; empty for an SAE that was imported."""
         lines = self.metrics[:: 1 + len(self.metrics) // N_CURVE]
         return {name: [line[name] for line in lines] for name in CURVES} if lines else {}
 
@@ -120,10 +120,10 @@ class Run:
         return SAE.load(self.path / SAE_FILE, self.sae_config)
 
     def check_store(self, store: StoreGroup) -> None:
-        """Raise ParentMismatchError unless the SAE may read these activations (same model, hook point stored)."""
+        """Raise ParentMismatchError unless the store holds this model's activations, and the hook point."""
         if store.model_id != self.model_id:
             raise ParentMismatchError(
-                f"{self.path} was trained on model {self.model_id}, {store.path} holds model {store.model_id}. "
+                f"{self.path} was trained on model {self.model_id}, but {store.path} holds model {store.model_id}. "
                 "Give a store of the same CLIP weights, architecture and preprocessing."
             )
         store.hook_point(self.hook_point)
@@ -146,17 +146,18 @@ def run_settings(
 
 
 class Checkpoint(NamedTuple):
-    """What a run goes on from: after `step` updates."""
+    """The state after `step` updates, from which a run resumes."""
 
     step: int
-    weight: float  # of the penalty, which a target_l0 moves
+    weight: float  # of the penalty, which may be steered
     tensors: "dict[str, Tensor]"
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint whole, then drop all but the last two.
+    """Write a checkpoint, then delete all but the last two.
 
-    The tensors come first, then a JSON file that says what they must be: without it there is no checkpoint.
+    The tensors are written first, then a JSON file with their size and checksum. Only the JSON file makes it a
+    checkpoint.
     """
     from safetensors.torch import save
 
@@ -173,7 +174,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:
-    """The latest whole checkpoint; None when there is none. A torn one is passed over with a warning."""
+    """Load the latest intact checkpoint, or None if there is none. A damaged one is skipped with a warning."""
     from safetensors.torch import load
 
     for file in reversed(_checkpoints(path)):
@@ -182,10 +183,10 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
             fields = read_json(file)
             data = tensors.read_bytes()
             if len(data) != fields["bytes"] or crc32c(data) != fields["crc32c"]:
-                raise CorruptError(f"{tensors} differs from what was written")
+                raise CorruptError("its size or checksum is not the recorded one")
             return Checkpoint(int(fields["step"]), float(fields["weight"]), load(data))
         except (OSError, CorruptError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s is not a whole checkpoint (%s): going on from the one before.", tensors, error)
+            logger.warning("%s is damaged (%s). Resuming from the checkpoint before it.", tensors, error)
     return None
 
 
@@ -199,7 +200,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """Lines of metrics.jsonl; a torn last line (a killed writer) is left out."""
+    """Read metrics.jsonl, without an incomplete last line that a killed writer left."""
     lines = []
     file = path / METRICS_FILE
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -211,17 +212,17 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Keep a line a step, up to `step`: what a resumed run will not write again, nor two that ran beside each other."""
+    """Keep one line per step, up to `step`: a resumed run writes the later lines again."""
     kept = {line["step"]: line for line in read_metrics(path) if line["step"] <= step}
     write_atomic(path / METRICS_FILE, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)).encode())
 
 
 @contextmanager
 def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
-    """Hold runs while they are trained. The operating system lets go of them when the process ends, however it ends.
+    """Lock runs while they are trained. The operating system releases the locks when the process ends, however it ends.
 
     Raises:
-        SettingsError: another process trains one of them.
+        SettingsError: another process is training one of them.
     """
     with ExitStack() as held:
         for path in paths:
@@ -230,11 +231,11 @@ def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise SettingsError(
-                    f"{path} is being trained by another process. Let it finish, or stop it and run the same command: "
-                    "it resumes."
+                    f"{path} is being trained by another process. Wait for it to finish, or stop it and run the same "
+                    "command, which resumes."
                 ) from error
             except OSError:
-                logger.debug("%s is on a disk without locks", path)
+                logger.debug("%s is on a file system without locks", path)
         yield
 
 

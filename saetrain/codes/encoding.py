@@ -1,4 +1,4 @@
-"""encode(): a Run and a store in, a CodeStore out, shard by shard, resumable."""
+"""encode(): encodes a store with the SAE of a run, shard by shard, and resumes where it was interrupted."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +12,7 @@ from torch import Tensor
 from actcache import NonFiniteError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact, missing_shards, read_records, remove_litter, seal_artifact
 from actcache.models import choose_device
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from actcache.workers import find_worker
 from saetrain.codes.store import CodeStore
@@ -27,26 +28,31 @@ def encode(
     *,
     device: str = "auto",
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> CodeStore:
-    """Encode a store with a run's SAE: the one it was trained on, or any of the same model.
+    """Encode a store with the SAE of a run: the store it was trained on, or any other of the same model.
 
-    The same call twice is safe: complete, it returns the codes; interrupted, it resumes. Under torchrun or srun every
-    process takes its own shards (`find_worker`).
+    Repeating the call is safe: if the codes are complete, they are returned; if it was interrupted, it resumes. Under
+    torchrun or srun, every process takes its own shards (`find_worker`).
 
     Args:
-        store: one, or several of one model: their shards follow one another.
-        device: speed only.
-        on_progress: called with (images done, images in all), of this worker's share.
+        store: one store, or several of one model, whose shards follow one another.
+        device: affects speed only.
+        on_progress: called with (images done, images in total) of this worker's share.
 
     Raises:
-        ParentMismatchError: the store holds another model. SettingsError.
-        IncompleteError: run or store are not complete; or this worker is done and others are not: whoever finishes
-            last seals the codes.
+        ParentMismatchError: the store holds another model.
+        SettingsError: --overwrite was given to several workers.
+        IncompleteError: the run or the store is not complete; or this worker is done and others are not. The worker
+            that finishes last seals the codes.
+        NonFiniteError: a value does not fit into float16.
     """
     worker = find_worker()
     if overwrite and not worker.alone:
-        raise SettingsError("--overwrite with several workers would delete what others write. Remove the codes first.")
+        raise SettingsError(
+            "--overwrite with several workers would delete what the others write. Remove the codes by hand, and "
+            "start the workers without it."
+        )
     run = run if isinstance(run, Run) else Run.open(run)
     store = open_stores(store)
     run.check_store(store)
@@ -86,7 +92,7 @@ def encode(
                         on_progress(before + n_images, total)
 
                 arrays = _encode_shard(encoder, run, store, shards[shard], report)
-                if written:  # one shard is written while the next is encoded, no more
+                if written:  # one shard is written while the next one is encoded
                     written.pop().result()
                 written.append(pool.submit(write_shard, artifact, shard, arrays))
                 done += len(shards[shard])
@@ -102,7 +108,7 @@ def encode(
 def _encode_shard(
     encoder: Encoder, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
 ) -> dict[str, NDArray[np.generic]]:
-    """The six arrays of one shard."""
+    """Encode one shard into its six arrays."""
     n_tokens, n_latents = store.n_tokens, run.sae_config.n_latents
     tokens = run.train_config.token_kind
     first_token = 1 if tokens == "patch" else 0
@@ -141,10 +147,10 @@ def _encode_shard(
 
 
 def _check_values(value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: StoreGroup) -> None:
-    """Codes are stored as float16: a value beyond 65,504 must not become infinity in silence."""
+    """Refuse values above 65,504: codes are stored as float16, where they would silently become infinite."""
     if len(value) and not float(value.max()) <= 65504:
         image = int(positions[int(row[value.argmax()]) // per_image])
         raise NonFiniteError(
-            f"A code of image {store.images['uri'][image].as_py()} is {float(value.max()):g}, beyond float16. "
-            "Train with --normalize center."
+            f"A code of image {store.images['uri'][image].as_py()} is {float(value.max()):g}, beyond the range of "
+            "float16 (65,504). Train with --normalize center."
         )

@@ -1,10 +1,10 @@
-"""CodeStore: sparse codes on disk, cut on the image axis exactly as the activations were.
+"""CodeStore: sparse codes on disk, cut along the image axis exactly like the activations.
 
     artifact.json  images.parquet  commits/  manifest.json
     codes.zarr/<shard>/indptr [rows + 1], latent [nnz], value [nnz]              by row
                        latent_indptr [F + 1], row [nnz], latent_value [nnz]      the same entries by latent
 
-row = image * n_tokens + token, over the whole store. Needs no torch.
+row = image * n_tokens + token, over the whole store. Reading codes needs no torch.
 """
 
 import os
@@ -29,7 +29,7 @@ COLUMNS = ("indptr", "latent", "value", "latent_indptr", "row", "latent_value")
 
 @dataclass(frozen=True)
 class ShardCodes:
-    """Codes of one shard, in both orders. `first_row` is the global row of `indptr[0]`."""
+    """The codes of one shard, in both orders. `first_row` is the global row of `indptr[0]`."""
 
     first_row: int
     indptr: NDArray[np.int64]  # [rows + 1]
@@ -42,7 +42,7 @@ class ShardCodes:
 
 @dataclass(frozen=True)
 class LatentCodes:
-    """Entries of consecutive latents, by latent, then row. The first of them is number 0 here."""
+    """Entries of consecutive latents, sorted by latent, then row. The first of these latents has number 0 here."""
 
     latent_indptr: NDArray[np.int64]  # [n latents + 1]
     row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
@@ -50,7 +50,7 @@ class LatentCodes:
 
 
 class RowCodes(NamedTuple):
-    """Entries of some rows, in the order of the rows."""
+    """Entries of some rows, sorted by row."""
 
     row: NDArray[np.int64]  # [nnz], global
     latent: NDArray[np.int64]  # [nnz], ascending within a row
@@ -122,21 +122,23 @@ class CodeStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """images.parquet of the store, copied."""
+        """The images, copied from the images.parquet of the store."""
         try:
             return pq.read_table(self.path / IMAGES_FILE)
         except (OSError, pa.ArrowException) as error:
-            raise CorruptError(f"{self.path / IMAGES_FILE} cannot be read ({error}). Encode it again.") from error
+            raise CorruptError(
+                f"{self.path / IMAGES_FILE} could not be read ({error}). Run `encode` again with --overwrite."
+            ) from error
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
-        """[I]: true where the image was read and encoded."""
-        mask = np.ones(self.n_images, dtype=bool)
-        mask[[int(image) for image in self.summary["failed"]]] = False
-        return mask
+        """[I]: whether the image was read and encoded."""
+        valid = np.ones(self.n_images, dtype=bool)
+        valid[[int(image) for image in self.summary["failed"]]] = False
+        return valid
 
     def shard_range(self, shard: int) -> range:
-        """Images of a shard."""
+        """The images of a shard."""
         first = int(self.shard_sizes[:shard].sum())
         return range(first, first + int(self.shard_sizes[shard]))
 
@@ -145,7 +147,7 @@ class CodeStore:
         return int(np.searchsorted(np.cumsum(self.shard_sizes), image, side="right"))
 
     def read_shard(self, shard: int) -> ShardCodes:
-        """All arrays of a shard. Raises CorruptError when one is missing or their lengths disagree."""
+        """Read all arrays of a shard. Raises CorruptError if one is missing or their lengths disagree."""
         columns = {name: self._read(shard, name) for name in COLUMNS}
         images = self.shard_range(shard)
         sizes = {name: values.size for name, values in columns.items()}
@@ -156,16 +158,18 @@ class CodeStore:
         return ShardCodes(first_row=images.start * self.n_tokens, **columns)
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-        """(rows, values) of one latent over all shards, reading only its own entries.
+        """Read the rows and values of one latent in all shards, and nothing but its own entries.
 
-        Raises SettingsError for a latent out of range, CorruptError for an array that is missing or too short.
+        Raises:
+            SettingsError: the latent does not exist.
+            CorruptError: an array is missing or too short.
         """
         parts = [self.read_latents(shard, latent, latent + 1) for shard in range(self.n_shards)]
         rows = np.concatenate([part.row for part in parts]).astype(np.int64)
         return rows, np.concatenate([part.latent_value for part in parts])
 
     def read_by_latent(self, shard: int) -> LatentCodes:
-        """All entries of a shard by latent, as memory maps: what is not touched is not read. Raises as `read_shard`."""
+        """Map all entries of a shard by latent into memory, which reads only what is used. Raises as `read_shard`."""
         indptr, row, value = (self._map(shard, name) for name in ("latent_indptr", "row", "latent_value"))
         if indptr.size != self.n_latents + 1 or {row.size, value.size} != {int(indptr[-1])}:
             raise self._inconsistent(shard)
@@ -173,13 +177,15 @@ class CodeStore:
         return LatentCodes(indptr, row, value)
 
     def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
-        """Entries of latents start to stop - 1 in one shard, reading only these. Raises as `read_latent`."""
+        """Read the entries of the latents start to stop - 1 in one shard. Raises as `read_latent`."""
         for latent in (start, stop - 1):
             if not 0 <= latent < self.n_latents:
-                raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")
+                raise SettingsError(
+                    f"A latent must be in 0..{self.n_latents - 1} here, got {latent}. Give a latent of this dictionary."
+                )
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
         first, last = int(indptr[0]), int(indptr[-1])
-        if first == last:  # often, where there are many shards: opens no further file
+        if first == last:  # frequent with many shards; no other file is opened
             dtypes = self.artifact.settings["dtypes"]
             return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
         return LatentCodes(
@@ -189,16 +195,17 @@ class CodeStore:
         )
 
     def count_latents(self, shard: int) -> NDArray[np.int64]:
-        """[F]: entries of each latent in one shard."""
+        """Count the entries of each latent in one shard: [F]."""
         return np.diff(self._read(shard, "latent_indptr", 0, self.n_latents + 1))
 
     def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
-        """Entries of some tokens, reading only these.
+        """Read the entries of some tokens, and nothing else.
 
         Args:
             rows: [n] image * n_tokens + token, ascending.
 
-        Raises CorruptError as `read_latent`.
+        Raises:
+            CorruptError: an array is missing or inconsistent.
         """
         cuts = np.searchsorted(rows, np.cumsum(self.shard_sizes)[:-1] * self.n_tokens)
         parts = [self._read_rows(shard, part) for shard, part in enumerate(np.split(rows, cuts)) if len(part)]
@@ -213,21 +220,21 @@ class CodeStore:
             start = indptr[local]
             count = indptr[local + 1] - start
             entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
-            found = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
-        except (IndexError, ValueError) as error:  # a pointer leads out of the shard, or backwards
+            codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+        except (IndexError, ValueError) as error:  # a pointer is out of range or decreases
             raise self._inconsistent(shard) from error
         n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
         self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
-        return found
+        return codes
 
     def _read(self, shard: int, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Elements start to stop - 1 of one raw array, read by themselves; without `stop` all."""
+        """Read the elements start to stop - 1 of one raw array, or all of it if `stop` is None."""
         dtype = np.dtype(self.artifact.settings["dtypes"][column])
         try:
             if stop is None:
                 part = np.fromfile(self._file(shard, column), dtype)
             else:
-                file = os.open(self._file(shard, column), os.O_RDONLY)  # a memory map costs five times as much
+                file = os.open(self._file(shard, column), os.O_RDONLY)  # a memory map takes five times as long
                 try:
                     if not 0 <= start <= stop <= os.fstat(file).st_size // dtype.itemsize:
                         raise self._inconsistent(shard)
@@ -243,7 +250,7 @@ class CodeStore:
         return part
 
     def _map(self, shard: int, column: str) -> NDArray[Any]:
-        """One raw array by memory map: an element touches its own page only."""
+        """Map one raw array into memory: using an element reads only its own page."""
         dtype = self.artifact.settings["dtypes"][column]
         try:
             file = self._file(shard, column)
@@ -256,10 +263,12 @@ class CodeStore:
 
     def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
         return CorruptError(
-            f"Shard {shard} of {self.path} lacks {column} ({error}). Run `verify {self.path}`, then encode again."
+            f"Shard {shard} of {self.path} has no readable array {column} ({error}). Run `verify {self.path}`, then "
+            "encode again."
         )
 
     def _inconsistent(self, shard: int) -> CorruptError:
         return CorruptError(
-            f"Shard {shard} of {self.path} is inconsistent. Run `verify {self.path}`, then encode again."
+            f"Shard {shard} of {self.path} has arrays that contradict each other. Run `verify {self.path}`, then "
+            "encode again."
         )

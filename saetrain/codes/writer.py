@@ -1,6 +1,6 @@
-"""The write side of codes: what a code store is, and shard after shard of it, committed as they are finished.
+"""Writing codes: the settings of a code store, and its shards, each committed when it is finished.
 
-The layout is that of codes.py. A shard's directory appears in one rename, then its record.
+The layout is described in store.py. The directory of a shard appears by one rename, then its commit record is written.
 """
 
 import os
@@ -19,7 +19,7 @@ from saetrain.codes.store import CODES, COLUMNS
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
-    """Smallest unsigned types that hold a latent and a row."""
+    """The dtype of each array; latents and rows take the smallest unsigned type that holds them."""
     return {
         "indptr": "<i8",
         "latent": "<u2" if n_latents <= 1 << 16 else "<u4",
@@ -47,7 +47,7 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
 
 
 def prepare_codes(folder: Path, store: StoreGroup) -> None:
-    """What never changes: the copied image table and the zarr group."""
+    """Write what does not depend on the codes: the copied image table and the zarr group."""
     import zarr
 
     pq.write_table(store.images, folder / IMAGES_FILE)
@@ -55,7 +55,7 @@ def prepare_codes(folder: Path, store: StoreGroup) -> None:
 
 
 def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a shard's group under a temporary name, flush it, rename it, record it."""
+    """Write the group of a shard under a temporary name, flush it, rename it, and write its commit record."""
     import zarr
 
     root = artifact.path / CODES
@@ -73,12 +73,12 @@ def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any
         )
         if data.size:
             array[:] = data
-        else:  # zarr writes no chunk of an empty array
+        else:  # zarr writes no chunk for an empty array
             (temporary / name / "c").mkdir()
             (temporary / name / "c" / "0").touch()
     fsync_tree(temporary)
     final = root / str(shard)
-    if final.exists():  # written, but its record was not
+    if final.exists():  # left by a writer that died before the commit record
         shutil.rmtree(final)
     os.replace(temporary, final)
     fsync_directory(root)

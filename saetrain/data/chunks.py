@@ -1,9 +1,9 @@
-"""Units: what is read at once, and which rows it gives.
+"""Units: the pieces that are read at once, and the rows that each of them contains.
 
-In: a store, or several, the images wanted, the tokens wanted. Out: for each unit how many wanted rows it gives, where
-these lie in its memory, which (image, token) they are, and the reading itself. A unit is one chunk (a block of images
-x one patch row, or the block's CLS tokens), whatever the codec and wherever the store lies, so that the order of rows
-depends on neither.
+Given stores, images and a kind of token, this module says for each unit how many of the wanted rows it contains, where
+they are in its memory and which (image, token) each one is, and it reads the unit. A unit is one chunk (a block of
+images x one patch row, or the CLS tokens of the block), whatever the codec and wherever the store is, so the order of
+rows depends on neither.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ from actcache import ActivationStore, HookPoint
 from actcache.store import StoreGroup, Tokens
 
 CLS = -1
-"""In the place of a patch row."""
+"""Stands in place of the number of a patch row."""
 
 
 class Units:
-    """Units in a fixed order: stores, then blocks, then patch rows; CLS last.
+    """Units in a fixed order: by store, then block, then patch row, with CLS last.
 
     Attributes:
-        counts: [U] wanted rows.
-        sizes: [U] rows of memory a unit takes.
+        counts: [U] number of wanted rows.
+        sizes: [U] rows of memory that a unit needs.
     """
 
     def __init__(
         self, store: StoreGroup, hook_points: Sequence[HookPoint], images: NDArray[np.int64], tokens: Tokens
     ) -> None:
-        """`images`: wanted stored positions over all stores, ascending."""
+        """`images` are the wanted stored positions over all stores, ascending."""
         self.store, self.hook_points, self.tokens = store, tuple(hook_points), tokens
         self._blocks = store.blocks(images)
         n_rows, n_columns = store.layout.grid
-        store.n_read_tokens(tokens)  # refuses other words
+        store.n_read_tokens(tokens)  # refuses unknown kinds
         self._parts = [*(range(n_rows) if tokens != "cls" else ()), *((CLS,) if tokens != "patch" else ())]
         per_image = np.array([1 if part == CLS else n_columns for part in self._parts])
         wanted = np.array([len(block) for block in self._blocks])
@@ -43,7 +43,7 @@ class Units:
         self._per_image = per_image
 
     def rows(self, unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(place in the unit's memory, image, token) of its wanted rows."""
+        """The place in the unit's memory, the image and the token of each wanted row."""
         number, part = divmod(unit, len(self._parts))
         images, n = self._blocks[number], int(self._per_image[part])
         inside = (images - self._start(images)) % self._member(images).layout.chunk_images
@@ -52,7 +52,7 @@ class Units:
         return place, np.repeat(images, n), np.tile(np.arange(first_token, first_token + n), len(images))
 
     def read(self, unit: int, hook: HookPoint, out: NDArray[np.generic]) -> None:
-        """Read a unit into `out` [size, D]. Raises CorruptError that names the shard."""
+        """Read a unit into `out` [size, D]. Raises a CorruptError that names the shard."""
         number, part = divmod(unit, len(self._parts))
         images, row = self._blocks[number], self._parts[part]
         member, array = self._member(images), "cls" if row == CLS else "patches"
@@ -60,7 +60,7 @@ class Units:
         member.read_chunk(hook, block, max(row, 0), out.reshape(member.layout.chunk_shape(array)), array=array)
 
     def _start(self, images: NDArray[np.int64]) -> int:
-        """First image of the store that a block's images lie in."""
+        """The first image of the store that contains a block."""
         return int(self.store.starts[self._index(images)])
 
     def _member(self, images: NDArray[np.int64]) -> ActivationStore:

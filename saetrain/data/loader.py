@@ -1,10 +1,10 @@
-"""ActivationLoader: a store, or several of one model, in; shuffled batches out, without end.
+"""ActivationLoader: an endless stream of shuffled batches from one store, or from several of one model.
 
-Promises: the batch stream depends on the stores, the chosen images and (seed, batch_size, n_streams, pool_tokens) only,
-not on threads or world size; `batches(step)` continues exactly where a run of `step` batches left off; failed,
-held-out and unwanted images never appear; memory is allocated once a stream. Threads read windows ahead, chunk by
-chunk straight into their pool; an error of theirs surfaces here and names the shard; none is left when the
-generator is closed.
+The batches depend only on the stores, the chosen images and (seed, batch_size, n_streams, pool_tokens), not on the
+number of threads or processes. `batches(step)` continues exactly where a run of `step` batches stopped. Failed,
+held-out and unwanted images never appear. Memory is allocated once per stream of batches. Threads read windows ahead,
+chunk by chunk, straight into their pool. An error in a thread is raised here and names the shard, and no thread is left
+once the generator is closed.
 """
 
 from collections import deque
@@ -24,16 +24,16 @@ from saetrain.data.chunks import Units
 from saetrain.data.order import Window, count_steps, plan_epoch, split_images, window_order
 
 PREFETCHED = 2
-"""Windows read ahead of those in use."""
+"""Number of windows that are read ahead of those in use."""
 
 
 class Batch(NamedTuple):
-    """One batch. The tensors are overwritten by the next one."""
+    """One batch. The next batch overwrites its tensors."""
 
-    activations: Tensor  # [B, D], the store's dtype; of the first hook point
-    image: Tensor  # [B] int64, stored position over all stores
+    activations: Tensor  # [B, D] in the dtype of the store, at the first hook point
+    image: Tensor  # [B] int64, the stored position over all stores
     token: Tensor  # [B] int64, CLS is 0
-    others: tuple[Tensor, ...] = ()  # [B, D] each, the same rows at the further hook points
+    others: tuple[Tensor, ...] = ()  # each [B, D]: the same rows at the other hook points
 
 
 class ActivationLoader:
@@ -43,16 +43,17 @@ class ActivationLoader:
     for batch in loader.batches(): ...
 
     Args:
-        store: one, or several of one model.
-        layer: a hook point, or several: a batch then holds the same rows of each.
+        store: one store, or several of one model.
+        layer: one hook point, or several; a batch then holds the same rows of each.
         tokens: all, patch or cls.
-        images: positions to draw from; the training images when None.
-        pool_tokens: tokens in memory. All in one permutation when they fit, else windows of n_streams streams.
-        n_streams: virtual streams; lowered to a divisor of batch_size.
-        rank, world_size: a batch of rank r is the rows of the streams v with v % world_size == r, so that all ranks
-            together see what one process sees.
-        pin_memory: batches in page-locked memory, for copies to a GPU.
-        n_threads: of reading. Speed only.
+        images: stored positions to draw from; None draws from the training images.
+        pool_tokens: number of tokens in memory. If all tokens fit, they are shuffled in one permutation, else in
+            windows of n_streams streams.
+        n_streams: number of virtual streams, lowered to a divisor of batch_size.
+        rank, world_size: rank r gets the rows of the streams v with v % world_size == r, so that all ranks together
+            see what one process would see.
+        pin_memory: whether batches are in page-locked memory, for copies to a GPU.
+        n_threads: number of reading threads; affects speed only.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class ActivationLoader:
     ) -> None:
         self.store = open_stores(store)
         layers = layer if isinstance(layer, list | tuple) else [cast("int | HookPoint | None", layer)]
-        self.hook_points = tuple(self.store.hook_point(one) for one in layers)
+        self.hook_points = tuple(self.store.hook_point(each) for each in layers)
         if batch_size < 1:
             raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
         self.batch_size, self.seed, self.pool_tokens = batch_size, seed, pool_tokens
         self.n_streams = gcd(batch_size, n_streams)
         if self.n_streams % world_size:
             raise SettingsError(
-                f"{world_size} processes cannot share {self.n_streams} streams. Choose a --batch-size and streams that "
-                "the number of processes divides."
+                f"{world_size} processes cannot share {self.n_streams} streams. Choose --batch-size and --n-streams so "
+                "that the number of processes divides both."
             )
         self.rank, self.world_size, self.pin_memory, self.n_threads = rank, world_size, pin_memory, n_threads
         if images is None:
@@ -93,11 +94,11 @@ class ActivationLoader:
                 f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
                 "Lower --batch-size or extract more images."
             )
-        self._whole: tuple[list[Tensor], list[NDArray[Any]]] | None = None  # where everything fits
+        self._whole: tuple[list[Tensor], list[NDArray[Any]]] | None = None  # all rows, where they fit in memory
 
     @property
     def n_rows(self) -> int:
-        """Training tokens an epoch."""
+        """Number of training tokens in an epoch."""
         return int(self._units.counts.sum())
 
     @property
@@ -106,11 +107,11 @@ class ActivationLoader:
 
     @property
     def fits(self) -> bool:
-        """Whether all rows are held at once."""
+        """Whether all rows are held in memory at once."""
         return self.n_rows <= self.pool_tokens
 
     def batches(self, step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from number `step` on, for ever. A batch of rank r has batch_size / world_size rows."""
+        """Yield batches from number `step` on, without end. Each rank gets batch_size / world_size rows of a batch."""
         part = self.batch_size // self.n_streams
         streams = range(self.rank, self.n_streams, self.world_size)
         memory = _BatchMemory(self, part * len(streams))
@@ -123,7 +124,9 @@ class ActivationLoader:
                     for slot, stream in enumerate(streams):
                         row, end, at = number * part, (number + 1) * part, slot * part
                         while row < end:
-                            if not source.has(stream, row):  # all pools hold rows of this very batch
+                            if not source.has(
+                                stream, row
+                            ):  # every pool holds rows of this batch, so they must be gathered first
                                 memory.gather(source.arena, at)
                                 source.recycle()
                             pool, offset, n = source.find(stream, row, end)
@@ -138,7 +141,7 @@ class ActivationLoader:
 
 
 class _BatchMemory:
-    """The batch that is filled; two of them by turns where copies to a GPU may still be under way."""
+    """The memory of the batch being filled: two that alternate where a copy to a GPU may still be running."""
 
     def __init__(self, loader: ActivationLoader, n_rows: int) -> None:
         d_model, dtype, pin = loader.store.layout.d_model, _torch_dtype(loader.store), loader.pin_memory
@@ -154,17 +157,17 @@ class _BatchMemory:
         return torch.empty(n_rows, dtype=torch.int64), torch.empty(n_rows, dtype=torch.int64)
 
     def choose(self, pool: "_Pool", first: int, n: int, at: int) -> None:
-        """The batch's rows at..at + n are those the pool gives as first..first + n."""
+        """Put the rows first..first + n of a pool at the places at..at + n of the batch."""
         chosen, place = slice(first, first + n), slice(at, at + n)
         self.places[place] = pool.places[chosen]
         self.sets[0].image[place] = pool.images[chosen]
         self.sets[0].token[place] = pool.tokens[chosen]
 
     def gather(self, arena: list[Tensor], stop: int) -> None:
-        """Copy the rows chosen so far, up to `stop`, out of the arenas [N, D], one for each hook point."""
+        """Copy the rows chosen so far, up to `stop`, out of the arenas [N, D], one per hook point."""
         batch, part = self.sets[0], slice(self.gathered, stop)
         for source, target in zip(arena, (batch.activations, *batch.others), strict=True):
-            if source.element_size() * source.shape[1] % 4 == 0:  # whole words are gathered 2.5 times faster
+            if source.element_size() * source.shape[1] % 4 == 0:  # gathering 32-bit words is 2.5 times faster
                 source, target = source.view(torch.int32), target.view(torch.int32)
             torch.index_select(source, 0, self.places[part], out=target[part])
         self.gathered = stop
@@ -176,7 +179,7 @@ class _BatchMemory:
 
 
 class _Pool:
-    """A part of the arena: the rows of some units, read once and drawn from in a given order."""
+    """A part of the arena: the rows of some units, which are read once and then drawn in a fixed order."""
 
     def __init__(self, units: Units, arena: list[Tensor], base: int) -> None:
         self.units, self.base = units, base
@@ -184,7 +187,7 @@ class _Pool:
         self.places, self.images, self.tokens = (torch.empty(0, dtype=torch.int64) for _ in range(3))
 
     def fill(self, units: NDArray[np.int64], skip: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
-        """Read units; the rows are skip..stop of each one's wanted rows."""
+        """Read units, and keep the rows skip..stop of the wanted rows of each."""
         sizes = self.units.sizes[units]
         offsets = self.base + np.cumsum(sizes) - sizes
         parts = []
@@ -198,18 +201,18 @@ class _Pool:
         self.rows = [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def permute(self, order: NDArray[np.int64]) -> None:
-        """Fix the order in which rows are drawn."""
+        """Set the order in which rows are drawn."""
         self.places, self.images, self.tokens = (torch.from_numpy(column[order]) for column in self.rows)
 
 
 def _make_arena(loader: ActivationLoader, n_rows: int) -> list[Tensor]:
-    """[n_rows, D] for each hook point, beginning at a page."""
+    """Allocate [n_rows, D] for each hook point, aligned to a page."""
     shape = (n_rows, loader.store.layout.d_model)
     return [torch.from_numpy(aligned_empty(shape, loader.store.dtype)) for _ in loader.hook_points]
 
 
 class _Whole:
-    """All rows, read once and kept by the loader: only the permutation is new each epoch."""
+    """All rows, which the loader reads once and keeps; each epoch only permutes them again."""
 
     def __init__(self, loader: ActivationLoader, streams: range) -> None:
         self.loader, units = loader, loader._units
@@ -219,7 +222,7 @@ class _Whole:
             pool.fill(np.arange(len(units.counts)), np.zeros_like(units.counts), units.counts)
             loader._whole = arena, pool.rows
         self.arena, rows = loader._whole
-        self.pool = _Pool(units, self.arena, 0)  # with an order of its own: two streams may run side by side
+        self.pool = _Pool(units, self.arena, 0)  # a pool with its own order, since two generators may run side by side
         self.pool.rows = rows
         self.length = loader.steps_per_epoch * (loader.batch_size // loader.n_streams)
 
@@ -240,7 +243,7 @@ class _Whole:
 
 
 class _Windows:
-    """The windows of an epoch, read ahead in the order in which they are needed, into pools that are used again."""
+    """The windows of an epoch, read ahead in the order in which they are needed, into pools that are reused."""
 
     def __init__(self, loader: ActivationLoader, streams: range) -> None:
         self.loader, self.streams = loader, streams
@@ -252,7 +255,7 @@ class _Windows:
         self.ahead: dict[int, deque[tuple[Window, Future[_Pool]]]] = {stream: deque() for stream in streams}
 
     def begin(self, epoch: int, step: int) -> None:
-        """Plan an epoch and start reading what its step `step` needs first."""
+        """Plan an epoch, and start to read the windows that its step `step` needs first."""
         loader = self.loader
         part = loader.batch_size // loader.n_streams
         plan = plan_epoch(
@@ -278,7 +281,7 @@ class _Windows:
         self._read_ahead()
 
     def has(self, stream: int, row: int) -> bool:
-        """Whether the window of this row is read or being read."""
+        """Whether the window of this row has been read or is being read."""
         queue = self.ahead[stream]
         while queue and row >= queue[0][0].start + queue[0][0].n_rows:
             _, done = queue.popleft()
@@ -286,13 +289,13 @@ class _Windows:
         return bool(queue)
 
     def recycle(self) -> None:
-        """Read into the pools that are used up. Their rows must have been gathered."""
+        """Read the next windows into the pools that are used up. Their rows must have been gathered."""
         self.free += self.spent
         self.spent.clear()
         self._read_ahead()
 
     def find(self, stream: int, row: int, end: int) -> tuple[_Pool, int, int]:
-        """(pool, offset, rows) where a stream's rows from `row` on lie, as many as the window has, `end` at most."""
+        """The pool of a stream's row `row`, its offset there, and how many rows follow in this window, up to `end`."""
         window, ready = self.ahead[stream][0]
         return ready.result(), row - window.start, min(end, window.start + window.n_rows) - row
 

@@ -1,14 +1,15 @@
-"""Which rows come when: pure functions of (seed, epoch, stream, window). No files, no torch.
+"""The order of rows, as pure functions of (seed, epoch, stream, window). No files, no torch.
 
-In: how many rows each *unit* gives (a unit is what is read at once: one chunk of a store). Out: windows of units, and
-the order of rows in each. An epoch visits every row once. Its units are permuted and cut into virtual streams of equal
-length; a stream is cut into windows; a window's rows are permuted. A batch takes the next batch_size / n_streams rows
-of every stream, one behind the other. The windows of different streams end at different times (the first one of
-stream v has (v + 1) / n_streams of the others' size), so that a batch always comes from windows of every age, and only
-about one window has to be read while another is used up. Where everything fits the pool there is one window.
+A *unit* is what is read at once: one chunk of a store. From the number of rows in each unit, this module plans windows
+of units, and the order of rows in each window. An epoch visits every row once. Its units are permuted and cut into
+virtual streams of equal length, each stream is cut into windows, and the rows of each window are permuted. A batch
+takes the next batch_size / n_streams rows of every stream, one stream after the other. The windows of different
+streams end at different times (the first window of stream v has (v + 1) / n_streams of the size of the others), so
+that a batch always draws from windows of every age, and about one window has to be read while another is used up.
+Where all rows fit in the pool, there is a single window.
 
-The position in the stream is (epoch, step): any step of any epoch is found without walking there. The partial last
-batch of an epoch is dropped.
+A position is (epoch, step): any step of any epoch can be reached directly. The partial last batch of an epoch is
+dropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ HELD_OUT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Window:
-    """Rows `start`..`start + n_rows` of a stream, from consecutive units of the epoch's order.
+    """Rows `start`..`start + n_rows` of a stream, from consecutive units in the order of the epoch.
 
     Attributes:
         units: [n].
-        skip, stop: [n], which of each unit's rows belong to it; a unit is cut where a stream begins or ends only.
+        skip, stop: [n]; the rows skip..stop of each unit belong to the window. Only where a stream begins or ends is a
+            unit cut.
     """
 
     stream: int
@@ -43,7 +45,7 @@ class Window:
 
 
 def split_images(n_images: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) images of stores with so many images each, numbered over all: each gives its last 5 %."""
+    """The training and the held-out images of several stores, numbered over all. Each store holds out its last 5 %."""
     starts = np.cumsum([0, *n_images[:-1]])
 
     def gather(part: Callable[[int], range]) -> NDArray[np.int64]:
@@ -53,12 +55,12 @@ def split_images(n_images: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def train_images(n_images: int) -> range:
-    """All stored images but the last 5 % (at least one): the stored order is random already."""
+    """All stored images except the last 5 % (at least one). The stored order is random already."""
     return range(n_images - n_held_out(n_images))
 
 
 def held_out_images(n_images: int) -> range:
-    """The last 5 % of the stored order; nothing is trained on them."""
+    """The last 5 % of the stored order, which are never trained on."""
     return range(n_images - n_held_out(n_images), n_images)
 
 
@@ -67,7 +69,7 @@ def n_held_out(n_images: int) -> int:
 
 
 def count_steps(n_rows: int, batch_size: int) -> int:
-    """Whole batches in an epoch."""
+    """The number of whole batches in an epoch."""
     return n_rows // batch_size
 
 
@@ -77,9 +79,10 @@ def plan_epoch(
     """The windows of each stream of an epoch, in order.
 
     Args:
-        counts: [U] rows of each unit, above 0.
-        n_streams: divides batch_size.
-        window_rows: rows of a window, rounded to whole units; at least all rows: one window for every stream.
+        counts: [U] number of rows in each unit, above 0.
+        n_streams: must divide batch_size.
+        window_rows: number of rows in a window, rounded to whole units. If it is at least the number of all rows, every
+            stream has one window.
     """
     order = _generator(seed, epoch).permutation(len(counts))
     edges = np.concatenate([[0], np.cumsum(counts[order])])
@@ -101,7 +104,7 @@ def _cut_stream(
 ) -> list[Window]:
     first = max(1, window_rows * (stream + 1) // n_streams)
     wanted = np.arange(begin + first, end, max(1, window_rows))
-    inner = np.unique(edges[np.searchsorted(edges, wanted)])  # at the borders of units
+    inner = np.unique(edges[np.searchsorted(edges, wanted)])  # at the edges of units
     cuts = [begin, *inner[(inner > begin) & (inner < end)].tolist(), end]
     windows = []
     for number, (low, high) in enumerate(pairwise(cuts)):
@@ -114,7 +117,7 @@ def _cut_stream(
 
 
 def window_order(n_rows: int, *, seed: int, epoch: int, stream: int, window: int) -> NDArray[np.int64]:
-    """Permutation of a window's rows."""
+    """The permutation of the rows of a window."""
     return _generator(seed, epoch, 1 + stream, window).permutation(n_rows)
 
 

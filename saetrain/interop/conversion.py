@@ -1,7 +1,7 @@
-"""convert(): a Run becomes another package's checkpoint, or such a checkpoint a Run; never without a parity report.
+"""convert(): turns a Run into a checkpoint of another package, or such a checkpoint into a Run.
 
-The foreign side of a report is computed from the foreign tensors by that package's own formulas. A report that is not
-within float32 rounding is an error, and nothing is left.
+Every conversion makes a parity report. The foreign side of the report is computed from the foreign tensors by the
+formulas of their package. If the two sides differ by more than float32 rounding, that is an error and nothing is kept.
 """
 
 import json
@@ -36,19 +36,20 @@ READERS: dict[str, Callable[[Path], Foreign]] = {
 PARITY_FILE = "parity.json"
 N_ROWS = 1024
 TOLERANCE = 1e-3
-"""Of a reconstruction, relative to its row's norm; as many active entries may differ: those at a threshold."""
+"""Largest difference of a reconstruction relative to the norm of its row, and largest share of active entries that may
+differ, because they are at a threshold."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two SAEs agree on rows of activations.
+    """How well two SAEs agree on rows of activations.
 
     Attributes:
-        rows: `activations`, or `random` where no store was given.
-        active_agreement: entries that are active in both, over those that are in either.
-        max_code_difference: over entries, relative to the largest value.
-        max_reconstruction_difference: over rows, relative to the row's norm.
-        fvu_ours, fvu_foreign: of these rows, centered.
+        rows: `activations`, or `random` if no store was given.
+        active_agreement: number of entries active in both, over the number active in either.
+        max_code_difference: largest difference of an entry, relative to the largest value.
+        max_reconstruction_difference: largest difference of a reconstruction, relative to the norm of its row.
+        fvu_ours, fvu_foreign: centered fvu on these rows.
     """
 
     rows: str
@@ -66,7 +67,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written where, in which format, and how well it agrees."""
+    """What was written, in which format, and how well the two sides agree."""
 
     path: Path
     format: str
@@ -77,16 +78,17 @@ def convert(
     src: str | Path, dst: str | Path, *, to: str | None = None, store: ActivationStore | str | Path | None = None,
     layer: int | HookPoint | None = None, overwrite: bool = False,
 ) -> Conversion:  # fmt: skip
-    """Convert a Run into a folder of another package, or a checkpoint of one into a Run.
+    """Convert a Run into a folder of another package, or a checkpoint of another package into a Run.
 
     Args:
-        to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; of a Run only.
-        store: activations to compare on. Needed for a checkpoint: they say which model and hook point it is for.
-        layer: which hook point, where the store holds several.
+        to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; only for a Run.
+        store: activations to compare on. A checkpoint needs them, because they say which model and hook point it is
+            for.
+        layer: the hook point, if the store has several.
 
     Raises:
-        SettingsError: the format cannot hold this SAE, or something is not given. CorruptError: the checkpoint cannot
-            be read, or the two sides disagree.
+        SettingsError: the format cannot hold this SAE, or an argument is missing.
+        CorruptError: the checkpoint could not be read, or the two sides disagree.
     """
     src, dst = Path(src), Path(dst)
     if not src.exists():
@@ -94,7 +96,10 @@ def convert(
     if (src / "artifact.json").exists():
         return _export(Run.open(src), dst, to or "saelens", store, layer, overwrite)
     if to is not None:
-        raise SettingsError(f"--to belongs to a run; {src} is not one, it is converted into a run.")
+        raise SettingsError(
+            f"--to names the format that a run is converted to, but {src} is a checkpoint of another package, which "
+            "becomes a run. Leave out --to."
+        )
     return _import(read_foreign(src), src, dst, store, layer, overwrite)
 
 
@@ -109,9 +114,9 @@ def read_foreign(path: Path) -> Foreign:
     if (path / patchsae.WEIGHTS).is_file():
         return patchsae.read(path / patchsae.WEIGHTS)
     raise SettingsError(
-        f"{path} is no checkpoint that is known: expected {saelens.WEIGHTS} (SAELens), {dictionary_learning.WEIGHTS} "
-        f"(dictionary_learning), {sparsify.WEIGHTS} (sparsify), {saev.WEIGHTS} (saev) or a .pt file (PatchSAE, "
-        "ViT-Prisma)."
+        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
+        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev), "
+        "or a .pt file (PatchSAE, ViT-Prisma)."
     )
 
 
@@ -122,13 +127,13 @@ def _export(
     if to not in WRITERS:
         raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
     if dst.exists():
-        made = _made_before(dst, run, to)
-        if made is not None and not overwrite:
-            return made
-        if not (dst / PARITY_FILE).is_file():  # not ours to remove, whatever was asked
+        existing = _find_export(dst, run, to)
+        if existing is not None and not overwrite:
+            return existing
+        if not (dst / PARITY_FILE).is_file():  # it is not an export, so --overwrite must not delete it
             raise SettingsError(f"{dst} exists and is not an exported SAE. Give another destination.")
         if not overwrite:
-            raise SettingsError(f"{dst} holds another SAE or format. Give another destination, or --overwrite.")
+            raise SettingsError(f"{dst} holds another SAE or another format. Give another destination, or --overwrite.")
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
     rows, name = _rows(sae, store, hook_point)
@@ -137,7 +142,9 @@ def _export(
     try:
         for file, data in WRITERS[to](sae, run.hook_point).items():
             write_atomic(folder / file, data)
-        parity = _checked(sae, read_foreign(folder).forward, rows, name)  # of what was written, read again
+        parity = _checked(
+            sae, read_foreign(folder).forward, rows, name
+        )  # compares what was written, by reading it again
         report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
         write_atomic(folder / PARITY_FILE, json.dumps(report, indent=2).encode())
         if dst.exists():
@@ -148,8 +155,8 @@ def _export(
     return Conversion(dst, to, parity)
 
 
-def _made_before(dst: Path, run: Run, to: str) -> Conversion | None:
-    """The export that the same command made."""
+def _find_export(dst: Path, run: Run, to: str) -> Conversion | None:
+    """The export of this run in this format, if `dst` is one."""
     try:
         report = json.loads((dst / PARITY_FILE).read_bytes())
         if (report["run_id"], report["format"]) == (run.run_id, to):
@@ -164,14 +171,16 @@ def _import(
     overwrite: bool,
 ) -> Conversion:  # fmt: skip
     if store is None:
-        raise SettingsError("A checkpoint does not say which activations it reads: give them with --store.")
+        raise SettingsError(
+            "A checkpoint does not record which activations it reads. Name a store of them with --store."
+        )
     from safetensors.torch import save
 
     group, sae = open_stores(store), foreign.sae
     hook_point = group.hook_point(layer)
     if group.layout.d_model != sae.d_model:
         raise SettingsError(
-            f"{src} reads activations of width {sae.d_model}, {group.path} holds {group.layout.d_model}. "
+            f"{src} reads activations of width {sae.d_model}, but {group.path} holds width {group.layout.d_model}. "
             "Give a store of the model it was trained on."
         )
     rows, name = _rows(sae, store, hook_point)
@@ -194,7 +203,7 @@ def _import(
 
 
 def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Tensor, str]:
-    """(rows [N, D] float32, what they are)."""
+    """Rows [N, D] in float32 to compare on, and what kind they are."""
     if store is None:
         generator = torch.Generator().manual_seed(0)
         return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
@@ -202,13 +211,16 @@ def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Ten
     images = group.valid.nonzero()[0][: 1 + N_ROWS // group.layout.n_tokens]
     values = group.read(group.hook_point(hook_point), images=images)
     if values.shape[-1] != sae.d_model:
-        raise SettingsError(f"{group.path} holds width {values.shape[-1]}, the SAE reads {sae.d_model}.")
+        raise SettingsError(
+            f"{group.path} holds activations of width {values.shape[-1]}, but the SAE reads width {sae.d_model}. "
+            "Give a store of the model it was trained on."
+        )
     return torch.from_numpy(values.reshape(-1, values.shape[-1])[:N_ROWS]).float(), "activations"
 
 
 @torch.no_grad()
 def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
-    """The report. Raises CorruptError when the two sides disagree."""
+    """Make the parity report. Raises CorruptError if the two sides disagree."""
     both, either, n_negative, code_difference, largest, reconstruction_difference = 0, 0, 0, 0.0, 1e-12, 0.0
     errors = torch.zeros(2, dtype=torch.float64)
     for part in torch.split(x, 256):
@@ -231,9 +243,12 @@ def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
         fvu_ours=float(fvu[0]), fvu_foreign=float(fvu[1]),
     )  # fmt: skip
     if not parity.holds:
-        why = f" {n_negative:,} codes of the other package are negative, which ours cannot be." if n_negative else ""
+        why = (
+            f" {n_negative:,} codes of the other package are negative, which is impossible here." if n_negative else ""
+        )
         raise CorruptError(
-            f"The two SAEs disagree: reconstructions by {parity.max_reconstruction_difference:.2g} of a row's norm, "
-            f"{parity.active_agreement:.2%} of the active entries are the same.{why} Nothing was written."
+            f"The two SAEs disagree: their reconstructions differ by {parity.max_reconstruction_difference:.2g} of the "
+            f"norm of a row (at most {TOLERANCE:g} is allowed), and {parity.active_agreement:.2%} of their active "
+            f"entries are the same.{why} Nothing was written. Check that the checkpoint is complete."
         )
     return parity

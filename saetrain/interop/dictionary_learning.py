@@ -27,12 +27,12 @@ READABLE = (*CLASSES.values(), "MatryoshkaBatchTopKSAE")
 
 
 def read(path: Path) -> Foreign:
-    """Raises CorruptError, SettingsError for another class."""
+    """Read a folder. Raises CorruptError, and SettingsError for an unknown class."""
     file = path / WEIGHTS
     trainer = read_config(path / CONFIG).get("trainer")
     kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
     if kind not in READABLE:
-        raise SettingsError(f"{path}: dict_class {kind!r} is not one of {', '.join(READABLE)}.")
+        raise SettingsError(f"{path} has dict_class {kind!r}. Give an SAE of one of {', '.join(READABLE)}.")
     tensors, weights = load_tensors(file), {}
     if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         got = take(tensors, file, W_enc=(None, None))
@@ -58,7 +58,9 @@ def read(path: Path) -> Foreign:
         shape = (n_latents,) if kind == "JumpReluAutoEncoder" else ()
         threshold = take(tensors, file, threshold=shape)["threshold"]
         if threshold.dim() == 0 and threshold < 0:
-            raise SettingsError(f"{path} has a threshold below 0: it was saved before its threshold was set.")
+            raise SettingsError(
+                f"{path} has a threshold below 0: it was saved before its threshold was set. Give a later checkpoint."
+            )
     centered = kind != "JumpReluAutoEncoder"
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ def read(path: Path) -> Foreign:
     variant = next((name for name, of in CLASSES.items() if of == kind), "batchtopk")
     parts: dict[str, Tensor] = {"b_enc": weights["b_enc"]}
     if threshold is not None:
-        parts["threshold"] = threshold.clamp_min(0)  # below it lets through what relu lets through
+        parts["threshold"] = threshold.clamp_min(0)  # a threshold below 0 has the effect of ReLU
     if variant == "gated":
         parts |= {"log_scale": got["r_mag"], "b_mag": got["mag_bias"]}
     sae = build_sae(variant, weights["encoder"], weights["decoder"], weights["b_dec"], parts, centered=centered, k=k)

@@ -1,7 +1,7 @@
-"""Files of other packages, which may be anything: read in bounded memory, without running what they hold.
+"""Reading files of other packages, in bounded memory and without running any code in them.
 
-A .pt file goes through torch's restricted unpickler, which builds tensors and plain containers; config classes that
-are known by name become empty shells for their fields.
+A .pt file goes through torch's restricted unpickler, which builds only tensors and plain containers. Configuration
+classes with a known name become plain objects that hold their fields.
 """
 
 import io
@@ -20,13 +20,13 @@ from torch import Tensor
 from actcache import CorruptError
 
 MAX_RATIO = 3
-"""A torch file stores its tensors uncompressed: one that unpacks to more than so many times its size is none."""
+"""A torch file stores its tensors uncompressed. One that unpacks to more than this many times its size is refused."""
 MAX_JSON = 1 << 20
-"""Bytes of a settings file."""
+"""Largest size of a settings file, in bytes."""
 
 
 class Config(SimpleNamespace):
-    """Stands for the config object of a checkpoint."""
+    """Stands for the configuration object in a checkpoint."""
 
 
 CONFIGS = (
@@ -38,7 +38,7 @@ CONFIGS = (
 
 
 def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
-    """What a .pt file holds after its first `skip` bytes, without running anything in it. Raises CorruptError."""
+    """Load a .pt file from byte `skip` on, without running any code in it. Raises CorruptError."""
     try:
         source = io.BytesIO(path.read_bytes()[skip:]) if skip else path
         with zipfile.ZipFile(source) as archive:
@@ -48,26 +48,28 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
         if isinstance(source, io.BytesIO):
             source.seek(0)
         with torch.serialization.safe_globals([(Config, name) for name in CONFIGS]):
-            found = torch.load(source, map_location="cpu", weights_only=True)
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:160]
         raise CorruptError(
-            f"{path} cannot be read as tensors ({reason}). A checkpoint holds tensors and plain settings; what would "
-            "run code is refused."
+            f"{path} could not be read as tensors ({reason}). A checkpoint must hold only tensors and plain settings; "
+            "anything that would run code is refused. Export it again as a state dict."
         ) from error
-    if not isinstance(found, dict):
-        raise CorruptError(f"{path} must hold a dict of tensors, holds {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise CorruptError(
+            f"{path} must hold a dict of tensors, but holds {type(content).__name__}. Export it again as a state dict."
+        )
+    return content
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """A JSON object. Raises CorruptError."""
+    """Read a JSON object. Raises CorruptError."""
     return _read_json(path, whole=True)[0]
 
 
 def read_header(path: Path) -> tuple[dict[str, object], int]:
-    """(the JSON object in a file's first line, bytes of that line). Raises CorruptError."""
+    """Read the JSON object in the first line of a file, and the length of that line in bytes. Raises CorruptError."""
     return _read_json(path, whole=False)
 
 
@@ -77,28 +79,28 @@ def _read_json(path: Path, *, whole: bool) -> tuple[dict[str, object], int]:
             data = file.read(MAX_JSON + 1) if whole else file.readline(MAX_JSON + 1)
         if len(data) > MAX_JSON:
             raise ValueError("larger than 1 MiB")
-        found = json.loads(data)
+        content = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
-        what = "a JSON file" if whole else "a file with a JSON line first"
-        raise CorruptError(f"{path} is not {what} that can be read ({error}). Copy it again.") from error
-    if not isinstance(found, dict):
-        raise CorruptError(f"{path} must hold a JSON object, holds {type(found).__name__}. Copy it again.")
-    return found, len(data)
+        part = "" if whole else "The first line of "
+        raise CorruptError(f"{part}{path} could not be read as JSON ({error}). Copy the file again.") from error
+    if not isinstance(content, dict):
+        raise CorruptError(f"{path} must hold a JSON object, but holds {type(content).__name__}. Copy the file again.")
+    return content, len(data)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises CorruptError."""
+    """Read all tensors of a safetensors file. Raises CorruptError."""
     try:
         return load(path.read_bytes())
     except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise CorruptError(f"{path} cannot be read as safetensors ({error}). Copy it again.") from error
+        raise CorruptError(f"{path} could not be read as safetensors ({error}). Copy the file again.") from error
 
 
 def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
-    """The named tensors as float32, their shapes checked; `__` in a name stands for a dot, None for any size.
+    """Take the named tensors as float32 and check their shapes. `__` in a name stands for a dot, None for any size.
 
     Raises:
-        CorruptError: one is missing, has another shape, is of integers, or is not finite.
+        CorruptError: a tensor is missing, has another shape, holds integers, or is not finite.
     """
     taken = {}
     for name, shape in shapes.items():
@@ -106,21 +108,26 @@ def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, 
         value = tensors.get(name)
         if not isinstance(value, Tensor):
             raise CorruptError(
-                f"{path} has no tensor {name}. It is incomplete, or of another architecture than it says."
+                f"{path} has no tensor {name}: it is incomplete, or its architecture is not the recorded one. Copy the "
+                "file again."
             )
         fits = value.dim() == len(shape) and all(n in (None, m) for n, m in zip(shape, value.shape, strict=True))
         if not fits or value.is_complex() or value.layout != torch.strided:
-            raise CorruptError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shape}. Copy it again.")
+            raise CorruptError(f"{path}: {name} has shape {tuple(value.shape)}, expected {shape}. Copy the file again.")
         if shape and not value.is_floating_point():  # a k may be an integer
-            raise CorruptError(f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as trained.")
+            raise CorruptError(
+                f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
+            )
         taken[name.replace(".", "__")] = value.float()
         if not taken[name.replace(".", "__")].isfinite().all():
-            raise CorruptError(f"{path}: {name} holds numbers that are not finite. The training had diverged.")
+            raise CorruptError(
+                f"{path}: {name} holds numbers that are not finite: the training diverged. Give an earlier checkpoint."
+            )
     return taken
 
 
 def read_k(value: object, n_latents: int, path: Path) -> int:
-    """A whole number of active latents. Raises CorruptError."""
+    """Read the number of active latents. Raises CorruptError if it is not a whole number in 1..n_latents."""
     if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= n_latents:
-        raise CorruptError(f"{path}: k must be a whole number in 1..{n_latents}, is {value!r}.")
+        raise CorruptError(f"{path}: k must be a whole number in 1..{n_latents}, got {value!r}. Copy the file again.")
     return int(value)

@@ -1,6 +1,7 @@
-"""What a foreign checkpoint is to us: an SAE of ours with the same function, and its own forward to hold it against.
+"""Foreign: a checkpoint of another package as an SAE of ours, with the package's own forward pass to compare it with.
 
-In: tensors named as their package names them. Out: Foreign. The other way: an SAE with its normalization folded in.
+`build_sae` makes the SAE from foreign tensors; `fold` prepares an SAE of ours for export by folding its normalization
+into the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint: `sae` is ours, `forward` computes what its own package would."""
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
 
     format: str
     sae: SAE
@@ -33,8 +34,8 @@ def build_sae(
     """An SAE of ours from encoder [F, D], decoder [F, D], b_dec [D] and the variant's own parts [F].
 
     Args:
-        centered: whether b_dec is subtracted before the encoder. Where it is not, E x + b = E (x - b_dec) + (b + E
-            b_dec): the biases take it over (of gated: b_mag too, by exp(log_scale)).
+        centered: whether b_dec is subtracted before the encoder. If it is not, the biases absorb it, because
+            E x + b = E (x - b_dec) + (b + E b_dec); for gated, b_mag absorbs it too, times exp(log_scale).
     """
     n_latents, d_model = encoder.shape
     config = SAEConfig(variant, n_latents, n_latents if k is None else k, normalize="none").resolve(d_model)
@@ -52,7 +53,7 @@ def build_sae(
 
 @torch.no_grad()
 def fold(sae: SAE) -> dict[str, Tensor]:
-    """The SAE on raw activations: encoder, decoder [F, D], b_enc, b_dec and the variant's parts, exactly its function.
+    """The same function on raw activations: encoder and decoder [F, D], b_enc, b_dec and the variant's own parts.
 
     (x - mean) scale - b = scale (x - (mean + b / scale)), and (D f + b) / scale + mean = (D / scale) f + (mean + b /
     scale). Codes keep their values, so thresholds stay.
@@ -68,15 +69,15 @@ def fold(sae: SAE) -> dict[str, Tensor]:
 
 
 def keep_largest(z: Tensor, k: int) -> Tensor:
-    """z [B, F] with all but the k largest of each row at 0."""
+    """z [B, F] with all entries set to 0 except the k largest of each row."""
     top = z.topk(k, dim=1)
     return torch.zeros_like(z).scatter(1, top.indices, top.values)
 
 
 def refuse(sae: SAE, format_name: str, variants: tuple[str, ...]) -> None:
-    """Raises SettingsError for a variant that a format cannot hold."""
+    """Raise SettingsError for a variant that a format cannot hold."""
     if sae.config.variant not in variants:
         raise SettingsError(
             f"{format_name} cannot hold a {sae.config.variant} SAE, only {', '.join(variants)}. "
-            "saelens and dictionary_learning hold every variant."
+            "Convert to saelens or dictionary_learning, which hold every variant."
         )

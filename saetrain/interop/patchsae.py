@@ -1,7 +1,7 @@
 """PatchSAE: one .pt file, {"cfg": a pickled config object (older: "config"), "state_dict": W_enc [D, F], b_enc, W_dec
 [F, D], b_dec}. A config that names an architecture is ViT-Prisma's.
 
-Its config object becomes an empty shell for its fields: nothing in the file is run.
+The pickled object is read without running any code in the file.
 """
 
 import io
@@ -20,9 +20,9 @@ WEIGHTS = "out.pt"
 
 
 def read(path: Path) -> Foreign:
-    """PatchSAE's, or ViT-Prisma's. Raises CorruptError, SettingsError for a gated or normalizing one."""
-    found = load_tensors(path)
-    tensors, config = found.get("state_dict"), found.get("cfg", found.get("config"))
+    """Read a checkpoint of PatchSAE or ViT-Prisma. Raises CorruptError, SettingsError (gated, normalizing)."""
+    content = load_tensors(path)
+    tensors, config = content.get("state_dict"), content.get("cfg", content.get("config"))
     if config is None and (path.parent / prisma.CONFIG).is_file():
         return prisma.read(path)
     if not isinstance(tensors, dict):
@@ -31,9 +31,11 @@ def read(path: Path) -> Foreign:
     if "architecture" in fields:
         return prisma.read_parts(tensors, fields, path)
     if fields.get("gated_sae"):
-        raise SettingsError(f"{path} is not a plain ReLU SAE, which is all that PatchSAE trains.")
+        raise SettingsError(f"{path} is a gated SAE, which cannot be read in this format. Give a plain ReLU SAE.")
     if fields.get("normalize_activations", "none") not in ("none", None):
-        raise SettingsError(f"{path} normalizes each token (normalize_activations), which no SAE of ours does.")
+        raise SettingsError(
+            f"{path} normalizes each token (normalize_activations), which is not supported. Give an SAE without it."
+        )
     got = take(tensors, path, W_enc=(None, None))
     d_model, n_latents = got["W_enc"].shape
     got |= take(tensors, path, W_dec=(n_latents, d_model), b_enc=(n_latents,), b_dec=(d_model,))
@@ -47,7 +49,7 @@ def read(path: Path) -> Foreign:
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
-    """File name -> bytes. The settings are a plain dict, which PatchSAE's loader takes too."""
+    """File name -> bytes. The settings are a plain dict, which PatchSAE's loader accepts too."""
     refuse(sae, "patchsae", ("relu",))
     folded = fold(sae)
     config = {

@@ -1,8 +1,8 @@
 """ViT-Prisma: weights.pt, a plain state dict, with config.json beside it; or one .pt of {"cfg": a pickled config,
 "state_dict"}. W_enc [D, F], W_dec [F, D], b_dec [D]; standard: b_enc; gated: b_gate, r_mag, b_mag.
 
-Its activation is a ReLU, for a standard SAE also the k largest and then a ReLU. By default it normalizes each token by
-its own mean and deviation, which no SAE of ours can do.
+The activation is ReLU; a standard SAE may also keep the k largest and then apply ReLU. By default ViT-Prisma normalizes
+each token by its own mean and deviation, which no SAE here can do.
 """
 
 import io
@@ -23,7 +23,7 @@ CONFIG, WEIGHTS = "config.json", "weights.pt"
 
 
 def read(path: Path) -> Foreign:
-    """Of the weights, or the folder that holds them. Raises CorruptError, SettingsError."""
+    """Read the weights, given the file or its folder. Raises CorruptError, SettingsError."""
     file = path / WEIGHTS if path.is_dir() else path
     tensors = load_tensors(file)
     nested = tensors.get("state_dict")
@@ -31,17 +31,20 @@ def read(path: Path) -> Foreign:
 
 
 def read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> Foreign:
-    """From a state dict and its settings. Raises CorruptError, SettingsError for what ours cannot express."""
+    """Read a state dict and its settings. Raises CorruptError, and SettingsError for what is not supported."""
     architecture, activation = config.get("architecture", "standard"), config.get("activation_fn_str", "relu")
     if (architecture, activation) not in (("standard", "relu"), ("standard", "topk"), ("gated", "relu")):
         raise SettingsError(
-            f"{file} is a {architecture} SAE with {activation}; standard with relu or topk is read, gated with relu."
+            f"{file} is a {architecture} SAE with {activation}, which is not supported. Give a standard SAE with "
+            "relu or topk, or a gated one with relu."
         )
     if config.get("is_transcoder"):
-        raise SettingsError(f"{file} is a transcoder, not an SAE: it maps one hook point to another.")
+        raise SettingsError(f"{file} is a transcoder, which maps one hook point to another. Give an SAE.")
     normalization = config.get("normalize_activations", "layer_norm")
     if normalization not in ("none", None):
-        raise SettingsError(f"{file} normalizes each token ({normalization}), which no SAE of ours does.")
+        raise SettingsError(
+            f"{file} normalizes each token ({normalization}), which is not supported. Give an SAE without it."
+        )
     got = take(tensors, file, W_enc=(None, None))
     d_model, n_latents = got["W_enc"].shape
     names = ("b_gate", "r_mag", "b_mag") if architecture == "gated" else ("b_enc",)
@@ -69,18 +72,18 @@ def read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Path
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
-    """File name -> bytes. Its loader takes a plain config.json beside plain weights."""
+    """File name -> bytes. The loader of ViT-Prisma accepts a plain config.json beside plain weights."""
     refuse(sae, "prisma", ("relu", "topk", "gated"))
     folded, variant = fold(sae), sae.config.variant
     tensors = {"W_enc": folded["encoder"].T, "W_dec": folded["decoder"], "b_dec": folded["b_dec"]}
-    if variant == "gated":  # which has a b_enc too, and does not use it
+    if variant == "gated":  # ViT-Prisma's gated SAE has a b_enc too, but does not use it
         tensors |= {"b_gate": folded["b_enc"], "r_mag": folded["log_scale"], "b_mag": folded["b_mag"]}
     tensors["b_enc"] = torch.zeros_like(folded["b_enc"]) if variant == "gated" else folded["b_enc"]
     factor, rest = divmod(sae.config.n_latents, sae.d_model)
     config = {
         "architecture": "gated" if variant == "gated" else "standard",
         "d_in": sae.d_model, "d_sae": sae.config.n_latents,
-        "expansion_factor": [sae.config.n_latents / sae.d_model] if rest else factor,  # from a number it derives d_sae
+        "expansion_factor": [sae.config.n_latents / sae.d_model] if rest else factor,  # a single number gives d_sae
         "activation_fn_str": "topk" if variant == "topk" else "relu",
         "activation_fn_kwargs": {"k": sae.config.k} if variant == "topk" else {},
         "normalize_activations": "none", "hook_point_layer": hook_point.layer,

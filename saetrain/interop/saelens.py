@@ -1,8 +1,8 @@
 """SAELens 6: a folder with cfg.json and sae_weights.safetensors.
 
 W_enc [D, F], W_dec [F, D], b_dec [D]; standard and topk: b_enc; jumprelu: b_enc, threshold [F]; gated: b_gate, b_mag,
-r_mag; training checkpoints of batchtopk and matryoshka_batchtopk: topk_threshold [], of jumprelu log_threshold or
-threshold. A batchtopk SAE is written as jumprelu with one threshold, as SAELens does itself.
+r_mag. Training checkpoints of batchtopk and matryoshka_batchtopk have topk_threshold [], those of jumprelu have
+log_threshold or threshold. A batchtopk SAE is written as jumprelu with one threshold, as SAELens does itself.
 """
 
 import json
@@ -19,17 +19,19 @@ from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"
-"""From which SAELens reads a folder as it is."""
+"""The version from which on SAELens reads a folder without conversion."""
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
 
 
 def read(path: Path) -> Foreign:
-    """Raises CorruptError, SettingsError for an architecture or an input normalization that ours cannot express."""
+    """Read a folder. Raises CorruptError, and SettingsError for an unknown architecture or normalization."""
     file, config = path / WEIGHTS, read_config(path / CONFIG)
     tensors = read_safetensors(file)
     architecture = config.get("architecture")
     if architecture not in ARCHITECTURES:
-        raise SettingsError(f"{path}: architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}.")
+        raise SettingsError(
+            f"{path} has architecture {architecture!r}. Give an SAE of one of {', '.join(ARCHITECTURES)}."
+        )
     normalization = config.get("normalize_activations", "none")
     if normalization != "none":
         raise SettingsError(
@@ -84,11 +86,13 @@ def _sae(
     if rescaled:  # (z r) selects, and z r (W_dec / r) decodes
         norm = decoder.norm(dim=1)
         if not norm.all():
-            raise SettingsError("The checkpoint scales by the norm of decoder rows, and one of them is 0.")
+            raise SettingsError(
+                "The checkpoint scales by the norms of its decoder rows, and one of them is 0. Give another checkpoint."
+            )
         encoder, b_enc, decoder = encoder * norm[:, None], b_enc * norm, decoder / norm[:, None]
     variant = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}.get(architecture, "batchtopk")
     parts = {"b_enc": b_enc}
-    if threshold is not None:  # below 0 it lets through what relu lets through
+    if threshold is not None:  # a threshold below 0 has the effect of ReLU
         parts["threshold"] = threshold.clamp_min(0)
     return build_sae(variant, encoder, decoder, got["b_dec"], parts, centered=centered, k=k)
 

@@ -1,9 +1,9 @@
-"""saev: one sae.pt, a JSON line and then a plain state dict: W_enc [D, F], b_enc, W_dec [F, D], b_dec, and of BatchTopK
-activation.threshold [].
+"""saev: one sae.pt, which is a JSON line followed by a plain state dict: W_enc [D, F], b_enc, W_dec [F, D], b_dec, and
+for BatchTopK also activation.threshold [].
 
 Schemas 1 to 5 do not subtract b_dec before the encoder; a file without a schema (saev 0.1, ReLU) does. TopK, and
-BatchTopK without a threshold, keep the k largest without a ReLU, so that a code can be negative: no SAE of ours has
-such codes, and the parity report says whether this one does.
+BatchTopK without a threshold, keep the k largest without a ReLU, so a code can be negative. An SAE here cannot have
+such codes, and the parity report shows whether the checkpoint has any.
 """
 
 import io
@@ -25,15 +25,20 @@ ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
 
 
 def read(path: Path) -> Foreign:
-    """Of sae.pt, or the folder it is in. Raises CorruptError, SettingsError for another activation or schema."""
+    """Read sae.pt, given the file or its folder. Raises CorruptError, SettingsError (activation, schema)."""
     file = path / WEIGHTS if path.is_dir() else path
     header, skip = read_header(file)
     schema = header.get("schema")
     if schema is not None and schema not in range(1, SCHEMA + 1):
-        raise SettingsError(f"{file} has schema {schema!r}; those up to {SCHEMA} are read.")
+        raise SettingsError(
+            f"{file} has schema {schema!r}, but only schemas up to {SCHEMA} are known. Save it "
+            "with an older version of saev."
+        )
     name, params = _activation(header)
     if name not in ACTIVATIONS.values():
-        raise SettingsError(f"{file}: activation {name!r} is not one of {', '.join(ACTIVATIONS.values())}.")
+        raise SettingsError(
+            f"{file} has activation {name!r}. Give an SAE with one of {', '.join(ACTIVATIONS.values())}."
+        )
     tensors = load_tensors(file, skip=skip)
     got = take(tensors, file, W_enc=(None, None))
     d_model, n_latents = got["W_enc"].shape
@@ -62,17 +67,17 @@ def read(path: Path) -> Foreign:
 
 
 def _activation(header: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
-    """Its class and parameters, wherever this schema keeps them."""
+    """The class and the parameters of the activation, which each schema keeps in another place."""
     if "schema" not in header:
         return "Relu", {}
     config = header.get("cfg")
     config = config if isinstance(config, dict) else {}
     if header["schema"] == 1 and header.get("cls") in ACTIVATIONS.values():
         return str(header["cls"]), {"top_k": config.get("top_k", 32)}
-    found = config.get("activation")
-    found = found if isinstance(found, dict) else {}
-    params = found.get("params")
-    return str(found.get("cls")), params if isinstance(params, dict) else {}
+    activation = config.get("activation")
+    activation = activation if isinstance(activation, dict) else {}
+    params = activation.get("params")
+    return str(activation.get("cls")), params if isinstance(params, dict) else {}
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:

@@ -1,5 +1,5 @@
 """sparsify (EleutherAI): a folder with cfg.json and sae.safetensors. encoder.weight [F, D], encoder.bias, W_dec [F, D],
-b_dec; the k largest of relu(encoder (x - b_dec) + bias).
+b_dec. The codes are the k largest of relu(encoder (x - b_dec) + bias).
 """
 
 import json
@@ -17,11 +17,11 @@ CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
 def read(path: Path) -> Foreign:
-    """Raises CorruptError, SettingsError for a transcoder or another activation."""
+    """Read a folder. Raises CorruptError, and SettingsError for a transcoder or another activation."""
     file, config = path / WEIGHTS, read_config(path / CONFIG)
     activation = config.get("activation", "topk")
     if activation != "topk" or config.get("transcode") or config.get("skip_connection"):
-        raise SettingsError(f"{path}: only TopK SAEs are read, not {activation} or transcoders.")
+        raise SettingsError(f"{path} is a transcoder or has activation {activation}. Give a TopK SAE.")
     tensors = read_safetensors(file)
     got = take(tensors, file, encoder__weight=(None, None))
     n_latents, d_model = got["encoder__weight"].shape

@@ -1,13 +1,14 @@
-"""Exact float32 codes, faster than float32's product: bfloat16 says what may be active, a dot product what is.
+"""Exact float32 codes, faster than a float32 product: bfloat16 finds the candidates; an exact dot product decides.
 
-In: an SAE. Out: `Encoder`, which gives what `SAE.encode` gives, up to the last bits of a float32 dot product (decision
-12). With u = 2^-8, bfloat16's rounding, x and w the float32 vectors and x~, w~ the rounded ones, a pre-activation
-z = <x, w> + b and its coarse twin differ by at most
+`make_encoder` turns an SAE into an `Encoder`, which computes the same as `SAE.encode`, up to the last bits of a float32
+dot product (decision 12). Let u = 2^-8 be the rounding of bfloat16, x and w the float32 vectors, and x~ and w~ the
+rounded ones. A pre-activation z = <x, w> + b and its coarse value then differ by at most
 
     e = ||x - x~|| ||w|| + ||x~|| ||w - w~|| + D 2^-23 ||x|| ||w|| + u |b|, and 3 u |z| of the result's own rounding
 
-where the norms of the differences are computed, not bounded: a third of the worst case. A latent whose coarse value is
-further than that below its threshold is not active. The rest, a few times as many as are active, is evaluated again.
+where the norms of the differences are computed instead of bounded, which gives a third of the worst case. A latent
+whose coarse value is further than that below its threshold is not active. The others, a few times as many as are
+active, are evaluated again.
 """
 
 from collections.abc import Callable
@@ -17,29 +18,29 @@ import torch
 from torch import Tensor
 
 from actcache.models import has_cpu_bfloat16
-from saetrain.model.active_latents import BLOCK_ROWS, Blocks, Code, Found, group_size, join, largest
+from saetrain.model.active_latents import BLOCK_ROWS, Blocks, Code, Entries, group_size, join, largest
 from saetrain.model.sae import SAE
 from saetrain.model.sparse import csr
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Activations [B, D] -> active entries (row, latent, value), as SAE.encode."""
+"""Activations [B, D] -> active entries (row, latent, value), like SAE.encode."""
 
 U = 2.0**-8
 MAX_SHARE = 1 / 16
-"""Candidates, as a share of all entries, from which on the float32 product is faster."""
+"""Share of candidates among all entries above which the float32 product is faster."""
 
 BATCH_ROWS = 4096
 
 
 def make_encoder(sae: SAE) -> Encoder:
-    """The fastest encoder here: coarse and exact on a CPU that multiplies bfloat16, else `SAE.encode`."""
+    """Make the fastest encoder for this machine: CoarseEncoder on a CPU that multiplies bfloat16, else `SAE.encode`."""
     if sae.mean.device.type == "cpu" and has_cpu_bfloat16():
         return CoarseEncoder(sae)
     return lambda x: sae.encode(x.to(sae.mean.device))
 
 
 class CoarseEncoder:
-    """As the module says. Holds the encoder once more, in bfloat16."""
+    """The encoder that the module describes. It holds a second copy of the weights, in bfloat16."""
 
     def __init__(self, sae: SAE) -> None:
         self.sae, self.coarse = sae, sae.encoder.detach().bfloat16()
@@ -89,16 +90,18 @@ class CoarseEncoder:
         return rows[active] + first, latents[active], values[active]
 
     def _candidates(self, centered: Tensor) -> Code | None:
-        """Every entry that may be active; None when there are too many. All values are raised by a constant, so that
-        what is compared is positive."""
+        """Every entry that may be active, or None if there are too many. All values are raised by a constant, so that
+        the compared numbers are positive."""
         rounded = centered.bfloat16()
         norm, rest = centered.norm(dim=1), (centered - rounded.float()).norm(dim=1)
         slack = centered.shape[1] * 2.0**-23
         error = (rest * self.norm + (norm + rest) * self.rest + slack * norm * self.norm + U * self.bound) * 1.01
-        lift = 2 * float(torch.minimum(error.max(), 4 * error.median())) + 1e-6  # rows beyond are compared as signed
+        lift = (
+            2 * float(torch.minimum(error.max(), 4 * error.median())) + 1e-6
+        )  # rows with a larger error are compared as signed numbers
         error += 2 * U * lift
         blocks = Blocks(rounded, self.coarse, self.offset + lift, True)
-        n_latents, found, n_found = len(self.coarse), list[Found](), 0
+        n_latents, candidates = len(self.coarse), list[Entries]()
         size = group_size(n_latents, self.k or 1)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             for number, z in enumerate(blocks):
@@ -106,16 +109,20 @@ class CoarseEncoder:
                 floor = (lift - e) * (1 - 3 * U)
                 if self.k is not None:
                     floor = torch.maximum(floor, (self._bound(z, size) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
-                found += blocks.above(pool, z, (floor * (1 - 2 * U))[:, None])  # rounded to bfloat16, still below
-                n_found = sum(len(part.places) for part in found)
-                if n_found > MAX_SHARE * (number * BLOCK_ROWS + len(z)) * n_latents:
+                candidates += blocks.above(
+                    pool, z, (floor * (1 - 2 * U))[:, None]
+                )  # still a lower bound when rounded to bfloat16
+                if (
+                    sum(len(part.places) for part in candidates)
+                    > MAX_SHARE * (number * BLOCK_ROWS + len(z)) * n_latents
+                ):
                     return None
-        return join(n_latents, found)
+        return join(n_latents, candidates)
 
     def _bound(self, z: Tensor, size: int) -> Tensor:
-        """[b]: at most the k-th largest of each row: the k-th largest of the maxima of disjoint groups."""
+        """A lower bound [b] of the k-th largest entry of each row: the k-th largest maximum of disjoint groups."""
         assert self.k is not None
-        if size:  # positive numbers are ordered as their bits are, and numbers below 0 come after them
+        if size:  # positive numbers have the same order as their bits, and negative ones come before them
             maxima = z.view(torch.int16).view(len(z), size, -1).amax(1).topk(self.k, dim=1, sorted=False).values
             return maxima.amin(1).clamp_(min=0).view(torch.bfloat16).float()
         return z.topk(min(self.k, z.shape[1]), dim=1, sorted=False).values.amin(1).float()

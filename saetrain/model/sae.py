@@ -26,9 +26,9 @@ from saetrain.model.variants import find_variant
 class SAE(nn.Module):
     """A sparse autoencoder over rows [B, D].
 
-    Parameters: encoder [F, D], b_enc [F], decoder [F, D] (unit rows: the dictionary), b_dec [D]; jumprelu: threshold
-    [F]; gated: log_scale [F], b_mag [F].
-    Buffers: mean [D], scale []; batchtopk: threshold [].
+    Parameters: encoder [F, D], b_enc [F], decoder [F, D] (the dictionary, with rows of norm 1), b_dec [D]; also
+    threshold [F] for jumprelu, and log_scale [F] and b_mag [F] for gated.
+    Buffers: mean [D], scale []; also threshold [] for batchtopk.
     """
 
     mean: Tensor
@@ -54,23 +54,23 @@ class SAE(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, config: ResolvedSAEConfig) -> "SAE":
-        """Read `sae.safetensors`. Raises CorruptError when it is truncated or of other shapes."""
+        """Read `sae.safetensors`. Raises CorruptError if it is truncated or has other shapes."""
         try:
             tensors = load_file(path)
             sae = cls(config, tensors["decoder"].shape[1])
             sae.load_state_dict(tensors)
         except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise CorruptError(f"{path} cannot be read as an SAE ({reason}). Train it again.") from error
+            raise CorruptError(f"{path} could not be read as an SAE ({reason}). Train it again.") from error
         return sae.requires_grad_(False).eval()
 
     def set_normalization(self, mean: NDArray[np.float64], mean_square: float) -> None:
-        """Center on `mean` [D] and scale so that E||x'||^2 = D, from E||x - mean||^2 = `mean_square`."""
+        """Center on `mean` [D] and scale so that E||x'||^2 = D, given E||x - mean||^2 = `mean_square`."""
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.fill_((self.d_model / max(mean_square, 1e-12)) ** 0.5)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """[B, D] of any float dtype -> x', float32."""
+        """Activations [B, D] of any float dtype -> x' in float32."""
         return (x.float() - self.mean) * self.scale
 
     def denormalize(self, x: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ class SAE(nn.Module):
         return x / self.scale + self.mean
 
     def activate(self, z: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
-        """f(z) of entries that are active: [N] of the given latents, or [B, F]. Without jumprelu's threshold."""
+        """The values f(z) of entries above the floor: [N] of the given latents, or [B, F]."""
         return self.variant.activate(self, z, latents)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Activations [B, D] -> the active entries (row, latent, value), sorted by row, then latent; float32 math."""
+        """Activations [B, D] -> the active entries (row, latent, value), sorted by row, then latent, in float32."""
         if not len(x):
             return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0).float()
         centered = self.normalize(x) - self.b_dec

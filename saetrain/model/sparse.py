@@ -1,9 +1,9 @@
-"""Sparse forward and backward of a code: no (tokens x latents) array outlives a block of rows.
+"""Sparse forward and backward pass of a code: no (tokens x latents) array outlives a block of rows.
 
-In: a code (see selection.py), the rows it was selected from, encoder and decoder. Out: its pre-activations and its
-decoding, at a cost of O(active D), on one sparse layout for all variants. `preactivations` and `decode` are the two
-ends that autograd sees; what lies between (an activation, a penalty) is plain torch on [N] entries. Gradients of
-encoder and decoder are added to `.grad` in place: 300 MB a step are not allocated.
+From a code (see active_latents.py), the rows it was selected from, encoder and decoder, this module computes the code's
+pre-activations and its reconstruction at a cost of O(active D), in one sparse layout for all variants. `preactivations`
+and `decode` are autograd functions; whatever comes between them (an activation, a penalty) is plain torch on [N]
+entries. The gradients of encoder and decoder are added to `.grad` in place, which saves 300 MB of allocation per step.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from saetrain.model.active_latents import Code
 
 
 class _PreActivations(torch.autograd.Function):
-    """x - b_dec, encoder, b_enc -> z of the entries. With S [F, B] the gradient of z, one entry an active pair:
+    """x - b_dec, encoder, b_enc -> z of the entries. Let S [F, B] hold the gradient of z at each active pair:
     d encoder = S (x - b_dec), d b_enc = S 1, d b_dec = -encoder^T d b_enc.
     """
 
@@ -37,8 +37,8 @@ class _PreActivations(torch.autograd.Function):
 
 
 class _Decode(torch.autograd.Function):
-    """values, decoder -> their decoding. With S [F, B] the values and g the gradient: d values = <g, decoder[latent]>,
-    d decoder = S g.
+    """values, decoder -> the decoding. Let S [F, B] hold the values and let g be the gradient of the decoding:
+    d values = <g, decoder[latent]>, d decoder = S g.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class _Decode(torch.autograd.Function):
         grad, code, decoder = grads[0].contiguous(), ctx.code, ctx.decoder
         starts, order = code.by_latent(len(decoder))
         matrix = csr(starts, code.rows[order], ctx.values[order], (len(decoder), len(grad)))
-        # latent by latent its dictionary row stays in cache: 17 ms where row by row takes 45
+        # by latent, each dictionary row stays in cache: 17 ms, where by row it takes 45
         products = torch.sparse.sampled_addmm(matrix, decoder.detach(), grad.T, beta=0.0).values()
         grad_values = torch.empty_like(products)
         grad_values[order] = products
@@ -63,9 +63,10 @@ class _Decode(torch.autograd.Function):
 
 
 class _Error(torch.autograd.Function):
-    """parts [m B, D] that add up to decodings, b_dec -> mean over the m sums of weight ||x - b_dec - sum||^2.
+    """parts [m B, D], b_dec -> mean over the m partial sums of parts of weight ||x - b_dec - sum||^2.
 
-    All in the memory of `parts`: with p prefixes, (tokens x d_model) arrays are what a step would spend its time on.
+    Everything happens in the memory of `parts`: with m prefixes, a step would else spend its time on (tokens x d_model)
+    arrays.
     """
 
     @staticmethod
@@ -90,10 +91,10 @@ class _Error(torch.autograd.Function):
 
 
 def nested_error(parts: Tensor, b_dec: Tensor, x: Tensor, weight: Tensor, m: int = 1) -> tuple[Tensor, Tensor]:
-    """(mean over m nested decodings of sum weight ||x - b_dec - decoding||^2, residual of the last [B, D]).
+    """Compute the mean over m nested decodings of sum weight ||x - b_dec - decoding||^2, and the last residual [B, D].
 
     Args:
-        parts: [m B, D]: the first decoding, what the second adds to it, ...; overwritten.
+        parts: [m B, D]: the first decoding, then what each further one adds to the one before; overwritten.
         weight: [B] or [].
     """
     error, residual = _Error.apply(parts, b_dec, x, weight, m)
@@ -101,13 +102,13 @@ def nested_error(parts: Tensor, b_dec: Tensor, x: Tensor, weight: Tensor, m: int
 
 
 def preactivations(x: Tensor, b_dec: Tensor, encoder: Tensor, b_enc: Tensor, code: Code) -> Tensor:
-    """z of the entries of a code that was selected from x - b_dec by encoder and b_enc: [N]. x takes no gradient."""
+    """The pre-activations [N] of a code that was selected from x - b_dec by encoder and b_enc. x takes no gradient."""
     z: Tensor = _PreActivations.apply(b_enc, b_dec, x, encoder, code)
     return z
 
 
 def decode(values: Tensor, decoder: Tensor, code: Code, *, trained: bool = True) -> Tensor:
-    """Sum of the active decoder rows, weighted by `values` [N]: [B, D]. `trained`: the decoder takes a gradient."""
+    """The sum [B, D] of the active decoder rows, weighted by `values` [N]. `trained`: the decoder takes a gradient."""
     decoding: Tensor = _Decode.apply(values, decoder, code, trained)
     return decoding
 
@@ -119,14 +120,14 @@ def _add_product(parameter: Tensor, matrix: Tensor, rows: Tensor) -> None:
 
 
 def gradient(parameter: Tensor) -> Tensor:
-    """parameter.grad, zeros where there is none yet."""
+    """parameter.grad, created as zeros if there is none yet."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A sparse matrix by rows, not checked."""
+    """A sparse matrix in CSR layout, without checks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

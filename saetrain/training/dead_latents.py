@@ -1,6 +1,6 @@
-"""What an SAE starts from, and what dead latents are replaced by: rows in, weights changed in place.
+"""Initial weights from data, and the revival of dead latents: rows in, weights changed in place.
 
-Nothing here takes gradients; all of it is a function of the rows and of (seed, step).
+Nothing here takes gradients, and everything is a function of the rows and of (seed, step).
 """
 
 import torch
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 from saetrain.model import SAE
 
 BLEND = 0.8
-"""Share of the token in a direction of `init=data`; the rest is random (Anthropic, October 2025; saev's default)."""
+"""Weight of the token in a direction of `init=data`; the rest is random (Anthropic, October 2025; saev's default)."""
 ENCODER_SHARE = 0.2
-"""Norm of a resampled latent's encoder row, as share of the mean norm of the living ones (Bricken et al. 2023)."""
+"""Norm of the encoder row of a resampled latent, relative to the mean norm of living rows (Bricken et al. 2023)."""
 
 
 @torch.no_grad()
 def init_from_rows(sae: SAE, rows: Tensor, *, seed: int) -> None:
-    """Point the dictionary at tokens: decoder row = encoder row = direction of a row, blended with a random one.
+    """Point the dictionary at tokens: decoder row = encoder row = the direction of a row, blended with a random one.
 
     Args:
-        rows: [n, D] normalized; taken again from the first where n < F.
+        rows: [n, D] normalized; they repeat if n < F.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = F.normalize(torch.randn(sae.decoder.shape, generator=generator)).to(rows.device)
@@ -32,38 +32,40 @@ def init_from_rows(sae: SAE, rows: Tensor, *, seed: int) -> None:
 
 @torch.no_grad()
 def init_thresholds(sae: SAE, rows: Tensor) -> None:
-    """Start jumprelu's thresholds, or gated's gate, where target_l0 latents of a row are active: sparse from the first
-    step on. All latents get the same one, the quantile over `rows` [n, D] and all latents.
+    """Start the thresholds such that target_l0 latents of a row are active: training is sparse from its first step.
+
+    All latents get the same threshold, the quantile over `rows` [n, D] and all latents.
     """
     rows = rows[: max(1, (1 << 22) // sae.config.n_latents)]
     z = F.linear(rows - sae.b_dec, sae.encoder, sae.b_enc).flatten()
-    wanted = min(len(z), max(1, round(sae.config.expected_l0 * len(rows))))
-    threshold = float(z.topk(wanted, sorted=False).values.min().clamp_min(0))
+    n_active = min(len(z), max(1, round(sae.config.expected_l0 * len(rows))))
+    threshold = float(z.topk(n_active, sorted=False).values.min().clamp_min(0))
     sae.variant.start_thresholds(sae, threshold)
 
 
 @torch.no_grad()
 def lower_thresholds(sae: SAE, dead: Tensor) -> None:
-    """Let dead latents of jumprelu and gated fire more easily, by a small step.
+    """Lower the thresholds of dead latents (jumprelu, gated) by a small step.
 
-    What Anthropic's pre-activation loss (January 2025) comes to under Adam, which turns a gradient of constant sign
-    into steps of constant size; AuxK alone cannot move a threshold or a gate that is never crossed.
+    Anthropic's pre-activation loss (January 2025) has the same effect: Adam turns a gradient of constant sign into
+    steps of constant size. AuxK alone cannot move a threshold or a gate that is never crossed.
     """
     sae.variant.lower_thresholds(sae, dead)
 
 
 @torch.no_grad()
 def resample(sae: SAE, rows: Tensor, dead: Tensor, *, seed: int, step: int) -> Tensor:
-    """Replace dead latents by rows that are badly reconstructed, drawn with their squared error as weight.
+    """Point dead latents at badly reconstructed rows, which are drawn with probabilities proportional to their error.
 
-    Source: Bricken et al. 2023, "Towards Monosemanticity", resampling: decoder = direction of what is left of the row,
-    encoder = the same at a fifth of the living rows' mean norm, bias 0.
+    Source: resampling in Bricken et al. 2023, "Towards Monosemanticity". The decoder row becomes the direction of the
+    row's residual, the encoder row the same at a fifth of the mean norm of living rows, and the bias 0.
 
     Args:
-        rows: [n, D] normalized. dead: [F] bool.
+        rows: [n, D] normalized.
+        dead: [F] bool.
 
     Returns:
-        [n] the latents that were replaced.
+        The latents [n] that were replaced.
     """
     index = dead.nonzero().squeeze(1)
     if not len(index):

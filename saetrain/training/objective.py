@@ -1,18 +1,17 @@
-"""What an SAE is punished for. In: an SAE, normalized rows x [B, D]. Out: gradients, and the parts of the loss.
+"""The loss of an SAE on normalized rows x [B, D], and its gradients.
 
     L = sum over rows of w ||x - x^||^2  +  penalty  +  revival of dead latents
 
-w: 1 / ||x - mean x||^2 of the batch, so that the first term is the unexplained share (Gao et al. 2024); relu:
-    1 / (B D ||x||), PatchSAE's code (the norm is not squared), with which its l1 of 8e-5 is meaningful.
-penalty: relu and gated l1 * mean over rows of ||z||_1; jumprelu l1 * (l0 / target_l0 - 1)^2 or l1 * mean sum of
-    tanh(4 z). gated adds the reconstruction from ReLU(z) by a dictionary that takes no gradient.
-prefixes: the first term is the mean over the nested dictionaries (Bussmann et al. 2025).
-revival: AuxK, the residual reconstructed from the k_aux strongest dead latents, with the residual's own variance as
-    unit (Gao et al. 2024, A.2), or PatchSAE's ghost gradients.
+w: 1 / sum over the batch of ||x - mean x||^2, so that the first term is the unexplained share of the variance (Gao et
+    al. 2024). relu has PatchSAE's own weight.
+penalty: depends on the variant, see saetrain/model/variants.
+prefixes: with nested dictionaries, the first term is the mean over them (Bussmann et al. 2025).
+revival: AuxK, which reconstructs the residual from the k_aux strongest dead latents, in units of the residual's own
+    variance (Gao et al. 2024, A.2), or PatchSAE's ghost gradients.
 
-Where few latents are active, everything behind the encoder GEMM is computed for active entries only (`_add_sparse`);
-where many are, as in the first steps of relu, by plain autograd over blocks of rows (`_add_dense`), which is also the
-reference that tests compare with. Sums run over the rows of all processes.
+If few latents are active, everything behind the encoder GEMM is computed for active entries only (`_add_sparse`). If
+many are, as in the first steps of relu, plain autograd over blocks of rows computes it (`_add_dense`), which is also
+the reference for the tests. Sums run over the rows of all processes.
 """
 
 from itertools import pairwise
@@ -43,12 +42,12 @@ DENSE_SHARE_CUDA = 0.01
 
 
 class Loss(NamedTuple):
-    """Parts of one batch's loss, over all processes, and which latents fired."""
+    """The parts of the loss of one batch, over all processes, and the latents that fired."""
 
     total: Tensor  # []
     reconstruction: Tensor  # []
-    sparsity: Tensor  # []: the penalty, weighted
-    revival: Tensor  # []: AuxK or ghost gradients, weighted
+    sparsity: Tensor  # []: the weighted penalty
+    revival: Tensor  # []: the weighted loss of AuxK or ghost gradients
     squared_error: Tensor  # []: sum over the batch, in normalized units
     variance: Tensor  # []: sum of squares of x - mean x
     n_active: Tensor  # []
@@ -59,14 +58,14 @@ class Loss(NamedTuple):
 def add_gradients(
     sae: SAE, x: Tensor, dead: Tensor, config: ResolvedTrainConfig, *, weight: float | None = None, lap: Lap = no_lap
 ) -> Loss:
-    """Add the gradients of a batch's loss to the parameters' `.grad`.
+    """Add the gradients of a batch's loss to the `.grad` of the parameters.
 
-    batchtopk's threshold of inference is moved on.
+    Also updates the threshold that batchtopk uses for inference.
 
     Args:
         dead: [F] bool.
-        config: its precision, aux and ghost are used.
-        weight: of the penalty; the config's l1 when None.
+        config: only its precision, aux and ghost are used.
+        weight: of the penalty; None takes l1 of the SAE.
     """
     bfloat16 = config.precision == "bfloat16"
     batch = _measure(sae, x, sae.config.l1 if weight is None else weight)
@@ -90,7 +89,7 @@ def add_gradients(
 
 
 class _Batch(NamedTuple):
-    """Rows and what their loss is measured by, over all processes."""
+    """Rows, with the units of their loss, which count the rows of all processes."""
 
     x: Tensor  # [B, D]
     row_weight: Tensor  # [B] or []: w
@@ -125,26 +124,26 @@ def _dense_share(x: Tensor, bfloat16: bool) -> float:
 
 @torch.no_grad()
 def _select(sae: SAE, x: Tensor, *, bfloat16: bool, lap: Lap) -> tuple[Code, float]:
-    """(candidates for active entries, their share). Where the share is too high, of the first rows only."""
+    """The candidates for active entries, and their share; of the first rows only if that share is too high."""
     max_share = _dense_share(x, bfloat16)
     code = sae.variant.select(sae, x - sae.b_dec, bfloat16=bfloat16, max_share=max_share, lap=lap)
     return code, len(code.values) / max(1, (len(code.starts) - 1) * sae.config.n_latents)
 
 
 def _activate(sae: SAE, z: Tensor, latents: Tensor | slice, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(values, penalty, number of active entries) of entries [N] of `latents`, or of a block [b, F] of all."""
+    """Values, penalty and number of active entries, for entries [N] of `latents` or for a block [b, F] of all."""
     values, penalty = sae.variant.penalize(sae, z, latents, batch.weight / batch.n_rows.float())
     return values, penalty, (values > 0).sum()
 
 
 def _l0_slope(sae: SAE, batch: _Batch, n_active: Tensor) -> Tensor:
-    """The derivative of the penalty with respect to the number of active entries, from that of all processes."""
+    """The derivative of the penalty with respect to the number of active entries of all processes."""
     n_active = all_sum(n_active.double().detach().clone())
     return sae.variant.l0_penalty(sae.config, batch.weight, n_active, batch.n_rows)[1]
 
 
 def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
-    """Gradients from the entries of a code."""
+    """Add the gradients that come from the entries of a code."""
     config, x = sae.config, batch.x
     z = preactivations(x, sae.b_dec, sae.encoder, sae.b_enc, code)
     values, penalty, n_active = _activate(sae, z, code.latents, batch)
@@ -167,7 +166,7 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
 
 
 def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts:
-    """The same by plain autograd over blocks of rows, all latents of each. The top-k variants' choice is `code`."""
+    """Add the same gradients by plain autograd, over blocks of rows with all latents. `code` is what top-k selected."""
     config, total = sae.config, batch.x
     slope = None
     if sae.variant.penalizes_l0(config):
@@ -181,7 +180,7 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
             z = F.linear(part.x - sae.b_dec, sae.encoder, sae.b_enc)
             values, penalty, n_active = _activate(sae, z, slice(None), part)
             if config.top_k:
-                values = values * _mask(code, rows, z)
+                values = values * _latent_mask(code, rows, z)
                 n_active = (values > 0).sum()
             edges = [0, *(config.nested or (config.n_latents,))]
             decoding: Tensor = sae.b_dec
@@ -214,8 +213,8 @@ def _count_dense(sae: SAE, batch: _Batch, *, bfloat16: bool) -> Tensor:
     return count
 
 
-def _mask(code: Code, rows: slice, z: Tensor) -> Tensor:
-    """[b, F] bool: the entries of some rows of a code."""
+def _latent_mask(code: Code, rows: slice, z: Tensor) -> Tensor:
+    """The entries of some rows of a code, as a mask [b, F]."""
     low, high = int(code.starts[rows.start]), int(code.starts[rows.stop])
     mask = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
     mask[code.rows[low:high] - rows.start, code.latents[low:high]] = True
@@ -227,7 +226,7 @@ def _mask(code: Code, rows: slice, z: Tensor) -> Tensor:
 
 
 def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: ResolvedTrainConfig) -> Tensor:
-    """Gradients of AuxK or of ghost gradients, for the dead latents only; the loss of this process."""
+    """Add the gradients of AuxK or of ghost gradients to the dead latents. Returns the loss of this process."""
     index = dead.nonzero().squeeze(1)
     encoder, b_enc, decoder = (p.detach()[index].requires_grad_() for p in (sae.encoder, sae.b_enc, sae.decoder))
     x, residual = batch.x - sae.b_dec.detach(), parts.residual
@@ -242,7 +241,7 @@ def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: Resolv
     for parameter, part in ((sae.encoder, encoder), (sae.b_enc, b_enc), (sae.decoder, decoder)):
         assert part.grad is not None
         gradient(parameter).index_add_(0, index, part.grad)
-    if config.ghost:  # PatchSAE lets these reach b_dec too, through x - b_dec
+    if config.ghost:  # in PatchSAE these reach b_dec too, through x - b_dec
         assert b_enc.grad is not None
         gradient(sae.b_dec).sub_(b_enc.grad @ encoder.detach())
     return loss
@@ -252,7 +251,7 @@ def _add_aux(
     x: Tensor, residual: Tensor, scale: Tensor, encoder: Tensor, b_enc: Tensor, decoder: Tensor, k: int, *,
     bfloat16: bool,
 ) -> Tensor:  # fmt: skip
-    """scale * ||residual - its reconstruction from the k strongest latents||^2, sparse or dense."""
+    """scale * ||residual - reconstruction from the k strongest latents||^2, sparse or dense."""
     k = min(k, len(encoder))
     if k / len(encoder) <= _dense_share(x, bfloat16):
         code = select_topk(x, encoder, b_enc, k, bfloat16=bfloat16)
@@ -277,8 +276,8 @@ def _add_aux(
 def _add_ghost(
     x: Tensor, residual: Tensor, batch: _Batch, encoder: Tensor, b_enc: Tensor, decoder: Tensor, *, bfloat16: bool
 ) -> Tensor:
-    """PatchSAE's ghost gradients: g = exp(z_dead) decoder_dead, scaled to half of the residual's norm; the error of the
-    residual's reconstruction by g, scaled elementwise to the error of the reconstruction itself.
+    """PatchSAE's ghost gradients: g = exp(z_dead) decoder_dead, scaled to half the norm of the residual. The loss is
+    the error of g as a reconstruction of the residual, scaled elementwise to the error of the reconstruction itself.
     """
     total = x.new_zeros(())
     for first in range(0, len(x), DENSE_ROWS):

@@ -1,6 +1,6 @@
-"""One update: sum over processes, clip, unit rows, Adam (fused: 10 ms a matrix; foreach: 45).
+"""One update: sum over processes, clipping, Adam (fused: 10 ms per matrix; foreach: 45), unit rows.
 
-Whatever passes over the dictionary does so by blocks of rows that stay in cache.
+Every pass over the dictionary goes by blocks of rows that stay in cache.
 """
 
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ def make_optimizer(sae: SAE) -> torch.optim.Adam:
 
 @torch.no_grad()
 def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float, clip_norm: float) -> None:
-    """Step along the gradients in place, and leave them at zero.
+    """Update the weights in place, and set the gradients to zero.
 
-    The part of each decoder gradient that is parallel to its row only changes the row's length, which the
-    renormalization takes back; it is removed first, so that Adam's moments do not see it (Bricken et al. 2023).
+    The component of each decoder gradient along its row only changes the length of the row, which the renormalization
+    reverts. It is removed first, so that it does not enter Adam's moments (Bricken et al. 2023).
     """
     grads = [all_sum(gradient(parameter)) for parameter in sae.parameters()]
     for row, grad in zip(_blocks(sae.decoder), _blocks(gradient(sae.decoder)), strict=True):
         grad.addcmul_(torch.linalg.vecdot(grad, row)[:, None], row, value=-1)
     if clip_norm:
         norm = torch.stack([torch.dot(grad.view(-1), grad.view(-1)) for grad in grads]).sum().sqrt()
-        # what fused Adam divides gradients by while it reads them: no pass of its own
+        # fused Adam divides gradients by this while it reads them, which saves a pass
         vars(optimizer)["grad_scale"] = (norm / clip_norm).clamp_min(1.0)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -48,7 +48,7 @@ def _blocks(matrix: Tensor) -> Iterator[Tensor]:
 
 
 def reset_latents(sae: SAE, optimizer: torch.optim.Adam, index: Tensor) -> None:
-    """Forget Adam's moments of some latents, whose weights were replaced."""
+    """Set Adam's moments of latents whose weights were replaced to zero."""
     for parameter in sae.parameters():
         state = optimizer.state.get(parameter)
         if state and len(parameter) == sae.config.n_latents:
@@ -66,7 +66,7 @@ def optimizer_tensors(sae: SAE, optimizer: torch.optim.Adam) -> dict[str, Tensor
 
 
 def load_optimizer_tensors(sae: SAE, optimizer: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`."""
+    """Restore what `optimizer_tensors` returned."""
     for name, parameter in sae.named_parameters():
         optimizer.state[parameter] = {
             key: tensors[f"adam.{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")

@@ -1,8 +1,8 @@
-"""Training: one SAE on its way, with its run directory. Batches in, a finished Run out.
+"""Training: the state of one SAE in training, and its run directory.
 
-Weights, Adam, dead counters, the penalty's weight, the step: all that a checkpoint holds, so that a run that was
-killed goes on bit for bit. Several of them can be fed from one stream. With several processes each holds the same
-weights and sees its part of every batch; the first one writes.
+The state is the weights, Adam's moments, the counters of dead latents, the weight of the penalty and the step. A
+checkpoint holds all of it, so that a killed run resumes bit for bit. One stream of batches can feed several trainings.
+With several processes, each holds the same weights and sees its part of every batch, and the first process writes.
 """
 
 import math
@@ -43,11 +43,11 @@ from saetrain.training.optimizer import (
 )
 
 STEER_RATE = 0.01
-"""How fast the penalty's weight follows an l0 that is e times too high: 1 % a step."""
+"""How fast the weight of the penalty reacts to an l0 that is e times too high: by 1 % per step."""
 
 
 class Laps:
-    """Seconds by what was done with them, since the last `take`. On a GPU each lap waits for it when `exact`."""
+    """Seconds spent on each part of a step since the last `take`. If `exact`, each lap waits for the GPU."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -70,9 +70,9 @@ class Training:
     """One SAE in training.
 
     Attributes:
-        step: finished updates.
-        complete: whether the run was finished before.
-        trackers: called with every line of metrics.jsonl.
+        step: number of finished updates.
+        complete: whether the run is finished.
+        trackers: functions that are called with every line of metrics.jsonl.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Training:
         *,
         overwrite: bool = False,
     ) -> None:
-        """Begin the run, or find the one that the same settings began."""
+        """Begin a run, or continue the one that was begun with the same settings."""
         self.data, self.hook_point, self.config, self.device = data, hook_point, config, device
         store = data.stores
-        if rank():  # the first process makes it
+        if rank():  # the first process creates the run
             wait_for_all()
         artifact = begin_artifact(
             run,
@@ -99,7 +99,7 @@ class Training:
             provenance={
                 "torch": torch.__version__,
                 "device": device.type,
-                "rows": [one.rows_id for one in store.stores],
+                "rows": [member.rows_id for member in store.stores],
             },
             prepare=lambda folder: None,
             overwrite=overwrite and rank() == 0,
@@ -115,9 +115,8 @@ class Training:
             remove_litter(self.path)
         self.sae = _new_sae(store, hook_point, sae, config).to(device)
         self.optimizer = make_optimizer(self.sae)
-        self.silent = torch.zeros(
-            sae.n_latents, dtype=torch.int64, device=device
-        )  # tokens since each latent last fired
+        # tokens since each latent last fired
+        self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
         if checkpoint := load_checkpoint(self.path):
             self._restore(checkpoint)
         if rank() == 0:
@@ -137,11 +136,11 @@ class Training:
 
     @property
     def dead(self) -> Tensor:
-        """[F] bool: silent for more than dead_tokens tokens."""
+        """[F] bool: the latents that have not fired for more than dead_tokens tokens."""
         return self.silent > self.config.dead_tokens
 
     def start(self) -> None:
-        """Set the weights that come from data, in a run at step 0."""
+        """Set the weights that come from data, if the run is at step 0."""
         from_rows = self.config.init == "data"
         if self.step or self.complete or not (from_rows or self.sae.variant.has_thresholds):
             return
@@ -154,18 +153,18 @@ class Training:
             init_thresholds(self.sae, x)
 
     def update(self, x: Tensor, laps: Laps) -> Loss:
-        """One step on normalized rows x [B, D].
+        """Make one step on normalized rows x [B, D].
 
         Raises:
-            NonFiniteError: the loss is not finite; the state before this batch is checkpointed.
+            NonFiniteError: the loss is not finite. The state before this batch is in a checkpoint.
         """
         config = self.config
         loss = add_gradients(self.sae, x, self.dead, config, weight=self.weight, lap=laps)
         if not torch.isfinite(loss.total):
             self.checkpoint()
             raise NonFiniteError(
-                f"The loss is {loss.total.item()} at batch {self.step:,}. The state before it is kept in {self.path}. "
-                "Train into another run with a lower --lr."
+                f"The loss is {loss.total.item()} at batch {self.step:,}, not a finite number. The state before this "
+                f"batch is kept in {self.path}. Train a new run with a lower --lr."
             )
         learning_rate = config.learning_rate(self.step)
         limit = config.clip_norm / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
@@ -178,14 +177,14 @@ class Training:
         self.step += 1
         if config.resample_every and self.step % config.resample_every == 0 and not self.done:
             replaced = resample(self.sae, x, self.dead, seed=config.seed, step=self.step)
-            copy_first(self.sae.parameters())  # each has seen its own rows
+            copy_first(self.sae.parameters())  # each process has drawn from its own rows
             reset_latents(self.sae, self.optimizer, replaced)
             self.silent[replaced] = 0
         laps("optimizer")
         return loss
 
     def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
-        """The metrics of the last step, written to metrics.jsonl."""
+        """Write the metrics of the last step to metrics.jsonl."""
         line: MetricsLine = {
             "step": self.step,
             "loss": float(loss.total),
@@ -216,7 +215,7 @@ class Training:
             save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
 
     def finish(self) -> None:
-        """Measure the quality on held-out images, write the SAE, drop the checkpoints, seal."""
+        """Measure the quality on held-out images, write the SAE, delete the checkpoints and seal the run."""
         if not self.complete and rank() == 0:
             self._finish()
         wait_for_all()
@@ -226,13 +225,13 @@ class Training:
         from safetensors.torch import save
 
         tokens = self.config.token_kind
-        sae = self.sae.requires_grad_(False).to("cpu")  # evaluate() reads there
+        sae = self.sae.requires_grad_(False).to("cpu")  # where evaluate() computes
         quality = evaluate(sae, self.data.stores, self.hook_point, self.data.held_out, tokens=tokens)
         fvu = quality[tokens]["fvu"]
-        if not math.isfinite(fvu):  # the last update's doing
+        if not math.isfinite(fvu):  # because of the last update
             raise NonFiniteError(
-                f"The held-out fvu is {fvu} after step {self.step:,}. The last checkpoint is kept in {self.path}. "
-                "Train into another run with a lower --lr."
+                f"The held-out fvu is {fvu} after step {self.step:,}, not a finite number. The last checkpoint is kept "
+                f"in {self.path}. Train a new run with a lower --lr."
             )
         quality["dead"] = float(self.dead.float().mean())
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
@@ -242,13 +241,13 @@ class Training:
 
 
 def steer(weight: float, l0: float, target_l0: float) -> float:
-    """The penalty's weight after a batch with this l0: an integral control of its logarithm."""
+    """The weight of the penalty after a batch with this l0: an integral controller of its logarithm."""
     error = math.log(max(l0, 1e-3) / target_l0)
     return weight * math.exp(STEER_RATE * min(1.0, max(-1.0, error)))
 
 
 def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, config: ResolvedTrainConfig) -> SAE:
-    """A fresh SAE. The mean and scale come from the store's own statistics: no pass over the data."""
+    """Make an untrained SAE. Mean and scale come from the statistics of the store, without a pass over the data."""
     model = SAE(sae, store.layout.d_model, seed=config.seed)
     statistics = store.statistics(hook_point, config.token_kind)
     if sae.normalize == "center":

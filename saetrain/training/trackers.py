@@ -1,8 +1,8 @@
-"""Trackers: what a run writes to metrics.jsonl, shown by TensorBoard or Weights & Biases as well.
+"""Trackers show the lines of metrics.jsonl in TensorBoard or Weights & Biases as well.
 
-Event files lie in tensorboard/<run> beside the run, offline runs of wandb in wandb/ beside it (or in WANDB_DIR). A
-tracker follows metrics.jsonl: a run that resumes shows the lines it kept, and none twice. Neither library is loaded
-before it is asked for; the run itself holds nothing of them.
+Event files are in tensorboard/<run> beside the run, offline runs of wandb in wandb/ beside it (or in WANDB_DIR). A
+tracker follows metrics.jsonl: a resumed run shows the lines that it kept, and none of them twice. A library is loaded
+only on request, and the run itself stores nothing about trackers.
 """
 
 import glob
@@ -24,7 +24,7 @@ from saetrain.training.state import Training
 
 @dataclass(frozen=True)
 class Tracker:
-    """One run in one place. `close` is told the held-out quality of a finished run, None for an unfinished one."""
+    """One run in one tool. `close` takes the held-out quality of a finished run, or None for an unfinished one."""
 
     write: Callable[[MetricsLine], None]
     close: Callable[[Quality | None], None]
@@ -34,7 +34,7 @@ Opener = Callable[[Training], Tracker]
 
 
 def choose_trackers(log_to: Sequence[str], wandb_project: str | None) -> list[Opener]:
-    """By name, once each. Raises SettingsError for one that is not known, or not installed."""
+    """Look up trackers by name, each once. Raises SettingsError if one is unknown or not installed."""
     openers: dict[str, Opener] = {
         "tensorboard": open_tensorboard,
         "wandb": partial(open_wandb, project=wandb_project),
@@ -45,13 +45,15 @@ def choose_trackers(log_to: Sequence[str], wandb_project: str | None) -> list[Op
         if importlib.util.find_spec(name) is None:
             raise SettingsError(f"--log-to {name} needs the package {name}: pip install 'patchsae[{name}]'.")
     if wandb_project is not None and "wandb" not in log_to:
-        raise SettingsError("--wandb-project belongs to --log-to wandb.")
+        raise SettingsError(
+            "--wandb-project works only together with --log-to wandb. Add --log-to wandb, or leave it out."
+        )
     return [openers[name] for name in dict.fromkeys(log_to)]
 
 
 @contextmanager
 def tracked(trainings: Sequence[Training], openers: Sequence[Opener]) -> Iterator[None]:
-    """While this lasts, what these trainings log is tracked too. The first process does it for all."""
+    """Track what these trainings log, in the first process only."""
     opened: list[tuple[Training, Tracker]] = []
     try:
         for training in trainings:
@@ -70,7 +72,7 @@ def tracked(trainings: Sequence[Training], openers: Sequence[Opener]) -> Iterato
 
 
 def open_tensorboard(training: Training) -> Tracker:
-    """A curve anew, from the lines that are given: nothing that an interrupted process wrote remains."""
+    """Start a new curve. Event files of an interrupted process are deleted, since all lines are written again."""
     from torch.utils.tensorboard import SummaryWriter
 
     folder = training.path.parent / "tensorboard" / training.path.name
@@ -92,12 +94,12 @@ def open_tensorboard(training: Training) -> Tracker:
 
 
 def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
-    """A run of the same name, which a resumed training continues: online from its last step, offline anew.
+    """Start a wandb run of the same name. A resumed training continues it online, or starts over offline.
 
-    Project, entity and mode come from WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE where they are not given.
+    Project, entity and mode default to WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE.
 
     Raises:
-        SettingsError: it cannot be started, e.g. without a key.
+        SettingsError: wandb could not be started, for example without a key.
     """
     import wandb
 
@@ -115,16 +117,16 @@ def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
     except (wandb.Error, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingsError(
-            f"wandb does not start: {reason} Log in with `wandb login`, or set WANDB_MODE=offline."
+            f"wandb could not be started: {reason} Log in with `wandb login`, or set WANDB_MODE=offline."
         ) from error
-    here = Path(run.dir).parent
-    for old in here.parent.glob(f"offline-run-*-{glob.escape(run.id)}"):
-        if old != here:  # all of it is written again
+    folder = Path(run.dir).parent
+    for old in folder.parent.glob(f"offline-run-*-{glob.escape(run.id)}"):
+        if old != folder:  # all lines are written again
             shutil.rmtree(old)
     first = run.step
 
     def write(line: MetricsLine) -> None:
-        if line["step"] >= first:  # what a resumed run has online already is the same: training resumes bit for bit
+        if line["step"] >= first:  # the earlier lines are online already, and equal: training resumes bit for bit
             run.log({key: value for key, value in flatten(line) if key != "step"}, step=line["step"])
 
     def close(quality: Quality | None) -> None:
@@ -136,7 +138,7 @@ def open_wandb(training: Training, *, project: str | None = None) -> Tracker:
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of nested dicts: seconds/encode, held_out/all/fvu."""
+    """Flatten nested numbers under names such as seconds/encode and held_out/all/fvu."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}/")

@@ -1,9 +1,9 @@
-"""train() and sweep(): the loop, told top to bottom. Stores in, finished Runs out; no model is needed.
+"""train() and sweep(): the training loop. Stores in, finished Runs out; no model is needed.
 
-Promises: the same call resumes from the last checkpoint with the same batches, bit for bit; held-out images are never
-trained on; SIGINT and SIGTERM write a checkpoint first; a loss that is not finite stops the run and keeps the state
-before it. SAEs of one stream (the same tokens, images, batch size, pool and seed) share one pass over the data,
-whatever their layer, variant or width; each has its own run directory, and is the run that train() alone would make.
+The same call resumes from the last checkpoint with the same batches, bit for bit. Held-out images are never trained on.
+SIGINT and SIGTERM write a checkpoint first. A loss that is not finite stops the run and keeps the state before it.
+SAEs of one stream (the same tokens, images, batch size, pool and seed) share one pass over the data, whatever their
+layer, variant or width. Each has its own run directory, and becomes the same run that train() alone would make.
 """
 
 import signal
@@ -27,7 +27,7 @@ from saetrain.run import MetricsLine, Run, lock_runs
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
-Progress = Callable[[int, int, MetricsLine], None]
+TrainingProgress = Callable[[int, int, MetricsLine], None]
 """Called with (steps done, steps in all, metrics of the last logged step)."""
 
 
@@ -44,22 +44,24 @@ def train(
     log_to: Sequence[str] = (),
     wandb_project: str | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: TrainingProgress | None = None,
 ) -> Run:
     """Train one SAE on one hook point of a store.
 
-    The same call twice is safe: complete, it returns the run; interrupted, it resumes; with other settings it raises
-    and shows the differing fields. Under torchrun the processes share each batch.
+    Repeating the call is safe: if the run is complete, it is returned; if it was interrupted, it resumes; if the
+    settings differ, an error shows the differing fields. Under torchrun the processes share each batch.
 
     Args:
-        store: one, or several of one model; each gives its last 5 % of images as held-out ones.
-        layer: which hook point; may be left out when the store holds one.
+        store: one store, or several of one model. Each store holds out its last 5 % of images.
+        layer: the hook point; may be omitted if the store has only one.
         device, log_every, checkpoint_every: do not change the result.
-        log_to: tensorboard, wandb: where metrics are shown besides metrics.jsonl.
-        on_progress: called with (steps done, steps in all, latest metrics).
+        log_to: where to show metrics besides metrics.jsonl: tensorboard, wandb, or both.
+        on_progress: called with (steps done, steps in total, latest metrics).
 
     Raises:
-        IncompleteError (store), SettingsError, NonFiniteError.
+        IncompleteError: the store is not complete.
+        SettingsError: the settings are impossible, or differ from those of the run.
+        NonFiniteError: the loss is not finite.
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
@@ -79,18 +81,19 @@ def sweep(
     log_to: Sequence[str] = (),
     wandb_project: str | None = None,
     overwrite: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: TrainingProgress | None = None,
 ) -> list[Run]:
-    """Train many SAEs, those of one stream together: one pass over the data for all.
+    """Train several SAEs. Those that can share a stream of batches share one pass over the data.
 
     Args:
-        runs: a folder; each run lies in it under a name made of what differs between them.
-        members: (layer, SAE, training) of each.
-        on_progress: steps are counted over all members.
+        runs: a folder for the runs, each named after the settings in which it differs from the others.
+        members: (layer, SAE, training) of each run.
+        on_progress: called with steps counted over all members.
 
     Raises:
         SettingsError: two members are the same.
-        NonFiniteError: some diverged; the others are finished first. Others as train().
+        NonFiniteError: some members diverged. The others are finished first.
+        Other errors as in train().
     """
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
@@ -117,17 +120,19 @@ def sweep(
 
 
 def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]]) -> list[str]:
-    """A name for each member, of the fields that differ: "layer5-k32", ..."""
+    """Name each member after the fields that differ between them, such as "layer5-k32"."""
     fields = [{"layer": layer, **vars(sae), **vars(config)} for layer, sae, config in members]
     varied = [name for name in fields[0] if len({str(field[name]) for field in fields}) > 1]
     names = ["-".join(f"{name}{field[name]}" for name in varied) or "run" for field in fields]
     if len(set(names)) < len(names):
-        raise SettingsError(f"Two SAEs of the sweep are the same: {', '.join(sorted(names))}.")
+        raise SettingsError(
+            f"Two SAEs of the sweep have the same settings: {', '.join(sorted(names))}. Remove the repeated value."
+        )
     return [name.replace("/", "_").replace(" ", "") for name in names]
 
 
 def _stream(config: ResolvedTrainConfig) -> tuple[Any, ...]:
-    """What two runs must share to be fed by one stream."""
+    """The settings that two runs must share to be fed by one stream."""
     return (config.tokens, config.batch_size, config.pool_tokens, config.n_streams, config.seed, config.where)
 
 
@@ -170,12 +175,12 @@ def _train(
     log_every: int,
     checkpoint_every: int,
     openers: Sequence[Opener],
-    on_progress: Progress | None,
+    on_progress: TrainingProgress | None,
 ) -> list[NonFiniteError]:
-    """Train what one stream feeds, from the least advanced on; one that is further waits for the others.
+    """Train the members of one stream, starting from the least advanced; the others join when it has caught up.
 
     Returns:
-        The errors of those that could not be finished: the others go on.
+        The errors of the members that diverged. The others go on.
     """
     hook_points = list(dict.fromkeys(training.hook_point for training in trainings if not training.complete))
     if not hook_points:
@@ -195,7 +200,7 @@ def _loop(
     stopped: Callable[[], bool],
     log_every: int,
     checkpoint_every: int,
-    on_progress: Progress | None,
+    on_progress: TrainingProgress | None,
 ) -> list[NonFiniteError]:
     device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
     n_total = sum(training.config.n_steps for training in trainings)
@@ -208,19 +213,19 @@ def _loop(
             failed[training.path] = error
 
     for training in trainings:
-        if training.done and not training.complete:  # stopped after its last step
+        if training.done and not training.complete:  # it was stopped after its last step
             finish(training)
-    going = [training for training in trainings if not training.done]
-    step = first_step = min((training.step for training in going), default=0)
+    active = [training for training in trainings if not training.done]
+    step = first_step = min((training.step for training in active), default=0)
     started, batches = time.perf_counter(), loader.batches(step)
     try:
-        while going:
+        while active:
             laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
             batch = next(batches)
             rows = dict(zip(hook_points, (batch.activations, *batch.others), strict=True))
             laps("wait")
             shared: dict[tuple[HookPoint, str | None], Tensor] = {}
-            turn = [training for training in going if training.step == step]
+            turn = [training for training in active if training.step == step]
             lines = []
             for training in turn:
                 key = training.hook_point, training.sae.config.normalize
@@ -250,37 +255,37 @@ def _loop(
             for training in turn:
                 if training.done:
                     finish(training)
-            going = [training for training in going if not training.done and training.path not in failed]
+            active = [training for training in active if not training.done and training.path not in failed]
     finally:
         batches.close()
     return list(failed.values())
 
 
 def _raise(errors: list[NonFiniteError], n_members: int) -> None:
-    """One line for all that could not be finished."""
+    """Raise one error for all members that could not be finished."""
     if len(errors) == 1 and n_members == 1:
         raise errors[0]
     if errors:
-        raise NonFiniteError(f"{len(errors)} of {n_members} SAEs were not finished, the others were. {errors[0]}")
+        raise NonFiniteError(f"{len(errors)} of {n_members} SAEs diverged; the others are finished. {errors[0]}")
 
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Tells whether SIGINT or SIGTERM has come. The step under way is finished; a second one does not wait."""
+    """Yield a function that says whether SIGINT or SIGTERM has arrived. A second signal takes effect at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    seen: list[int] = []
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
-        seen.append(number)
+        received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

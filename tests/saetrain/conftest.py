@@ -1,4 +1,4 @@
-"""planted_store: activations that are sparse combinations of a known dictionary. No model involved.
+"""planted_store holds activations that are sparse combinations of a known dictionary. No model is involved.
 
 make_store writes more of the same kind; random_sae gives a network with every parameter away from its initial value.
 """
@@ -31,7 +31,7 @@ def planted_atoms() -> np.ndarray:
 
 
 def planted_activations(n_images: int = N_IMAGES, seed: int = 2, offset: float = 2.0) -> np.ndarray:
-    """[I, T, D]: three atoms a token, an offset, a little noise."""
+    """Activations [I, T, D]: three atoms per token, an offset and a little noise."""
     rng = np.random.default_rng(seed)
     n_rows = n_images * N_TOKENS
     active = np.argsort(rng.random((n_rows, N_ATOMS)), axis=1)[:, :3]
@@ -54,7 +54,7 @@ def write_store(
     offset: float = 2.0,
     n_shards: int | None = None,
 ) -> Path:
-    """A store in shards of 64 images; layer l holds the planted activations plus l. Sealed when n_shards is None."""
+    """A store in shards of 64 images; layer l holds planted activations plus l. Sealed if n_shards is None."""
     table = pa.table(
         {
             "source_index": np.arange(n_images),
@@ -99,7 +99,7 @@ def write_store(
 
 
 def build_random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> "SAE":
-    """Resolved, with every parameter and the normalization away from its initial value."""
+    """A random SAE, with every parameter and the normalization away from its initial value."""
     import torch
 
     from saetrain import SAE

@@ -1,4 +1,4 @@
-"""Two real processes under torchrun train what one process trains: the same batches, the same losses."""
+"""Two real processes under torchrun train like one process: the same batches and the same losses."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ NAMES = ("topk", "nested", "batchtopk", "relu", "steered", "jumprelu", "gated")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> tuple[Path, Path]:
-    """(runs of one process, of two)."""
+    """The runs of one process, and those of two."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -85,6 +85,6 @@ def test_processes_that_cannot_meet_are_refused(
         monkeypatch.setenv(name, value)
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(SettingsError, match="one of 2 processes, but MASTER_ADDR"):
+    with pytest.raises(SettingsError, match="one of 2 processes, which meet at MASTER_ADDR"):
         train(planted_store, tmp_path / "run", sae=SAEConfig("topk", 96, 3))
     assert not (tmp_path / "run").exists()

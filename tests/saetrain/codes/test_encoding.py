@@ -1,4 +1,4 @@
-"""encode(): codes are what the SAE computes, whole whatever was killed, and the same from any number of workers."""
+"""encode(): codes are what the SAE computes, complete after interruptions, the same from any number of workers."""
 
 import shutil
 import signal
@@ -117,7 +117,7 @@ def test_values_beyond_float16_name_their_image(tmp_path: Path, planted_run: Run
     tensors = load_file(copy / "sae.safetensors")
     tensors["encoder"] *= 1e6
     save_file(tensors, copy / "sae.safetensors")
-    with pytest.raises(NonFiniteError, match=r"image \d+\.png .*beyond float16"):
+    with pytest.raises(NonFiniteError, match=r"image \d+\.png .*beyond the range of float16"):
         encode(copy, planted_store, tmp_path / "x.codes")
 
 
@@ -128,7 +128,7 @@ def test_damaged_codes_are_an_error(tmp_path: Path, planted_codes: CodeStore) ->
     with pytest.raises(CorruptError, match="Shard 1"):
         CodeStore.open(copy).read_shard(1)
     file.unlink()
-    with pytest.raises(CorruptError, match="lacks latent"):
+    with pytest.raises(CorruptError, match="has no readable array latent"):
         CodeStore.open(copy).read_shard(1)
     assert any("latent/c/0: is missing" in str(problem) for problem in verify(copy).problems)
 
@@ -151,9 +151,9 @@ def test_two_workers_one_of_them_killed_then_three_give_the_same_codes(
     workers = start_workers(3, 0.0, encode, planted_run.path, planted_store, path)
     for worker in workers:
         worker.join(60)
-    found = {worker.exitcode for worker in workers}
-    assert 0 in found  # the last one sealed
-    assert found <= {0, 3}
+    exit_codes = {worker.exitcode for worker in workers}
+    assert 0 in exit_codes  # the last one sealed
+    assert exit_codes <= {0, 3}
     again = CodeStore.open(path)
     for number in range(5):
         for name, value in vars(planted_codes.read_shard(number)).items():
@@ -167,5 +167,5 @@ def test_overwriting_is_refused_to_one_of_several(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingsError, match="Remove the codes first"):
+    with pytest.raises(SettingsError, match="Remove the codes by hand"):
         encode(planted_run, planted_store, tmp_path / "x.codes", overwrite=True)

@@ -1,4 +1,4 @@
-"""The batch stream: every row once an epoch, the same from any starting point, nothing held out or failed in it."""
+"""The batch stream: every row comes once per epoch, the same from any starting point, no held-out or failed image."""
 
 import shutil
 import threading
@@ -35,7 +35,7 @@ def rows_of(batch: Batch) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module", params=POOLS, ids=["whole", "windows", "blocks"])
 def stream(request: pytest.FixtureRequest, planted_store: Path) -> tuple[int, list[Batch]]:
-    """(pool_tokens, three epochs of batches and a bit)."""
+    """The pool_tokens, and a little more than three epochs of batches."""
     batches = loader(planted_store, request.param).batches()
     return request.param, [copied(batch) for batch in islice(batches, 3 * STEPS_PER_EPOCH + 5)]
 
@@ -43,7 +43,7 @@ def stream(request: pytest.FixtureRequest, planted_store: Path) -> tuple[int, li
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("tokens", "numbers"), [("all", range(17)), ("patch", range(1, 17)), ("cls", range(1))])
 def test_an_epoch_gives_every_training_row_once(planted_store: Path, pool: int, tokens: str, numbers: range) -> None:
-    """All but those of the partial last batch; each with the values that the store holds for it."""
+    """All rows except those of the partial last batch, each with the values that the store holds for it."""
     batches = loader(planted_store, pool, tokens)
     whole = batches.store.read()
     seen = []
@@ -75,7 +75,7 @@ def test_failed_and_held_out_images_never_appear(stream: tuple[int, list[Batch]]
 def test_starting_later_continues_the_same_stream(
     planted_store: Path, stream: tuple[int, list[Batch]], start: int
 ) -> None:
-    """Also on and across the border of an epoch (every 53 steps)."""
+    """Also at and across the end of an epoch (every 53 steps)."""
     pool, whole = stream
     late = [copied(batch) for batch in islice(loader(planted_store, pool).batches(start), 3)]
     for expected, got in zip(whole[start : start + 3], late, strict=True):
@@ -99,7 +99,7 @@ def test_streams_of_one_loader_do_not_disturb_each_other(planted_store: Path, po
 
 
 def test_a_batch_overwrites_the_one_before(planted_store: Path) -> None:
-    """The memory of a batch is allocated once a stream."""
+    """The memory of a batch is allocated once per stream."""
     batches = loader(planted_store, 1000).batches()
     first = next(batches).activations
     before = first.clone()
@@ -179,7 +179,7 @@ def damage(store: Path, how: str) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("how", ["missing", "short"])
 def test_a_damaged_shard_surfaces_in_the_consumer(planted_store: Path, tmp_path: Path, pool: int, how: str) -> None:
-    """Each time it is asked for: memory that was never read must not pass for activations."""
+    """Every request must fail: memory that was never read must not pass for activations."""
     store = Path(shutil.copytree(planted_store, tmp_path / "x.acts"))
     damage(store, how)
     batches = loader(store, pool)

@@ -1,4 +1,4 @@
-"""Which rows come when: every training image once an epoch, in an order that (seed, epoch, stream, window) decide."""
+"""The order of rows: every training image once per epoch, in an order that (seed, epoch, stream, window) decide."""
 
 from typing import Any
 

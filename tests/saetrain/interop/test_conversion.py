@@ -1,4 +1,4 @@
-"""convert(): other packages' checkpoints compute what ours does, both ways; what is hostile is refused.
+"""convert(): checkpoints of other packages compute the same as ours, both ways, and hostile ones are refused.
 
 Against the packages themselves where PATCHSAE_PEERS_PYTHON names a python that has them (benchmarks/peers-env.sh).
 """
@@ -192,7 +192,7 @@ def test_gated_without_centering(tmp_path: Path, planted_store: Path) -> None:
 
 
 class ViTSAERunnerConfig:
-    """As PatchSAE's file holds it: an object of a class that is not here."""
+    """An object of a class that is missing here, as in a file of PatchSAE."""
 
 
 def patchsae_file(path: Path, config: object, **tensors: Tensor) -> Path:
@@ -237,7 +237,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, planted_store: Path) -> N
     ):  # fmt: skip
         for config in (bad, {"d_in": bad}):
             path = patchsae_file(tmp_path / f"{number}.pt", config)
-            with pytest.raises(CorruptError, match="cannot be read as tensors"):
+            with pytest.raises(CorruptError, match="could not be read as tensors"):
                 convert(path, tmp_path / "run", store=planted_store)
     assert not witness.exists()
     assert not (tmp_path / "run").exists()

@@ -236,7 +236,7 @@ np.savez(sys.argv[3], codes=codes.detach().numpy(), decoded=decoded.detach().num
 
 
 def test_a_checkpoint_that_saev_wrote_is_read(tmp_path: Path, planted_store: Path) -> None:
-    """saev 0.1, the version that is published."""
+    """saev 0.1, the published version."""
     python = os.environ.get("PATCHSAE_PEERS_PYTHON")
     if not python or subprocess.run([python, "-c", "import saev"], capture_output=True, check=False).returncode:
         pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with saev")

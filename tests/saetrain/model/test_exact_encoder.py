@@ -1,4 +1,4 @@
-"""The coarse encoder misses nothing: the same entries as a float64 product, for every variant and scale."""
+"""The coarse encoder misses nothing: it finds the same entries as a float64 product, for every variant and scale."""
 
 import numpy as np
 import pytest
@@ -51,12 +51,12 @@ def test_it_finds_what_float64_finds(variant: str, scale: float) -> None:
     encoder = CoarseEncoder(sae)
     rows, latents, values = encoder(x.half())
     assert (np.diff(rows.numpy() * 512 + latents.numpy()) > 0).all()
-    found = torch.zeros(len(x), 512, dtype=torch.float64)
-    found[rows, latents] = values.double()
+    computed = torch.zeros(len(x), 512, dtype=torch.float64)
+    computed[rows, latents] = values.double()
     expected = exact(sae, x.half())
     known = ~torch.isnan(expected)
     assert known.float().mean() > 0.99
-    torch.testing.assert_close(found[known], expected[known], rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(computed[known], expected[known], rtol=2e-5, atol=2e-5)
     if variant == "topk":
         assert not encoder.dense  # the coarse way was taken
         assert torch.bincount(rows).max() <= 8

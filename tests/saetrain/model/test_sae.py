@@ -18,7 +18,7 @@ from saetrain.model.variants.variant import Variant
 
 
 def random_sae(config: SAEConfig, d_model: int = 12, seed: int = 0) -> SAE:
-    """Resolved, with every parameter and the normalization away from its initial value."""
+    """A random SAE, with every parameter and the normalization away from its initial value."""
     sae = SAE(config.resolve(d_model), d_model, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

@@ -45,7 +45,7 @@ def run_sparse(x: Tensor, leaves: list[Tensor], code: Code) -> tuple[Tensor, Ten
 
 
 def run_dense(x: Tensor, leaves: list[Tensor], code: Code) -> tuple[Tensor, Tensor]:
-    """Plain autograd on dense tensors, the selection taken from the code."""
+    """Plain autograd on dense tensors, with the selection of the code."""
     encoder, b_enc, decoder, b_dec = leaves
     z = (x - b_dec) @ encoder.T + b_enc
     kept = torch.zeros_like(z).index_put((code.rows, code.latents), torch.ones_like(code.values))
@@ -56,7 +56,7 @@ def run_dense(x: Tensor, leaves: list[Tensor], code: Code) -> tuple[Tensor, Tens
 def run_step(
     step: Callable[..., tuple[Tensor, Tensor]], x: Tensor, parameters: list[Tensor], code: Code
 ) -> tuple[Tensor, list[Tensor]]:
-    """(decoding, gradients) under a fixed random weighting of the output and a penalty on the values."""
+    """The decoding, and the gradients of a fixed random weighting of the output plus a penalty on the values."""
     leaves = [parameter.clone().requires_grad_() for parameter in parameters]
     out, values = step(x, leaves, code)
     torch.autograd.backward((out * random_rows(*out.shape, seed=2)).sum() + 0.3 * values.sum())
@@ -114,7 +114,7 @@ def test_a_frozen_decoder_takes_no_gradient() -> None:
 
 
 def test_rows_with_fewer_than_k_positive_pre_activations_stay_short() -> None:
-    """What the case above must contain to say anything: short rows, and an empty one."""
+    """The case above means something only if it contains short rows and an empty one."""
     x, parameters = random_rows(700), random_parameters(300, shift=-6.0)
     encoder, b_enc, _, b_dec = parameters
     n_positive = ((x - b_dec) @ encoder.T + b_enc > 0).sum(1)
@@ -125,7 +125,7 @@ def test_rows_with_fewer_than_k_positive_pre_activations_stay_short() -> None:
 
 @pytest.mark.parametrize("which", range(4), ids=["encoder", "b_enc", "decoder", "b_dec"])
 def test_gradients_equal_finite_differences(which: int) -> None:
-    """While the selection stays, the step is linear in encoder, b_enc or decoder and quadratic in b_dec alone."""
+    """For a fixed selection, the step is linear in encoder, b_enc or decoder, and quadratic in b_dec alone."""
     x, parameters = random_rows(5), random_parameters(9)
     code = select(x, parameters, 2)
     _, grads = run_step(run_sparse, x, parameters, code)

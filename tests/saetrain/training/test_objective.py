@@ -32,7 +32,7 @@ TRAIN = TrainConfig(aux=1 / 32, ghost=False).resolve(VARIANTS["topk"].resolve(D)
 
 @pytest.fixture(params=["sparse", "dense"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of computing, forced."""
+    """Force one of the two ways of computing."""
     share = 1.0 if request.param == "sparse" else -1.0
     monkeypatch.setattr(module, "DENSE_SHARE", {"float32": share, "bfloat16": share})
     monkeypatch.setattr(module, "DENSE_ROWS", 100)  # several blocks
@@ -134,9 +134,9 @@ def gradients(sae: SAE, work: Callable[[], object]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_and_gradients_equal_plain_autograd(random_sae: MakeSAE, path: str, name: str) -> None:
     sae, x = make(random_sae, VARIANTS[name]), rows()
-    found: list[Loss] = []
-    got = gradients(sae, lambda: found.append(add_gradients(sae, x, NONE_DEAD, TRAIN)))
-    loss = found[0]
+    losses: list[Loss] = []
+    got = gradients(sae, lambda: losses.append(add_gradients(sae, x, NONE_DEAD, TRAIN)))
+    loss = losses[0]
     total, values, residual = reference(sae, x)
     expected = gradients(sae, lambda: torch.autograd.backward(total))
     for parameter in expected:
@@ -183,11 +183,11 @@ def test_auxk_is_the_share_of_the_residual_that_the_dead_leave_unexplained(
     random_sae: MakeSAE, path: str, n_dead: int
 ) -> None:
     (sae, dead), x = sae_with_dead(random_sae, n_dead, VARIANTS["topk"]), rows()
-    found: list[Loss] = []
+    losses: list[Loss] = []
     config = replace(TRAIN, aux=0.5)
-    with_aux = gradients(sae, lambda: found.append(add_gradients(sae, x, dead, config)))
+    with_aux = gradients(sae, lambda: losses.append(add_gradients(sae, x, dead, config)))
     without = gradients(sae, lambda: add_gradients(sae, x, NONE_DEAD, config))
-    assert not found[0].fired[dead].any()
+    assert not losses[0].fired[dead].any()
 
     _, _, residual = reference(sae, x)
     encoder, b_enc, decoder = (p.detach()[dead].requires_grad_() for p in (sae.encoder, sae.b_enc, sae.decoder))
@@ -196,8 +196,8 @@ def test_auxk_is_the_share_of_the_residual_that_the_dead_leave_unexplained(
     revived = torch.zeros(len(x), n_dead).scatter(1, top.indices, top.values.relu()) @ decoder
     aux = 0.5 * (residual - revived).square().sum() / (residual - residual.mean(0)).square().sum()
     torch.autograd.backward(aux)
-    assert float(found[0].revival) == pytest.approx(float(aux.detach()), rel=1e-4)
-    assert float(found[0].total) == pytest.approx(float(found[0].reconstruction + aux.detach()), rel=1e-4)
+    assert float(losses[0].revival) == pytest.approx(float(aux.detach()), rel=1e-4)
+    assert float(losses[0].total) == pytest.approx(float(losses[0].reconstruction + aux.detach()), rel=1e-4)
     for name, part in (("encoder", encoder), ("b_enc", b_enc), ("decoder", decoder)):
         change = with_aux[name] - without[name]
         assert not change[~dead].any()
@@ -208,8 +208,8 @@ def test_auxk_is_the_share_of_the_residual_that_the_dead_leave_unexplained(
 def test_ghost_gradients_are_patchsaes(random_sae: MakeSAE, path: str) -> None:
     """Its code, on dense arrays: residual and both scales are constants."""
     (sae, dead), x = sae_with_dead(random_sae, 6, VARIANTS["relu"]), rows()
-    config, found = replace(TRAIN, ghost=True, aux=0.0), []
-    with_ghost = gradients(sae, lambda: found.append(add_gradients(sae, x, dead, config)))
+    config, losses = replace(TRAIN, ghost=True, aux=0.0), []
+    with_ghost = gradients(sae, lambda: losses.append(add_gradients(sae, x, dead, config)))
     without = gradients(sae, lambda: add_gradients(sae, x, NONE_DEAD, config))
 
     _, _, residual = reference(sae, x)
@@ -221,7 +221,7 @@ def test_ghost_gradients_are_patchsaes(random_sae: MakeSAE, path: str) -> None:
     error = (ghost - residual).square() / residual.norm(dim=1, keepdim=True)
     loss = (error * (mse / (error + 1e-6)).detach()).mean()
     torch.autograd.backward(loss)
-    assert float(found[0].revival) == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert float(losses[0].revival) == pytest.approx(float(loss.detach()), rel=1e-4)
     for name, part in (("encoder", encoder), ("b_enc", b_enc), ("decoder", decoder)):
         change = with_ghost[name] - without[name]
         assert not change[~dead].any()

@@ -46,7 +46,7 @@ def test_decoder_rows_keep_unit_norm(random_sae: MakeSAE, config: SAEConfig) -> 
 
 
 def test_the_parallel_part_of_a_gradient_is_removed(random_sae: MakeSAE) -> None:
-    """Adam sees only what turns a dictionary row, not what lengthens it."""
+    """Adam sees only the component of a gradient that turns a dictionary row, not the one that lengthens it."""
     sae = random_sae(TOPK)
     optimizer = make_optimizer(sae)
     unit = sae.decoder.detach().clone()
@@ -114,7 +114,7 @@ def test_the_state_survives_a_file_and_the_next_updates_are_bit_equal(
 
 
 def test_a_state_without_its_moments_would_not_be_bit_equal(random_sae: MakeSAE) -> None:
-    """The test above can fail: a fresh Adam takes another step."""
+    """The test above can fail: a fresh Adam makes a different step."""
     sae = random_sae(TOPK)
     optimizer = make_optimizer(sae)
     for _ in range(3):

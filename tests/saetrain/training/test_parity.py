@@ -79,7 +79,7 @@ class PatchSAE:
 def compare(
     store: ActivationStore, out: Path, *, n_latents: int, window: int, l1: float, config: TrainConfig, log_every: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Run]:
-    """(lines of ours, of the dense one, our run), from the same weights and batches."""
+    """Our metrics, those of the dense training, and our run, from the same weights and batches."""
     assert config.precision == "float32"
     sae = SAEConfig("relu", n_latents, l1=l1)
     start = first_weights(store, sae, config)
@@ -99,7 +99,7 @@ def compare(
 
 
 def first_weights(store: ActivationStore, sae: SAEConfig, config: TrainConfig) -> dict[str, Tensor]:
-    """What training begins with, checked against PatchSAE's initialization."""
+    """The weights that training begins with, checked against PatchSAE's initialization."""
     from saetrain.training.state import _new_sae
 
     resolved = sae.resolve(store.layout.d_model)

@@ -1,4 +1,4 @@
-"""sweep(): many SAEs on one stream, each the run that train() alone would have made."""
+"""sweep(): several SAEs on one stream, each of which becomes the run that train() alone would make."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_one_that_diverges_does_not_stop_the_others(tmp_path: Path, two_layers: 
     broken = TrainConfig(n_steps=40, batch_size=256, lr=1e30, clip_norm=0, warmup_steps=1, pool_tokens=2000)
     members = [*MEMBERS[:2], (0, SAEConfig("relu", 48), broken)]
     for _ in range(2):  # the second time what is finished is left alone
-        with pytest.raises(NonFiniteError, match=r"1 of 3 SAEs were not finished, the others were\. The loss is"):
+        with pytest.raises(NonFiniteError, match=r"1 of 3 SAEs diverged; the others are finished\. The loss is"):
             sweep(two_layers, tmp_path / "runs", members)
     for name, other in zip(name_runs(members)[:2], alone, strict=False):
         assert same(Run.open(tmp_path / "runs" / name), other)
@@ -121,5 +121,5 @@ def test_names_say_what_differs() -> None:
     assert name_runs([(0, topk, CONFIG), (5, topk, CONFIG)]) == ["layer0", "layer5"]
     assert name_runs([(0, topk, CONFIG), (0, SAEConfig("topk", 96, 4), OTHER_SEED)]) == ["k3-seed0", "k4-seed1"]
     assert name_runs([(None, topk, CONFIG)]) == ["run"]
-    with pytest.raises(SettingsError, match="are the same"):
+    with pytest.raises(SettingsError, match="have the same settings"):
         name_runs([(0, topk, CONFIG), (0, topk, CONFIG), (1, topk, CONFIG)])

@@ -35,8 +35,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flat(line: dict[str, Any]) -> dict[str, float]:
-    found = {name: value for name, value in line.items() if not isinstance(value, dict)}
-    return found | {f"seconds/{name}": value for name, value in line["seconds"].items()}
+    numbers = {name: value for name, value in line.items() if not isinstance(value, dict)}
+    return numbers | {f"seconds/{name}": value for name, value in line["seconds"].items()}
 
 
 def event_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -106,7 +106,7 @@ def check_against_metrics(run: Run, curves: dict[str, list[tuple[int, float]]]) 
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """When each file was last written; logs of wandb's own process, which may outlast the run, left out."""
+    """When each file was last written, without the logs of wandb's own process, which may outlast the run."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
 
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_tracked_is_found_out_first(
 
     with pytest.raises(SettingsError, match="--log-to must be tensorboard or wandb, got 'mlflow'"):
         begin(log_to=["mlflow"])
-    with pytest.raises(SettingsError, match="belongs to --log-to wandb"):
+    with pytest.raises(SettingsError, match="only together with --log-to wandb"):
         begin(log_to=["tensorboard"], wandb_project="x")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as where it is not installed
     with pytest.raises(SettingsError, match=r"needs the package wandb: pip install 'patchsae\[wandb\]'"):
@@ -189,5 +189,5 @@ def test_wandb_without_a_key_is_one_line(tmp_path: Path, planted_store: Path) ->
         text=True, stdin=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "online", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: wandb does not start")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: wandb could not be started")
     assert "WANDB_MODE=offline" in done.stderr

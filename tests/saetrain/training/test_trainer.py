@@ -1,4 +1,4 @@
-"""train(): it finds a planted dictionary, repeats from its seed, and a killed run ends as an unbroken one."""
+"""train(): it finds a planted dictionary and repeats from its seed, and a killed run ends like an unbroken one."""
 
 import json
 import signal
@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
     seen: list[int] = []
     run = train(planted_store, tmp_path / "run", **wanted, on_progress=lambda step, n, m: seen.append(step))
     assert seen[0] == 30  # from step 20 on
-    assert ("not a whole checkpoint" in caplog.text) == (damage != "no record")
+    assert ("is damaged" in caplog.text) == (damage != "no record")
     whole = train(planted_store, tmp_path / "whole", **wanted)
     assert (run.path / "sae.safetensors").read_bytes() == (whole.path / "sae.safetensors").read_bytes()
 
@@ -262,9 +262,9 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, planted_store
     refused: list[str] = []
 
     def train_it_twice(*_: object) -> None:
-        with pytest.raises(SettingsError, match="being trained by another process") as found:
+        with pytest.raises(SettingsError, match="being trained by another process") as error:
             train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
-        refused.append(str(found.value))
+        refused.append(str(error.value))
 
     run = train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT, on_progress=train_it_twice)
     assert len(refused) == 2
