@@ -127,7 +127,7 @@ def embed_words(tower: TextTower, words: Sequence[str], template: str) -> tuple[
 def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.int64]:
     """The top images of some latents, strongest first: [n, n_top] stored positions, padded with -1."""
     top = concepts.top_images
-    lists = np.full((concepts.table.num_rows, int(concepts.artifact.settings["n_top"])), -1, dtype=np.int64)
+    lists = np.full((concepts.table.num_rows, concepts.config.n_top), -1, dtype=np.int64)
     lists[top["latent"].to_numpy(), top["rank"].to_numpy()] = top["image"].to_numpy()
     return lists[latents]
 

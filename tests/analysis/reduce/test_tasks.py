@@ -210,7 +210,7 @@ def test_what_a_task_raises_comes_through(codes: CodeStore) -> None:
 def test_wrong_schedulers_are_refused() -> None:
     with pytest.raises(SettingsError, match="--n-workers must be at least 1"), open_scheduler(0):
         pass
-    with pytest.raises(SettingsError, match="give one of them"), open_scheduler(2, "tcp://127.0.0.1:1"):
+    with pytest.raises(SettingsError, match="Give only one of them"), open_scheduler(2, "tcp://127.0.0.1:1"):
         pass
     with (
         pytest.raises(SettingsError, match="No dask scheduler answers at nonsense://x"),

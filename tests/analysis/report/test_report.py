@@ -168,17 +168,17 @@ def test_few_top_images_bound_the_entropy(tmp_path: Path, tiny_codes: Path) -> N
     page = write_report(
         analyze(tiny_codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_top=2)), tmp_path / "r.html"
     ).read_text()
-    assert f"{np.log(2):.2f} (dashed) is what 2 top images spread evenly over 3 labels would have" in page
+    assert f"{np.log(2):.2f} (dashed) is the entropy of 2 top images spread evenly over 3 labels" in page
 
 
 def test_the_overview_shows_what_the_table_has(page: str, concepts: ConceptTable) -> None:
     silent = pc.sum(pc.equal(concepts.table["density"], 0)).as_py()
-    assert f"not in the plot: {silent:,} of {concepts.table.num_rows:,}" in page
-    assert f"{np.log(3):.2f} (dashed) is what 16 top images spread evenly over 3 labels would have" in page
+    assert f"{silent:,} of {concepts.table.num_rows:,} latents fire on none of these images" in page
+    assert f"{np.log(3):.2f} (dashed) is the entropy of 16 top images spread evenly over 3 labels" in page
     embeddings = np.load(concepts.path / "image_embeddings.npy").astype(np.float64)
     likeness = embeddings @ embeddings.T
     mean = likeness[np.triu_indices(len(embeddings), 1)].mean()
-    assert f"Dashed, {mean:.2f}: images taken at random" in page
+    assert f"The dashed line, {mean:.2f}, is what random images would score" in page
 
 
 def test_the_list_shows_every_latent(page: str, concepts: ConceptTable) -> None:
@@ -349,7 +349,7 @@ const seenOf = (selector, number) => [...document.querySelectorAll(selector)].fi
 const list = () => seenOf("#index tbody tr", row => +row.dataset.latent);
 const entries = () => seenOf("#gallery section", section => +section.id.slice(7));
 const sort = name => document.querySelector(`#index th button[title="sort by ${name}"]`).click();
-const find = text => { const box = document.getElementById("find"); box.value = text; box.oninput(); };
+const find = text => { const box = document.getElementById("search"); box.value = text; box.oninput(); };
 """
 
 
@@ -370,7 +370,7 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
         sort("latent"); seen.latent = list();
         find("#{target}"); seen.number = list(); seen.numberEntries = entries();
         find("CLASS1"); seen.label = entries();
-        find("no such thing"); seen.none = list(); seen.said = document.getElementById("found").textContent;
+        find("no such thing"); seen.none = list(); seen.said = document.getElementById("count").textContent;
         find(""); seen.all = list();
         return seen;"""
     )
@@ -387,7 +387,7 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
     on_top = {n for n, label in zip(top["latent"].to_pylist(), labels, strict=True) if label == "class1"}
     assert sorted(found["label"]) == sorted(set(row["latent"]) & (on_top | set(counts["latent"].to_pylist())))
     assert found["none"] == []
-    assert found["said"].startswith("none of the shown latents")
+    assert found["said"].startswith("no latent in the gallery matches")
 
 
 def test_every_picture_is_drawn(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
