@@ -16,17 +16,9 @@ from torch.nn import functional as F
 
 from actcache import ActivationStore, CorruptError, ParentMismatchError, SettingsError, extract, verify
 from actcache.prompts import open_towers
-from analysis import (
-    AnalyzeConfig,
-    ConceptTable,
-    analyze,
-    embed_stored_images,
-    name_latents,
-    read_name_table,
-    read_names,
-    set_name,
-)
-from analysis.naming.files import NAMES_FILE, NOTES, OWN_FILE
+from analysis import AnalyzeConfig, ConceptTable, analyze, name_latents, read_names, set_name
+from analysis.classifier.embeddings import embed_stored_images
+from analysis.naming.files import NAMES_FILE, NOTES, OWN_FILE, read_name_table
 from analysis.naming.naming import redundancy, score_images
 from analysis.naming.vocabulary import VOCABULARY, read_vocabulary
 from saetrain import encode

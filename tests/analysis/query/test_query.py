@@ -24,9 +24,8 @@ from analysis import (
     query_latent,
     query_patches,
     query_selection,
-    write_answer,
 )
-from analysis.query.answer import parse_at
+from analysis.query.answer import parse_at, write_answer
 from analysis.query.groups import adjust_p, contrast_groups
 from analysis.query.question import Question, parse_latents
 from saetrain import CodeStore
