@@ -70,10 +70,6 @@ class TopShots:
         for pictures in self._pictures:
             try:
                 return pictures.thumbnail(image)
-            except (
-                SettingsError,
-                ParentMismatchError,
-                ImageSourceError,
-            ):  # gone or replaced
+            except (SettingsError, ParentMismatchError, ImageSourceError):  # gone or replaced
                 continue
         return b""

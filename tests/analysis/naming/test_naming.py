@@ -96,12 +96,12 @@ def test_two_clusters_are_distinguished_from_one() -> None:
     near = [one + 0.01 * rng.normal(size=8) for _ in range(4)] + [other + 0.01 * rng.normal(size=8) for _ in range(3)]
     points = np.array([p / np.linalg.norm(p) for p in near], dtype=np.float32)
     lists = np.array([[0, 4, 1, 5, 2, 6], [0, 1, 2, 3, -1, -1], [3, -1, -1, -1, -1, -1]])
-    _, scores = score_images(points, lists)
+    _, clarity, polysemanticity = score_images(points, lists)
     centers = points[[0, 1, 2]].mean(0), points[[4, 5, 6]].mean(0)
     apart = 1 - centers[0] @ centers[1] / np.linalg.norm(centers[0]) / np.linalg.norm(centers[1])
-    assert scores["polysemanticity"][0] == pytest.approx(apart, abs=1e-6)
-    assert scores["polysemanticity"][1] < 0.01
-    assert np.isnan(scores["polysemanticity"][2])
+    assert polysemanticity[0] == pytest.approx(apart, abs=1e-6)
+    assert polysemanticity[1] < 0.01
+    assert np.isnan(polysemanticity[2])
     assert np.isnan(redundancy(torch.ones(1, 3))).all()
 
 
