@@ -101,6 +101,7 @@ def test_two_clusters_are_distinguished_from_one() -> None:
     apart = 1 - centers[0] @ centers[1] / np.linalg.norm(centers[0]) / np.linalg.norm(centers[1])
     assert polysemanticity[0] == pytest.approx(apart, abs=1e-6)
     assert polysemanticity[1] < 0.01
+    assert clarity[0] < 0.6 < 0.99 < clarity[1]
     assert np.isnan(polysemanticity[2])
     assert np.isnan(redundancy(torch.ones(1, 3))).all()
 
