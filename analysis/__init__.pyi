@@ -1,5 +1,4 @@
-from .classifier import embed_stored_images
-from .comparison import compare, compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
+from .comparison import compare
 from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .config import (
     ComparisonConfig,
@@ -10,29 +9,17 @@ from .config import (
     SteerabilityConfig,
     StudyConfig,
 )
-from .dictionary import inspect_dictionaries, match_latents
+from .dictionary import inspect_dictionaries
 from .heat_maps import heat_maps, latent_masks
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
-from .localization import (
-    Labeled,
-    Localization,
-    PixelMasks,
-    Recovered,
-    localize,
-    read_masks,
-    recover_concepts,
-    score_latents,
-)
-from .naming import add_names, name_latents, read_name_table, read_names, read_own_names, set_name
+from .localization import localize
+from .naming import add_names, name_latents, read_names, set_name
 from .query import (
-    CoFiring,
     Question,
     answer_question,
-    choose_images,
     co_fire,
     draw_sheet,
-    find_image,
     open_entries,
     query_class,
     query_co_firing,
@@ -46,7 +33,6 @@ from .query import (
     query_selection,
     read_entries,
     sample_partners,
-    write_answer,
 )
 from .reduce import Statistic, map_shards, open_scheduler, reduce_shards
 from .report import write_adaptation_page, write_report
@@ -68,7 +54,6 @@ from .tour import Quickstart, quickstart
 
 __all__ = [
     "AnalyzeConfig",
-    "CoFiring",
     "Comparison",
     "ComparisonConfig",
     "ConceptTable",
@@ -76,18 +61,14 @@ __all__ = [
     "DeletionConfig",
     "Fidelity",
     "Inspection",
-    "Labeled",
     "LearnedRules",
-    "Localization",
     "LocalizedConcepts",
     "MaskingConfig",
     "MaskingCurve",
     "Matching",
     "ModelOptions",
-    "PixelMasks",
     "Question",
     "Quickstart",
-    "Recovered",
     "RulesConfig",
     "Statistic",
     "Steerability",
@@ -97,27 +78,19 @@ __all__ = [
     "add_names",
     "analyze",
     "answer_question",
-    "choose_images",
     "co_fire",
     "compare",
-    "compare_counts",
     "delete_latents",
     "draw_sheet",
-    "embed_stored_images",
     "evaluate_fidelity",
-    "find_image",
     "find_images",
-    "group_latents",
     "heat_maps",
-    "improvement_rate",
     "inspect_dictionaries",
-    "jaccard",
     "latent_masks",
     "learn_rules",
     "localize",
     "map_shards",
     "mask_latents",
-    "match_latents",
     "measure_steerability",
     "name_latents",
     "open_entries",
@@ -133,20 +106,13 @@ __all__ = [
     "query_patches",
     "query_selection",
     "quickstart",
-    "rank_biased_overlap",
     "read_entries",
-    "read_masks",
-    "read_name_table",
     "read_names",
-    "read_own_names",
     "read_result",
-    "recover_concepts",
     "reduce_shards",
     "sample_partners",
-    "score_latents",
     "set_latents",
     "set_name",
     "write_adaptation_page",
-    "write_answer",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""`query` from the command line: every question by its flags, files, pictures, and flags that do not go together."""
+"""`query` from the command line: every question, tables and pictures, and flags that do not go together."""
 
 import json
 import shutil
@@ -42,8 +42,8 @@ def test_flags_that_do_not_go_together_are_usage_errors(tiny_codes: Path, questi
     assert words in " ".join(done.stderr.replace("│", " ").split())
 
 
-def test_every_question_is_asked_by_a_command(tiny_codes: Path) -> None:
-    """In one process: what is tested is the way from flags to functions."""
+def test_every_question_can_be_asked_by_flags(tiny_codes: Path) -> None:
+    """This runs in one process, because it tests the way from flags to functions."""
 
     def ask(*question: str) -> list[dict[str, Any]]:
         done = CliRunner().invoke(cli.app, ["--json", "query", str(tiny_codes), *question, "--n-top", "5"])
@@ -68,7 +68,7 @@ def test_every_question_is_asked_by_a_command(tiny_codes: Path) -> None:
     assert ask("--where", "label == 1") == ask("--class", "class1")
 
 
-def test_an_answer_becomes_a_table_and_a_picture(tmp_path: Path, tiny_codes: Path, tiny_store: Path) -> None:
+def test_an_answer_is_written_as_a_table_and_a_picture(tmp_path: Path, tiny_codes: Path, tiny_store: Path) -> None:
     done = run("--json", "query", tiny_codes, "--class", "class1", "--n-top", "3", "--out", "a/a.csv",
                "--sheet", "a/a.png", "--store", tiny_store, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,10 @@
 A report needs neither images nor codes once the table exists.
 """
 
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,36 @@ from numpy.typing import NDArray
 from actcache import ArtifactNotFoundError, CorruptError, IncompleteError, ParentMismatchError
 from actcache.artifacts import Artifact, check_parent, open_artifact, read_manifest
 from actcache.store import IMAGES_FILE
+from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import Histogram
 from saetrain import CodeStore
 
 EMBEDDINGS_FILE = "image_embeddings.npy"
+
+
+class Quality(TypedDict):
+    """How well the SAE reconstructs the activations of one kind of token (all, cls or patch) on held-out images."""
+
+    fvu: float
+    l0: float
+    cosine: float
+
+
+class SAEFacts(TypedDict):
+    """The SAE that made the codes."""
+
+    variant: str
+    n_latents: int
+    d_model: int
+    hook_point: str
+
+
+class SourceFacts(TypedDict):
+    """The images and the model that the activations come from."""
+
+    images: str
+    model: str
+    pretrained: str
 
 
 class ConceptTable:
@@ -79,6 +106,25 @@ class ConceptTable:
     def gallery(self) -> pa.Table:
         """latent, rank, image, heat (row-major list): the latents that are shown, in order."""
         return self._read("gallery.parquet")
+
+    @property
+    def config(self) -> AnalyzeConfig:
+        """The settings that the table was made with."""
+        return AnalyzeConfig(**{field.name: self.artifact.settings[field.name] for field in fields(AnalyzeConfig)})
+
+    @property
+    def quality(self) -> dict[str, Quality]:
+        """The SAE's quality by kind of token: `all`, `cls` and `patch`, as far as they were encoded."""
+        recorded = self.artifact.provenance["quality"]
+        return {kind: recorded[kind] for kind in ("all", "cls", "patch") if kind in recorded}
+
+    @property
+    def sae(self) -> SAEFacts:
+        return cast(SAEFacts, self.artifact.provenance["sae"])
+
+    @property
+    def source(self) -> SourceFacts:
+        return cast(SourceFacts, self.artifact.provenance["source"])
 
     def summary_numbers(self) -> dict[str, int]:
         """The number of images and tokens that were counted, and of latents that fired."""

@@ -1,3 +1,3 @@
-from .inspection import inspect_dictionaries, match_latents
+from .inspection import inspect_dictionaries
 
-__all__ = ["inspect_dictionaries", "match_latents"]
+__all__ = ["inspect_dictionaries"]

@@ -1,4 +1,4 @@
-"""Names for latents: by CLIP's text tower, and people's own.
+"""Names for latents: those that CLIP's text tower gives, and those that people give.
 
 The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
 """

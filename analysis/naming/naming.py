@@ -14,7 +14,6 @@ Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes: F latents, V words, E emb
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,28 +88,27 @@ def name_latents(
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     texts = embed_words(towers.text, words, text)
     latents = np.flatnonzero(concepts.table["n_images"].to_numpy() > 0)
-    columns: dict[str, list[NDArray[Any]]] = {}
+    tables = []
     for method in methods:
         if method == "lens":
             vectors = embed_directions(opened_run.sae(), towers.vision)[latents]
-            scores = {"clarity": np.full(len(latents), np.nan), "polysemanticity": np.full(len(latents), np.nan)}
+            clarity = polysemanticity = np.full(len(latents), np.nan)
         else:
             top = top_lists(concepts, latents)
             shown = np.unique(top[top >= 0])
             embedded = embed_stored_images(
                 stores, shown, vision=towers.vision, files=images, batch_size=batch_size, on_progress=on_progress
             )
-            vectors, scores = score_images(embedded, np.where(top >= 0, np.searchsorted(shown, top), -1))
+            lists = np.where(top >= 0, np.searchsorted(shown, top), -1)
+            vectors, clarity, polysemanticity = score_images(embedded, lists)
         word, cosine, alignment = find_words(vectors, *texts)
-        part = {
+        columns = {
             "latent": latents, "method": np.full(len(latents), method, dtype=object),
-            "name": np.array(words, dtype=object)[word], "alignment": alignment, "cosine": cosine,
-            "clarity": scores["clarity"], "redundancy": redundancy(vectors),
-            "polysemanticity": scores["polysemanticity"],
+            "name": np.array(words, dtype=object)[word], "alignment": alignment, "cosine": cosine, "clarity": clarity,
+            "redundancy": redundancy(vectors), "polysemanticity": polysemanticity,
         }  # fmt: skip
-        for name, values in part.items():
-            columns.setdefault(name, []).append(values)
-    table = pa.table({name: np.concatenate(parts) for name, parts in columns.items()})
+        tables.append(pa.table(columns))
+    table = pa.concat_tables(tables).combine_chunks()
     facts = {
         "vocabulary": "general" if vocabulary is None else Path(vocabulary).name, "words": digest(list(words)),
         "template": text, "model_id": stores.model_id,
@@ -127,15 +125,15 @@ def embed_words(tower: TextTower, words: Sequence[str], template: str) -> tuple[
 def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.int64]:
     """The top images of some latents, strongest first: [n, n_top] stored positions, padded with -1."""
     top = concepts.top_images
-    lists = np.full((concepts.table.num_rows, int(concepts.artifact.settings["n_top"])), -1, dtype=np.int64)
+    lists = np.full((concepts.table.num_rows, concepts.config.n_top), -1, dtype=np.int64)
     lists[top["latent"].to_numpy(), top["rank"].to_numpy()] = top["image"].to_numpy()
     return lists[latents]
 
 
 def score_images(
     embedded: NDArray[np.float32], lists: NDArray[np.int64]
-) -> tuple[Tensor, dict[str, NDArray[np.float64]]]:
-    """Of each latent's top images: (mean embedding, a unit vector [F, E]; clarity and polysemanticity [F]).
+) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
+    """Of each latent's top images: the mean embedding (unit vectors [F, E]), clarity [F] and polysemanticity [F].
 
     Args:
         embedded: [I, E] unit vectors. lists: [F, n] rows of `embedded`, padded with -1.
@@ -151,8 +149,7 @@ def score_images(
         pairwise = (mean.square().sum(1) - 1 / count) * count / (count - 1)
         clarity.append(torch.where(count > 1, pairwise, torch.nan))
         polysemanticity.append(1 - _two_means(points, there > 0))
-    scores = {"clarity": torch.cat(clarity).numpy(), "polysemanticity": torch.cat(polysemanticity).numpy()}
-    return torch.cat(vectors), scores
+    return torch.cat(vectors), torch.cat(clarity).numpy(), torch.cat(polysemanticity).numpy()
 
 
 def _two_means(points: Tensor, there: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Questions about codes: one module a question.
+"""Questions about codes, with one module for each kind of question.
 
 The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
 """

@@ -1,22 +1,20 @@
 from .answer import answer_question, write_answer
 from .classes import query_class, query_firing, query_selection
-from .cofiring import CoFiring, co_fire, query_co_firing, sample_partners
+from .cofiring import co_fire, query_co_firing, sample_partners
 from .contact_sheet import draw_sheet
 from .entries import open_entries, read_entries
 from .groups import query_groups
-from .images import find_image, query_image, query_images
+from .images import query_image, query_images
 from .latents import query_counter_examples, query_latent, query_patches
 from .question import Question
 from .where import choose_images
 
 __all__ = [
-    "CoFiring",
     "Question",
     "answer_question",
     "choose_images",
     "co_fire",
     "draw_sheet",
-    "find_image",
     "open_entries",
     "query_class",
     "query_co_firing",

@@ -18,6 +18,7 @@ from actcache import SettingsError
 from actcache.artifacts import write_atomic
 from analysis.heat_maps import heat_maps
 from analysis.pictures import Pictures, draw_heat_map
+from analysis.query.images import find_image
 from analysis.query.latents import query_latent
 from saetrain import CodeStore
 
@@ -43,7 +44,7 @@ def draw_sheet(
     out: str | Path,
     *,
     latents: Sequence[int] = (),
-    images: Sequence[int] = (),
+    images: Sequence[int | str] = (),
     where: str | None = None,
     folder: str | Path | None = None,
     store: str | Path | None = None,
@@ -53,7 +54,7 @@ def draw_sheet(
     Args:
         answer: a table with a column `image` or `latent`. Images are shown under the heat map of each of `latents`.
             Latents are shown on each of `images`, or else on the images on which they fire most.
-        latents, images: the latents and images of the question.
+        latents, images: the latents and images (positions or uris) of the question.
         where: the condition of the question, for choosing the images of latents.
         folder: where the images are, if they moved. store: the activation store, if it moved.
 
@@ -61,7 +62,8 @@ def draw_sheet(
         SettingsError: the answer is empty, or the images cannot be found.
         ParentMismatchError: the images or the store are not those that the codes were made from.
     """
-    cells = choose_cells(codes, answer, latents=latents, images=images, where=where)
+    positions = [find_image(codes, image) for image in images]
+    cells = choose_cells(codes, answer, latents=latents, images=positions, where=where)
     if not cells:
         raise SettingsError("The answer is empty, so there is nothing to draw. Ask without --sheet.")
     source = Pictures(codes, images=folder, store=store)

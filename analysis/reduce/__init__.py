@@ -1,4 +1,4 @@
-"""Reductions over codes as dask tasks, one a shard.
+"""Reductions over codes as dask tasks, one per shard.
 
 The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
 """

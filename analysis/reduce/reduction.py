@@ -123,11 +123,7 @@ def _reduce_range(path: str, codes_id: str, latents: range, shared: tuple[Any, A
 
 
 def reduce_shards(
-    codes: CodeStore,
-    statistics: Mapping[str, Statistic],
-    *,
-    tau: float = 0.0,
-    on_progress: OnProgress | None = None,
+    codes: CodeStore, statistics: Mapping[str, Statistic], *, tau: float = 0.0, on_progress: OnProgress | None = None
 ) -> Values:
     """Compute several statistics in one pass; each shard is read, and its pairs are found, once.
 

@@ -58,7 +58,7 @@ def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -
             cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
             address = stack.enter_context(cluster)
         try:
-            # a client that is made the default stays it when it fails to connect
+            # not set_as_default: a client stays the default even if it could not connect
             client = Client(address, timeout=CONNECT_S, set_as_default=False)
             stack.enter_context(client)
             stack.enter_context(client.as_current())

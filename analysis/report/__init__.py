@@ -1,4 +1,4 @@
-"""The HTML report: its sections, its gallery, and the page they stand on.
+"""The HTML report: its sections, its gallery, and the page that holds them.
 
 The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
 """

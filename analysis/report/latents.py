@@ -1,10 +1,11 @@
-"""What a page shows of single latents: numbers, classes, strengths, places, neighbors, images. One `Portrait` a latent.
+"""What a page shows of each latent: numbers, classes, activation values, positions, neighbors and images.
 
-In: a ConceptTable, whole or of an older version, which lacks some files. Out: numbers and small pictures; the order is
-the gallery's. Only rows of shown latents are read.
+In: a ConceptTable; one of an older version may lack some files. Out: a `Portrait` for each latent in the gallery, in
+the same order. Only the rows of these latents are read.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ QUANTILES = {"10 %": "q10_activation", "median": "q50_activation", "90 %": "q90_
 
 
 class ClassShare(NamedTuple):
-    """Of the tokens above tau of a latent those on one class; and of that class's images those with such a token."""
+    """A class, its share of a latent's tokens above tau, and the number of its images that have such a token."""
 
     name: str
     share: float
@@ -33,7 +34,7 @@ class ClassShare(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What a latent does on CLS or on patches alone."""
+    """What a latent does on one kind of token, CLS or patches."""
 
     name: str
     density: float
@@ -42,7 +43,7 @@ class Kind(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where in the image a latent fires: a picture of the grid, and the patch that sees most."""
+    """Where in the image a latent fires: a picture of the grid, and the patch at which it fires on most images."""
 
     picture: bytes
     most: int
@@ -59,7 +60,7 @@ class Neighbor(NamedTuple):
 
 @dataclass(frozen=True)
 class Portrait:
-    """One latent. Numbers are the table's; None or empty: there is none. `origin` says where its name is from."""
+    """One latent, with numbers from the table. What is not known is None or empty. `origin` says who named it."""
 
     latent: int
     name: str
@@ -78,7 +79,7 @@ class Portrait:
 
     @property
     def words(self) -> str:
-        """What the page's search looks through."""
+        """The text that the page's search box looks through."""
         classes = [entry.name for entry in self.classes]
         return " ".join([str(self.latent), self.name, self.note, self.labels, *classes]).lower()
 
@@ -90,7 +91,7 @@ NUMBERS = (
 
 
 def make_portraits(concepts: ConceptTable) -> list[Portrait]:
-    """Of every latent in the gallery."""
+    """One portrait for every latent in the gallery."""
     shown = pc.unique(concepts.gallery["latent"]).to_pylist()
     names, own, origins = read_names(concepts), read_own_names(concepts), _origins(concepts)
     shots, labels, classes = _shots(concepts), _top_labels(concepts, shown), _class_shares(concepts, shown)
@@ -121,9 +122,9 @@ def make_portraits(concepts: ConceptTable) -> list[Portrait]:
 
 
 def missing_parts(concepts: ConceptTable) -> list[str]:
-    """What an older table does not hold, for people."""
+    """The names of parts that a table of an older version does not have."""
     parts = {"histogram.npy": "histograms of activation", "position_map.npy": "position maps"}
-    missing = [said for file, said in parts.items() if not _has(concepts, file)]
+    missing = [part for file, part in parts.items() if not _has(concepts, file)]
     if not _has(concepts, "nearest.npy") and "nearest" not in concepts.left_out:
         missing.append("nearest latents")
     if "label_std" not in concepts.table.column_names:
@@ -132,17 +133,17 @@ def missing_parts(concepts: ConceptTable) -> list[str]:
 
 
 def _has(concepts: ConceptTable, file: str) -> bool:
-    """Whether the seal lists a file; a file that is listed and gone is damage, which opening it reports."""
+    """Whether the seal lists a file. If a listed file is gone, that is damage, and opening the file reports it."""
     return file in concepts.summary["files"]
 
 
 def _origins(concepts: ConceptTable) -> dict[int, str]:
-    """How each computed name was found, and how far to trust it; the method that `read_names` takes comes last."""
+    """Where each computed name comes from, and its alignment, by the method that `read_names` prefers."""
     table = read_name_table(concepts)
     rows = [] if table is None else table.to_pylist()
-    said = {"images": "from its top images", "lens": "from its direction"}
+    origins = {"images": "from its top images", "lens": "from its direction"}
     return {
-        row["latent"]: f"{said.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
+        row["latent"]: f"{origins.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
         for method in reversed(METHODS)
         for row in rows
         if row["method"] == method
@@ -181,20 +182,18 @@ def _top_labels(concepts: ConceptTable, shown: list[int]) -> dict[int, str]:
 
 
 def _class_shares(concepts: ConceptTable, shown: list[int]) -> dict[int, list[ClassShare]]:
-    """Of each latent the classes it is above tau on, the largest share first."""
+    """For each latent, the classes on which it is above tau, largest share first."""
     counts = concepts.class_counts
     counts = counts.filter(pc.is_in(counts["latent"], value_set=pa.array(shown).cast(counts["latent"].type)))
-    lines: dict[int, list[dict[str, Any]]] = {}
-    for line in counts.to_pylist():
-        lines.setdefault(line["latent"], []).append(line)
-    shares = {}
-    for latent, mine in lines.items():
-        total = sum(line["n_tokens"] for line in mine)
-        mine.sort(key=lambda line: (-line["n_tokens"], line["label"]))
-        shares[latent] = [
-            ClassShare(line["label_name"] or str(line["label"]), line["n_tokens"] / total, line["n_images"])
-            for line in mine
-        ]
+    order = [("latent", "ascending"), ("n_tokens", "descending"), ("label", "ascending")]
+    totals: Counter[int] = Counter()
+    shares: dict[int, list[ClassShare]] = {}
+    rows = counts.sort_by(order).to_pylist()
+    for row in rows:
+        totals[row["latent"]] += row["n_tokens"]
+    for row in rows:
+        name, share = row["label_name"] or str(row["label"]), row["n_tokens"] / totals[row["latent"]]
+        shares.setdefault(row["latent"], []).append(ClassShare(name, share, row["n_images"]))
     return shares
 
 
@@ -218,11 +217,10 @@ def _places(concepts: ConceptTable, latent: int) -> Places | None:
     return Places(draw_position_map(counts), int(counts.max()), row, column) if counts.any() else None
 
 
-def _kinds(concepts: ConceptTable, row: dict[str, Any]) -> list[Kind]:
-    """CLS and patches, where both were encoded."""
+def _kinds(concepts: ConceptTable, row: Mapping[str, float]) -> list[Kind]:
+    """CLS and patches, if both were encoded."""
     kinds = {"CLS": "cls", "patches": "patch"}
-    quality = concepts.artifact.provenance["quality"]
-    if "cls_density" not in row or not all(kind in quality for kind in kinds.values()):
+    if "cls_density" not in row or not all(kind in concepts.quality for kind in kinds.values()):
         return []
     return [
         Kind(name, *(row[f"{kind}_{number}"] for number in ("density", "mean_activation", "max_activation")))
@@ -237,7 +235,7 @@ def _nearest(concepts: ConceptTable, latent: int, names: dict[int, str], shown: 
 
 
 def _number(value: Any) -> float | None:
-    """None for what is absent or does not exist."""
+    """The value, or None if it is missing or NaN."""
     return None if value is None or np.isnan(value) else value
 
 
@@ -245,13 +243,13 @@ WIDTH, HEIGHT, AXIS = 250, 58, 14
 
 
 def choose_bins(counts: NDArray[np.int64]) -> slice:
-    """The bins from the first to the last that any of some latents [n, B] uses: all are drawn on one axis."""
+    """The bins from the first to the last that any latent of counts [n, B] uses, so that all share one axis."""
     used = np.flatnonzero(counts.any(axis=0))
     return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, counts.shape[1])
 
 
 def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Markup:
-    """SVG of counts [B] over values; edges are [B + 1], the first possibly 0 and the last possibly infinite."""
+    """SVG histogram of counts [B] over values with edges [B + 1]; the first may be 0 and the last infinite."""
     n_bins = len(counts)
     if not counts.any():
         return Markup()
@@ -269,13 +267,13 @@ def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Mar
     )
     return trust(
         f'<svg class="strengths" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="histogram of activation">'
-        f"<title>tokens by activation, both logarithmic; the fullest bin has {int(counts.max()):,}</title>"
+        f"<title>tokens by activation, both axes logarithmic; the fullest bin has {int(counts.max()):,}</title>"
         f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="#dde3ea"/>{axis}</svg>'
     )
 
 
 def _ticks(edges: NDArray[np.float32], step: float) -> list[tuple[float, float, str]]:
-    """(value, x, anchor) of powers of ten, or of two where there are fewer than two of these."""
+    """(value, x, anchor) of ticks at powers of ten, or at powers of two if fewer than two powers of ten fit."""
     known = np.flatnonzero((edges > 0) & np.isfinite(edges))
     if len(known) < 2:
         return []

@@ -1,4 +1,4 @@
-"""The report's plots of all latents at once, and of training. In: a ConceptTable. Out: plots with a line under each."""
+"""The report's plots of all latents and of training. In: a ConceptTable. Out: plots, each with a caption."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def draw_overview(concepts: ConceptTable) -> list[Plot]:
 
 
 def draw_scatter(concepts: ConceptTable) -> Plot:
-    """Every latent that fired; a click on one that is in the gallery goes there."""
+    """Every latent that fired. A click on a latent that is in the gallery leads there."""
     from bokeh.models import ColorBar, ColumnDataSource, HoverTool, LinearColorMapper, OpenURL, TapTool
 
     table = concepts.table.filter(pc.greater(concepts.table["n_images"], 0))
@@ -32,7 +32,7 @@ def draw_scatter(concepts: ConceptTable) -> Plot:
         height=440,
         x_axis_type="log",
         y_axis_type="log",
-        x_axis_label="share of images it fires on",
+        x_axis_label="share of images on which it fires",
         y_axis_label="mean activation where it fires",
         tools="pan,wheel_zoom,box_zoom,reset,tap",
         output_backend="webgl",
@@ -46,9 +46,9 @@ def draw_scatter(concepts: ConceptTable) -> Plot:
         alpha=0.75,
     )
     shown = pc.is_in(table["latent"], value_set=pc.unique(concepts.gallery["latent"]))
-    ringed = ColumnDataSource(_points(table.filter(shown), entropy[shown.to_numpy(zero_copy_only=False)]))
+    in_gallery = ColumnDataSource(_points(table.filter(shown), entropy[shown.to_numpy(zero_copy_only=False)]))
     rings = plot.scatter(
-        "frequency", "mean", source=ringed, size=10, fill_alpha=0, line_color="#d1435b", line_width=1.2
+        "frequency", "mean", source=in_gallery, size=10, fill_alpha=0, line_color="#d1435b", line_width=1.2
     )
     tooltips = [
         ("latent", "@latent"),
@@ -64,8 +64,9 @@ def draw_scatter(concepts: ConceptTable) -> Plot:
     plot.add_layout(ColorBar(color_mapper=mapper, title="label entropy", width=14), "right")
     return finish_plot(
         plot,
-        "Each point is a latent. Right: on more images; up: stronger; dark: its top images share a label, gray: none "
-        "has one. A ring: it is in the gallery below; click it to go there.",
+        "Each point is a latent. Points to the right fire on more images; higher points fire more strongly. The top "
+        "images of a dark point share a label; those of a gray point have none. A latent with a ring is in the gallery "
+        "below: click it to go there.",
         "whole",
     )
 
@@ -73,23 +74,24 @@ def draw_scatter(concepts: ConceptTable) -> Plot:
 def draw_density(concepts: ConceptTable) -> Plot:
     density = concepts.table["density"].to_numpy()
     silent = int((density == 0).sum())
-    plot = _histogram(np.log10(density[density > 0]), "log10 share of tokens it fires on")
+    plot = _histogram(np.log10(density[density > 0]), "share of tokens on which it fires (log10)")
     return finish_plot(
         plot,
-        "How often latents fire. Good: one hill, with few at the right (on nearly every token: they carry what all "
-        f"images share). Silent on all of these images, and not in the plot: {silent:,} of {len(density):,}.",
+        "How often latents fire. A good dictionary has one peak and few latents at the far right, which fire on nearly "
+        f"every token and carry what all images share. {silent:,} of {len(density):,} latents fire on none of these "
+        "images and are not in the plot.",
         "third",
     )
 
 
 def draw_entropy(concepts: ConceptTable) -> list[Plot]:
-    """Nothing where no image has a label."""
+    """The distribution of label entropy; no plot if fewer than two labels occur."""
     entropy = concepts.table["label_entropy"].to_numpy()
     entropy = entropy[np.isfinite(entropy)]
     labels = pc.unique(concepts.images["label"].filter(pc.greater_equal(concepts.images["label"], 0)))
     if not len(entropy) or len(labels) < 2:
         return []
-    n_top = concepts.artifact.settings["n_top"]
+    n_top = concepts.config.n_top
     most = float(np.log(min(len(labels), n_top)))
     plot = _histogram(
         entropy, "label entropy of the top images", extent=(0, max(most, float(entropy.max()))), level=most
@@ -97,16 +99,16 @@ def draw_entropy(concepts: ConceptTable) -> list[Plot]:
     return [
         finish_plot(
             plot,
-            f"Left is specific: 0 means that the top images have one label; {most:.2f} (dashed) is what {n_top} top "
-            f"images spread evenly over {len(labels):,} labels would have. A latent may be a clean concept without "
-            "serving one class.",
+            f"Latents at the left are specific: 0 means that all top images have the same label. {most:.2f} (dashed) "
+            f"is the entropy of {n_top} top images spread evenly over {len(labels):,} labels. A latent can be a "
+            "clear concept without belonging to one class.",
             "third",
         )
     ]
 
 
 def draw_monosemanticity(concepts: ConceptTable) -> list[Plot]:
-    """Nothing where it was not computed."""
+    """The distribution of monosemanticity; no plot if it was not computed."""
     if "monosemanticity" not in concepts.table.column_names:
         return []
     scores = concepts.table["monosemanticity"].to_numpy()
@@ -115,13 +117,15 @@ def draw_monosemanticity(concepts: ConceptTable) -> list[Plot]:
         return []
     chance = mean_likeness(concepts)
     plot = _histogram(scores, "monosemanticity", level=chance)
-    dashed = "" if chance is None else f" Dashed, {chance:.2f}: images taken at random."
-    text = "Right is good: the images a latent fires on look alike to the image encoder (1: the same)."
+    dashed = "" if chance is None else f" The dashed line, {chance:.2f}, is what random images would score."
+    text = (
+        "Latents at the right are good: the images on which they fire look alike to the image encoder (1: identical)."
+    )
     return [finish_plot(plot, text + dashed, "third")]
 
 
 def mean_likeness(concepts: ConceptTable) -> float | None:
-    """Mean cosine of two images of the store, what monosemanticity is by chance; None where it is not known."""
+    """The mean cosine of two images, which is the monosemanticity to expect by chance; None if it is not known."""
     file = concepts.path / EMBEDDINGS_FILE
     if not file.is_file() or concepts.summary["n_images"] != concepts.images.num_rows:
         return None
@@ -131,17 +135,17 @@ def mean_likeness(concepts: ConceptTable) -> float | None:
 
 
 def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
-    """Loss, FVU, L0 and the share of dead latents by step; nothing without any."""
+    """Loss, FVU, L0 and the share of dead latents by training step; no plots if no curves were recorded."""
     from bokeh.models import NumeralTickFormatter
 
     if not curves:
         return []
     plots = []
     for name, title, scale, caption in (
-        ("loss", "loss", "log", "Good: it falls, then flattens."),
-        ("fvu", "FVU of the batch", "log", "Share of the variance that is not explained: lower is better."),
-        ("l0", "L0", "linear", "Active latents a token."),
-        ("dead", "dead", "linear", "Share of latents silent for long: lower is better."),
+        ("loss", "loss", "log", "It should fall, then level off."),
+        ("fvu", "FVU of the batch", "log", "The share of variance that is not explained. Lower is better."),
+        ("l0", "L0", "linear", "Active latents per token."),
+        ("dead", "dead", "linear", "The share of latents that have not fired for a long time. Lower is better."),
     ):
         plot = start_plot(title, height=220, x_axis_label="step", y_axis_type=scale, tools="", toolbar_location=None)
         plot.line(curves["step"], curves[name], color=BAR, line_width=1.5)
@@ -156,7 +160,7 @@ def _histogram(
     values: NDArray[np.floating[Any]], label: str, *, extent: tuple[float, float] | None = None,
     level: float | None = None,
 ) -> Any:  # fmt: skip
-    """Latents by a number; `level` is a dashed line across."""
+    """A histogram of latents by some number; `level` is the place of a dashed line."""
     from bokeh.models import Span
 
     counts, edges = np.histogram(values, bins=N_BINS, range=extent)
@@ -171,7 +175,7 @@ def _histogram(
     return plot
 
 
-def _points(table: pa.Table, entropy: NDArray[np.float64]) -> dict[str, Any]:
+def _points(table: pa.Table, entropy: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     columns = {"frequency": "image_frequency", "mean": "mean_activation", "maximum": "max_activation"}
-    numbers = {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}  # half the page
+    numbers = {name: table[column].to_numpy().astype(np.float32) for name, column in columns.items()}
     return {"latent": table["latent"].to_numpy().astype(np.int32), "entropy": entropy.astype(np.float32), **numbers}

@@ -1,7 +1,7 @@
-"""What the HTML pages share: templates, bokeh's script inside the page, plots and pictures as text. No network.
+"""What the HTML pages share: templates, plots, and everything embedded, so that a page needs no network.
 
-In: a template beside this file and its fields. Out: one HTML file. Fields are escaped; HTML that we or bokeh wrote is
-marked by `trust`.
+In: a template and its fields. Out: one HTML file. Fields are escaped, unless `trust` marks them as HTML that we or
+bokeh wrote.
 """
 
 import base64
@@ -18,7 +18,7 @@ BLUE, RED, GREEN, GOLD, PURPLE, GRAY = "#0b6bcb", "#d1435b", "#2a9d5c", "#b07d12
 
 
 class Plot(NamedTuple):
-    """A plot, one line on how to read it, and its share of the page's width: `small`, `third`, `half` or `whole`."""
+    """A plot, a caption on how to read it, and its share of the page's width: `small`, `third`, `half` or `whole`."""
 
     html: Markup
     caption: str
@@ -29,9 +29,9 @@ class Section(NamedTuple):
     """A part of a page.
 
     Attributes:
-        text: what is shown, for people.
-        rows: a table, the first line its head; empty: none.
-        more: HTML behind the plots and the table.
+        text: a paragraph on what is shown.
+        rows: a table, whose first row is the header; none if empty.
+        more: HTML that follows the plots and the table.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Section(NamedTuple):
 
 
 def write_page(out: str | Path, template: str, **fields: Any) -> Path:
-    """Fill a template and write it. An existing file is replaced."""
+    """Fill a template and write the page. An existing file is replaced."""
     from bokeh.resources import Resources
 
     script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
@@ -53,7 +53,7 @@ def write_page(out: str | Path, template: str, **fields: Any) -> Path:
 
 
 def fill(template: str, **fields: Any) -> Markup:
-    """A template with its fields; text that is no `Markup` is escaped."""
+    """Fill a template with fields. Text that is not `Markup` is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -66,14 +66,14 @@ def fill(template: str, **fields: Any) -> Markup:
 
 
 def share_pictures(page: str) -> str:
-    """Keep each JPEG once: the images that show it again name the first, and the page's script gives them its source.
+    """Keep each JPEG once. An image that shows it again names the first one, and the page's script copies its source.
 
-    A set of 500 images fills a gallery of 800: the page halves.
+    A gallery of 800 pictures may come from only 500 images; this halves the page.
     """
     numbers: dict[str, int] = {}
 
-    def share(found: re.Match[str]) -> str:
-        picture = found[1]
+    def share(match: re.Match[str]) -> str:
+        picture = match[1]
         if picture in numbers:
             return f'data-copy="{numbers[picture]}"'
         numbers[picture] = len(numbers)
@@ -92,7 +92,7 @@ def trust(html: str) -> Markup:
 
 
 def start_plot(title: str = "", **options: Any) -> Any:
-    """An empty bokeh figure as wide as its place."""
+    """An empty bokeh figure that fills the width of its place."""
     from bokeh.plotting import figure
 
     plot = figure(
@@ -105,7 +105,7 @@ def start_plot(title: str = "", **options: Any) -> Any:
 
 
 def finish_plot(plot: Any, caption: str = "", size: str = "half") -> Plot:
-    """Put the legend below, where it covers nothing, and make HTML of the figure."""
+    """Put the legend below the figure, where it covers nothing, and turn the figure into HTML."""
     from bokeh.embed import components
 
     if plot.legend:
@@ -125,7 +125,7 @@ def draw_line(
     plot: Any, points: list[tuple[float, float, float, float]], color: str, title: str, *, dash: str = "solid",
     width: float = 2, alpha: float = 1.0,
 ) -> None:  # fmt: skip
-    """points: (x, y, low, high); a single one is a mark with a bar."""
+    """Draw a line with a band. points: (x, y, low, high); a single point gets an error bar instead."""
     if not points:
         return
     x, y, low, high = (list(column) for column in zip(*sorted(points), strict=True))
@@ -138,6 +138,6 @@ def draw_line(
 
 
 def draw_level(plot: Any, y: float, style: str, title: str, color: str = GRAY) -> None:
-    """A line across the plot, within its range; `title` shows under the mouse."""
+    """Draw a horizontal line across the plot. `title` is shown under the mouse."""
     source = {"y": [y], "x": ["any"]}
     plot.hspan("y", source=source, line_color=color, line_dash=style, line_width=1.2, name=title)

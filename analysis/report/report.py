@@ -13,11 +13,11 @@ from analysis.report.sections import draw_sections
 
 
 class Column(NamedTuple):
-    """Of the list of latents.
+    """A column of the list of latents.
 
     Attributes:
-        of: the value to sort by; None where there is none.
-        form: of a number, as `format` takes it.
+        of: gets the value to sort by; None if a latent has none.
+        form: the format of a number, as `format` takes it.
     """
 
     title: str
@@ -25,28 +25,29 @@ class Column(NamedTuple):
     form: str = ""
     text: bool = False
 
-    def say(self, value: Any) -> str:
+    def show(self, value: Any) -> str:
         return "" if value is None else format(value, self.form)
 
 
 def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, results: Sequence[str | Path] = ()) -> Path:
     """Write the page and return its path. An existing file is replaced.
 
-    Shows: held-out quality, the curves of training, all latents at once, and the gallery: each latent's top images with
-    heat maps, numbers, histogram, position map, classes and nearest latents, with names where there are any; a list
-    that sorts and searches it; before the gallery a section for each of `results`.
+    The page shows the quality on held-out images, the training curves, plots of all latents, a section for each of
+    `results`, and the gallery. The gallery has a list that sorts and searches it. For each latent it shows the name (if
+    there is one), top images with heat maps, numbers, a histogram, a position map, classes and nearest latents.
 
     Args:
         results: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
 
     Raises:
-        SettingsError: `out` does not end in .html. SettingsError, SchemaError: a file that is no such result.
+        SettingsError: `out` does not end in .html, or a result file does not exist.
+        SchemaError: a file is not such a result.
     """
-    if Path(out).suffix.lower() not in (".html", ".htm"):  # it replaces what is there: nobody's data by mistake
+    if Path(out).suffix.lower() not in (".html", ".htm"):  # a mistyped name must not replace data
         raise SettingsError(f"{out} does not end in .html. Give the name of the page, e.g. report.html.")
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     rows, columns = concepts.grid
-    sae, source = concepts.artifact.provenance["sae"], concepts.artifact.provenance["source"]
+    sae, source = concepts.sae, concepts.source
     latents = make_portraits(concepts)
     return write_page(
         out,
@@ -65,13 +66,13 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
         columns=_columns(latents),
         missing=missing_parts(concepts),
         pictures=concepts.artifact.settings["pictures"],
-        tau=concepts.artifact.settings["tau"],
+        tau=concepts.config.tau,
         aspect=f"{columns} / {rows}",
     )
 
 
 def _columns(latents: Sequence[Portrait]) -> list[Column]:
-    """Those that hold something."""
+    """The columns in which some latent has a value."""
 
     def number(name: str) -> Callable[[Portrait], Any]:
         return lambda latent: latent.numbers[name]
@@ -92,23 +93,24 @@ def _columns(latents: Sequence[Portrait]) -> list[Column]:
 
 
 def _cards(concepts: ConceptTable) -> list[dict[str, str]]:
-    quality, summary = concepts.artifact.provenance["quality"], concepts.summary
-    tokens = next(kind for kind in ("all", "patch", "cls") if kind in quality)
+    dead, summary = concepts.artifact.provenance["quality"]["dead"], concepts.summary
+    quality = next(concepts.quality[kind] for kind in ("all", "patch", "cls") if kind in concepts.quality)
     n_latents = concepts.table.num_rows
     return [
         {"name": "images", "value": f"{summary['n_images']:,}"},
         {"name": "tokens", "value": f"{summary['n_tokens']:,}"},
         {"name": "latents that fired", "value": f"{summary['n_alive']:,} of {n_latents:,}"},
-        {"name": "held-out FVU", "value": f"{quality[tokens]['fvu']:.3f}"},
-        {"name": "L0", "value": f"{quality[tokens]['l0']:.1f}"},
-        {"name": "dead after training", "value": f"{100 * quality['dead']:.1f} %"},
+        {"name": "held-out FVU", "value": f"{quality['fvu']:.3f}"},
+        {"name": "L0", "value": f"{quality['l0']:.1f}"},
+        {"name": "dead after training", "value": f"{100 * dead:.1f} %"},
     ]
 
 
 def _quality(concepts: ConceptTable) -> list[list[str]]:
-    quality = concepts.artifact.provenance["quality"]
-    kinds = [(kind, quality[kind]) for kind in ("all", "cls", "patch") if kind in quality]
     return [
         ["tokens", "FVU", "L0", "cosine"],
-        *([kind, f"{q['fvu']:.4f}", f"{q['l0']:.1f}", f"{q['cosine']:.4f}"] for kind, q in kinds),
+        *(
+            [kind, f"{quality['fvu']:.4f}", f"{quality['l0']:.1f}", f"{quality['cosine']:.4f}"]
+            for kind, quality in concepts.quality.items()
+        ),
     ]

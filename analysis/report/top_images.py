@@ -1,6 +1,7 @@
-"""A latent's top images with heat maps, of latents that the gallery does not keep. In: concept tables of one set of
-images. Pictures are looked for in the galleries, then among the images themselves; heat maps in the gallery, then in
-the codes. What is nowhere at hand is left out.
+"""The top images of any latent with heat maps, even if the gallery does not hold it.
+
+In: concept tables of the same images. Pictures are taken from the galleries or, failing that, from the images
+themselves; heat maps come from the codes or, failing that, from the gallery. What cannot be found is left out.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from analysis.pictures import Pictures, draw_heat_map
 
 
 class Shot(NamedTuple):
-    """An image under a latent's heat map; b"" for a picture or map that is not at hand."""
+    """An image under a latent's heat map. A picture or heat map that is not available is b""."""
 
     uri: str
     label: str
@@ -28,7 +29,7 @@ class Shot(NamedTuple):
 
 
 class TopShots:
-    """Top images of latents, from one or several tables of the same images; what was opened is kept."""
+    """The top images of latents, from one or several tables of the same images. Opened files and pictures are kept."""
 
     def __init__(self, tables: Mapping[str, ConceptTable]) -> None:
         self.tables = tables
@@ -37,7 +38,7 @@ class TopShots:
         self._picture = cache(self._find_picture)
 
     def of(self, name: str, latent: int, n: int) -> list[Shot]:
-        """The n images that a latent fires on most in a table; nothing without that table."""
+        """The n images on which a latent fires most in one of the tables; none if that table is missing."""
         table = self.tables.get(name)
         if table is None:
             return []
@@ -69,6 +70,6 @@ class TopShots:
         for pictures in self._pictures:
             try:
                 return pictures.thumbnail(image)
-            except (SettingsError, ParentMismatchError, ImageSourceError):  # gone, or others lie there by now
+            except (SettingsError, ParentMismatchError, ImageSourceError):  # gone or replaced
                 continue
         return b""

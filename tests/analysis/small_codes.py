@@ -1,5 +1,5 @@
-"""Small CodeStores made of a dense array: what encode() would have written, cut anywhere; and tasks for dask's workers,
-which cannot import a test."""
+"""Small CodeStores made from a dense array, as encode() would write them, with any cut into shards; and tasks for
+dask's workers, which cannot import a test."""
 
 import os
 import time
@@ -93,7 +93,7 @@ def which_process(codes: CodeStore, shard: int, *shared: object) -> int:
 
 
 def dawdle(piece: Piece, *, folder: str) -> int:
-    """Says which process has shard 5, and keeps it there until its killer has seen it."""
+    """Records which process has shard 5, and waits there until the test has seen it."""
     first = Path(folder) / "first"
     if piece.shard == 5 and not first.exists():
         first.write_text(str(os.getpid()))
@@ -101,5 +101,5 @@ def dawdle(piece: Piece, *, folder: str) -> int:
     return 1
 
 
-def keep(codes: CodeStore, latents: range, found: dict[str, object]) -> dict[str, object]:
-    return found
+def keep(codes: CodeStore, latents: range, statistics: dict[str, object]) -> dict[str, object]:
+    return statistics

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
+from analysis.comparison.overlap import compare_counts, group_latents, improvement_rate, jaccard, rank_biased_overlap
 
 lists = st.lists(st.integers(0, 12), unique=True, min_size=1, max_size=8)
 

@@ -74,7 +74,7 @@ def test_class_counts_equal_equation_5(tmp_path: Path, tiny_codes: Path) -> None
     assert {(row["label_name"], row["latent"]): (row["n_tokens"], row["n_images"]) for row in counts} == expected
 
 
-def test_label_spread_is_that_of_the_shares() -> None:
+def test_label_spread_is_computed_from_shares() -> None:
     labels = np.array([0, 1, 2, 6])
     mass = np.array([[3.0, 3, 0, 0], [0, 0, 0, 0], [6, 0, 0, 0], [0, 0, 1, 3]])
     entropy, deviation = label_spread(mass, labels)
@@ -143,10 +143,10 @@ def test_merging_does_not_depend_on_the_cut(
 @example(values=[1.0], tau=-0.0)
 @example(values=[1.0], tau=-(2.0**-149))
 @example(values=[1.0], tau=1e6)
-def test_a_token_counts_above_tau_only(values: list[float], tau: float | None) -> None:
-    """Also where an activation is tau itself."""
+def test_a_token_counts_only_above_tau(values: list[float], tau: float | None) -> None:
+    """An activation that equals tau does not count."""
     value = np.array(values, dtype=np.float16)
     limit = values[0] if tau is None else tau
     entries = LatentCodes(np.array([0, len(value)]), np.arange(len(value), dtype=np.uint32), value)
-    found = find_pairs(entries, 1, tau=limit).n_above
-    assert found.tolist() == (value.astype(np.float32) > np.float32(limit)).astype(int).tolist()
+    n_above = find_pairs(entries, 1, tau=limit).n_above
+    assert n_above.tolist() == (value.astype(np.float32) > np.float32(limit)).astype(int).tolist()

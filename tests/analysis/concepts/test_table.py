@@ -1,4 +1,4 @@
-"""analyze(): the table knows its parents, keeps the pictures it shows, and refuses what does not belong together."""
+"""analyze(): the table knows its parents, keeps the pictures it shows, and refuses parents that do not match."""
 
 import shutil
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_thumbnails_show_what_the_model_saw(concepts: ConceptTable, tiny_images:
     assert abs(shown.mean((0, 1)) - original.mean((0, 1))).max() < 6  # JPEG
 
 
-def test_heat_maps_hold_the_latents_values(tiny_codes: Path, concepts: ConceptTable) -> None:
+def test_heat_maps_hold_the_values_of_the_latent(tiny_codes: Path, concepts: ConceptTable) -> None:
     codes = CodeStore.open(tiny_codes)
     line = concepts.gallery.to_pylist()[0]
     heat = heat_maps(codes, line["latent"], np.array([line["image"]]))[0]
@@ -75,7 +75,7 @@ def test_other_images_are_refused(tmp_path: Path, tiny_codes: Path, tiny_images:
         analyze(tiny_codes, tmp_path / "x.concepts", images=folder)
 
 
-def test_wrong_numbers_are_refused(tmp_path: Path, tiny_codes: Path) -> None:
+def test_settings_out_of_range_are_refused(tmp_path: Path, tiny_codes: Path) -> None:
     with pytest.raises(SettingsError, match="--n-top"):
         analyze(tiny_codes, tmp_path / "x", config=AnalyzeConfig(n_top=0))
     with pytest.raises(SettingsError, match="--score"):
@@ -99,11 +99,11 @@ def test_queries_equal_a_dense_computation(tiny_codes: Path) -> None:
         row, value = codes.read_latent(latent)
         rows.reshape(-1, codes.n_latents)[row, latent] = value
     image = 37
-    found = query_image(codes, image, n_top=5).to_pylist()
+    answer = query_image(codes, image, n_top=5).to_pylist()
     mean = rows[image].mean(0)
-    np.testing.assert_allclose([row["score"] for row in found], np.sort(mean)[::-1][:5], rtol=1e-12)
-    assert found[0]["n_tokens"] == (rows[image, :, found[0]["latent"]] > 0).sum()
-    assert query_image(codes, codes.images["uri"][image].as_py(), n_top=5).to_pylist() == found
+    np.testing.assert_allclose([row["score"] for row in answer], np.sort(mean)[::-1][:5], rtol=1e-12)
+    assert answer[0]["n_tokens"] == (rows[image, :, answer[0]["latent"]] > 0).sum()
+    assert query_image(codes, codes.images["uri"][image].as_py(), n_top=5).to_pylist() == answer
     mine = np.asarray(codes.images["label"]) == 1
     counts = (rows[mine] > 0.2).sum((0, 1))
     best = query_class(codes, "class1", n_top=4).to_pylist()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, nnls
 
 from actcache import ParentMismatchError, SettingsError, open_stores
-from analysis import inspect_dictionaries, match_latents
-from analysis.dictionary.inspection import measure_coherence, sample_tokens
+from analysis import inspect_dictionaries
+from analysis.dictionary.inspection import match_latents, measure_coherence, sample_tokens
 from analysis.dictionary.pursuit import pursue, refit
 from saetrain import Run, SAEConfig, TrainConfig, train
 

@@ -21,8 +21,9 @@ import cli
 from actcache import SettingsError
 from actcache.preprocess import Preprocess
 from actcache.sources import resize_image, resize_mask
-from analysis import heat_maps, localize, read_masks, score_latents
-from analysis.localization.scores import average_precision, choose_threshold, mean_iou
+from analysis import heat_maps, localize
+from analysis.localization.pixel_masks import read_masks
+from analysis.localization.scores import average_precision, choose_threshold, mean_iou, score_latents
 from saetrain import CodeStore
 
 

@@ -16,17 +16,9 @@ from torch.nn import functional as F
 
 from actcache import ActivationStore, CorruptError, ParentMismatchError, SettingsError, extract, verify
 from actcache.prompts import open_towers
-from analysis import (
-    AnalyzeConfig,
-    ConceptTable,
-    analyze,
-    embed_stored_images,
-    name_latents,
-    read_name_table,
-    read_names,
-    set_name,
-)
-from analysis.naming.files import NAMES_FILE, NOTES, OWN_FILE
+from analysis import AnalyzeConfig, ConceptTable, analyze, name_latents, read_names, set_name
+from analysis.classifier.embeddings import embed_stored_images
+from analysis.naming.files import NAMES_FILE, NOTES, OWN_FILE, read_name_table
 from analysis.naming.naming import redundancy, score_images
 from analysis.naming.vocabulary import VOCABULARY, read_vocabulary
 from saetrain import encode
@@ -58,7 +50,7 @@ def embed_plainly(clip: Any, texts: list[str]) -> NDArray[np.float64]:
 def test_names_and_scores_equal_a_plain_computation(
     concepts: Path, words: Path, plain_clip: Any, full_forward: Callable[..., Any], middle_run: Path
 ) -> None:
-    found = name_latents(concepts, vocabulary=words, device="cpu")
+    named = name_latents(concepts, vocabulary=words, device="cpu")
     table = ConceptTable.open(concepts)
     images = full_forward(table.images["uri"].to_pylist()).astype(np.float64)
     texts, empty = embed_plainly(plain_clip, list(WORDS)), embed_plainly(plain_clip, [""])[0]
@@ -70,7 +62,7 @@ def test_names_and_scores_equal_a_plain_computation(
     lens = F.normalize(visual.ln_post(decoder) @ visual.proj, dim=1).detach().double().numpy()
     vectors = {latent: images[top[latent]].mean(0) for latent in top}
     vectors = {latent: vector / np.linalg.norm(vector) for latent, vector in vectors.items()}
-    rows = {(row["method"], row["latent"]): row for row in found.to_pylist()}
+    rows = {(row["method"], row["latent"]): row for row in named.to_pylist()}
     assert {latent for method, latent in rows if method == "images"} == set(top)
     assert len(rows) == 2 * len(top)
     for latent in top:
@@ -98,22 +90,23 @@ def load(run: Path) -> dict[str, Any]:
     return load_file(run / "sae.safetensors")
 
 
-def test_two_clusters_are_told_from_one() -> None:
+def test_two_clusters_are_distinguished_from_one() -> None:
     rng = np.random.default_rng(0)
     one, other = np.eye(8)[0], np.eye(8)[1]
     near = [one + 0.01 * rng.normal(size=8) for _ in range(4)] + [other + 0.01 * rng.normal(size=8) for _ in range(3)]
     points = np.array([p / np.linalg.norm(p) for p in near], dtype=np.float32)
     lists = np.array([[0, 4, 1, 5, 2, 6], [0, 1, 2, 3, -1, -1], [3, -1, -1, -1, -1, -1]])
-    _, scores = score_images(points, lists)
+    _, clarity, polysemanticity = score_images(points, lists)
     centers = points[[0, 1, 2]].mean(0), points[[4, 5, 6]].mean(0)
     apart = 1 - centers[0] @ centers[1] / np.linalg.norm(centers[0]) / np.linalg.norm(centers[1])
-    assert scores["polysemanticity"][0] == pytest.approx(apart, abs=1e-6)
-    assert scores["polysemanticity"][1] < 0.01
-    assert np.isnan(scores["polysemanticity"][2])
+    assert polysemanticity[0] == pytest.approx(apart, abs=1e-6)
+    assert polysemanticity[1] < 0.01
+    assert clarity[0] < 0.6 < 0.99 < clarity[1]
+    assert np.isnan(polysemanticity[2])
     assert np.isnan(redundancy(torch.ones(1, 3))).all()
 
 
-def test_embeddings_from_the_cache_are_those_of_the_files(middle_store: Path, tiny_images: Path) -> None:
+def test_embeddings_from_the_cache_equal_those_from_the_files(middle_store: Path, tiny_images: Path) -> None:
     store = ActivationStore.open(middle_store)
     vision = open_towers(store.artifact, device="cpu").vision
     images = np.array([70, 3, 11])
@@ -130,7 +123,7 @@ def test_a_persons_names_come_first_and_stay(concepts: Path, words: Path) -> Non
     images = {
         r["latent"]: r["name"] for r in (read_name_table(table) or table.table).to_pylist() if r["method"] == "images"
     }
-    assert computed == images  # before the direction's
+    assert computed == images  # the top images come before the direction
     set_name(table, first, name="red stripes", note="see image 12")
     set_name(table, second, note="only a note")
     sealed = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in table.path.rglob("*.parquet")}
@@ -141,7 +134,7 @@ def test_a_persons_names_come_first_and_stay(concepts: Path, words: Path) -> Non
     assert read_names(concepts)[second] == computed_by(table, "lens")[second]
     changed = {f for f, digest in sealed.items() if hashlib.sha256(f.read_bytes()).hexdigest() != digest}
     assert changed == {table.path / NOTES / NAMES_FILE}
-    assert verify(concepts).ok  # names lie beside the seal
+    assert verify(concepts).ok  # names are not sealed
     set_name(table, first, name="")
     assert read_names(table)[first] == computed_by(table, "lens")[first]
     facts = json.loads(pq.read_schema(table.path / NOTES / NAMES_FILE).metadata[b"naming"])
@@ -150,12 +143,12 @@ def test_a_persons_names_come_first_and_stay(concepts: Path, words: Path) -> Non
 
 
 def computed_by(table: ConceptTable, method: str) -> dict[int, str]:
-    found = read_name_table(table)
-    assert found is not None
-    return {row["latent"]: row["name"] for row in found.to_pylist() if row["method"] == method}
+    named = read_name_table(table)
+    assert named is not None
+    return {row["latent"]: row["name"] for row in named.to_pylist() if row["method"] == method}
 
 
-def test_the_general_vocabulary_is_sound() -> None:
+def test_the_general_vocabulary_can_be_read_whole() -> None:
     words = read_vocabulary()
     assert len(words) == len({word.casefold() for word in words}) > 500
     assert VOCABULARY.read_text().isprintable() is False
@@ -177,7 +170,7 @@ def test_a_bad_vocabulary_is_refused(concepts: Path, tmp_path: Path, text: str, 
         name_latents(concepts, vocabulary=tmp_path / "bad.txt", device="cpu")
 
 
-def test_bad_input_is_told_what_to_do(
+def test_errors_say_what_to_do(
     concepts: Path, words: Path, tmp_path: Path, tiny_codes: Path, tiny_run: Path, tiny_images: Path,
     tiny_model: dict[str, str],
 ) -> None:  # fmt: skip

@@ -40,12 +40,12 @@ def jaccard_of(fires: Counts) -> NDArray[np.float64]:
 
 def test_counts_of_chosen_latents_are_the_product(table_codes: CodeStore, fires: Counts) -> None:
     latents = [*np.argsort(-fires.sum(0))[:4].tolist(), int(fires.sum(0).argmin())]
-    found = co_fire(table_codes, latents)
-    np.testing.assert_array_equal(found.both, (fires.T @ fires)[latents])
-    np.testing.assert_array_equal(found.n_fired, fires.sum(0))
+    counted = co_fire(table_codes, latents)
+    np.testing.assert_array_equal(counted.both, (fires.T @ fires)[latents])
+    np.testing.assert_array_equal(counted.n_fired, fires.sum(0))
     expected = jaccard_of(fires)[latents]
     others = expected >= 0
-    np.testing.assert_allclose(found.jaccard()[others], expected[others], rtol=1e-12)
+    np.testing.assert_allclose(counted.jaccard()[others], expected[others], rtol=1e-12)
 
 
 def test_the_answer_is_sorted_by_jaccard(table_codes: CodeStore, fires: Counts) -> None:
@@ -57,8 +57,8 @@ def test_the_answer_is_sorted_by_jaccard(table_codes: CodeStore, fires: Counts) 
         np.testing.assert_allclose(top["share"], np.asarray(top["n_tokens"]) / fires.sum(0)[latent], rtol=1e-12)
 
 
-def test_each_latent_is_counted_once_a_shard(table_codes: CodeStore) -> None:
-    """Of two latents no more is read than of each alone, less the counts of all latents, which are read once."""
+def test_each_latent_is_counted_once_per_shard(table_codes: CodeStore) -> None:
+    """Two latents read as much as each of them alone, but the counts of all latents are read only once."""
 
     def read(latents: list[int]) -> int:
         codes = CodeStore.open(table_codes.path)
@@ -85,7 +85,7 @@ def test_partners_are_the_highest_of_the_dense_product_over_the_sampled_tokens(
     assert 4 not in rows // 7
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis.query.cofiring, "TASK_PAIRS", 5 if small else 1 << 20)  # many tasks, and many slices
-        found = sample_partners(codes, n_tokens=n_sample, seed=7, n_partners=3)
+        counted = sample_partners(codes, n_tokens=n_sample, seed=7, n_partners=3)
     fires = (dense.reshape(-1, 11)[rows] > 0).astype(np.int64)
     both, jaccard = fires.T @ fires, jaccard_of(fires)
     expected = []
@@ -94,10 +94,10 @@ def test_partners_are_the_highest_of_the_dense_product_over_the_sampled_tokens(
         for rank, other in enumerate(order):
             share = both[latent, other] / fires[:, latent].sum()
             expected.append((latent, rank, other, both[latent, other], share, jaccard[latent, other], len(rows)))
-    assert [tuple(row.values()) for row in found.to_pylist()] == expected
+    assert [tuple(row.values()) for row in counted.to_pylist()] == expected
 
 
-def test_a_sample_is_that_of_its_seed_however_the_images_are_cut(tmp_path: Path) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_the_shards(tmp_path: Path) -> None:
     dense = np.ones((12, 3, 2), np.float16)
     one, many = (write_codes(tmp_path / f"{len(cut)}.codes", dense, cut) for cut in ([12], [5, 4, 3]))
     np.testing.assert_array_equal(sample_rows(one, 10, 3), sample_rows(many, 10, 3))
@@ -118,7 +118,7 @@ def test_all_latents_from_the_command_line(tmp_path: Path, tiny_codes: Path) -> 
     assert wrong.exit_code == 2
 
 
-def test_wrong_questions(table_codes: CodeStore) -> None:
+def test_wrong_questions_are_refused(table_codes: CodeStore) -> None:
     for latents in ([64], [3, -1], []):
         with pytest.raises(SettingsError, match=r"0\.\.63"):
             co_fire(table_codes, latents)

@@ -48,7 +48,7 @@ def test_a_cell_is_the_image_where_the_latent_is_strongest_and_dark_where_it_is_
             assert ratio == pytest.approx(1 - 215 / 255 * 0.8 * (1 - np.sqrt(share)), abs=0.03)
 
 
-def test_what_is_shown_of_each_kind_of_answer(codes: CodeStore) -> None:
+def test_each_kind_of_answer_has_its_cells(codes: CodeStore) -> None:
     latents = query_class(codes, "class0", n_top=3)
     cells = choose_cells(codes, latents, where="label == 0")
     assert [cell.latent for cell in cells if cell.row == 1] == [latents["latent"][1].as_py()] * 6
@@ -66,7 +66,7 @@ def test_what_is_shown_of_each_kind_of_answer(codes: CodeStore) -> None:
     assert {cell.image for cell in cells if cell.row % 2} == {9}
 
 
-def test_masks_of_a_latent_are_where_its_upsampled_map_is_above(codes: CodeStore) -> None:
+def test_a_latent_mask_is_where_the_upsampled_heat_map_exceeds_the_threshold(codes: CodeStore) -> None:
     latent = query_class(codes, "class0")["latent"][0].as_py()
     images = np.array([4, 0, 31])
     maps = heat_maps(codes, latent, images)
@@ -102,7 +102,7 @@ def test_another_store_or_other_images_are_refused(
         draw_sheet(codes, answer, tmp_path / "a.png", images=[0], folder=folder)
 
 
-def test_nothing_to_draw_is_an_error(tmp_path: Path, codes: CodeStore) -> None:
+def test_an_empty_answer_cannot_be_drawn(tmp_path: Path, codes: CodeStore) -> None:
     with pytest.raises(SettingsError, match="The answer is empty"):
         draw_sheet(codes, query_latent(codes, 0).slice(0, 0), tmp_path / "a.png", latents=[0])
 

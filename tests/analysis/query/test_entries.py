@@ -1,4 +1,4 @@
-"""Entries as a dask dataframe: one partition a shard, joined with the image table, computed when asked."""
+"""Entries as a dask dataframe: one partition per shard, joined with the image table, read when computed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,15 +19,15 @@ def test_every_entry_is_there_with_its_image(
     dense = dense_values(table_codes)
     frame = open_entries(table_codes, columns=["domain", "weight", "label_name"])
     assert frame.npartitions == table_codes.n_shards
-    found = frame.compute()
-    assert len(found) == (dense > 0).sum() == table_codes.n_entries
-    np.testing.assert_allclose(found["value"], dense[found["image"], found["token"], found["latent"]])
+    computed = frame.compute()
+    assert len(computed) == (dense > 0).sum() == table_codes.n_entries
+    np.testing.assert_allclose(computed["value"], dense[computed["image"], computed["token"], computed["latent"]])
     for name in ("domain", "weight", "label_name"):
         column = np.array(table_codes.images[name].to_pylist())
-        assert (found[name].to_numpy() == column[found["image"]]).all()
+        assert (computed[name].to_numpy() == column[computed["image"]]).all()
 
 
-def test_a_user_computes_what_no_query_answers(
+def test_a_user_can_compute_what_no_query_answers(
     table_codes: CodeStore, dense_values: Callable[[CodeStore], NDArray[np.float64]]
 ) -> None:
     dense = dense_values(table_codes)
@@ -40,7 +40,7 @@ def test_a_user_computes_what_no_query_answers(
         assert mean[name] == pytest.approx(values[values > 0].mean(), rel=1e-5)
 
 
-def test_the_same_as_arrow_tables_without_pandas(table_codes: CodeStore) -> None:
+def test_arrow_tables_hold_the_same_without_pandas(table_codes: CodeStore) -> None:
     tables = dask.compute(*map_shards(table_codes, partial(read_entries, columns=["weight"])))
     assert [table.num_rows for table in tables] == [
         len(table_codes.read_shard(i).value) for i in range(table_codes.n_shards)

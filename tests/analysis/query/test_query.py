@@ -1,4 +1,4 @@
-"""Answers equal a dense computation, read no more than they need, and wrong questions are told what is there."""
+"""Answers equal a dense computation and read no more than they need; errors say what there is to ask for."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +24,8 @@ from analysis import (
     query_latent,
     query_patches,
     query_selection,
-    write_answer,
 )
-from analysis.query.answer import parse_at
+from analysis.query.answer import parse_at, write_answer
 from analysis.query.groups import adjust_p, contrast_groups
 from analysis.query.question import Question, parse_latents
 from saetrain import CodeStore
@@ -45,10 +44,10 @@ def column(codes: CodeStore, name: str) -> NDArray[Any]:
 
 
 def some_latents(dense: Dense, low: float = 0.05, high: float = 0.6) -> list[int]:
-    """Latents that fire on a middling share of the images, rarest first."""
+    """Latents that fire on a medium share of the images, rarest first."""
     share = (dense > 0).any(1).mean(0)
-    found = np.flatnonzero((share > low) & (share < high))
-    return [int(latent) for latent in found[np.argsort(share[found])]]
+    latents = np.flatnonzero((share > low) & (share < high))
+    return [int(latent) for latent in latents[np.argsort(share[latents])]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,10 +99,10 @@ def test_counter_examples_are_silent_inside_or_fire_outside(table_codes: CodeSto
     for latent in some_latents(dense, 0.2, 0.8)[:5]:
         means = {name: scores[(labels == name) & table_codes.valid, latent].mean() for name in set(labels)}
         top_class = max(means, key=lambda name: means[name])
-        found = query_counter_examples(table_codes, latent, n_top=4).to_pylist()
-        silent = [row for row in found if row["kind"] == f"silent on {top_class}"]
-        outside = [row for row in found if row["kind"] == "fires elsewhere"]
-        assert len(silent) + len(outside) == len(found)
+        answer = query_counter_examples(table_codes, latent, n_top=4).to_pylist()
+        silent = [row for row in answer if row["kind"] == f"silent on {top_class}"]
+        outside = [row for row in answer if row["kind"] == "fires elsewhere"]
+        assert len(silent) + len(outside) == len(answer)
         quiet = np.flatnonzero((labels == top_class) & table_codes.valid & (scores[:, latent] == 0))
         assert [row["image"] for row in silent] == quiet[:4].tolist()
         others = np.where(labels != top_class, scores[:, latent], 0)
@@ -123,33 +122,33 @@ def test_latents_of_a_region_are_means_over_it(
     table_codes: CodeStore, dense: Dense, text: str, rows: slice, columns: slice
 ) -> None:
     region = dense[30, 1:].reshape(3, 3, -1)[rows, columns].reshape(-1, dense.shape[2])
-    found = query_image(table_codes, 30, at=parse_at(text), n_top=4)
-    latents = np.asarray(found["latent"])
-    np.testing.assert_allclose(found["score"], np.sort(region.mean(0))[::-1][: len(latents)], rtol=1e-12)
-    np.testing.assert_allclose(found["peak"], region.max(0)[latents], rtol=1e-12)
-    assert found["n_tokens"].to_pylist() == (region > 0).sum(0)[latents].tolist()
+    answer = query_image(table_codes, 30, at=parse_at(text), n_top=4)
+    latents = np.asarray(answer["latent"])
+    np.testing.assert_allclose(answer["score"], np.sort(region.mean(0))[::-1][: len(latents)], rtol=1e-12)
+    np.testing.assert_allclose(answer["peak"], region.max(0)[latents], rtol=1e-12)
+    assert answer["n_tokens"].to_pylist() == (region > 0).sum(0)[latents].tolist()
 
 
 def test_two_images_share_what_is_strong_in_both(table_codes: CodeStore, dense: Dense) -> None:
     one, other, n_top = 3, 40, 5
     means = dense.mean(1)
     tops = [set(np.argsort(-means[i], kind="stable")[:n_top].tolist()) for i in (one, other)]
-    found = query_images(table_codes, one, other, n_top=n_top).to_pylist()
-    by_kind = {kind: {row["latent"] for row in found if row["kind"] == kind} for kind in ("shared", "only 1", "only 2")}
+    rows = query_images(table_codes, one, other, n_top=n_top).to_pylist()
+    by_kind = {kind: {row["latent"] for row in rows if row["kind"] == kind} for kind in ("shared", "only 1", "only 2")}
     assert by_kind == {"shared": tops[0] & tops[1], "only 1": tops[0] - tops[1], "only 2": tops[1] - tops[0]}
-    for row in found:
+    for row in rows:
         assert (row["score_1"], row["score_2"]) == pytest.approx(
             (means[one, row["latent"]], means[other, row["latent"]])
         )
 
 
-def test_images_where_some_fire_and_another_does_not(table_codes: CodeStore, dense: Dense) -> None:
+def test_images_on_which_two_latents_fire_and_a_third_does_not(table_codes: CodeStore, dense: Dense) -> None:
     first, second, third = some_latents(dense, 0.2, 0.9)[-3:]
     peak = dense.max(1)
     want = (peak[:, first] > 0) & (peak[:, second] > 0) & (peak[:, third] == 0)
-    found = query_firing(table_codes, [first, second], [third], n_top=100)
-    assert set(found["image"].to_pylist()) == set(np.flatnonzero(want).tolist())
-    weakest = np.minimum(found[f"peak_{first}"], found[f"peak_{second}"])
+    answer = query_firing(table_codes, [first, second], [third], n_top=100)
+    assert set(answer["image"].to_pylist()) == set(np.flatnonzero(want).tolist())
+    weakest = np.minimum(answer[f"peak_{first}"], answer[f"peak_{second}"])
     assert (np.diff(weakest) <= 0).all()
     quiet = query_firing(table_codes, [], [third], n_top=100)["image"].to_pylist()
     assert quiet == np.flatnonzero((peak[:, third] == 0) & table_codes.valid).tolist()
@@ -158,11 +157,11 @@ def test_images_where_some_fire_and_another_does_not(table_codes: CodeStore, den
 def test_latents_of_a_selection_and_of_a_class(table_codes: CodeStore, dense: Dense) -> None:
     chosen = (column(table_codes, "weight") < 0.4) & table_codes.valid
     above = dense > 0.2
-    found = query_selection(table_codes, "weight < 0.4", n_top=6)
-    assert found["n_tokens"].to_pylist() == np.sort(above[chosen].sum((0, 1)))[::-1][:6].tolist()
-    latents = np.asarray(found["latent"])
-    assert found["n_images"].to_pylist() == above[chosen].any(1).sum(0)[latents].tolist()
-    np.testing.assert_allclose(found["image_share"], above[chosen].any(1).mean(0)[latents], rtol=1e-12)
+    answer = query_selection(table_codes, "weight < 0.4", n_top=6)
+    assert answer["n_tokens"].to_pylist() == np.sort(above[chosen].sum((0, 1)))[::-1][:6].tolist()
+    latents = np.asarray(answer["latent"])
+    assert answer["n_images"].to_pylist() == above[chosen].any(1).sum(0)[latents].tolist()
+    np.testing.assert_allclose(answer["image_share"], above[chosen].any(1).mean(0)[latents], rtol=1e-12)
     both = query_class(table_codes, "class1", where="weight < 0.4", tau=1.0)
     mine = chosen & (column(table_codes, "label_name") == "class1")
     assert both["n_tokens"].to_pylist() == np.sort((dense[mine] > 1).sum((0, 1)))[::-1][:10].tolist()
@@ -182,20 +181,20 @@ def test_groups_are_compared_as_scipy_and_scikit_learn_do(
     a = (column(table_codes, "domain") == "photo") & table_codes.valid
     b = ~a & table_codes.valid
     scores = dense.mean(1) if score == "mean" else dense.max(1)
-    found = contrast_groups(table_codes, a, b, score=score)
-    assert found.latent.tolist() == np.flatnonzero((scores[a | b] > 0).any(0)).tolist()
-    for k, latent in enumerate(found.latent):
+    contrast = contrast_groups(table_codes, a, b, score=score)
+    assert contrast.latent.tolist() == np.flatnonzero((scores[a | b] > 0).any(0)).tolist()
+    for k, latent in enumerate(contrast.latent):
         x, y = scores[a, latent], scores[b, latent]
-        assert found.auroc[k] == pytest.approx(roc_auc_score(a[a | b], scores[a | b, latent]), abs=1e-12)
+        assert contrast.auroc[k] == pytest.approx(roc_auc_score(a[a | b], scores[a | b, latent]), abs=1e-12)
         test = stats.mannwhitneyu(x, y, method="asymptotic", use_continuity=False)
-        assert found.p[k] == pytest.approx(test.pvalue, rel=1e-9)
+        assert contrast.p[k] == pytest.approx(test.pvalue, rel=1e-9)
         pooled = np.sqrt(((len(x) - 1) * x.var(ddof=1) + (len(y) - 1) * y.var(ddof=1)) / (len(x) + len(y) - 2))
-        assert found.cohen_d[k] == pytest.approx((x.mean() - y.mean()) / pooled, rel=1e-9)
-        assert (found.mean_a[k], found.share_b[k]) == pytest.approx((x.mean(), (y > 0).mean()))
-    np.testing.assert_allclose(adjust_p(found.p), stats.false_discovery_control(found.p), rtol=1e-12)
+        assert contrast.cohen_d[k] == pytest.approx((x.mean() - y.mean()) / pooled, rel=1e-9)
+        assert (contrast.mean_a[k], contrast.share_b[k]) == pytest.approx((x.mean(), (y > 0).mean()))
+    np.testing.assert_allclose(adjust_p(contrast.p), stats.false_discovery_control(contrast.p), rtol=1e-12)
 
 
-def test_classes_are_told_apart_and_chance_is_not(table_codes: CodeStore) -> None:
+def test_classes_are_separated_and_random_groups_are_not(table_codes: CodeStore) -> None:
     classes = query_groups(table_codes, "label_name == 'class0'", n_top=64)
     assert abs(np.asarray(classes["auroc"]) - 0.5)[0] > 0.4
     assert np.asarray(classes["q"])[0] < 1e-4
@@ -234,7 +233,7 @@ def test_classes_are_told_apart_and_chance_is_not(table_codes: CodeStore) -> Non
         (lambda _: write_answer(pa.table({"a": [1]}), "x.txt"), [".csv or .parquet", "x.txt"]),
     ],
 )  # fmt: skip
-def test_a_wrong_question_is_told_what_is_there(
+def test_an_error_says_what_there_is_to_ask_for(
     table_codes: CodeStore, ask: Callable[[CodeStore], Any], words: list[str]
 ) -> None:
     with pytest.raises(SettingsError) as caught:
@@ -244,7 +243,7 @@ def test_a_wrong_question_is_told_what_is_there(
         assert word in str(caught.value)
 
 
-def test_codes_of_cls_only_cannot_say_where(tmp_path: Path, tiny_store: Path) -> None:
+def test_codes_of_cls_only_have_no_places(tmp_path: Path, tiny_store: Path) -> None:
     from saetrain import SAEConfig, TrainConfig, encode, train
 
     config = TrainConfig(n_steps=4, batch_size=32, tokens="cls", dead_tokens=1000)
@@ -256,7 +255,7 @@ def test_codes_of_cls_only_cannot_say_where(tmp_path: Path, tiny_store: Path) ->
             ask()
 
 
-def test_damaged_pointers_are_an_error_and_no_crash(tmp_path: Path, table_codes: CodeStore) -> None:
+def test_damaged_pointers_raise_an_error_and_do_not_crash(tmp_path: Path, table_codes: CodeStore) -> None:
     import shutil
 
     copy = Path(shutil.copytree(table_codes.path, tmp_path / "x.codes"))
@@ -271,7 +270,7 @@ def test_damaged_pointers_are_an_error_and_no_crash(tmp_path: Path, table_codes:
             ask()
 
 
-def test_a_question_says_what_its_subject_is_and_what_goes_with_it() -> None:
+def test_a_question_has_a_subject_and_refuses_what_does_not_go_with_it() -> None:
     assert Question(where="label == 1", latent=3).subject == "latent"
     assert Question(fires="1,2", silent="3").latents == [1, 2]
     assert Question(latent=3).latents == [3]

@@ -1,4 +1,4 @@
-"""What analyze holds does not grow with the tokens: numpy's own allocations, counted by tracemalloc."""
+"""The memory of analyze does not grow with the tokens: tracemalloc counts numpy's own allocations."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -62,4 +62,4 @@ def test_peak_memory_does_not_grow_with_the_tokens(
     assert two[1].n_entries > 7 * two[0].n_entries
     assert peaks[1] < 1.2 * peaks[0], peaks
     monkeypatch.setattr(analysis.reduce.reduction, "FIRST_ENTRIES", 1 << 30)
-    assert measure(two[1]) > 3 * peaks[1]  # what it would be if nothing were counted on the way
+    assert measure(two[1]) > 3 * peaks[1]  # without partial counts, memory would grow

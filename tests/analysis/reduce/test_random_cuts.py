@@ -1,4 +1,4 @@
-"""All statistics of one latent after another against plain numpy on the dense array, for codes cut anywhere."""
+"""Every statistic of every latent equals plain numpy on the dense array, wherever the codes are cut."""
 
 import math
 import shutil
@@ -27,7 +27,8 @@ ROWS, COLUMNS, N_LATENTS, N_TOP, TAU = 2, 3, 6, 3, 0.2
 
 @st.composite
 def cut_codes(draw: st.DrawFn) -> Case:
-    """(dense [I, T, F] with ties, silent latents and ones that fire everywhere; labels; two cuts' sizes; tokens)."""
+    """(dense [I, T, F] with ties, silent latents and latents that fire everywhere; labels; shard sizes of two cuts;
+    tokens)."""
     n_images = draw(st.integers(2, 9))
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
     dense = rng.choice([0.25, 0.5, 1.0, 0.2, 3.7e-4, 61.25], (n_images, 1 + ROWS * COLUMNS, N_LATENTS))
@@ -55,7 +56,7 @@ def test_every_statistic_equals_plain_numpy(
         cut = write_codes(Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens)
         one = write_codes(Path(folder) / "1.codes", dense, [len(dense)], labels, grid=(ROWS, COLUMNS), tokens=tokens)
         concepts = analyze(cut, Path(folder) / "x.concepts", config=AnalyzeConfig(n_top=N_TOP, tau=TAU))
-        with pytest.MonkeyPatch.context() as patch:  # every latent by itself, every few entries counted
+        with pytest.MonkeyPatch.context() as patch:  # ranges of one latent, and counts after every few entries
             patch.setattr(analysis.concepts.compute, "RANGE_BYTES", 1)
             patch.setattr(analysis.reduce.reduction, "FIRST_ENTRIES", 5)
             other = analyze(one, Path(folder) / "1.concepts", config=AnalyzeConfig(n_top=N_TOP, tau=TAU))
@@ -84,12 +85,12 @@ def check_latent(h: NDArray[np.float64], labels: NDArray[np.int32], n_tokens: in
         assert row[f"{kind}_max_activation"] == part.max()
         assert row[f"{kind}_mean_activation"] == pytest.approx(part[part > 0].mean() if part.any() else 0, rel=1e-12)
     for share in QUANTILES:
-        found = row[f"q{round(100 * share)}_activation"]
+        computed = row[f"q{round(100 * share)}_activation"]
         if len(values):
             true = np.quantile(values, share, method="inverted_cdf")
-            assert abs(found - true) <= max(true / 16, 2.0**-11)
+            assert abs(computed - true) <= max(true / 16, 2.0**-11)
         else:
-            assert np.isnan(found)
+            assert np.isnan(computed)
     mass = np.array([h[labels == label].sum() for label in range(3)])
     if mass.sum():
         p = mass / mass.sum()
@@ -101,7 +102,7 @@ def check_latent(h: NDArray[np.float64], labels: NDArray[np.int32], n_tokens: in
 
 
 def check_lists(concepts: ConceptTable, latent: int, h: NDArray[np.float64], n_tokens: int) -> None:
-    """Top images by their mean, top patches by their maximum; of equals the first."""
+    """Top images by their mean, and top patches by their maximum; the first wins a tie."""
     score, patch = h.sum(1) / n_tokens, h[:, 1:].max(1)
     for name, of_image, column in (("top_images", score, "score"), ("top_patches", patch, "value")):
         expected = sorted(np.flatnonzero(of_image > 0), key=lambda i: (-of_image[i], i))[:N_TOP]
@@ -114,7 +115,7 @@ def check_lists(concepts: ConceptTable, latent: int, h: NDArray[np.float64], n_t
 
 
 def test_sums_beyond_what_is_exact_agree_between_cuts(tmp_path: Path) -> None:
-    """Exact in float64 up to 2^29: here sums pass it, and smallest values stand beside the largest."""
+    """Sums are exact in float64 up to 2^29. Here they exceed it, and the smallest values lie beside the largest."""
     rng = np.random.default_rng(0)
     dense = rng.choice([2.0**-24, 1 / 3, 511.25, 65504], (60, 257, 2), p=[0.2, 0.1, 0.1, 0.6]).astype(np.float16)
     labels = (np.arange(60) % 3).astype(np.int32)
@@ -126,16 +127,16 @@ def test_sums_beyond_what_is_exact_agree_between_cuts(tmp_path: Path) -> None:
     sums = np.array([math.fsum(h[:, :, latent].ravel()) for latent in range(2)])
     assert sums.min() > 2**29
     for concepts in tables:
-        found = {name: np.asarray(column) for name, column in concepts.table.to_pydict().items()}
-        np.testing.assert_allclose(found["mean_activation"] * found["n_tokens"], sums, rtol=1e-12)
+        computed = {name: np.asarray(column) for name, column in concepts.table.to_pydict().items()}
+        np.testing.assert_allclose(computed["mean_activation"] * computed["n_tokens"], sums, rtol=1e-12)
         for name, column in tables[0].table.to_pydict().items():
-            np.testing.assert_allclose(found[name], column, rtol=1e-12, err_msg=name)
+            np.testing.assert_allclose(computed[name], column, rtol=1e-12, err_msg=name)
         assert concepts.class_counts.equals(tables[0].class_counts)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0])), min_size=1))
-def test_the_fast_order_is_lexsorts(rows: list[tuple[int, int, float]]) -> None:
+def test_the_fast_order_equals_lexsort(rows: list[tuple[int, int, float]]) -> None:
     latent, image, score = (np.array(column) for column in zip(*rows, strict=True))
     order = strongest_first(latent, score, image)
     expected = np.lexsort((image, -score, latent))
@@ -154,7 +155,7 @@ def test_monosemanticity_is_the_weighted_mean_over_pairs(case: Case, score: str)
             Path(folder) / "x.codes", dense, sizes, labels, grid=(ROWS, COLUMNS), tokens=tokens, failed=[0]
         )
         np.save(Path(folder) / "e.npy", embeddings)
-        found = monosemanticity(codes, Path(folder) / "e.npy", score=score)
+        computed = monosemanticity(codes, Path(folder) / "e.npy", score=score)
     h = dense.astype(np.float64)
     a = h.sum(1) / {"all": 7, "patch": 6, "cls": 1}[tokens] if score == "mean" else h.max(1)
     unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
@@ -165,12 +166,12 @@ def test_monosemanticity_is_the_weighted_mean_over_pairs(case: Case, score: str)
         if (weights > 0).sum() > 1:
             total = sum(weights[n] * weights[m] for n, m in pairs)
             expected = sum(weights[n] * weights[m] * (unit[n + 1] @ unit[m + 1]) for n, m in pairs) / total
-            assert found[latent] == pytest.approx(expected, abs=1e-8)
+            assert computed[latent] == pytest.approx(expected, abs=1e-8)
         else:
-            assert np.isnan(found[latent])
+            assert np.isnan(computed[latent])
 
 
-def test_monosemanticity_is_none_of_one_image_that_differs_from_another_by_little(tmp_path: Path) -> None:
+def test_a_single_image_above_the_minimum_has_no_monosemanticity(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     dense = np.zeros((2, 7, N_LATENTS), np.float16)
     dense[0] = rng.uniform(0.2, 60, (7, N_LATENTS))
@@ -181,8 +182,8 @@ def test_monosemanticity_is_none_of_one_image_that_differs_from_another_by_littl
     assert np.isnan(monosemanticity(codes, tmp_path / "e.npy")).all()
 
 
-def test_monosemanticity_of_what_fires_everywhere_is_of_the_differences(tmp_path: Path) -> None:
-    """A latent at nearly the same value on every image: what differs by a thousandth is all there is to weigh."""
+def test_monosemanticity_of_a_latent_that_fires_everywhere_rests_on_differences(tmp_path: Path) -> None:
+    """A latent has nearly the same value on every image, and only differences of a thousandth carry weight."""
     dense = np.full((12, 5, 3), 60.0, dtype=np.float16)
     dense[[1, 4, 9], 2] += np.float16([1 / 32, 1 / 16, 0])  # latent 0: on three images, 1: the same, 2: on none
     dense[7, 3, 2] += np.float16(1 / 32)  # a single image has no pair
@@ -192,14 +193,14 @@ def test_monosemanticity_of_what_fires_everywhere_is_of_the_differences(tmp_path
     unit = embeddings / np.linalg.norm(embeddings, axis=1)[:, None]
     for sizes in ([12], [5, 1, 6]):
         codes = write_codes(tmp_path / f"{len(sizes)}.codes", dense, sizes, grid=(2, 2))
-        found = monosemanticity(codes, tmp_path / "e.npy")
+        computed = monosemanticity(codes, tmp_path / "e.npy")
         weights = dense.astype(np.float64).sum(1) - 300
         for latent in range(2):
             w = weights[:, latent]
             pairs = [(n, m) for n in range(12) for m in range(n)]
             expected = sum(w[n] * w[m] * (unit[n] @ unit[m]) for n, m in pairs) / sum(w[n] * w[m] for n, m in pairs)
-            assert found[latent] == pytest.approx(expected, rel=1e-12)
-        assert np.isnan(found[2])
+            assert computed[latent] == pytest.approx(expected, rel=1e-12)
+        assert np.isnan(computed[2])
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path, tiny_codes: Path) -> None:
@@ -215,7 +216,7 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path, tiny_codes: Path
     assert not (tmp_path / "x.concepts").exists()
 
 
-def test_clips_own_embeddings_are_those_of_a_whole_forward(
+def test_clip_embeddings_equal_those_of_a_full_forward_pass(
     tmp_path: Path, tiny_codes: Path, tiny_store: Path, tiny_images: Path
 ) -> None:
     import torch
@@ -231,14 +232,14 @@ def test_clips_own_embeddings_are_those_of_a_whole_forward(
     pixels = [vision.transform(decode_image((tiny_images / uri).read_bytes(), name=uri)) for uri in uris]
     with torch.no_grad():
         whole = torch.nn.functional.normalize(vision.visual(torch.stack(pixels)), dim=1).numpy()
-    found = np.load(concepts.path / "image_embeddings.npy")
-    np.testing.assert_allclose(found, whole, atol=2e-3)  # the activations were rounded to float16
+    computed = np.load(concepts.path / "image_embeddings.npy")
+    np.testing.assert_allclose(computed, whole, atol=2e-3)  # the activations were rounded to float16
     scores = np.asarray(concepts.table["monosemanticity"])
     assert (np.abs(scores[~np.isnan(scores)]) <= 1 + 1e-6).all()
     assert not np.isnan(scores).all()
 
 
-def test_nearest_latents_are_those_of_the_whole_cosine_table(tmp_path: Path, tiny_codes: Path, tiny_run: Path) -> None:
+def test_nearest_latents_equal_the_full_cosine_matrix(tmp_path: Path, tiny_codes: Path, tiny_run: Path) -> None:
     from saetrain import Run
 
     concepts = analyze(tiny_codes, tmp_path / "x.concepts")

@@ -14,7 +14,7 @@ from saetrain import CodeStore, encode
 Dense = NDArray[np.float64]
 
 
-def test_stores_are_analyzed_and_asked_as_one(
+def test_stores_are_analyzed_and_queried_as_one(
     tmp_path: Path,
     tiny_run: Path,
     tiny_store: Path,
@@ -48,9 +48,9 @@ def test_stores_are_analyzed_and_asked_as_one(
     images = np.array(codes.images["label_name"].to_pylist()) == "class1"
     counts = (dense[images] > np.float32(0.2)).sum((0, 1))
     assert query_class(codes, "class1")["n_tokens"].to_pylist() == np.sort(counts)[::-1][:10].tolist()
-    told = query_groups(codes, "store == 0", n_top=1).to_pylist()[0]
-    a, b = dense[:75, :, told["latent"]].mean(1), dense[75:, :, told["latent"]].mean(1)
+    best = query_groups(codes, "store == 0", n_top=1).to_pylist()[0]
+    a, b = dense[:75, :, best["latent"]].mean(1), dense[75:, :, best["latent"]].mean(1)
     wins = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
-    assert told["auroc"] == pytest.approx(wins, abs=1e-12)
+    assert best["auroc"] == pytest.approx(wins, abs=1e-12)
     with pytest.raises(SettingsError, match="made from 2 stores"):
         analyze(codes, tmp_path / "x.concepts", embeddings="clip", store=tiny_store)

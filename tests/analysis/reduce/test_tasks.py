@@ -1,4 +1,4 @@
-"""The same numbers on threads, on a cluster whose worker is killed, and on a scheduler somebody else started."""
+"""The same numbers on threads, on a cluster whose worker is killed, and on a scheduler that was started elsewhere."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def statistics(codes: CodeStore) -> dict[str, Statistic]:
 
 
 def columns(result: dict[str, Any]) -> dict[str, Any]:
-    """Everything a reduction found, bit for bit."""
+    """Every result of a reduction, bit for bit."""
     totals = {name: np.asarray(value).tobytes() for name, value in vars(result["totals"]).items()}
     return {**totals, **{name: [part.tobytes() for part in result[name]] for name in ("top", "classes")}}
 
@@ -92,11 +92,11 @@ def test_a_killed_worker_changes_nothing(codes: CodeStore, expected: dict[str, A
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the worker that dies
-def test_a_worker_killed_amid_a_range_of_latents_changes_nothing(codes: CodeStore, tmp_path: Path) -> None:
+def test_a_worker_killed_within_a_range_of_latents_changes_nothing(codes: CodeStore, tmp_path: Path) -> None:
     ranges = cut_latents(codes, codes.n_entries // 6)
     assert len(ranges) >= 6
     chosen = {**statistics(codes), "n": Statistic(partial(dawdle, folder=str(tmp_path)), combine=sum, finalize=int)}
-    (tmp_path / "first").write_text("0")  # on threads it does not dawdle
+    (tmp_path / "first").write_text("0")  # on threads, it does not wait
     expected = reduce_latents(codes, ranges, chosen, keep, tau=0.2)
     (tmp_path / "first").unlink()
     table = analyze(codes, tmp_path / "threads.concepts", config=AnalyzeConfig(n_gallery=0))
@@ -104,11 +104,13 @@ def test_a_worker_killed_amid_a_range_of_latents_changes_nothing(codes: CodeStor
     seen: list[int] = []
     with open_scheduler(n_workers=2):
         killer.start()
-        found = reduce_latents(codes, ranges, chosen, keep, tau=0.2, on_progress=lambda done, total: seen.append(done))
+        reduced = reduce_latents(
+            codes, ranges, chosen, keep, tau=0.2, on_progress=lambda done, total: seen.append(done)
+        )
         killer.join()
         other = analyze(codes, tmp_path / "workers.concepts", config=AnalyzeConfig(n_gallery=0))
-    assert [part.pop("n") for part in found] == [part.pop("n") for part in expected] == [N_SHARDS] * len(ranges)
-    assert [columns(part) for part in found] == [columns(part) for part in expected]
+    assert [part.pop("n") for part in reduced] == [part.pop("n") for part in expected] == [N_SHARDS] * len(ranges)
+    assert [columns(part) for part in reduced] == [columns(part) for part in expected]
     assert seen == list(range(1, len(ranges) + 1))
     for name in ("concepts.parquet", "top_images.parquet", "class_counts.parquet", "histogram.npy", "position_map.npy"):
         assert (other.path / name).read_bytes() == (table.path / name).read_bytes(), name
@@ -150,7 +152,7 @@ def test_a_scheduler_that_runs_elsewhere(
 
 
 def test_workers_and_a_scheduler_give_the_same_answers(table_codes: CodeStore) -> None:
-    """On one small cluster; `--n-workers` starts one of its own."""
+    """Both run on one small cluster; `--n-workers` starts its own."""
     from distributed import LocalCluster
 
     def ask(*arguments: str) -> list[dict[str, Any]]:
@@ -202,7 +204,7 @@ def fail(codes: CodeStore, shard: int) -> None:
     raise CorruptError(f"Shard {shard} is inconsistent.")
 
 
-def test_what_a_task_raises_comes_through(codes: CodeStore) -> None:
+def test_an_error_of_a_task_is_passed_on(codes: CodeStore) -> None:
     with pytest.raises(CorruptError, match="Shard 0"):
         dask.compute(map_shards(codes, fail)[0])
 
@@ -210,7 +212,7 @@ def test_what_a_task_raises_comes_through(codes: CodeStore) -> None:
 def test_wrong_schedulers_are_refused() -> None:
     with pytest.raises(SettingsError, match="--n-workers must be at least 1"), open_scheduler(0):
         pass
-    with pytest.raises(SettingsError, match="give one of them"), open_scheduler(2, "tcp://127.0.0.1:1"):
+    with pytest.raises(SettingsError, match="Give only one of them"), open_scheduler(2, "tcp://127.0.0.1:1"):
         pass
     with (
         pytest.raises(SettingsError, match="No dask scheduler answers at nonsense://x"),

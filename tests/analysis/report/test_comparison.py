@@ -202,8 +202,8 @@ def test_without_the_other_table_its_pictures_are_left_out(found: Comparison, fo
     report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", results=[tmp_path / "c.json"])
     text = report.read_text()
     whole = found.overlap.dataset
-    assert text.count("its table is not at hand") == len(whole.shared) + len(whole.adapted_only)
+    assert text.count("its concept table was not found") == len(whole.shared) + len(whole.adapted_only)
     other = shutil.copytree(folder / "base.concepts", tmp_path / "maple.concepts")  # another table by that name
     assert Path(other).exists()
     report = write_report(tmp_path / "base.concepts", tmp_path / "r.html", results=[tmp_path / "c.json"])
-    assert report.read_text().count("its table is not at hand") == len(whole.shared) + len(whole.adapted_only)
+    assert report.read_text().count("its concept table was not found") == len(whole.shared) + len(whole.adapted_only)

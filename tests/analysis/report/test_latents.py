@@ -1,4 +1,4 @@
-"""The small histogram: one bar a full bin, heights by the logarithm, ticks where their values lie."""
+"""The small histogram: one bar per used bin, logarithmic heights, and ticks at their values."""
 
 import re
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ from analysis.report.latents import HEIGHT, WIDTH, choose_bins, draw_strengths
 @given(
     st.integers(0, 150), st.lists(st.integers(0, 10**7), min_size=1, max_size=60).filter(any)
 )  # the last bin ends at infinity
-def test_bars_and_ticks_lie_where_their_values_do(first: int, row: list[int]) -> None:
+def test_bars_and_ticks_are_at_their_values(first: int, row: list[int]) -> None:
     counts = np.array(row[: 169 - first])
     if not counts.any():
         return
@@ -35,7 +35,7 @@ def test_bars_and_ticks_lie_where_their_values_do(first: int, row: list[int]) ->
         assert float(value) <= edges[min(high, len(edges) - 1)] * (1 + 1e-5)
 
 
-def test_all_latents_are_drawn_on_one_axis() -> None:
+def test_all_latents_share_one_axis() -> None:
     counts = np.array([[0, 0, 3, 0, 0, 0], [0, 1, 0, 0, 2, 0]])
     assert choose_bins(counts) == slice(1, 5)
     assert choose_bins(np.zeros((2, 6), dtype=np.int64)) == slice(0, 6)

@@ -1,4 +1,4 @@
-"""The page stands alone, escapes what it shows, and holds what the table holds; its list sorts and searches."""
+"""The page needs no other file, escapes what it shows, and agrees with the table; its list sorts and searches."""
 
 import base64
 import html
@@ -37,10 +37,10 @@ def page(tmp_path_factory: pytest.TempPathFactory, concepts: ConceptTable) -> st
 
 @pytest.fixture(scope="module")
 def latents(page: str, concepts: ConceptTable) -> dict[int, str]:
-    """HTML of each gallery entry."""
-    found = re.findall(r'<section class="latent" id="latent-(\d+)"(.*?)</section>', page, flags=re.DOTALL)
-    assert [int(latent) for latent, _ in found] == shown(concepts)
-    return {int(latent): text for latent, text in found}
+    """The HTML of each gallery entry."""
+    entries = re.findall(r'<section class="latent" id="latent-(\d+)"(.*?)</section>', page, flags=re.DOTALL)
+    assert [int(latent) for latent, _ in entries] == shown(concepts)
+    return {int(latent): text for latent, text in entries}
 
 
 def shown(concepts: ConceptTable) -> list[int]:
@@ -52,7 +52,7 @@ def without_scripts(page: str) -> str:
 
 
 class Anchors(HTMLParser):
-    """What a page links to and what it can be linked at; also that its tags are closed in order."""
+    """The links and the anchors of a page. It also checks that tags are closed in order."""
 
     VOID = ("meta", "img", "br", "input", "path", "i-none")
 
@@ -88,11 +88,11 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 
 
 def test_links_lead_somewhere_and_tags_are_closed(page: str) -> None:
-    found = Anchors(without_scripts(page))
-    assert found.open == []
-    assert len(found.ids) == len(set(found.ids))
-    assert found.hrefs
-    assert {link.removeprefix("#") for link in found.hrefs} <= set(found.ids)
+    anchors = Anchors(without_scripts(page))
+    assert anchors.open == []
+    assert len(anchors.ids) == len(set(anchors.ids))
+    assert anchors.hrefs
+    assert {link.removeprefix("#") for link in anchors.hrefs} <= set(anchors.ids)
 
 
 def test_every_gallery_latent_is_there_with_its_pictures(
@@ -104,10 +104,10 @@ def test_every_gallery_latent_is_there_with_its_pictures(
     assert f"{concepts.artifact.provenance['quality']['all']['fvu']:.4f}" in page
 
 
-def test_numbers_are_the_tables(latents: dict[int, str], concepts: ConceptTable) -> None:
+def test_numbers_are_those_of_the_table(latents: dict[int, str], concepts: ConceptTable) -> None:
     for latent, text in latents.items():
         row = concepts.table.slice(latent, 1).to_pylist()[0]
-        for said in (
+        for text_shown in (
             f"on {100 * row['image_frequency']:.2f} % of images, {100 * row['density']:.3f} % of tokens",
             f"mean {row['mean_activation']:.2f}, max {row['max_activation']:.2f}",
             f"label entropy {row['label_entropy']:.2f} (all images {row['label_entropy_all']:.2f})",
@@ -119,10 +119,10 @@ def test_numbers_are_the_tables(latents: dict[int, str], concepts: ConceptTable)
             f"<td>mean</td><td>{row['cls_mean_activation']:.2f}</td><td>{row['patch_mean_activation']:.2f}</td>",
             f"<td>max</td><td>{row['cls_max_activation']:.2f}</td><td>{row['patch_max_activation']:.2f}</td>",
         ):
-            assert said in text, (latent, said)
+            assert text_shown in text, (latent, text_shown)
 
 
-def test_classes_and_neighbors_are_the_tables(latents: dict[int, str], concepts: ConceptTable) -> None:
+def test_classes_and_neighbors_are_those_of_the_table(latents: dict[int, str], concepts: ConceptTable) -> None:
     for latent, text in latents.items():
         counts = concepts.class_counts.filter(pc.equal(concepts.class_counts["latent"], latent)).to_pylist()
         total = sum(line["n_tokens"] for line in counts)
@@ -134,12 +134,14 @@ def test_classes_and_neighbors_are_the_tables(latents: dict[int, str], concepts:
             assert float(share) == pytest.approx(wanted[name][1], abs=0.051)
         near = re.search(r'<div class="near">(.*?)</div>', text, flags=re.DOTALL)
         assert near
-        said = re.findall(r'<span title="">(?:<a href="#latent-\d+">)?(\d+)(</a>)? (-?[\d.]+)</span>', near[1])
-        assert [(int(n), cosine) for n, _, cosine in said] == [(n, f"{c:.2f}") for n, c in concepts.nearest(latent)]
-        assert [bool(link) for _, link, _ in said] == [int(n) in latents for n, _, _ in said]
+        neighbors = re.findall(r'<span title="">(?:<a href="#latent-\d+">)?(\d+)(</a>)? (-?[\d.]+)</span>', near[1])
+        assert [(int(n), cosine) for n, _, cosine in neighbors] == [
+            (n, f"{c:.2f}") for n, c in concepts.nearest(latent)
+        ]
+        assert [bool(link) for _, link, _ in neighbors] == [int(n) in latents for n, _, _ in neighbors]
 
 
-def test_histograms_and_position_maps_are_the_tables(latents: dict[int, str], concepts: ConceptTable) -> None:
+def test_histograms_and_position_maps_are_those_of_the_table(latents: dict[int, str], concepts: ConceptTable) -> None:
     counts, _ = concepts.histogram
     for latent, text in latents.items():
         drawn = re.findall(r"M([\d.]+) 58v-([\d.]+)h", text)
@@ -168,17 +170,17 @@ def test_few_top_images_bound_the_entropy(tmp_path: Path, tiny_codes: Path) -> N
     page = write_report(
         analyze(tiny_codes, tmp_path / "x.concepts", config=AnalyzeConfig(n_top=2)), tmp_path / "r.html"
     ).read_text()
-    assert f"{np.log(2):.2f} (dashed) is what 2 top images spread evenly over 3 labels would have" in page
+    assert f"{np.log(2):.2f} (dashed) is the entropy of 2 top images spread evenly over 3 labels" in page
 
 
 def test_the_overview_shows_what_the_table_has(page: str, concepts: ConceptTable) -> None:
     silent = pc.sum(pc.equal(concepts.table["density"], 0)).as_py()
-    assert f"not in the plot: {silent:,} of {concepts.table.num_rows:,}" in page
-    assert f"{np.log(3):.2f} (dashed) is what 16 top images spread evenly over 3 labels would have" in page
+    assert f"{silent:,} of {concepts.table.num_rows:,} latents fire on none of these images" in page
+    assert f"{np.log(3):.2f} (dashed) is the entropy of 16 top images spread evenly over 3 labels" in page
     embeddings = np.load(concepts.path / "image_embeddings.npy").astype(np.float64)
     likeness = embeddings @ embeddings.T
     mean = likeness[np.triu_indices(len(embeddings), 1)].mean()
-    assert f"Dashed, {mean:.2f}: images taken at random" in page
+    assert f"The dashed line, {mean:.2f}, is what random images would score" in page
 
 
 def test_the_list_shows_every_latent(page: str, concepts: ConceptTable) -> None:
@@ -200,7 +202,7 @@ def test_the_curves_of_training_are_shown_if_there_are_any(tmp_path: Path, page:
     assert "<h2>Training</h2>" in page
     assert '"text":"FVU of the batch"' in page
     fields = json.loads((concepts.path / "artifact.json").read_bytes())
-    del fields["provenance"]["curves"]  # as older ones are
+    del fields["provenance"]["curves"]  # as in older tables
     older = Path(shutil.copytree(concepts.path, tmp_path / "older.concepts"))
     (older / "artifact.json").write_text(json.dumps(fields))
     assert "<h2>Training</h2>" not in write_report(older, tmp_path / "older.html").read_text()
@@ -229,7 +231,7 @@ def test_an_older_table_makes_a_page_that_says_what_it_lacks(tmp_path: Path, con
     assert Anchors(without_scripts(page)).open == []
 
 
-def test_a_damaged_table_is_no_older_one(tmp_path: Path, concepts: ConceptTable) -> None:
+def test_a_damaged_table_is_not_taken_for_an_older_one(tmp_path: Path, concepts: ConceptTable) -> None:
     damaged = Path(shutil.copytree(concepts.path, tmp_path / "x.concepts"))
     (damaged / "position_map.npy").unlink()
     with pytest.raises(CorruptError, match=r"has no position_map\.npy"):
@@ -303,7 +305,7 @@ def test_images_without_labels_and_an_empty_gallery_make_pages(
         assert Anchors(without_scripts(page)).open == []
 
 
-def test_codes_of_cls_alone_show_no_places(tmp_path: Path, tiny_store: Path) -> None:
+def test_codes_of_cls_only_show_no_positions(tmp_path: Path, tiny_store: Path) -> None:
     from saetrain import SAEConfig, TrainConfig, encode, train
 
     config = TrainConfig(n_steps=20, batch_size=32, lr=3e-3, tokens="cls")
@@ -323,7 +325,7 @@ def test_codes_of_cls_alone_show_no_places(tmp_path: Path, tiny_store: Path) -> 
 
 @pytest.fixture(scope="module")
 def in_browser(tmp_path_factory: pytest.TempPathFactory, page: str) -> Callable[[str], Any]:
-    """in_browser(script) -> what the script returns once the page is there, in a real browser."""
+    """in_browser(script) -> what the script returns once a real browser has loaded the page."""
     browser = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip("there is no chromium")
@@ -349,7 +351,7 @@ const seenOf = (selector, number) => [...document.querySelectorAll(selector)].fi
 const list = () => seenOf("#index tbody tr", row => +row.dataset.latent);
 const entries = () => seenOf("#gallery section", section => +section.id.slice(7));
 const sort = name => document.querySelector(`#index th button[title="sort by ${name}"]`).click();
-const find = text => { const box = document.getElementById("find"); box.value = text; box.oninput(); };
+const find = text => { const box = document.getElementById("search"); box.value = text; box.oninput(); };
 """
 
 
@@ -361,7 +363,7 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
         return [row["latent"][i] for i, _ in pairs]
 
     target = order("max_activation", True)[-1]
-    found = in_browser(
+    page_state = in_browser(
         HELPERS
         + f"""
         const seen = {{start: list()}};
@@ -370,43 +372,43 @@ def test_the_list_sorts_and_searches(in_browser: Callable[[str], Any], concepts:
         sort("latent"); seen.latent = list();
         find("#{target}"); seen.number = list(); seen.numberEntries = entries();
         find("CLASS1"); seen.label = entries();
-        find("no such thing"); seen.none = list(); seen.said = document.getElementById("found").textContent;
+        find("no such thing"); seen.none = list(); seen.message = document.getElementById("count").textContent;
         find(""); seen.all = list();
         return seen;"""
     )
-    assert found["start"] == shown(concepts)
-    assert found["max"] == found["entries"] == order("max_activation", True)
-    assert found["up"][0] == target
-    assert found["latent"] == found["all"] == sorted(row["latent"])
-    assert found["number"] == found["numberEntries"]
-    assert target in found["number"]
-    assert all(str(latent).startswith(str(target)) for latent in found["number"])
+    assert page_state["start"] == shown(concepts)
+    assert page_state["max"] == page_state["entries"] == order("max_activation", True)
+    assert page_state["up"][0] == target
+    assert page_state["latent"] == page_state["all"] == sorted(row["latent"])
+    assert page_state["number"] == page_state["numberEntries"]
+    assert target in page_state["number"]
+    assert all(str(latent).startswith(str(target)) for latent in page_state["number"])
     counts = concepts.class_counts.filter(pc.equal(concepts.class_counts["label_name"], "class1"))
     top = concepts.top_images
     labels = concepts.images["label_name"].take(top["image"]).to_pylist()
     on_top = {n for n, label in zip(top["latent"].to_pylist(), labels, strict=True) if label == "class1"}
-    assert sorted(found["label"]) == sorted(set(row["latent"]) & (on_top | set(counts["latent"].to_pylist())))
-    assert found["none"] == []
-    assert found["said"].startswith("none of the shown latents")
+    assert sorted(page_state["label"]) == sorted(set(row["latent"]) & (on_top | set(counts["latent"].to_pylist())))
+    assert page_state["none"] == []
+    assert page_state["message"].startswith("no latent in the gallery matches")
 
 
 def test_every_picture_is_drawn(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
     images = pc.unique(concepts.gallery["image"])
     assert len(images) < concepts.gallery.num_rows  # some are shown twice
-    found = in_browser(
+    page_state = in_browser(
         """
         const pictures = [...document.querySelectorAll(".strip img:not(.heat)")];
         return {sources: pictures.map(i => i.src.split(",")[1]), names: pictures.map(i => i.alt)};"""
     )
     uris = concepts.images["uri"].take(concepts.gallery["image"]).to_pylist()
-    assert found["names"] == uris
+    assert page_state["names"] == uris
     wanted = [concepts.thumbnail(image) or b"" for image in concepts.gallery["image"].to_pylist()]
-    assert [base64.b64decode(source) for source in found["sources"]] == wanted
+    assert [base64.b64decode(source) for source in page_state["sources"]] == wanted
 
 
-def test_a_link_to_what_the_search_left_out_shows_it(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
+def test_a_link_to_a_hidden_entry_shows_it(in_browser: Callable[[str], Any], concepts: ConceptTable) -> None:
     first, last = shown(concepts)[0], shown(concepts)[-1]
-    found = in_browser(
+    page_state = in_browser(
         HELPERS
         + f"""
         find("{first}");
@@ -415,4 +417,4 @@ def test_a_link_to_what_the_search_left_out_shows_it(in_browser: Callable[[str],
         window.dispatchEvent(new HashChangeEvent("hashchange"));
         return {{before, after: document.getElementById("latent-{last}").hidden, all: list()}};"""
     )
-    assert found == {"before": True, "after": False, "all": shown(concepts)}
+    assert page_state == {"before": True, "after": False, "all": shown(concepts)}

@@ -15,7 +15,8 @@ from small_codes import write_codes
 from actcache import ParentMismatchError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact
 from actcache.prompts import open_towers
-from analysis import RulesConfig, embed_stored_images, learn_rules
+from analysis import RulesConfig, learn_rules
+from analysis.classifier.embeddings import embed_stored_images
 from analysis.classifier.zero_shot import predict_classes
 from analysis.results import RuleLiteral
 from analysis.rules.learning import Firing, count_classes, read_firing
