@@ -125,7 +125,7 @@ def test_a_mismatch_names_the_keys(clip: Clip, tmp_path: Path) -> None:
         (checkpoint_tensors("vpt", **TINY, n=2, depth=4), "for 4 blocks of the image tower, tiny.json has 3"),
         (checkpoint_tensors("cocoop", width=32, text=16, embed=32, n=4, depth=1), "meta_net.linear1.weight takes"),
         ({n: v for n, v in maple.items() if n != "prompt_learner.proj.bias"}, "prompt_learner.proj.bias is missing"),
-        (maple | {"prompt_learner.extra": torch.zeros(2)}, "prompt_learner.extra is none of maple's"),
+        (maple | {"prompt_learner.extra": torch.zeros(2)}, "prompt_learner.extra does not belong to maple"),
         (maple | {"adapter.weight": torch.zeros(2)}, "adapter.weight are neither prompts nor weights"),
         (maple | {n: v for n, v in frozen.items() if n != weight}, f"{weight} are missing"),
         (maple | frozen | {weight: frozen[weight] + 1}, f"{weight} are not tiny.json's"),

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_named(clip: Clip) -> None:
         Prompts("maple", {**tensors, shape: torch.zeros(3, 16)})
     with pytest.raises(ModelError, match=r"prompt_learner.proj.bias is missing"):
         Prompts("maple", {name: value for name, value in tensors.items() if name != "prompt_learner.proj.bias"})
-    with pytest.raises(ModelError, match=r"image_encoder.VPT is none of maple's"):
+    with pytest.raises(ModelError, match=r"image_encoder.VPT does not belong to maple"):
         Prompts("maple", {**tensors, "image_encoder.VPT": torch.zeros(2, 32)})
     with pytest.raises(ModelError, match=r"resblocks.1.VPT_shallow is missing.*resblocks.5.VPT_shallow is none"):
         Prompts("vpt", {"image_encoder.VPT": torch.zeros(2, 32),

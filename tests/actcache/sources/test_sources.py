@@ -478,7 +478,7 @@ def test_a_tar_cut_anywhere_is_refused(seed: int, data: st.DataObject) -> None:
         whole = path.read_bytes()
         n_used = 512 * (2 + 2 + 3)
         path.write_bytes(whole[: data.draw(st.integers(0, n_used + 511))])
-        with pytest.raises(ImageSourceError, match=r"x\.tar is cut short at byte .*Fetch or write it again"):
+        with pytest.raises(ImageSourceError, match=r"x\.tar is truncated at byte .*Download or write it again"):
             ImageTars(path).plan()
 
 
@@ -544,7 +544,7 @@ def test_a_tar_that_shrinks_or_goes_is_named(tmp_path: Path) -> None:
     source = ImageTars(path)
     source.plan()
     os.truncate(path, 1000)
-    with pytest.raises(ImageSourceError, match=r"x\.tar/0\.png cannot be read: the tar was cut short"):
+    with pytest.raises(ImageSourceError, match=r"x\.tar/0\.png cannot be read: the tar was truncated"):
         source.read("x.tar/0.png")
     source = ImageTars(write_tar(tmp_path / "y.tar", {"0.png": b"1"}))
     source.plan()
