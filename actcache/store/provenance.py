@@ -33,7 +33,7 @@ def whole_path(artifact: Artifact, name: str, value: str) -> str:
         return value
     place = os.path.normpath(artifact.path.absolute() / value)
     if not os.path.exists(place):
-        raise SettingsError(f"{place} no longer exists. Name what the store was extracted with: --{name}.")
+        raise SettingsError(f"{place} no longer exists. Give its new path with --{name}.")
     return place
 
 
@@ -41,7 +41,7 @@ def find_image_source(artifact: Artifact, images: str | Path | None = None) -> s
     """Where the images are. Raises SettingsError when they are no longer there."""
     source = images or artifact.parent_path("images")
     if not os.path.exists(source):
-        raise SettingsError(f"{source} no longer exists. Name the place of the images with --images.")
+        raise SettingsError(f"{source} no longer exists. Give the new path of the images with --images.")
     return source
 
 

@@ -170,7 +170,7 @@ def test_bad_input_is_told_and_nothing_written(
 ) -> None:
     other = make_images(tmp_path / "other", 8, n_classes=4)
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({"shots": 99}, {}, "has 25 images, --shots asks for 99"),
+        ({"shots": 99}, {}, "has 25 images, but --shots is 99"),
         ({"shots": 0}, {}, "--shots must be at least 1"),
         ({"classes": "some"}, {}, "all, base, novel"),
         ({"classes": "novel"}, {}, "There are 1 novel classes"),
