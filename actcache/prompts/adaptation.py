@@ -141,7 +141,7 @@ def _test_table(table: Any, shots: NDArray[np.int64], test_source: ImageSource |
     test_classes = set(table["label_name"].to_pylist())
     if other := sorted(test_classes ^ set(split.all)):
         raise SettingsError(
-            f"Test and training images have different classes: {', '.join(other[:5])} occur in only one of them. "
+            f"Test and training images have different classes: only one of them has {', '.join(other[:5])}. "
             "Expected the same class names in both."
         )
     return table

@@ -88,7 +88,7 @@ def test_a_store_finds_its_towers(tiny_store: Path, tiny_model: dict[str, str], 
     moved = tmp_path / "elsewhere" / "deep" / "moved.acts"
     shutil.copytree(tiny_store, moved)
     artifact = ActivationStore.open(moved).artifact
-    with pytest.raises(SettingsError, match="no longer exists.*--model"):
+    with pytest.raises(SettingsError, match=r"no longer exists.*--model"):
         open_towers(artifact)
     assert open_towers(artifact, **tiny_model).text.model_id == store.model_id
 

@@ -174,7 +174,7 @@ def test_bad_input_is_told_and_nothing_written(
         ({"shots": 0}, {}, "--shots must be at least 1"),
         ({"classes": "some"}, {}, "all, base, novel"),
         ({"classes": "novel"}, {}, "There are 1 novel classes"),
-        ({}, {"test": other}, "other classes: class3"),
+        ({}, {"test": other}, "different classes: only one of them has class3"),
         ({"shots": 25}, {}, "every labeled image is a shot"),
         ({"depth": 9}, {}, "the image tower has 3 blocks"),
         ({"template": "a photo"}, {}, "template"),

@@ -221,7 +221,7 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
         "color.png": "palette or gray PNG, this is PNG RGB",
         "gray.jpg": "this is JPEG L",
         "deep.png": "numbers up to 255, this one has 300",
-        "text.png": "it is no image",
+        "text.png": "it is not an image",
         "gone.png": "No such file",
     }
     for name, reason in cases.items():

@@ -117,7 +117,7 @@ def test_masks_belong_to_a_path(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(ImageSourceError, match="--masks needs a path"):
         open_source(ImageFolder(photos), masks=tmp_path)
     (photos / "dataset_dict.json").write_text("{}")
-    with pytest.raises(ImageSourceError, match="not for Hugging Face"):
+    with pytest.raises(ImageSourceError, match="does not apply to Hugging Face"):
         open_source(photos, masks=tmp_path)
 
 
