@@ -1,12 +1,12 @@
 """Every error this project raises on purpose. Imports nothing.
 
     PipelineError
-    ├── SettingsError (ValueError)             a bad argument, or other settings than an artifact was made with
+    ├── SettingsError (ValueError)             a bad argument, or settings that differ from an artifact's
     ├── ImageSourceError (ValueError)          no images, or images that cannot be read
     ├── ModelError (ValueError)                an architecture, tag or checkpoint that cannot be used
     ├── NonFiniteError (ValueError)            a NaN or infinity, or a value the stored dtype cannot hold
     ├── ArtifactNotFoundError (FileNotFoundError)
-    ├── SchemaError (ValueError)               not an artifact of the wanted kind, or one of a newer format
+    ├── SchemaError (ValueError)               not an artifact of the expected kind, or one of a newer format
     ├── IncompleteError                        an artifact whose writing has not finished
     ├── ParentMismatchError (ValueError)       two artifacts that do not belong together
     ├── StorageError (OSError)                 the disk refuses: full, read-only, broken
@@ -23,7 +23,7 @@ nothing else; a notebook can do the same:
 
 
 class PipelineError(Exception):
-    """Base of all errors a user can cause or meet."""
+    """Base of all errors that a user can cause or encounter."""
 
 
 class SettingsError(PipelineError, ValueError):
@@ -39,7 +39,7 @@ class ModelError(PipelineError, ValueError):
 
 
 class NonFiniteError(PipelineError, ValueError):
-    """A value is NaN or infinite, or overflows the dtype it should be stored in."""
+    """A value is NaN or infinite, or overflows the dtype in which it should be stored."""
 
 
 class ArtifactNotFoundError(PipelineError, FileNotFoundError):
@@ -47,7 +47,7 @@ class ArtifactNotFoundError(PipelineError, FileNotFoundError):
 
 
 class SchemaError(PipelineError, ValueError):
-    """The directory is not an artifact of the wanted kind, or its format is newer than this program."""
+    """The directory is not an artifact of the expected kind, or its format is newer than this program."""
 
 
 class IncompleteError(PipelineError):

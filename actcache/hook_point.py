@@ -1,6 +1,6 @@
-"""HookPoint: a place in a block of the tower, spelled as TransformerLens spells it. Imports nothing heavy.
+"""HookPoint: a place in a block of the tower, named as in TransformerLens. Imports nothing heavy.
 
-In: a layer and a site, or their spelling. Out: `HookPoint`, hashable and ordered. Promises: `sorted()` gives the order
+In: a layer and a site, or their name. Out: `HookPoint`, hashable and ordered. Promises: `sorted()` gives the order
 in which a forward pass reaches them, and `parse(str(hook)) == hook`.
 """
 
@@ -12,7 +12,7 @@ from actcache.errors import SettingsError
 
 SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out")
 
-_REACHED = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # by a forward pass, within a block
+_REACHED = ("attn_out", "resid_mid", "mlp_out", "resid_post")  # order within a block's forward pass
 _PATTERN = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
@@ -21,15 +21,15 @@ _PATTERN = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 class HookPoint:
     """Layer (0-based block index) and site; `str()` gives `blocks.10.hook_resid_post`.
 
-    A block takes the residual stream, and with what it takes being resid_pre (the resid_post of the layer before):
+    With resid_pre, the residual stream that enters the block (the resid_post of the layer before):
 
-        resid_pre + attn_out = resid_mid      attn_out: what attention adds, after output projection and LayerScale
+        resid_pre + attn_out = resid_mid      attn_out: what attention adds, after its output projection and LayerScale
         resid_mid + mlp_out  = resid_post     mlp_out: what the MLP adds, after LayerScale
 
-    Source of the spelling: TransformerLens, `blocks.{layer}.hook_{site}`.
+    Source of the names: TransformerLens, `blocks.{layer}.hook_{site}`.
 
     Raises:
-        SettingsError: a negative layer, or a site that is none of SITES.
+        SettingsError: a negative layer, or a site that is not in SITES.
     """
 
     layer: int
@@ -37,7 +37,7 @@ class HookPoint:
 
     def __post_init__(self) -> None:
         if self.layer < 0:
-            raise SettingsError(f"A layer is a block index from 0, got {self.layer}.")
+            raise SettingsError(f"A layer is a block index, counted from 0; got {self.layer}.")
         if self.site not in SITES:
             raise SettingsError(f"Unknown site {self.site!r}. Known sites: {', '.join(SITES)}.")
 

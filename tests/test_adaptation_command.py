@@ -42,7 +42,7 @@ def model(tiny_model: dict[str, str]) -> list[str]:
         ({n: v for n, v in MAPLE.items() if n != "prompt_learner.proj.bias"}, "prompt_learner.proj.bias is missing"),
         ({"adapter.fc.0.weight": torch.zeros(4, 16)}, "are no prompts (adapter.fc.0.weight"),
         (MAPLE | {"adapter.fc.0.weight": torch.zeros(4, 16)}, "adapter.fc.0.weight are neither prompts nor weights"),
-        (MAPLE | checkpoint_tensors("cocoop", **TINY, n=2, depth=1), "proj.weight is none of cocoop's"),
+        (MAPLE | checkpoint_tensors("cocoop", **TINY, n=2, depth=1), "proj.weight does not belong to cocoop"),
     ],
     ids=["width", "missing", "another method", "a part of another method", "two methods"],
 )
@@ -82,7 +82,7 @@ def test_classes_that_differ(
         ):
             done = ask(*command)
             assert done.exit_code == 0, done.output
-    for name, words in (("adapted", "(class0, class1, class2); 3 are asked for (class1, class2, other)"),
+    for name, words in (("adapted", "(class0, class1, class2); you asked for 3 (class1, class2, other)"),
                         ("wide", "of 4 classes each its own")):  # fmt: skip
         done = ask("compare", concepts["base"], concepts[name], tmp_path / "x.json")
         check_refused(done, words, tmp_path / "x.json")

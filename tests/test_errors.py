@@ -131,7 +131,7 @@ CASES: list[tuple[str, Callable[[Scene], object], list[str]]] = [
     ("SettingsError", lambda s: query_class(CodeStore.open(s.codes), "cow"), ["cow", "class0, class1, class2"]),
     ("ImageSourceError", empty_folder, ["holds no images", ".png"]),
     ("ModelError", unknown_tag, ["laion2b_s34b_b79", "Near: laion2b_s34b_b79k", "random:SEED"]),
-    ("ModelError", truncated_checkpoint, ["short.safetensors", "whole"]),
+    ("ModelError", truncated_checkpoint, ["short.safetensors", "complete"]),
     ("NonFiniteError", overflow, ["hook_resid_post", ".png", "--dtype float32"]),
     ("ArtifactNotFoundError", nothing_there, ["nowhere.acts", "does not exist"]),
     ("SchemaError", wrong_kind, ["is a run", "an activation store"]),

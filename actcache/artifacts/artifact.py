@@ -1,7 +1,7 @@
 """What all artifacts share: identity, parents, atomic writes, commit records, the seal.
 
-An artifact is a directory with `artifact.json` (what it is: kind, schema, id, settings, parents, provenance),
-`commits/` (one record a finished shard), and, once complete, `manifest.json` (size and checksum of every file).
+An artifact is a directory with `artifact.json` (kind, schema, id, settings, parents, provenance),
+`commits/` (one record for each finished shard), and, once complete, `manifest.json` (size and checksum of every file).
 
 Promises: a file appears under its final name whole and flushed, or not at all; an artifact's id depends on its
 settings and its parents' ids only, never on a path, a host or the time; a sealed artifact is never edited.
@@ -50,7 +50,7 @@ SCHEMA = 1
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
 UNSEALED_FOLDERS = ("notes",)
-"""What people write beside the seal (names, notes): not covered by the manifest."""
+"""What people write beside the seal (names, notes); the manifest does not cover it."""
 
 _NAMES = {
     "acts": "an activation store (x.acts)",
@@ -59,7 +59,7 @@ _NAMES = {
     "codes": "a code store (x.codes)",
     "concepts": "a concept table (x.concepts)",
 }
-"""What people call a kind."""
+"""How messages name each kind."""
 
 _REMAKE = "Make the artifact again, with --overwrite."
 
@@ -68,7 +68,7 @@ Kind = Literal["acts", "prompts", "run", "codes", "concepts"]
 
 @dataclass(frozen=True)
 class Parent:
-    """An artifact this one was made from: its id, and where it lay, relative to the child's directory."""
+    """An artifact from which this one was made: its id, and its path relative to the child's directory."""
 
     id: str
     path: str
@@ -76,9 +76,9 @@ class Parent:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What `artifact.json` says, and whether the seal is there.
+    """The contents of `artifact.json`, and whether the artifact is sealed.
 
-    `settings` are the fields that change bytes; with the parents' ids they are hashed into `id`.
+    `settings` are the fields that change the bytes; they are hashed into `id` together with the parents' ids.
     """
 
     path: Path
@@ -90,7 +90,7 @@ class Artifact:
     complete: bool
 
     def parent_path(self, name: str) -> Path:
-        """Where parent `name` should lie now. It may have moved; the caller checks."""
+        """Where parent `name` should be now. It may have moved, so the caller has to check."""
         recorded = self.parents[name].path
         if "://" in recorded or is_remote(self.path):
             return artifact_path(recorded)
@@ -122,17 +122,17 @@ def begin_artifact(
     prepare: Callable[[Path], None],
     overwrite: bool = False,
 ) -> Artifact:
-    """Create the artifact, or find the one that the same settings made before, complete or not.
+    """Create the artifact, or open the one that was made with the same settings before, complete or not.
 
     Args:
-        settings: JSON-able fields that change bytes.
+        settings: JSON-able fields that change the bytes.
         parents: name -> (id, current path).
-        provenance: JSON-able facts that are shown but not part of the identity.
-        prepare: fills the new directory with whatever never changes afterwards; it appears in one rename.
+        provenance: JSON-able facts that are shown but are not part of the identity.
+        prepare: fills the new directory with everything that never changes; it appears in one rename.
         overwrite: remove an existing artifact of this kind first.
 
     Raises:
-        SettingsError: something else is at `path`; the differing fields are shown side by side.
+        SettingsError: something else is at `path`; the message shows the differing fields side by side.
     """
     path = artifact_path(path)
     if overwrite and path.exists():
@@ -160,8 +160,8 @@ def begin_artifact(
 
 
 def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]) -> None:
-    """Make the directory and all that never changes afterwards. Several workers may try: one wins, all are content."""
-    if is_remote(path):  # there is no rename of a folder: artifact.json comes last and makes it an artifact
+    """Make the directory and everything that never changes. Several workers may try; one succeeds, and all go on."""
+    if is_remote(path):  # folders cannot be renamed there: artifact.json is written last and makes this an artifact
         with tempfile.TemporaryDirectory() as scratch:
             prepare(Path(scratch))
             for name in list_files(Path(scratch)):
@@ -180,24 +180,24 @@ def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]
         os.replace(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        lost = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
-        if not lost:  # another worker's directory is there already
+        lost_race = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        if not lost_race:  # another worker's directory is there already
             raise
     fsync_directory(path.parent)
 
 
 def relative_path(where: Path, child: Path) -> str:
-    """How an artifact at `child` names a parent: relative to itself, or as a URL across file systems."""
+    """The path of a parent as an artifact at `child` records it: relative, or a URL across file systems."""
     if is_remote(where) or is_remote(child):
         return str(where)
     return os.path.relpath(where.absolute(), child.absolute())
 
 
 def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool = False) -> Artifact:
-    """Read `artifact.json` and look for the seal.
+    """Read `artifact.json` and check whether the artifact is sealed.
 
     Raises:
-        ArtifactNotFoundError, SchemaError, CorruptError; IncompleteError when `complete` is asked for and missing.
+        ArtifactNotFoundError, SchemaError, CorruptError; IncompleteError when `complete` is required and it is not.
     """
     path = artifact_path(path)
     wanted = _NAMES[kind] if kind else "an artifact"
@@ -206,7 +206,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
         advice = advice if there else _advice(path)
-    except OSError as error:  # no right to look, a name too long
+    except OSError as error:  # no permission, or a name that is too long
         there, reason = False, f"cannot be opened ({error.strerror})"
     if not there:
         raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; {advice}.")
@@ -215,7 +215,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         schema = int(value["schema"])
         if schema > SCHEMA:
             raise SchemaError(
-                f"{path} has schema {schema}; this program reads up to {SCHEMA}. Install a newer patchsae."
+                f"{path} has schema {schema}; this version reads up to {SCHEMA}. Install a newer patchsae."
             )
         artifact = Artifact(
             path=path,
@@ -231,30 +231,30 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
-        raise CorruptError(f"{path / ARTIFACT_FILE} lacks or garbles {error}. {_REMAKE}") from error
+        raise CorruptError(f"{path / ARTIFACT_FILE} has a missing or malformed field: {error}. {_REMAKE}") from error
     if kind is not None and artifact.kind != kind:
         found = _NAMES.get(artifact.kind, f"a {artifact.kind} artifact")
         raise SchemaError(f"{path} is {found}. Expected {wanted}; check the order of the arguments.")
     if identity != artifact.id:
         raise CorruptError(
-            f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it says {artifact.id}. {_REMAKE}"
+            f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it records {artifact.id}. {_REMAKE}"
         )
     if complete and not artifact.complete:
-        raise IncompleteError(f"{path} is not complete. Run the command that began it again: it resumes.")
+        raise IncompleteError(f"{path} is not complete. Run the command that started it again: it resumes.")
     return artifact
 
 
 def _advice(path: Path) -> str:
-    """What to do where there is no artifact: a folder of some, as of a sweep, names the first ones."""
+    """Advice for a path that is no artifact; a folder of artifacts, such as a sweep, gets their first names."""
     if is_remote(path) or not path.is_dir():
         return "check the path"
     inside = sorted(str(file.parent) for file in path.glob(f"*/{ARTIFACT_FILE}"))
     more = ", ..." if len(inside) > 3 else ""
-    return f"inside it are {', '.join(inside[:3])}{more}: name one" if inside else "check the path"
+    return f"it contains {', '.join(inside[:3])}{more}: name one of them" if inside else "check the path"
 
 
 def _check_types(artifact: Artifact) -> None:
-    """Raise TypeError unless the fields are what docs/reference/format.md says."""
+    """Raise TypeError unless the fields have the types that docs/reference/format.md gives."""
     texts = {"kind": artifact.kind, "id": artifact.id}
     for name, parent in artifact.parents.items():
         texts |= {f"the id of parent {name}": parent.id, f"the path of parent {name}": parent.path}
@@ -267,7 +267,7 @@ def _check_types(artifact: Artifact) -> None:
 
 
 def seal_artifact(path: Path, **summary: Any) -> None:
-    """Write `manifest.json`: digest of every file (shards through their commit records), `summary`, and its own digest.
+    """Write `manifest.json`: a digest of every file (of shards through their records), `summary`, and its own digest.
 
     Idempotent: sealing twice writes the same bytes.
     """
@@ -282,26 +282,26 @@ def seal_artifact(path: Path, **summary: Any) -> None:
 
 
 def read_manifest(artifact: Artifact) -> dict[str, Any]:
-    """The seal. Raises CorruptError when it is not what was written."""
+    """Read the seal. Raises CorruptError when it differs from what was written."""
     return read_signed(
         artifact.path / MANIFEST_FILE,
-        "Delete it and run the command that made the artifact again: it seals anew what is whole.",
+        "Delete it and run the command that made the artifact again: it seals what is complete.",
     )
 
 
 def remove_artifact(path: Path, kind: Kind) -> None:
-    """Delete an artifact directory. Raises when `path` is something else: nobody's folder is removed by mistake.
+    """Delete an artifact directory. Raises when `path` is something else, so no other folder is removed by mistake.
 
-    An artifact.json that is garbled does not save the directory: what calls itself one is one.
+    A directory with a malformed artifact.json counts as an artifact.
     """
     with suppress(CorruptError):
         open_artifact(path, kind)
     if is_remote(path):
         path.rmdir(recursive=True)  # type: ignore[call-arg]
         return
-    doomed = temporary_path(path)
-    os.replace(path, doomed)
-    shutil.rmtree(doomed)
+    removed = temporary_path(path)
+    os.replace(path, removed)
+    shutil.rmtree(removed)
 
 
 def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> Path:
@@ -327,19 +327,19 @@ def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> 
 
 
 def check_parent(child: Artifact, name: str, parent: Artifact) -> None:
-    """Raise ParentMismatchError unless `parent` is the one `child` was made from."""
+    """Raise ParentMismatchError unless `child` was made from `parent`."""
     expected = child.parents[name]
     if expected.id != parent.id:
         raise ParentMismatchError(
-            f"{child.path} was made from {name} {expected.id} (then at {expected.path}), but {parent.path} is "
-            f"{parent.id}. Give the {name} it was made from."
+            f"{child.path} was made from {name} {expected.id} (recorded at {expected.path}), but {parent.path} is "
+            f"{parent.id}. Give the {name} that it was made from."
         )
 
 
 def list_files(path: Path) -> Iterator[str]:
-    """Relative names of an artifact's files, without temporary files and what people wrote beside the seal.
+    """Relative names of an artifact's files, without temporary files and without what people wrote beside the seal.
 
-    Links are named like files and never followed.
+    Links are listed like files and never followed.
     """
     if is_remote(path):
         for entry in path.rglob("*"):

@@ -1,6 +1,6 @@
-"""Commit records: one JSON file a finished shard, written last. A shard without its record does not exist.
+"""Commit records: one JSON file for each finished shard, written last. A shard without a record does not exist.
 
-A record holds the shard's number, the digest of every file of the shard, statistics, what failed, and its own digest.
+A record holds the number of the shard, the digest of each of its files, statistics, failed images, and its own digest.
 """
 
 import json
@@ -21,7 +21,7 @@ def record_path(path: Path, shard: int) -> Path:
 
 
 def write_record(path: Path, shard: int, record: Mapping[str, Any]) -> None:
-    """The last act of a shard's commit; a record is never replaced. `record["files"]`: relative name -> digest."""
+    """The last step of a shard's commit; a record is never replaced. `record["files"]`: relative name -> digest."""
     if not is_remote(path):
         make_folders(path / COMMITS)
     body = json.loads(json.dumps({"shard": shard, **record}, allow_nan=False))
@@ -38,11 +38,11 @@ def committed_shards(path: Path) -> set[int]:
 
 def _refuse_link(path: Path) -> None:
     if not is_remote(path) and (path / COMMITS).is_symlink():
-        raise CorruptError(f"{path / COMMITS} is a link, which an artifact never holds. {_REPAIR.format(path)}")
+        raise CorruptError(f"{path / COMMITS} is a link; an artifact contains none. {_REPAIR.format(path)}")
 
 
 def read_record(path: Path, shard: int) -> dict[str, Any]:
-    """Raises CorruptError when the record is not what was written, or another shard's."""
+    """Raises CorruptError when the record differs from what was written, or is another shard's."""
     _refuse_link(path)
     record = read_signed(record_path(path, shard), _REPAIR.format(path))
     if record.get("shard") != shard or not isinstance(record.get("files"), dict):

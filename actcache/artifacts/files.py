@@ -1,8 +1,8 @@
-"""Files that appear whole or not at all, and their checksums. Local paths, and URLs through fsspec.
+"""Files that appear whole or not at all, and their checksums, for local paths and for URLs through fsspec.
 
-A write goes to a temporary name, is flushed, renamed, and its directory flushed; a failed write leaves nothing behind.
-A temporary name tells which process of which machine owns it, so that what a killed process left can be told from
-what a living one is writing. On an object store one PUT does all of that.
+A file is written under a temporary name, flushed and renamed, and then its directory is flushed; a failed write leaves
+nothing behind. The temporary name contains the machine and the process that own it, which distinguishes what a killed
+process left from what a running one is writing. On an object store a single PUT does all of this.
 """
 
 import errno
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from actcache.errors import CorruptError, PipelineError, SettingsError, StorageError
 
-_PIECE_BYTES = 1 << 24  # one checksum a 16 MiB piece where a file has no chunks of its own
+_PIECE_BYTES = 1 << 24  # a file without chunks of its own gets one checksum per 16 MiB piece
 _CHECK_BYTES = 1 << 23
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
 
@@ -37,18 +37,18 @@ _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
 
 
 def artifact_path(path: str | Path) -> Path:
-    """A local Path, or for a URL such as s3://bucket/val.acts an fsspec path that behaves like one.
+    """A local Path, or, for a URL such as s3://bucket/val.acts, an fsspec path that behaves like one.
 
     Raises:
-        SettingsError: a URL whose file system is not installed.
+        SettingsError: the package for the URL's file system is not installed.
     """
     if not isinstance(path, str) or "://" not in path:
         return Path(path) if isinstance(path, str) else path
     try:
-        from upath import UPath  # an extra
+        from upath import UPath  # an optional dependency
 
         remote: Any = UPath(path)
-        assert remote.fs is not None  # asking for it imports its package
+        assert remote.fs is not None  # this imports the file system's package
     except (ImportError, ValueError) as error:
         raise SettingsError(f"{path} cannot be reached: {error}. `pip install 'patchsae[s3]'` reads S3.") from error
     return remote  # type: ignore[no-any-return]
@@ -65,7 +65,7 @@ def is_remote(path: Path) -> bool:
 
 @cache
 def _machine() -> str:
-    """8 hex digits for this host, boot and process namespace: where a process number means something."""
+    """8 hex digits for this host, boot and process namespace, within which a process number is unique."""
     facts = [platform.node()]
     with suppress(OSError):  # Linux only
         facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
@@ -78,7 +78,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def is_litter(path: Path) -> bool:
-    """Whether a temporary file or folder belongs to a process of this machine that is no more."""
+    """Whether a temporary file or folder belongs to a process of this machine that no longer runs."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is None or match["machine"] != _machine():
         return False
@@ -86,23 +86,23 @@ def is_litter(path: Path) -> bool:
         os.kill(int(match["process"]), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it lives, as another user
+    except OSError:  # it runs, as another user
         return False
-    return int(match["process"]) == os.getpid()  # our own: we are not writing when we look
+    return int(match["process"]) == os.getpid()  # our own, and we are not writing now
 
 
 def remove_litter(path: Path) -> None:
     """Delete what killed writers of this machine left inside an artifact, and beside it while beginning it."""
     if is_remote(path):
-        return  # a PUT leaves nothing
+        return  # a failed PUT leaves nothing
     beside = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
     inside = (Path(folder) / name for folder, folders, names in os.walk(path) for name in [*folders, *names])
-    for litter in [*beside, *inside]:  # os.walk bears that others rename and remove meanwhile
+    for litter in [*beside, *inside]:  # os.walk tolerates that others rename and remove files meanwhile
         if is_litter(litter):
             if litter.is_dir():
                 shutil.rmtree(litter, ignore_errors=True)
             else:
-                with suppress(OSError):  # it harms nobody; a disk that takes no more says so soon
+                with suppress(OSError):  # it does no harm, and a broken disk is reported by the next write
                     litter.unlink(missing_ok=True)
 
 
@@ -115,16 +115,16 @@ _REPAIR = f"Repair the disk{_AGAIN}"
 _ADVICE = {
     errno.ENOSPC: f"Free space{_AGAIN}",
     errno.EDQUOT: f"Free quota{_AGAIN}",
-    errno.EACCES: f"Correct the rights{_AGAIN}",
+    errno.EACCES: f"Correct the permissions{_AGAIN}",
     errno.EROFS: "Choose a path on a disk that can be written.",
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "Choose another path."),
 }
-"""What to do about an error of the operating system."""
+"""Advice for each error of the operating system."""
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors into one line that says what to do."""
+    """Turn the operating system's errors into a StorageError that says what to do."""
     try:
         yield
     except PipelineError:
@@ -139,8 +139,8 @@ def write_atomic(path: Path, data: bytes, *, replace: bool = True, parents: bool
     """Write `data` under `path`: temporary file, fsync, rename, fsync of the directory. Raises StorageError.
 
     Args:
-        replace: False leaves a file that has the name already as it is.
-        parents: make the folders above it, where they are missing.
+        replace: False leaves an existing file as it is.
+        parents: make the folders above it if they are missing.
     """
     with storage_errors(path):
         if is_remote(path):
@@ -150,7 +150,7 @@ def write_atomic(path: Path, data: bytes, *, replace: bool = True, parents: bool
             path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         try:
-            temporary.unlink(missing_ok=True)  # a killed process of our number may have linked it to a final name
+            temporary.unlink(missing_ok=True)  # a killed process with our number may have linked it to a final name
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
@@ -170,13 +170,13 @@ def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
 
 
 def encode_json(value: Any) -> bytes:
-    """The one spelling in which this project writes JSON objects: a line a field; indenting takes 20 times longer."""
+    """The one format of this project's JSON objects: one line per field (full indentation takes 20 times longer)."""
     lines = [f" {json.dumps(name)}: {json.dumps(field, allow_nan=False)}" for name, field in value.items()]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def publish(temporary: Path, path: Path) -> bool:
-    """Give a flushed file its final name, unless something has that name: the first writer wins, nobody replaces.
+    """Give a flushed file its final name unless that name is taken: the first writer wins and nothing is replaced.
 
     Returns:
         False when `path` existed. The temporary name is gone either way.
@@ -197,7 +197,7 @@ def publish(temporary: Path, path: Path) -> bool:
 
 
 def make_folders(path: Path) -> None:
-    """`mkdir -p`, each new folder's name flushed: a file is only as safe as the folders above it."""
+    """`mkdir -p` that flushes the name of each new folder: a file is only as safe as the folders above it."""
     if not path.is_dir():
         make_folders(path.parent)
         path.mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ def fsync_tree(path: Path) -> None:
 
 
 def read_json(path: Path, advice: str = "Make the artifact again.") -> Any:
-    """Parse a JSON file. Raises CorruptError when it is missing, is no plain file or does not parse."""
+    """Parse a JSON file. Raises CorruptError when it is missing, is not a plain file or does not parse."""
     try:
         with open_plain(path) as file:
             return json.loads(file.read(), parse_constant=_refuse_constant)
@@ -239,15 +239,15 @@ def read_json(path: Path, advice: str = "Make the artifact again.") -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}")
+    raise ValueError(f"it contains {name}")
 
 
 def read_signed(path: Path, advice: str) -> dict[str, Any]:
-    """A JSON object whose field `digest` is that of the others, without it. Raises CorruptError."""
+    """A JSON object, without its field `digest`, which must be that of the others. Raises CorruptError."""
     fields = read_json(path, advice)
     try:
         sound = isinstance(fields, dict) and fields.pop("digest", None) == digest(fields)
-    except (ValueError, RecursionError):  # an infinity, nesting
+    except (ValueError, RecursionError):  # an infinity, or deep nesting
         sound = False
     if not sound:
         raise CorruptError(f"{path} differs from what was written. {advice}")
@@ -255,23 +255,23 @@ def read_signed(path: Path, advice: str) -> dict[str, Any]:
 
 
 def digest(fields: Any) -> str:
-    """First 16 hex digits of the sha256 of canonical JSON. Equal fields, equal digest."""
+    """First 16 hex digits of the sha256 of canonical JSON. Equal fields have equal digests."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def crc32c(data: bytes | NDArray[Any]) -> int:
-    """CRC-32C (Castagnoli) of contiguous bytes. 14 GB/s a core on the array itself, no copy."""
+    """CRC-32C (Castagnoli) of contiguous bytes: 14 GB/s per core, without a copy of the array."""
     if isinstance(data, np.ndarray):
         return int(google_crc32c.value(data.reshape(-1).view(np.uint8)))
     return int(google_crc32c.value(data))
 
 
 def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
-    """None when the file's size and pieces agree with its digest, else what differs.
+    """None when the file's size and pieces agree with its digest, otherwise a description of what differs.
 
-    Windows stay in the processor's cache, and each hands over the interpreter lock once: 26 GB/s by two threads where
-    memcpy makes 35; windows of 0.5 MB make 12.
+    The windows fit the processor's cache, and each releases the interpreter lock once: two threads reach 26 GB/s where
+    memcpy reaches 35; with windows of 0.5 MB they reach 12.
     """
     window = np.empty(min(_CHECK_BYTES, digest["bytes"] + 1), dtype=np.uint8)
     pieces = iter([*digest["pieces"], (0, None)])
@@ -281,19 +281,19 @@ def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
             if size != digest["bytes"]:
                 return f"has {size:,} bytes, expected {digest['bytes']:,}"
             file.seek(0)
-            start, found = 0, 0
+            start, actual = 0, 0
             left, checksum = next(pieces)
             offset = 0
             while n_read := file.readinto(window):
                 position = 0
                 while position < n_read:
                     part = window[position : min(position + left, n_read)]
-                    found = google_crc32c.extend(found, part)
+                    actual = google_crc32c.extend(actual, part)
                     position, offset, left = position + len(part), offset + len(part), left - len(part)
                     if left == 0:
-                        if found != checksum:
+                        if actual != checksum:
                             return f"differs from what was written in bytes {start:,} to {offset:,}"
-                        start, found = offset, 0
+                        start, actual = offset, 0
                         left, checksum = next(pieces)
             if offset != size:
                 return f"ended after {offset:,} of {size:,} bytes"
@@ -303,10 +303,10 @@ def check_file(path: Path, digest: Mapping[str, Any]) -> str | None:
 
 
 def open_plain(path: Path) -> Any:
-    """Open for reading without a buffer; a link, a pipe or a folder is an OSError."""
+    """Open for reading without a buffer; a link, a pipe or a folder raises OSError."""
     if is_remote(path):
         return path.open("rb")
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # opening a pipe would block for ever
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # opening a pipe would block forever
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a plain file")
@@ -314,7 +314,7 @@ def open_plain(path: Path) -> Any:
 
 
 def is_digest(value: Any) -> bool:
-    """Whether a value read from JSON is a digest: whole numbers that add up."""
+    """Whether a value read from JSON is a digest: sizes and checksums that are integers, the sizes adding up."""
     try:
         pieces = [(n_bytes, checksum) for n_bytes, checksum in value["pieces"]]
         numbers = [value["bytes"], *itertools.chain.from_iterable(pieces)]
@@ -332,5 +332,7 @@ def file_digest(path: Path) -> dict[str, Any]:
             while data := file.read(_PIECE_BYTES):
                 pieces.append([len(data), crc32c(data)])
     except OSError as error:
-        raise CorruptError(f"{path} cannot be read ({error.strerror or error}). Remove it and run again.") from error
+        raise CorruptError(
+            f"{path} cannot be read ({error.strerror or error}). Remove it and run the command again."
+        ) from error
     return {"bytes": sum(n for n, _ in pieces), "pieces": pieces}

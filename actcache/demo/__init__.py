@@ -1,4 +1,4 @@
-"""The embedded demo: generated scenes with ground truth, and a tiny CLIP trained on them. Loads no torch."""
+"""The embedded demo: generated scenes with ground truth, and a tiny CLIP trained on them. It does not load torch."""
 
 from pathlib import Path
 

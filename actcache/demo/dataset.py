@@ -1,8 +1,8 @@
-"""write_demo(): scenes as files, with their ground truth beside them.
+"""write_demo(): scenes as image files, with their ground truth beside them.
 
 images/<shape of the largest object>/<index>.png
-objects/<shape>/<index>.png  the object map, named as the image: 0 background, i the i-th object
-truth.parquet              uri, caption, and per concept the object-map numbers that carry it
+objects/<shape>/<index>.png  the object map, named like the image: 0 is background, i the i-th object
+truth.parquet              uri, caption, and for each concept the numbers of the objects that have it
 demo.json                  n_images, image_size, seed
 """
 
@@ -30,13 +30,13 @@ IMAGE_SIZE = 64
 
 @dataclass(frozen=True)
 class Truth:
-    """What is really in the images.
+    """The ground truth of the images.
 
     Attributes:
-        uris: relative to images/, one an image.
+        uris: one per image, relative to images/.
         names: the concepts, sorted.
         present: [I, C], whether an image contains a concept.
-        carriers: [I][C], the object-map numbers that carry it.
+        carriers: [I][C], the numbers in the object map that have the concept.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Truth:
     carriers: tuple[tuple[tuple[int, ...], ...], ...]
 
     def masks(self, images: Sequence[int], concept: int) -> NDArray[np.bool_]:
-        """Pixels [n, H, W] that carry a concept in some images."""
+        """[n, H, W]: the pixels that show a concept in the given images."""
         maps = [np.array(Image.open(self.path / "objects" / self.uris[image])) for image in images]
         return np.stack([np.isin(m, self.carriers[i][concept]) for m, i in zip(maps, images, strict=True)])
 
@@ -60,17 +60,17 @@ def write_demo(
     image_size: int = IMAGE_SIZE,
     on_progress: Progress | None = None,
 ) -> Truth:
-    """Write `n_images` scenes; the folder appears whole or not at all. The same call twice returns the same.
+    """Write `n_images` scenes; the folder appears complete or not at all. The same call again returns it.
 
     Raises:
-        SettingsError: the folder was written with other settings, or holds something else.
+        SettingsError: the folder was written with other settings, or contains something else.
     """
     out = Path(out)
     settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
     if out.exists():
-        found = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
-        if found != settings:
-            raise SettingsError(f"{out} holds {found}, asked for {settings}. Choose another folder.")
+        existing = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
+        if existing != settings:
+            raise SettingsError(f"{out} contains {existing}, but {settings} was requested. Choose another folder.")
         return read_truth(out)
     if n_images < 1:
         raise SettingsError(f"A demo needs at least 1 image, got {n_images}.")
@@ -90,7 +90,7 @@ def write_demo(
         carriers.append(scene.carriers())
         if on_progress:
             on_progress(index + 1, n_images)
-    columns = {name: [found.get(name, []) for found in carriers] for name in concept_names()}
+    columns = {name: [of_image.get(name, []) for of_image in carriers] for name in concept_names()}
     arrays = {name: pa.array(column, pa.list_(pa.uint8())) for name, column in columns.items()}
     pq.write_table(pa.table({"uri": uris, "caption": captions, **arrays}), temporary / "truth.parquet")
     (temporary / "demo.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Scenes: small generated images whose content is known to the pixel. numpy only.
+"""Scenes: small generated images whose content is known for every pixel. numpy only.
 
 A scene holds one to three objects of known shape, color, texture, size and position on a varied background. Image i
 depends on (seed, i, image_size) only, so every prefix of a dataset is stable. A *concept* is an attribute, such as
@@ -24,14 +24,14 @@ COLORS = {
 }
 TEXTURES = ("solid", "striped", "dotted", "checkered")
 SIZES = {"small": (0.32, 0.38), "large": (0.55, 0.66)}
-"""Diameter as a share of the image's width."""
+"""Diameter as a fraction of the image's width."""
 BACKGROUNDS = ("grass", "sky", "sand", "night", "brick")
 POSITIONS = ("left", "right", "top", "bottom", "center")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. x, y, diameter: center and size as shares of the image's width."""
+    """One object. x, y, diameter: center and size as fractions of the image's width."""
 
     shape: str
     color: str
@@ -43,7 +43,7 @@ class SceneObject:
 
     @property
     def position(self) -> str:
-        """Where the center lies: the side it is nearest to, or the center."""
+        """Position of the center: the nearest side, or the center."""
         dx, dy = self.x - 0.5, self.y - 0.5
         if max(abs(dx), abs(dy)) < 0.12:
             return "center"
@@ -57,13 +57,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects, largest first, that do not overlap; and the background."""
+    """Objects that do not overlap, largest first, and the background."""
 
     objects: tuple[SceneObject, ...]
     background: str
 
     def carriers(self) -> dict[str, list[int]]:
-        """Concept -> numbers in the object map that carry it (0: background)."""
+        """Concept -> numbers in the object map that have it (0 is the background)."""
         found = {f"background:{self.background}": [0]}
         for number, thing in enumerate(self.objects, start=1):
             for concept in thing.concepts():
@@ -77,7 +77,7 @@ class Scene:
 
 
 def concept_names() -> tuple[str, ...]:
-    """All concepts, sorted. Position is known of every object but is no concept: a patch does not look `left`."""
+    """All concepts, sorted. Positions are not concepts, although known: a patch does not look `left`."""
     families = {
         "background": BACKGROUNDS,
         "color": COLORS,
@@ -98,7 +98,7 @@ def sample_scene(seed: int, index: int) -> Scene:
 
 
 def render_scene(seed: int, index: int, image_size: int = 64) -> tuple[Scene, NDArray[np.uint8], NDArray[np.uint8]]:
-    """(scene, pixels [H, W, 3], object map [H, W]: 0 background, i the scene's i-th object)."""
+    """(scene, pixels [H, W, 3], object map [H, W]: 0 is background, i the i-th object)."""
     rng = _generator(seed, index)
     scene = _sample(rng)
     pixels = _draw_background(rng, scene.background, image_size)
@@ -135,7 +135,7 @@ def _sample(rng: np.random.Generator) -> Scene:
             "size": str(rng.choice(list(SIZES))),
         }
         diameter = float(rng.uniform(*SIZES[attributes["size"]]))
-        for _ in range(12):  # a few tries to find room; a crowded scene stays with fewer objects
+        for _ in range(12):  # a few attempts to find room; a crowded scene keeps fewer objects
             x, y = rng.uniform(diameter / 2, 1 - diameter / 2, 2)
             if all(np.hypot(x - o.x, y - o.y) > 0.52 * (diameter + o.diameter) for o in objects):
                 objects.append(SceneObject(**attributes, x=float(x), y=float(y), diameter=diameter))
@@ -172,7 +172,7 @@ def _texture(name: str, image_size: int, rng: np.random.Generator) -> Mask:
 
 
 def _draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:
-    """[H, W, 3], muted colors, each kind with a look of its own."""
+    """[H, W, 3]: muted colors, with a texture for each kind."""
     y, x = np.indices((image_size, image_size))
     light = rng.normal(0, 10)
     noise = rng.normal(0, 1, (image_size, image_size, 1))

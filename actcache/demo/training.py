@@ -2,12 +2,12 @@
 
     python -m actcache.demo.training demo-clip.safetensors
 
-Both towers are open_clip's, of the config in model/demo-clip.json. Images come from a pool rendered beforehand; their
-captions are worded anew each time. Two losses: captions against CLS (CLIP's), and the short phrase of every concept
-("a star") against every patch, since what the pixels of a patch belong to is known: a sigmoid for each pair (as
-SigLIP's), and a softmax within each family of concepts. Without the second the patches of so small a model never
-learn of shapes.
-Seeded; weights are written as float16. model/README.md has the figures of the shipped file.
+Both towers are open_clip's, with the config in model/demo-clip.json. Images come from a pool that is rendered first;
+their captions are worded differently each time. There are two losses: captions against CLS (CLIP's loss), and the short
+phrase of every concept ("a star") against every patch, since it is known to which concepts the pixels of a patch
+belong: a sigmoid for each pair (as in SigLIP), and a softmax within each family of concepts. Without the second loss,
+the patches of such a small model never learn shapes. Training is seeded; weights are written as float16.
+model/README.md has the figures of the shipped file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from actcache.demo.scenes import Scene, caption_scene, concept_names, render_sce
 
 CONFIG = Path(__file__).parent / "model" / "demo-clip.json"
 POOL_SEED, TEST_SEED = 1_000_003, 1_000_033
-"""Apart from each other and from the small seeds that datasets use."""
+"""They differ from each other and from the small seeds that datasets use."""
 
 IMAGE_SIZE, PATCH_SIZE = 64, 8
 
@@ -39,15 +39,15 @@ TEMPLATES = {"background": "a thing on {}", "shape": "a {}"}
 """The short phrase of a concept; "a {} thing" for the other families."""
 
 PATCH_SCALE = 9.0
-"""Fixed, not learned: a patch of an object carries four concepts at once, so no cosine can be much above a half, and
-with a small scale the loss is low only when each concept takes an equal part of the embedding. Learned, the scale grows
-and leaves shapes a sliver of the variance, which no SAE finds."""
+"""Fixed, not learned: a patch of an object has four concepts at once, so no cosine can be much above 0.5, and with a
+small scale the loss is low only if each concept takes an equal part of the embedding. A learned scale grows and leaves
+shapes so little of the variance that no SAE finds them."""
 
 
 def train_clip(
     out: Path, *, n_steps: int, init: Path | None, batch_size: int, pool_size: int, lr: float, seed: int
 ) -> dict[str, float]:
-    """Train, write the weights, and return what `zero_shot` says of them."""
+    """Train, write the weights, and return their `zero_shot` accuracies."""
     config = json.loads(CONFIG.read_text())
     torch.manual_seed(seed)
     clip: Any = open_clip.CLIP(**config)
@@ -105,7 +105,7 @@ def train_clip(
 
 
 def embed_images(clip: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of images [B, E] and of their patches [B, P, E], both through ln_post and the projection."""
+    """Unit embeddings of images [B, E] and of their patches [B, P, E], both after ln_post and the projection."""
     clip.visual.output_tokens = True
     pooled, tokens = clip.visual(preprocess(pixels))
     return F.normalize(pooled.float(), dim=-1), F.normalize((tokens @ clip.visual.proj).float(), dim=-1)
@@ -125,7 +125,7 @@ def concept_phrases() -> list[str]:
 
 
 def render_pool(seed: int, n: int) -> tuple[list[Scene], NDArray[np.uint8], NDArray[np.uint8]]:
-    """`n` scenes, their pixels [n, H, W, 3], and each patch's share that shows each concept [n, P, C], in 255ths."""
+    """`n` scenes, their pixels [n, H, W, 3], and the part of each patch that shows a concept [n, P, C], in 255ths."""
     with ProcessPoolExecutor() as workers:
         parts = list(workers.map(partial(_render, seed), range(0, n, 500), [min(i + 500, n) for i in range(0, n, 500)]))
     scenes, pixels, shares = zip(*parts, strict=True)
@@ -148,8 +148,8 @@ def _concept_shares(scene: Scene, objects: NDArray[np.uint8]) -> NDArray[np.uint
 
 @torch.no_grad()
 def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
-    """Accuracy of "which of these words fits" by concept family: on unseen scenes with one object, and on the patches
-    of unseen scenes that one concept of the family fills (`patch_` + family).
+    """Accuracy in choosing the right word of a concept family, on unseen scenes with one object, and on patches that
+    one concept of the family fills (`patch_` + family).
     """
     scenes, pool, shares = render_pool(TEST_SEED, n)
     image, patches = embed_images(clip, pool)
@@ -158,7 +158,7 @@ def zero_shot(clip: Any, tokenizer: Any, n: int = 1500) -> dict[str, float]:
     families = [name.split(":")[0] for name in concept_names()]
     accuracy = {}
     for family in dict.fromkeys(families):
-        columns = [i for i, found in enumerate(families) if found == family]
+        columns = [i for i, name in enumerate(families) if name == family]
         words = [concept_names()[i].split(":")[1] for i in columns]
         truth = [
             scenes[i].background if family == "background" else getattr(scenes[i].objects[0], family) for i in single
@@ -175,7 +175,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--n-steps", type=int, default=2400)
-    parser.add_argument("--init", type=Path, help="weights to begin with")
+    parser.add_argument("--init", type=Path, help="initial weights")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--pool-size", type=int, default=40_000)
     parser.add_argument("--lr", type=float, default=1.5e-3)

@@ -1,8 +1,8 @@
-"""extract(): images -> vision tower -> shards. The only file that sees all three.
+"""extract(): images -> vision tower -> shards. Only this module uses all three.
 
-Three things run side by side: threads decode two batches ahead, the tower runs, one thread writes. Of each hook point
-two blocks (of 16 or 64 images) are held in memory, one being filled, one being written. A shard's batches start at
-its first image, so a resumed run computes the same bytes.
+Three things run at the same time: threads decode two batches ahead, the tower runs, and one thread writes. Memory holds
+two blocks (of 16 or 64 images) of each hook point: one is being filled, the other written. The batches of a shard start
+at its first image, so a resumed run computes the same bytes.
 """
 
 import os
@@ -110,7 +110,7 @@ class _Batch(NamedTuple):
     shard: int
     block: int
     images: range  # stored positions
-    first: int  # of them, counted from the block's own
+    first: int  # position of the first image within the block
 
     def ends_block(self, layout: StoreLayout) -> bool:
         return self.images.stop == layout.block_range(self.shard, self.block).stop
@@ -137,7 +137,7 @@ def _fill_shards(
     skip: bool,
     on_progress: Progress | None,
 ) -> None:
-    """Compute shards batch by batch, write them block by block, commit each. Without `skip` a bad image raises."""
+    """Compute shards batch by batch, write them block by block, commit each. Unreadable images raise unless `skip`."""
     layout = plan.layout
     owned = [shard for shard in range(layout.n_shards) if worker.owns(shard)]
     total = sum(len(layout.shard_range(shard)) for shard in owned)
@@ -147,7 +147,7 @@ def _fill_shards(
     reasons: dict[int, str] = {}
     with ExitStack() as stack, ThreadPoolExecutor(n_threads or os.cpu_count() or 1, "decode") as decoders, \
             ThreadPoolExecutor(1, "write") as thread:  # fmt: skip
-        write = _Background(thread)  # ends before `stack` abandons what was not committed
+        write = _Background(thread)  # it ends before `stack` abandons what was not committed
         writer: ShardWriter | None = None
         if on_progress:
             on_progress(done, total)
@@ -160,7 +160,7 @@ def _fill_shards(
                 failed = [(uris[image].as_py(), reason) for image, reason in reasons.items()]
                 raise ImageSourceError(
                     f"{len(reasons)} image(s) cannot be read: {describe_failures(failed)} "
-                    "Pass --on-error skip to keep their rows marked, or repair them and begin anew with --overwrite."
+                    "Pass --on-error skip to keep their rows, marked, or repair them and start again with --overwrite."
                 )
             good = {k: pixels for k, pixels in enumerate(decoded) if not isinstance(pixels, str)}
             streams = _run_tower(plan.tower, plan.settings.hook_points, list(good.values())) if good else {}
@@ -168,7 +168,7 @@ def _fill_shards(
             if batch.ends_block(layout):
                 first = batch.images.start - batch.first
                 statistics = blocks[0].statistics(uris.slice(first, layout.chunk_images).to_pylist())
-                write.wait()  # the other block is free again
+                write.wait()  # now the other block is free
                 write.start(blocks[0].write, writer, batch.block, statistics)
                 blocks.reverse()
             if batch.ends_shard(layout):
@@ -181,7 +181,7 @@ def _fill_shards(
 
 
 class _Background:
-    """Calls made one after the other by one thread, at most two ahead; an error surfaces at the next call here."""
+    """Calls that one thread makes one after the other, at most two ahead; `wait` raises their errors."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -196,7 +196,7 @@ class _Background:
 
 
 class _Block:
-    """One block of every hook point, in the stored dtype and in chunk order, allocated once."""
+    """One block of every hook point in the stored dtype and in chunk order, allocated once."""
 
     def __init__(self, plan: ExtractionPlan) -> None:
         self.plan = plan
@@ -216,7 +216,7 @@ class _Block:
         self.good: list[int] = []
 
     def put(self, first: int, n: int, good: Sequence[int], streams: dict[HookPoint, Tensor]) -> None:
-        """Take a batch of `n` images; those in `good` have streams [len(good), T, D], the others become zeros."""
+        """Add a batch of `n` images; those in `good` have streams [len(good), T, D], the others become zeros."""
         if first == 0:
             self.good = []
         self.n_images = first + n
@@ -232,7 +232,7 @@ class _Block:
                 if self.plan.layout.n_extra:
                     extra[list(good)] = x[:, n_tokens:].to(cls.dtype).cpu()
                 ordered = x[:, 1:n_tokens].reshape(len(x), rows, columns, -1).transpose(0, 1)  # [rows, n, columns, D]
-                if x.device.type != "cpu":  # permuted and rounded where that is fast
+                if x.device.type != "cpu":  # permute and round on the device, where it is fast
                     x, ordered = x[:, 0].to(cls.dtype), ordered.to(cls.dtype).contiguous()
                 else:
                     x = x[:, 0]
@@ -242,15 +242,15 @@ class _Block:
                     patches[:, list(good)], cls[list(good)] = ordered.to(cls.dtype).cpu(), x.to(cls.dtype).cpu()
 
     def statistics(self, uris: Sequence[str]) -> dict[HookPoint, dict[str, ChannelStatistics]]:
-        """Of the stored values. Raises NonFiniteError that names the image (`uris` of the block)."""
-        found: dict[HookPoint, dict[str, ChannelStatistics]] = {}
+        """Statistics of the stored values. Raises NonFiniteError, which names the image (`uris` are the block's)."""
+        statistics: dict[HookPoint, dict[str, ChannelStatistics]] = {}
         for hook in self.hooks:
             first, *rows = [_statistics_of(row[self.good].flatten(0, 1)) for row in self.patches[hook]]
-            found[hook] = {"cls": _statistics_of(self.cls[hook][self.good]), "patch": sum(rows, first)}
-            finite = all(value.absmax < float("inf") for value in found[hook].values())
+            statistics[hook] = {"cls": _statistics_of(self.cls[hook][self.good]), "patch": sum(rows, first)}
+            finite = all(value.absmax < float("inf") for value in statistics[hook].values())
             if not finite or not torch.isfinite(self.extra[hook][self.good]).all():
                 self._name_image(hook, uris)
-        return found
+        return statistics
 
     def _name_image(self, hook: HookPoint, uris: Sequence[str]) -> None:
         dtype = self.plan.settings.dtype
@@ -271,7 +271,7 @@ class _Block:
 
 
 def _statistics_of(rows: Tensor) -> ChannelStatistics:
-    """ChannelStatistics.of by torch: 1.5 GB/s a core, numpy 0.6. NaN and infinity show in absmax."""
+    """ChannelStatistics.of in torch: 1.5 GB/s per core, against 0.6 with numpy. NaN and infinity appear in absmax."""
     x = rows.double()
     peak = float(rows.abs().amax()) if rows.numel() else 0.0
     peak = float("inf") if peak != peak else peak
@@ -281,7 +281,7 @@ def _statistics_of(rows: Tensor) -> ChannelStatistics:
 def _decode_ahead(
     plan: ExtractionPlan, batches: Iterator[_Batch], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[_Batch, list[Tensor | str]]]:
-    """Decode batches in order, two ahead of the consumer. A str is the reason an image cannot be read."""
+    """Decode batches in order, two ahead of the consumer. A str is the reason why an image cannot be read."""
     uris = plan.images.table["uri"]
 
     def load(image: int) -> Tensor | str:
@@ -309,5 +309,5 @@ def _decode_ahead(
 
 @torch.no_grad()  # not inference_mode: autocast's weight cache does not work inside it (4 instead of 18 images/s)
 def _run_tower(tower: VisionTower, hooks: Sequence[HookPoint], images: Sequence[Tensor]) -> dict[HookPoint, Tensor]:
-    """The hook points' activations, [B, T, D] float32, in one pass that stops at the last one."""
+    """Activations [B, T, D] float32 of the hook points, in one pass that stops at the last one."""
     return tower.run(torch.stack(list(images)), hooks)

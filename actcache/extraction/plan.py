@@ -1,6 +1,6 @@
-"""plan_extraction(): which images, which tower, which layout, how many bytes; nothing is written.
+"""plan_extraction(): which images, which tower, which layout, how many bytes. Nothing is written.
 
-In: what `extract` is given. Out: an `ExtractionPlan`, and from it an `ExtractionEstimate` (the dry run).
+In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `ExtractionEstimate` (the dry run).
 """
 
 import shutil
@@ -32,12 +32,12 @@ from actcache.store import (
 from actcache.workers import find_worker
 
 SAMPLE_IMAGES = 32
-"""Images whose decoding and forward pass the dry run times."""
+"""Number of images on which the dry run measures decoding and the forward pass."""
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """All that is known before the first image is read."""
+    """Everything that is known before the first image is read."""
 
     path: Path  # of the store
     source: ImageSource
@@ -51,13 +51,13 @@ class ExtractionPlan:
         return self.settings.layout
 
     def shard_bytes(self, shards: Sequence[int]) -> int:
-        """Bytes these shards take when stored raw; compressed ones take less."""
+        """Size of these shards when stored raw; compressed shards are smaller."""
         return sum(sum(self.settings.shard_files(shard).values()) for shard in shards)
 
 
 @dataclass(frozen=True)
 class ExtractionEstimate:
-    """What `extract` would do. `seconds` from one batch, on this machine, for this worker's share."""
+    """What `extract` would do. `seconds` is extrapolated from one batch on this machine, for this worker's share."""
 
     n_images: int
     n_tokens: int
@@ -65,7 +65,7 @@ class ExtractionEstimate:
     n_shards: int
     n_missing_shards: int
     missing_bytes: int
-    free_bytes: int | None  # None: not known, as on an object store
+    free_bytes: int | None  # None if unknown, as on an object store
     images_per_s: float
     seconds: float
     settings: StoreSettings
@@ -78,7 +78,7 @@ class ExtractionEstimate:
 def plan_extraction(
     images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str
 ) -> ExtractionPlan:
-    """List the images, load the tower, fix the layout. Errors as `extract`."""
+    """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
     path = artifact_path(store)
     source = open_source(images, masks=config.masks)
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
@@ -141,7 +141,7 @@ def estimate(
     images: ImageSource | str | Path, store: str | Path, config: ExtractConfig | None = None, *,
     batch_size: int = 32, device: str = "auto", **options: Any,
 ) -> ExtractionEstimate:  # fmt: skip
-    """What `extract` would do with the same arguments: time one batch of real images, decoding included, and add up.
+    """What `extract` would do with the same arguments, extrapolated from one batch of real images, decoding included.
 
     Nothing is written.
 
@@ -159,14 +159,14 @@ def estimate(
         try:
             pixels.append(plan.tower.transform(decode_image(plan.source.read(uri), name=uri)))
         except PipelineError:
-            continue  # the run itself lists what cannot be read
+            continue  # extraction itself lists what cannot be read
     decoding = (time.perf_counter() - started) / max(torch.get_num_threads(), 1)
     with torch.no_grad():
         if pixels:
-            plan.tower.run(torch.stack(pixels[:2]), plan.settings.hook_points)  # warm
+            plan.tower.run(torch.stack(pixels[:2]), plan.settings.hook_points)  # warm-up
             started = time.perf_counter()
             streams = plan.tower.run(torch.stack(pixels), plan.settings.hook_points)
-            _ = [float(x.flatten()[0]) for x in streams.values()]  # waits for the device
+            _ = [float(x.flatten()[0]) for x in streams.values()]  # this waits for the device
     rate = len(uris) / (time.perf_counter() - started + decoding)
     own = [shard for shard in missing if worker.owns(shard)]
     return ExtractionEstimate(
@@ -184,7 +184,7 @@ def estimate(
 
 
 def free_bytes(path: Path) -> int | None:
-    """Free bytes where `path` is or would be; None on an object store."""
+    """Free bytes on the disk of `path`, which need not exist; None on an object store."""
     if is_remote(path):
         return None
     while not path.exists():
@@ -193,7 +193,7 @@ def free_bytes(path: Path) -> int | None:
 
 
 def check_space(plan: ExtractionPlan, shards: Sequence[int]) -> None:
-    """Raise StorageError when the disk cannot hold the shards that are still to be written."""
+    """Raise StorageError when the disk has no room for the shards that are still missing."""
     free, needed = free_bytes(plan.path), plan.shard_bytes(shards)
     if free is not None and plan.settings.codec == "raw" and needed > free:
         raise StorageError(
@@ -203,17 +203,17 @@ def check_space(plan: ExtractionPlan, shards: Sequence[int]) -> None:
 
 
 def _explain_more_images(source: ImageSource, plan: ImagePlan, store: Path, settings: StoreSettings) -> None:
-    """Where the source grew since the store was made, say how the new images get into a store of their own."""
+    """If the source has grown since the store was made, explain how to extract the new images into another store."""
     try:
-        found = open_artifact(store, "acts")
-        if found.settings["rows_id"] == plan.rows_id or found.settings["model_id"] != settings.model_id:
+        existing = open_artifact(store, "acts")
+        if existing.settings["rows_id"] == plan.rows_id or existing.settings["model_id"] != settings.model_id:
             return
-        held = set(read_images(store)["uri"].to_pylist())
+        stored = set(read_images(store)["uri"].to_pylist())
     except (PipelineError, KeyError):
         return
-    new = set(plan.table["uri"].to_pylist()) - held
-    if new and plan.n_images == len(held) + len(new):
+    new = set(plan.table["uri"].to_pylist()) - stored
+    if new and plan.n_images == len(stored) + len(new):
         raise SettingsError(
-            f"{source.path} holds {len(new):,} images more than {store}. A store is not changed: extract them into a "
-            f"further one with --not-in {store}; train, encode and analyze take several stores."
+            f"{source.path} holds {len(new):,} images more than {store}. A store is never changed: extract them "
+            f"into another one with --not-in {store}; train, encode and analyze take several stores."
         )

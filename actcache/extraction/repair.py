@@ -1,7 +1,7 @@
-"""repair(): make a damaged store whole again by computing what is damaged, and only that.
+"""repair(): restore a damaged store by computing what is damaged, and nothing else.
 
-In: a store, and where its images and weights are if they moved. Out: the verification after the repair. What is not a
-shard's (images.parquet, zarr metadata, the seal) is made anew from the same source and compared by identity.
+In: a store, and the new places of its images and weights if they moved. Out: the verification after the repair. Files
+that belong to no shard (images.parquet, zarr metadata, the seal) are made again from the same source.
 """
 
 import shutil
@@ -45,20 +45,20 @@ def repair(
     device: str = "auto",
     on_progress: Progress | None = None,
 ) -> Verification:
-    """Verify an activation store, remove what is damaged, extract these shards again, seal, and verify.
+    """Verify an activation store, remove damaged files, extract their shards again, seal, and verify.
 
     Args:
-        images, model, pretrained, prompts: as `extract` was given them; by default what the store remembers.
+        images, model, pretrained, prompts: as they were given to `extract`; by default what the store recorded.
         on_progress: called with (images done, images in all).
 
     Raises:
-        SettingsError: not a store; images or weights are not where they were; or they are no longer the same.
+        SettingsError: this is not a store, or its images or weights have moved or changed.
     """
-    found = verify(path)
-    if found.ok:
-        return found
+    verification = verify(path)
+    if verification.ok:
+        return verification
     artifact = open_artifact(path, "acts")
-    if foreign := [problem.file for problem in found.problems if problem.what == FOREIGN]:
+    if foreign := [problem.file for problem in verification.problems if problem.what == FOREIGN]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
     settings = StoreSettings.from_json(artifact.settings)
@@ -77,26 +77,30 @@ def repair(
             raise SettingsError(what)
     skip = _had_failures(artifact)
     with storage_errors(artifact.path):
-        (artifact.path / MANIFEST_FILE).unlink(missing_ok=True)  # first: from here on the store is not complete
-        for name in _damaged_files(artifact.path, settings, found):
+        (artifact.path / MANIFEST_FILE).unlink(
+            missing_ok=True
+        )  # first, so that the store counts as incomplete from here on
+        for name in _damaged_files(artifact.path, settings, verification):
             _remove(artifact.path / name)
     run_plan(plan, skip=skip, on_progress=on_progress)
     return verify(path)
 
 
-def _damaged_files(store: Path, settings: StoreSettings, found: Verification) -> list[str]:
-    """Names of what is made anew: links, damaged shards with their records, the plan, zarr metadata."""
-    links = [problem.file for problem in found.problems if problem.what == LINK]
+def _damaged_files(store: Path, settings: StoreSettings, verification: Verification) -> list[str]:
+    """Names of the files to be made again: links, damaged shards with their records, the plan, zarr metadata."""
+    links = [problem.file for problem in verification.problems if problem.what == LINK]
     shards = [
-        name for shard in found.shards for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
+        name
+        for shard in verification.shards
+        for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
     fixed = [IMAGES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
-    damaged = {problem.file for problem in found.problems}
+    damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 
 
 def _had_failures(artifact: Artifact) -> bool:
-    """Whether images could not be read then, so that some may not be read now; True where nobody knows any more."""
+    """Whether some images could not be read when the store was made; True if this is no longer known."""
     try:
         return bool(read_manifest(artifact)["failed"])
     except (CorruptError, KeyError):

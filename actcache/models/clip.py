@@ -1,6 +1,6 @@
-"""A CLIP by name and weights: an open_clip architecture or config JSON, and a tag, a file or `random:SEED`.
+"""Loading a CLIP: an open_clip architecture or config JSON, and weights from a tag, a file or `random:SEED`.
 
-Out: `Clip`, both towers of which vision_tower.py and text_tower.py take. Promises: weights load strictly and without
+Out: `Clip`, from which vision.py and text.py take the towers. Promises: weights load strictly and without
 pickle code; a QuickGELU mismatch is an error; the same architecture, weights and preprocessing give the same model_id.
 """
 
@@ -27,7 +27,7 @@ class Clip:
 
     Attributes:
         module: open_clip's model.
-        name: its name, for people.
+        name: its name in messages.
         config: open_clip's model config.
         model_id: hash of architecture, base weights and preprocessing.
         preprocess: what `transform` does.
@@ -50,8 +50,8 @@ def load_clip(model: str, pretrained: str) -> Clip:
         pretrained: an open_clip tag, the path of a checkpoint (safetensors, or a state dict), or `random:SEED`.
 
     Raises:
-        ModelError: unknown name or tag (near ones are listed), not a VisionTransformer, QuickGELU mismatch, or a
-            checkpoint that is truncated or has other tensors than the architecture.
+        ModelError: the name or tag is unknown (similar ones are listed), the tower is not a VisionTransformer,
+            QuickGELU does not match, or the checkpoint is truncated or has other tensors than the architecture.
     """
     name, config, fields = _read_config(model)
     source = _find_weights(name, config, pretrained)
@@ -70,14 +70,16 @@ def load_clip(model: str, pretrained: str) -> Clip:
 
 
 def _read_config(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(name, model config, preprocessing) of an open_clip name or config JSON."""
+    """(name, model config, preprocessing) for an open_clip name or config JSON."""
     preprocess = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), {})
     if model.endswith(".json"):
         try:
             config = json.loads(Path(model).read_bytes())
         except (OSError, ValueError) as error:
             raise ModelError(f"--model {model} cannot be read as an open_clip config JSON: {error}.") from error
-        if isinstance(config, dict) and "model_cfg" in config:  # the layout of open_clip_config.json on the hub
+        if (
+            isinstance(config, dict) and "model_cfg" in config
+        ):  # the layout of open_clip_config.json on the Hugging Face hub
             preprocess = open_clip.transform.merge_preprocess_dict(preprocess, config.get("preprocess_cfg", {}))
             config = config["model_cfg"]
         if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
@@ -128,7 +130,7 @@ def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _Weight
         try:
             return _WeightSource(None, int(pretrained.removeprefix("random:")), {})
         except ValueError as error:
-            raise ModelError(f"--pretrained {pretrained}: expected random:SEED with a whole number.") from error
+            raise ModelError(f"--pretrained {pretrained}: expected random:SEED with an integer.") from error
     if Path(pretrained).is_file():
         return _WeightSource(pretrained, None, {})
     tag = open_clip.get_pretrained_cfg(name, pretrained)
@@ -142,9 +144,9 @@ def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _Weight
     check_quick_gelu(name, bool(config.get("quick_gelu", False)), pretrained, bool(tag.get("quick_gelu", False)))
     try:
         path = open_clip.download_pretrained(tag)
-    except Exception as error:  # network libraries raise what they like
+    except Exception as error:  # network libraries raise many kinds of errors
         raise ModelError(
-            f"The weights of {name} {pretrained} cannot be downloaded: {str(error).rstrip('.')}."
+            f"The weights of {name} {pretrained} could not be downloaded: {str(error).rstrip('.')}."
         ) from error
     return _WeightSource(path, None, open_clip.transform.merge_preprocess_dict({}, tag))
 
@@ -152,21 +154,21 @@ def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _Weight
 def _load_weights(clip: Any, path: str, name: str) -> None:
     try:
         open_clip.load_checkpoint(clip, path, strict=True, weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip readers raise a dozen kinds
+    except Exception as error:  # safetensors, pickle and zip readers raise a dozen kinds of errors
         reason = " ".join(str(error).split())
         raise ModelError(
             f"{Path(path).name} cannot be loaded into {name}: {reason[:400]}. "
-            "Expected a whole safetensors file or state dict of exactly this architecture."
+            "Expected a complete safetensors file or state dict of exactly this architecture."
         ) from error
 
 
 def hash_weights(clip: Any) -> str:
-    """sha256 over name, shape and float32 bytes of every tensor of a module, in name order."""
+    """sha256 over the name, shape and float32 bytes of every tensor of a module, in name order."""
     return hash_tensors(clip.state_dict())
 
 
 def hash_tensors(tensors: Mapping[str, Any]) -> str:
-    """sha256 over name, shape and float32 bytes of every tensor, in name order."""
+    """sha256 over the name, shape and float32 bytes of every tensor, in name order."""
     total = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         total.update(f"{key} {tuple(value.shape)}".encode())
@@ -175,9 +177,9 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
 
 
 def check_quick_gelu(name: str, architecture: bool, pretrained: str, weights: bool) -> None:
-    """Raise when weights trained with QuickGELU meet an architecture without, or the reverse.
+    """Raise ModelError when only one of weights and architecture uses QuickGELU.
 
-    open_clip only warns, and every activation would be quietly wrong.
+    open_clip only warns, and every activation would be silently wrong.
     """
     if architecture != weights:
         other = name + "-quickgelu" if weights else name.removesuffix("-quickgelu")
@@ -188,6 +190,6 @@ def check_quick_gelu(name: str, architecture: bool, pretrained: str, weights: bo
 
 
 def say_near(word: str, words: list[str]) -> str:
-    """` Near: a, b.`, the words most like this one, or nothing."""
+    """` Near: a, b.`, the most similar words, or an empty text."""
     near = difflib.get_close_matches(word, words, n=4, cutoff=0.5)
     return f" Near: {', '.join(near)}." if near else ""

@@ -1,4 +1,4 @@
-"""Where a model runs: which device, in which precision, and whether the processor multiplies bfloat16."""
+"""Where a model runs: the device, the precision, and whether the processor multiplies bfloat16."""
 
 import torch
 
@@ -9,7 +9,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto`: CUDA where there is one, of several workers on a host each its own; else CPU."""
+    """`auto` is CUDA if available (each of several workers on a host takes its own GPU), else the CPU."""
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -24,7 +24,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """`auto`: bfloat16 branches where the hardware multiplies bfloat16, else float32."""
+    """`auto` is bfloat16 for the branches if the hardware multiplies bfloat16, else float32."""
     if precision not in PRECISIONS:
         raise SettingsError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision != "auto":
@@ -35,7 +35,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def has_cpu_bfloat16() -> bool:
-    """AVX-512 bf16 or AMX. Elsewhere bfloat16 is emulated and slower than float32."""
+    """Whether the CPU has AVX-512 bf16 or AMX. Others emulate bfloat16, which is slower than float32."""
     return any(
         getattr(torch.cpu, probe, lambda: False)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )

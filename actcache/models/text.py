@@ -1,9 +1,9 @@
 """The text tower: class names and templates in, text embeddings out.
 
 Promises: embeddings equal open_clip's `encode_text` in float32; a class's embedding is the mean of its templates'
-unit embeddings, made a unit vector again (Radford et al. 2021, section 3.1.4); nothing is cut off in silence. Texts of
-one length go together and are run as far as their EOT, which a causal mask makes exact: 796 words through ViT-B/16's
-tower take 4.4 s on one thread, all 77 tokens of each 53 s.
+unit embeddings, normalized again (Radford et al. 2021, section 3.1.4); no text is truncated silently. Texts of similar
+length are run together, only up to their EOT, which is exact under a causal mask: 796 words take 4.4 s on one thread in
+the tower of ViT-B/16, and 53 s with all 77 tokens each.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "simple": tuple(template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES),
     "openai": tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
 }
-"""Prompt templates by name: one, CLIP's best seven, all 80 that PatchSAE's paper averages over."""
+"""Prompt templates by name: a single one, CLIP's best seven, and the 80 over which PatchSAE's paper averages."""
 BATCH_TEXTS = 256
 
 
@@ -36,7 +36,7 @@ class TextTower:
     Attributes:
         module: open_clip's model, whose image tower is not used.
         tokenize: texts -> token ids [N, context].
-        logit_scale: what cosines are multiplied with before a softmax, exp of the trained parameter.
+        logit_scale: factor of the cosines before a softmax, exp of the trained parameter.
     """
 
     module: Any
@@ -47,7 +47,7 @@ class TextTower:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings [N, E] float32. Raises SettingsError for a text longer than the tower reads."""
+        """Unit embeddings [N, E] float32. Raises SettingsError for a text longer than the context."""
         embedded = torch.empty(len(texts), self.embed_dim, device=self.device)
         if not texts:
             return embedded
@@ -55,8 +55,8 @@ class TextTower:
         ends = tokens.argmax(1)
         for part in torch.split(ends.argsort(), BATCH_TEXTS):
             if self.causal:
-                some = tokens[part, : int(ends[part].max()) + 1].to(self.device)
-                embedded[part] = self.run(self.modules.token_embedding(some), ends[part])
+                ids = tokens[part, : int(ends[part].max()) + 1].to(self.device)
+                embedded[part] = self.run(self.modules.token_embedding(ids), ends[part])
             else:
                 embedded[part] = self.module.encode_text(tokens[part].to(self.device), normalize=True)
         return embedded
@@ -73,12 +73,12 @@ class TextTower:
 
     @property
     def modules(self) -> Any:
-        """What holds open_clip's text modules: the CLIP itself, or its `text`."""
+        """The module with open_clip's text modules: the CLIP itself, or its `text`."""
         return self.module if isinstance(self.module, open_clip.CLIP) else getattr(self.module, "text", None)
 
     @property
     def causal(self) -> bool:
-        """Whether a text's embedding is read at its EOT and no token after that reaches it, as in CLIP."""
+        """Whether the embedding is read at EOT and no later token influences it, as in CLIP."""
         module = self.modules
         pool = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
         masked = getattr(module, "attn_mask", None) is not None
@@ -95,9 +95,9 @@ class TextTower:
         """A causal tower's forward pass: embedded tokens [N, L, W] without positions -> unit embeddings [N, E].
 
         Args:
-            ends: [N] where each text's EOT is.
-            before: what is done to a block's input; gets the block's number too.
-            precision: `float32`, or `bfloat16`: the blocks' branches in bfloat16, the stream in float32.
+            ends: [N], position of each text's EOT.
+            before: called with the number and the input of each block, returns the input to use.
+            precision: `float32`, or `bfloat16` (the blocks' branches in bfloat16, the stream in float32).
         """
         module, length = self.modules, x.shape[1]
         x = x + module.positional_embedding[:length]
@@ -117,7 +117,7 @@ class TextTower:
 
     @torch.no_grad()
     def embed_tokens(self, texts: Sequence[str]) -> Tensor:
-        """[N, context, W]: the words' own embeddings, before positions and blocks."""
+        """[N, context, W]: token embeddings, before positions and blocks."""
         embedded: Tensor = self.modules.token_embedding(self.tokenize(list(texts)).to(self.device)).float()
         return embedded
 
@@ -132,17 +132,19 @@ class TextTower:
         return tokens
 
     def _check_length(self, text: str, context: int) -> None:
-        """A text that fills the context may have been cut: does it read otherwise without its last word?"""
+        """Raise SettingsError if a text was truncated, so that its last word makes no difference."""
         shorter = text.rsplit(maxsplit=1)[0]
         if shorter != text and torch.equal(self.tokenize([text]), self.tokenize([shorter])):
-            raise SettingsError(f"A text of {len(text.split())} words is longer than the {context} tokens read: {text}")
+            raise SettingsError(
+                f"A text of {len(text.split())} words is longer than the context of {context} tokens: {text}"
+            )
 
 
 def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
     """The text tower of a loaded CLIP, frozen.
 
     Raises:
-        SettingsError: a device that is not here, or a tokenizer that has to be downloaded and cannot be.
+        SettingsError: the device is not available, or the tokenizer cannot be downloaded.
     """
     target = choose_device(device)
     return TextTower(
@@ -163,16 +165,18 @@ def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
         return made
     try:
         made = open_clip.get_tokenizer(clip.name)
-    except Exception as error:  # network libraries raise what they like
-        raise SettingsError(f"The tokenizer of {clip.name} cannot be had: {str(error).splitlines()[0]}.") from error
+    except Exception as error:  # network libraries raise many kinds of errors
+        raise SettingsError(
+            f"The tokenizer of {clip.name} could not be loaded: {str(error).splitlines()[0]}."
+        ) from error
     return made
 
 
 def read_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates by a set's name, as a text with `{}`, as a file with one a line, or given as they are.
+    """Templates from the name of a set, a text with `{}`, a file with one template per line, or a sequence.
 
     Raises:
-        SettingsError: none of these, or a template without exactly one `{}`.
+        SettingsError: it is none of these, or a template does not contain exactly one `{}`.
     """
     if isinstance(templates, str):
         if templates in TEMPLATE_SETS:
@@ -185,9 +189,9 @@ def read_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     for template in templates:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise SettingsError(
-                f"A template holds one {{}} for the class name, got {template!r}. "
+                f"A template must contain one {{}} for the class name, got {template!r}. "
                 f"Give such a text, a file of them, or one of {', '.join(TEMPLATE_SETS)}."
             )
     if not templates:
-        raise SettingsError("There is no template. Give a text with {}, or a file with one a line.")
+        raise SettingsError("There is no template. Give a text with {}, or a file with one template per line.")
     return tuple(templates)

@@ -1,7 +1,7 @@
-"""adapt(): labeled images and a CLIP in, prompts that were trained on a few of the images out, and what they gained.
+"""adapt(): train prompts on a few labeled images, and measure what they gain.
 
-In: labeled images, a model, `PromptConfig`. Out: an `x.prompts` artifact, opened. Promises: the same call resumes;
-accuracies are measured on images that were not learned from: those of `test`, or all of `images` that are no shots.
+In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact. Promises: the same call resumes;
+accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from actcache.sources import ImageSource, open_source
 from actcache.store import remember_paths
 
 N_CURVE = 100
-"""Points of the loss curve that are kept."""
+"""Maximum number of points of the loss curve that are kept."""
 
 BATCH_TEXTS = 512
-"""Texts that CoCoOp embeds at once when it classifies: images x classes."""
+"""Number of texts (images x classes) that CoCoOp embeds at once to classify."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Adaptation:
     """A finished `x.prompts`.
 
     Attributes:
-        accuracy: `zero_shot` and `adapted`: {all, base, novel, harmonic, per_class}; what was not measured is None.
+        accuracy: `zero_shot` and `adapted`: {all, base, novel, harmonic, per_class}; None if not measured.
         loss: the training loss, thinned to at most 100 points.
     """
 
@@ -81,33 +81,33 @@ def adapt(
     overwrite: bool = False,
     on_progress: ProgressWithNote | None = None,
 ) -> Adaptation:
-    """Train prompts on a few labeled images of each class, the CLIP itself frozen.
+    """Train prompts on a few labeled images of each class; the CLIP itself stays frozen.
 
     Args:
-        images: labeled: a folder of class folders, or another source with labels.
+        images: labeled images: a folder of class folders, or another source with labels.
         prompts: the artifact to write, e.g. `maple.prompts`.
         model, pretrained: see `load_clip`.
-        config: how; None takes MaPLe's usual values.
-        test: labeled images of the same classes to measure on; by default those of `images` that are no shots.
-        precision: float32, or bfloat16 branches around a float32 stream.
-        checkpoint_every: steps between checkpoints.
-        on_progress: called with (steps done, steps in all, note), then with (images measured, images in all, note).
+        config: how to train; None takes MaPLe's usual values.
+        test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
+        precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
+        checkpoint_every: number of steps between checkpoints.
+        on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
 
     Raises:
-        SettingsError: bad values, too few images of a class, other classes in `test`.
+        SettingsError: a bad value, a class with too few images, or other classes in `test`.
         ModelError, ImageSourceError, NonFiniteError: see `load_clip`, `open_source`, `PromptTraining.run`.
     """
-    source, tested = open_source(images), None if test is None else open_source(test)
+    source, test_source = open_source(images), None if test is None else open_source(test)
     config = config or PromptConfig()
     table = source.plan().table
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
     names = split.choose(config.classes)
     rows = choose_shots(table["uri"].to_pylist(), table["label_name"].to_pylist(), names, config.shots, config.seed)
-    test_table = _test_table(table, rows, tested, split)
+    test_table = _test_table(table, rows, test_source, split)
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
-    artifact = _begin(prompts, source, tested, clip, towers, resolved, names, model, pretrained, overwrite)
+    artifact = _begin(prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite)
     if artifact.complete:
         return Adaptation.open(artifact.path)
     remove_litter(artifact.path)
@@ -115,45 +115,46 @@ def adapt(
     labels = np.repeat(np.arange(len(names)), config.shots)
     shots = Shots(pixels, labels, tuple(map(class_words, names)))
     training = PromptTraining(towers, shots, resolved, artifact.path)
-    found = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
+    trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
     uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
-    measured = Pixels(tested or source, uris, clip.transform)
-    accuracy = measure(towers, found, resolved, split, measured, label_names, on_progress=on_progress)
-    write_prompts(artifact, found.tensors)
+    measured = Pixels(test_source or source, uris, clip.transform)
+    accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
+    write_prompts(artifact, trained.tensors)
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
     every = max(1, -(-training.n_steps // N_CURVE))
     seal_artifact(artifact.path, accuracy=accuracy, loss=training.losses[::every].tolist(), n_test=len(uris))
     return Adaptation.open(artifact.path)
 
 
-def _test_table(table: Any, shots: NDArray[np.int64], tested: ImageSource | None, split: ClassSplit) -> Any:
-    """Labeled images that are measured on. Raises SettingsError where they are of other classes, or none is left."""
-    if tested is None:
+def _test_table(table: Any, shots: NDArray[np.int64], test_source: ImageSource | None, split: ClassSplit) -> Any:
+    """The labeled test images. Raises SettingsError if their classes differ from training, or if there are none."""
+    if test_source is None:
         table = table.take(np.setdiff1d(np.arange(table.num_rows), shots))
-        what = "every labeled image is a shot. Give others with --test"
+        problem = "all labeled images are used as shots"
     else:
-        table = tested.plan().table
-        what = f"{tested.path.name} holds no labeled image. Give others with --test"
+        table = test_source.plan().table
+        problem = f"{test_source.path.name} has no labeled image"
     labeled = np.array([bool(name) for name in table["label_name"].to_pylist()])
     if not labeled.any():
-        raise SettingsError(f"There is nothing to measure on: {what}.")
+        raise SettingsError(f"There are no test images: {problem}. Give others with --test.")
     table = table.filter(labeled)
-    there = set(table["label_name"].to_pylist())
-    if other := sorted(there ^ set(split.all)):
+    test_classes = set(table["label_name"].to_pylist())
+    if other := sorted(test_classes ^ set(split.all)):
         raise SettingsError(
-            f"Test and training images have other classes: {', '.join(other[:5])} only in one of them. "
+            f"Test and training images have different classes: only one of them has {', '.join(other[:5])}. "
             "Expected the same class names in both."
         )
     return table
 
 
 def _begin(
-    path: str | Path, source: ImageSource, tested: ImageSource | None, clip: Clip, towers: Towers, config: PromptConfig,
+    path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
+    PromptConfig,
     names: Sequence[str], model: str, pretrained: str, overwrite: bool,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
-    if tested is not None:
-        parents["test images"] = (tested.plan().rows_id, tested.path)
+    if test_source is not None:
+        parents["test images"] = (test_source.plan().rows_id, test_source.path)
     settings = {
         "model_id": clip.model_id,
         "method": config.method,
@@ -184,10 +185,10 @@ def measure(
     towers: Towers, prompts: Prompts, config: PromptConfig, split: ClassSplit, pixels: Pixels,
     label_names: Sequence[str], *, on_progress: ProgressWithNote | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Accuracy without and with prompts: among all classes, among the base and among the novel ones.
+    """Accuracy without and with prompts, for all classes, the base classes and the novel classes.
 
-    `harmonic` is the harmonic mean of base and novel (Xian et al. 2017). Base and novel images are told apart among
-    their own half only, as is usual. Prompts that are tied to their classes know no others: None.
+    `harmonic` is the harmonic mean of base and novel (Xian et al. 2017). As usual, base and novel images are classified
+    among the classes of their own half. Prompts for specific classes cannot be evaluated on others: None.
     """
     adapted = bool(prompts.n_vision)
     total, done = len(pixels) * (1 + adapted), 0
@@ -201,34 +202,34 @@ def measure(
     plain = embed_all(towers, None, pixels, on_batch=report)
     images = embed_all(towers, prompts, pixels, on_batch=report) if adapted else plain
     labels = np.asarray(label_names, dtype=object)
-    found: dict[str, dict[str, Any]] = {"zero_shot": {}, "adapted": {}}
+    accuracy: dict[str, dict[str, Any]] = {"zero_shot": {}, "adapted": {}}
     for how, own, embedded in (("zero_shot", None, plain), ("adapted", prompts, images)):
         for classes in ("all", "base", "novel"):
             names = getattr(split, classes)
             tied = own is not None and own.n_classes is not None and names != split.choose(config.classes)
             mine = np.flatnonzero(np.isin(labels, np.array(names, dtype=object)))
             if tied or len(names) < 2 or not len(mine):
-                found[how][classes] = None
+                accuracy[how][classes] = None
                 continue
             truth = np.searchsorted(np.array(names), labels[mine].astype(str))
             guess = predict(towers, own, embedded[torch.from_numpy(mine)], names, config.template)
-            found[how][classes] = float((guess == truth).mean())
+            accuracy[how][classes] = float((guess == truth).mean())
             if classes == "all":
-                found[how]["per_class"] = {
+                accuracy[how]["per_class"] = {
                     name: float((guess == truth)[truth == i].mean())
                     for i, name in enumerate(names)
                     if (truth == i).any()
                 }
-        found[how]["harmonic"] = harmonic_mean(found[how]["base"], found[how]["novel"])
-        found[how].setdefault("per_class", {})
-    return found
+        accuracy[how]["harmonic"] = harmonic_mean(accuracy[how]["base"], accuracy[how]["novel"])
+        accuracy[how].setdefault("per_class", {})
+    return accuracy
 
 
 @torch.no_grad()
 def predict(
     towers: Towers, prompts: Prompts | None, images: Tensor, names: Sequence[str], template: str
 ) -> NDArray[np.int64]:
-    """[N] the nearest of some classes for unit image embeddings [N, E]."""
+    """[N]: number of the nearest class for unit image embeddings [N, E]."""
     words = [class_words(name) for name in names]
     if prompts is not None and prompts.kind.texts_by_image:
         text, size = prompt_text(towers.text, prompts, words), max(1, BATCH_TEXTS // len(words))

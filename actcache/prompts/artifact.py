@@ -1,4 +1,4 @@
-"""x.prompts/: an adapted CLIP on disk, the prompts alone. In: its path, or an original checkpoint's. Out: `Prompts`.
+"""x.prompts/: the prompts of an adapted CLIP on disk. In: its path, or an original checkpoint. Out: `Prompts`.
 
 artifact.json         method, template, classes, training settings; parents: the images
 prompts.safetensors   float32, named as in the method's own checkpoints
@@ -24,11 +24,11 @@ PROMPTS_FILE = "prompts.safetensors"
 
 
 def open_prompts(path: str | Path, clip: Clip) -> Prompts:
-    """Prompts of an artifact that `adapt` wrote, or of an original checkpoint, for the CLIP that was adapted.
+    """Read prompts from an artifact that `adapt` wrote, or from an original checkpoint, for the CLIP that was adapted.
 
     Raises:
-        ParentMismatchError, ModelError: they were made for another model, or the file is no checkpoint.
-        ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError: as `open_artifact`.
+        ParentMismatchError, ModelError: they were made for another model, or the file is not a checkpoint.
+        ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError: see `open_artifact`.
     """
     path = Path(path)
     if path.is_file() and path.name != ARTIFACT_FILE:
@@ -36,8 +36,8 @@ def open_prompts(path: str | Path, clip: Clip) -> Prompts:
     artifact = open_artifact(path, "prompts", complete=True)
     if artifact.settings["model_id"] != clip.model_id:
         raise ParentMismatchError(
-            f"{path} adapts model {artifact.settings['model_id']}, {clip.name} is {clip.model_id}. "
-            "Give --model and --pretrained as `adapt` had them."
+            f"{path} adapts model {artifact.settings['model_id']}, but {clip.name} is {clip.model_id}. "
+            "Give --model and --pretrained as for `adapt`."
         )
     prompts = read_prompts(artifact)
     prompts.check_towers(clip)
@@ -45,7 +45,7 @@ def open_prompts(path: str | Path, clip: Clip) -> Prompts:
 
 
 def read_prompts(artifact: Artifact) -> Prompts:
-    """The prompts in an artifact, whatever their model. Raises CorruptError."""
+    """The prompts in an artifact, without a check of the model. Raises CorruptError."""
     file = artifact.path / PROMPTS_FILE
     try:
         tensors = load(file.read_bytes())
@@ -61,6 +61,6 @@ def read_prompts(artifact: Artifact) -> Prompts:
 
 
 def write_prompts(artifact: Artifact, tensors: Mapping[str, Any]) -> None:
-    """Write the tensors whole, under their final name at once."""
+    """Write the tensors in one atomic step."""
     plain = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
     write_atomic(artifact.path / PROMPTS_FILE, save(plain))

@@ -1,6 +1,7 @@
-"""PromptConfig: how prompts are trained, as a frozen dataclass that names them. No torch.
+"""PromptConfig: how prompts are trained. No torch.
 
-In: a method and what differs from its usual values. Out: `resolve`, with every value filled in for towers of a depth.
+In: a method, and the values that differ from its usual ones. Out: `ResolvedPromptConfig`, in which every value is
+known.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Which images a few-shot run learns from: classes by the sorted-label rule, so many images of each, by a seed.
+"""Which images a few-shot run uses: classes by the rule of sorted labels, and random images of each class.
 
-In: the labels of images. Out: class names and row numbers. Pure functions; no pixel is read.
+In: the labels of images. Out: class names and row numbers. Pure functions; no pixels are read.
 """
 
 import re
@@ -17,7 +17,7 @@ CLASSES = ("all", "base", "novel")
 
 @dataclass(frozen=True)
 class ClassSplit:
-    """Class names, sorted, and the two halves that base-to-novel experiments take apart."""
+    """The sorted class names, and their two halves in base-to-novel experiments."""
 
     all: tuple[str, ...]
 
@@ -31,23 +31,23 @@ class ClassSplit:
         return self.all[-(-len(self.all) // 2) :]
 
     def choose(self, classes: str) -> tuple[str, ...]:
-        """all, base or novel. Raises SettingsError for another word, or fewer than two classes."""
+        """all, base or novel. Raises SettingsError for another word, or if there are fewer than two classes."""
         if classes not in CLASSES:
             raise SettingsError(f"--classes must be one of {', '.join(CLASSES)}, got {classes!r}.")
         chosen: tuple[str, ...] = getattr(self, classes)
         if len(chosen) < 2:
             raise SettingsError(
-                f"There are {len(chosen)} {classes} classes ({', '.join(chosen)}). Expected two or more."
+                f"There are {len(chosen)} {classes} classes ({', '.join(chosen)}). Expected at least two."
             )
         return chosen
 
 
 def split_classes(label_names: Sequence[str], source: str) -> ClassSplit:
-    """The classes of a source's images; images without a label count for none. Raises ImageSourceError without any."""
+    """The classes of labeled images. Raises ImageSourceError if no image has a label."""
     names = sorted(set(label_names) - {""})
     if not names:
         raise ImageSourceError(
-            f"No image of {source} has a label. Expected one folder a class, or a column label_name."
+            f"No image of {source} has a label. Expected one folder per class, or a column label_name."
         )
     return ClassSplit(tuple(names))
 
@@ -55,7 +55,7 @@ def split_classes(label_names: Sequence[str], source: str) -> ClassSplit:
 def choose_shots(
     uris: Sequence[str], label_names: Sequence[str], classes: Sequence[str], shots: int, seed: int
 ) -> NDArray[np.int64]:
-    """Row numbers of `shots` images of each class, class by class; a function of names and seed, not of their order.
+    """Row numbers of `shots` images of each class, class by class; they depend on names and seed, not on the order.
 
     Raises:
         SettingsError: `shots` is below 1, or a class has fewer images.
@@ -68,11 +68,11 @@ def choose_shots(
     for name in classes:
         rows = order[labels[order] == name]
         if len(rows) < shots:
-            raise SettingsError(f"Class {name!r} has {len(rows)} images, --shots asks for {shots}. Ask for fewer.")
+            raise SettingsError(f"Class {name!r} has {len(rows)} images, but --shots is {shots}. Choose fewer.")
         chosen.append(rows[np.sort(generator.permutation(len(rows))[:shots])])
     return np.concatenate(chosen)
 
 
 def class_words(name: str) -> str:
-    """A folder's name as a text says it: `n02951585_can_opener` -> `can opener`."""
+    """The words of a folder's name: `n02951585_can_opener` -> `can opener`."""
     return re.sub(r"^n\d{8}[_ -]", "", name).replace("_", " ").strip() or name

@@ -1,7 +1,7 @@
-"""Prompts: the learned tokens of CoOp, CoCoOp, VPT, IVLP and MaPLe, and what each of them puts into which tower.
+"""Prompts: the learned tokens of CoOp, CoCoOp, VPT, IVLP and MaPLe, and where they go.
 
-In: tensors, named as in the checkpoints of the method (docs/reference/format.md). Out: `Prompts`, checked: depth and
-lengths follow from names and shapes, and every tensor has its place. No model is needed for it.
+In: tensors, named as in the method's own checkpoints (docs/reference/format.md lists them). Out: checked `Prompts`: depth and
+lengths follow from names and shapes, and every tensor has a place. No model is needed.
 
 What a tower gets is a list of prompts: the first for its input, and one more before each of the next blocks.
 """
@@ -22,7 +22,7 @@ from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT, VPT_BLOCKS, Met
 Shape = tuple[int, ...]
 
 TEMPLATE = "a photo of a {}."
-"""The words that all these methods begin with."""
+"""The words with which all these methods begin."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Prompts:
     Attributes:
         method: one of METHODS.
         tensors: float32, named as in the method's checkpoints.
-        template: the text around a class name. Its first words are those that the prompts stand for.
-        position: of the class name among CoOp's prompts: end, middle or front.
-        classes: words of the classes that prompts of each class are tied to, in order; empty where they are not known.
+        template: the text around a class name; the prompts replace its first words.
+        position: where the class name stands among CoOp's prompts: end, middle or front.
+        classes: for class-specific prompts, the words of the classes in order; empty if unknown.
 
     Raises:
-        ModelError: tensors that are missing, left over, or do not fit each other; the text names them.
+        ModelError: tensors are missing, superfluous, or do not fit each other; the message names them.
         SettingsError: an unknown method or position, or a template without one `{}`.
     """
 
@@ -54,7 +54,7 @@ class Prompts:
             known = ", ".join(self.kind.positions)
             raise SettingsError(f"With {self.method} the position of the class name is {known}; got {self.position!r}.")
         if self.template.count("{}") != 1:
-            raise SettingsError(f"A template holds one {{}} for the class name, got {self.template!r}.")
+            raise SettingsError(f"A template must contain one {{}} for the class name, got {self.template!r}.")
         _check_shapes(self.method, {name: tuple(value.shape) for name, value in self.tensors.items()})
 
     @property
@@ -63,17 +63,17 @@ class Prompts:
 
     @property
     def text(self) -> tuple[Tensor, ...]:
-        """[n, W] for the text tower's input and before each of its next blocks; empty where its text is fixed.
+        """[n, W] for the text tower's input and before each of its next blocks; empty if the text is fixed.
 
-        The first of CoOp may be [C, n, W]: of each class its own.
+        With class-specific prompts of CoOp, the first is [C, n, W].
         """
         return tuple(self.tensors[name] for name in _text_names(self.kind, self.tensors))
 
     @property
     def vision(self) -> tuple[Tensor, ...]:
-        """[n, D] for the image tower's input and before each of its next blocks; empty where it is unchanged.
+        """[n, D] for the image tower's input and before each of its next blocks; empty if it is unchanged.
 
-        MaPLe's are projections of the text prompts, so gradients flow through them into these.
+        MaPLe's are projections of the text prompts, so gradients flow into the text prompts.
         """
         if not self.kind.maps_text:
             return tuple(self.tensors[name] for name in _vision_names(self.tensors))
@@ -83,39 +83,39 @@ class Prompts:
         )
 
     def shift(self, images: Tensor) -> Tensor:
-        """CoCoOp's meta_net: unit image embeddings [B, E] -> what is added to every ctx token, [B, W]."""
+        """CoCoOp's meta_net: unit image embeddings [B, E] -> the shift of every ctx token, [B, W]."""
         first, second = ("meta_net.linear1", "meta_net.linear2")
         hidden = F.relu(F.linear(images, self.tensors[f"{first}.weight"], self.tensors[f"{first}.bias"]))
         return F.linear(hidden, self.tensors[f"{second}.weight"], self.tensors[f"{second}.bias"])
 
     @property
     def n_text(self) -> int:
-        """Prompt tokens in the text tower."""
+        """Number of prompt tokens in the text tower."""
         return int(self.text[0].shape[-2]) if self.text else 0
 
     @property
     def n_vision(self) -> int:
-        """Prompt tokens in the image tower: `n_extra` of a store."""
+        """Number of prompt tokens in the image tower, `n_extra` of a store."""
         return int(self.vision[0].shape[0]) if self.vision else 0
 
     @property
     def n_classes(self) -> int | None:
-        """Classes that the prompts are tied to; None where any can be named."""
+        """Number of classes for which the prompts were trained; None if they work for any class."""
         return int(self.text[0].shape[0]) if self.text and self.text[0].dim() == 3 else None
 
     @property
     def description(self) -> dict[str, Any]:
-        """What names these prompts in an identity, JSON-able: method, texts, and a hash of every tensor's bytes."""
+        """What identifies these prompts, JSON-able: method, texts, and a hash of the tensors."""
         fields = {"method": self.method, "template": self.template, "position": self.position}
         return {**fields, "n_vision": self.n_vision, "hash": hash_tensors(self.tensors)}
 
     def to(self, device: torch.device) -> "Prompts":
-        """The same on another device."""
+        """The same prompts on another device."""
         moved = {name: value.to(device) for name, value in self.tensors.items()}
         return replace(self, tensors=moved)
 
     def check_towers(self, clip: Any) -> None:
-        """Raise ModelError unless widths and depths are those of a CLIP. `clip`: a loaded `Clip`."""
+        """Raise ModelError unless widths and depths fit a CLIP. `clip`: a loaded `Clip`."""
         visual, config = clip.module.visual, clip.config["text_cfg"]
         widths = {"image": int(visual.positional_embedding.shape[1]), "text": config.get("width", 0)}
         n_blocks = {"image": len(visual.transformer.resblocks), "text": config.get("layers", 0)}
@@ -123,36 +123,36 @@ class Prompts:
             for i, value in enumerate(prompts):
                 if value.shape[-1] != widths[tower]:
                     raise ModelError(
-                        f"The prompts of the {tower} tower are {value.shape[-1]} wide, {clip.name}'s is "
-                        f"{widths[tower]}. They were made for another model; give that one."
+                        f"The prompts of the {tower} tower are {value.shape[-1]} wide, that of {clip.name} is "
+                        f"{widths[tower]}. They were made for another model; give that model."
                     )
                 mapped = self.kind.maps_text and tower == "text"  # the text tower may be the shallower one
                 if i >= n_blocks[tower] and not mapped:
                     raise ModelError(
-                        f"There are prompts for {len(prompts)} blocks of the {tower} tower, {clip.name} has "
-                        f"{n_blocks[tower]}. They were made for another model; give that one."
+                        f"There are prompts for {len(prompts)} blocks of the {tower} tower, but {clip.name} has "
+                        f"{n_blocks[tower]}. They were made for another model; give that model."
                     )
         if self.kind.texts_by_image and self.tensors["meta_net.linear1.weight"].shape[1] != clip.config["embed_dim"]:
             raise ModelError(
-                f"meta_net.linear1.weight takes embeddings of {self.tensors['meta_net.linear1.weight'].shape[1]}, "
-                f"{clip.name}'s have {clip.config['embed_dim']}. It was made for another model; give that one."
+                f"meta_net.linear1.weight takes embeddings of size {self.tensors['meta_net.linear1.weight'].shape[1]}, "
+                f"those of {clip.name} have {clip.config['embed_dim']}. It was made for another model; give that model."
             )
 
 
 def guess_method(names: Iterable[str]) -> str:
-    """Which method's checkpoint has these keys. Raises ModelError where none has."""
+    """The method whose checkpoints have these keys. Raises ModelError if there is none."""
     names = set(names)
     for method, kind in METHODS.items():
         if any(name.startswith(kind.keys) for name in names):
             return method
     shown = ", ".join(sorted(names)[:5]) or "none"
     raise ModelError(
-        f"These keys are no prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT among them."
+        f"These keys are not those of prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT."
     )
 
 
 def is_prompt(name: str) -> bool:
-    """Whether a checkpoint's key is a prompt's, of whatever method; the others are the frozen CLIP's."""
+    """Whether a key of a checkpoint belongs to the prompts of any method; the others belong to the frozen CLIP."""
     learned = name in ("ctx", "image_encoder.VPT") or name.startswith(("prompt_learner.", "meta_net."))
     return learned or name.endswith(".VPT_shallow")
 
@@ -171,10 +171,10 @@ def _vision_names(names: Collection[str]) -> list[str]:
 
 
 def _numbered(series: str, names: Iterable[str]) -> list[str]:
-    """The names of a series, by number."""
+    """The names of a series, sorted by number."""
     pattern = re.compile(re.escape(series).replace(r"\{\}", r"(\d+)"))
-    found = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
-    return [name for _, name in sorted(found)]
+    numbered = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
+    return [name for _, name in sorted(numbered)]
 
 
 def _map_names(n_deep: int) -> list[str]:
@@ -183,10 +183,10 @@ def _map_names(n_deep: int) -> list[str]:
 
 
 def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
-    """Raise ModelError unless these are exactly the tensors of one method, in shapes that fit each other."""
+    """Raise ModelError unless these are exactly the tensors of the method, in shapes that fit each other."""
     expected = _expected_shapes(METHODS[method], shapes)
     problems = [f"{name} is missing" for name in expected if name not in shapes]
-    problems += [f"{name} is none of {method}'s" for name in sorted(shapes) if name not in expected]
+    problems += [f"{name} does not belong to {method}" for name in sorted(shapes) if name not in expected]
     problems += [
         f"{name} has shape {shapes[name]}, expected {shape}"
         for name, shape in expected.items()
@@ -194,11 +194,11 @@ def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
     ]
     if problems:
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise ModelError(f"These are no {method} prompts: {'; '.join(problems[:6])}{more}. Take another checkpoint.")
+        raise ModelError(f"These are not {method} prompts: {'; '.join(problems[:6])}{more}. Take another checkpoint.")
 
 
 def _expected_shapes(kind: Method, shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """Lengths, widths and the depth are read off one tensor each; the others must agree."""
+    """One tensor each determines lengths, widths and depth; the others must agree with it."""
     expected: dict[str, Shape] = {}
     ctx: Shape = shapes.get(kind.text or "", (1, 1))
     if kind.text:
@@ -217,7 +217,7 @@ def _expected_shapes(kind: Method, shapes: dict[str, Shape]) -> dict[str, Shape]
 
 
 def _matrix(shape: Shape) -> tuple[int, int]:
-    """The two sizes that a matrix of this shape would have."""
+    """Number of rows and columns that a matrix of this shape would have."""
     return (*shape, 1, 1)[:2] if len(shape) < 2 else shape[-2:]  # type: ignore[return-value]
 
 
@@ -226,6 +226,6 @@ def _linear(name: str, n_in: int, n_out: int) -> dict[str, Shape]:
 
 
 def _series(first: str, deep: str | None, shape: Shape, shapes: Iterable[str]) -> dict[str, Shape]:
-    """The input's prompts and those of the next blocks, without a gap."""
+    """Shapes of the input's prompts and those of the next blocks, without a gap."""
     numbers = range(len(_numbered(deep, shapes))) if deep else ()
     return {first: shape} | {str(deep).format(FIRST_NUMBER[str(deep)] + i): shape for i in numbers}

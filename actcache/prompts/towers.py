@@ -1,4 +1,4 @@
-"""The forward pass with prompts: both open_clip towers as they are, and the prompts put in between their blocks.
+"""The forward pass with prompts: both open_clip towers are unchanged, and the prompts are inserted between blocks.
 
 In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of classes, logits.
 
@@ -7,8 +7,8 @@ In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of 
             which then have no position; the causal mask and the place of EOT are the text's own
     logit   exp(logit_scale) * cosine of image and text
 
-Promises: a text is run as far as its last EOT only, which the causal mask makes exact; without prompts everything
-equals the plain towers. Sources: as actcache/prompts/prompts.py.
+Promises: texts are run only up to the last EOT, which is exact under the causal mask; without prompts everything equals
+the plain towers. Sources: see actcache/prompts/methods.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from actcache.prompts.prompts import Prompts
 from actcache.store import find_origin
 
 PLACEHOLDER = "X"
-"""A word of one token that stands where prompts without words of their own will be."""
+"""A word of one token, in place of prompts that have no words of their own."""
 
 
 def prompt_vision(tower: VisionTower, prompts: Prompts | None) -> VisionTower:
-    """The image tower with its prompts; CoOp and CoCoOp leave it as it is. Gradients reach the prompts."""
+    """The image tower with its prompts; CoOp and CoCoOp do not change it. Gradients reach the prompts."""
     if prompts is None:
         return tower
     return replace(tower, prompts=tuple(value.to(tower.device) for value in prompts.vision))
@@ -39,14 +39,14 @@ def prompt_vision(tower: VisionTower, prompts: Prompts | None) -> VisionTower:
 
 @dataclass(frozen=True)
 class PromptedText:
-    """Class names before the text tower of an adapted model.
+    """Class names, prepared for the text tower of an adapted model.
 
     Attributes:
         tower: the plain text tower.
-        names: of the classes.
-        tokens: [C, L] token ids, as long as the longest text.
-        embedded: [C, L, W] their embeddings, without positions.
-        order: [C, L] where each token comes from, where the class name does not stand at the end.
+        names: names of the classes.
+        tokens: [C, L] token ids, L tokens of the longest text.
+        embedded: [C, L, W] token embeddings, without positions.
+        order: [C, L] index from which each token is taken; None if the class name is at the end.
         precision: `float32`, or `bfloat16`: branches in bfloat16, the stream in float32.
     """
 
@@ -58,7 +58,7 @@ class PromptedText:
     precision: str
 
     def embed(self, prompts: Prompts, images: Tensor | None = None) -> Tensor:
-        """Unit text embeddings [C, E] float32; with CoCoOp of each image, [B, C, E]. Gradients reach the prompts.
+        """Unit text embeddings [C, E] float32; with CoCoOp [B, C, E], one set per image. Gradients reach the prompts.
 
         Args:
             images: unit image embeddings [B, E], which CoCoOp needs.
@@ -90,28 +90,31 @@ class PromptedText:
 def prompt_text(
     tower: TextTower, prompts: Prompts, names: Sequence[str], *, precision: str = "float32"
 ) -> PromptedText:
-    """Make class names ready: what is embedded once, whatever the prompts become.
+    """Prepare class names: everything that can be computed once, before the prompts change.
 
     Raises:
-        ModelError: a text tower that is not causal, pools elsewhere than at EOT, or is not open_clip's.
-        SettingsError: no names, a text longer than the tower reads, or other classes than prompts of each class have.
+        ModelError: the text tower is not causal, does not pool at EOT, or is not open_clip's.
+        SettingsError: there are no names, a text is longer than the context, or class-specific prompts were trained for
+            other classes.
     """
     if not names:
-        raise SettingsError("There are no classes. Expected images in one folder a class, or a column label_name.")
+        raise SettingsError("There are no classes. Expected images in one folder per class, or a column label_name.")
     if prompts.n_classes not in (None, len(names)) or prompts.classes not in ((), tuple(names)):
         known = f" ({', '.join(prompts.classes[:5])})" if prompts.classes else ""
         raise SettingsError(
-            f"These prompts are of {prompts.n_classes} classes each its own{known}; {len(names)} are asked for "
+            f"These prompts were trained for {prompts.n_classes} specific classes{known}; you asked for {len(names)} "
             f"({', '.join(names[:5])}). Give the classes they were trained on."
         )
     if not tower.causal:
         raise ModelError(
-            "Prompts go into a causal text tower of open_clip that pools at EOT, as CLIP's is. This model's is another."
+            "Prompts need a causal text tower of open_clip that pools at EOT, like CLIP's. Choose a model that has one."
         )
     tokens = tower.tokenize(class_texts(prompts, names))
     for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
         if last:
-            raise SettingsError(f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens.")
+            raise SettingsError(
+                f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens. Shorten the name."
+            )
     tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
     with torch.no_grad():
         embedded = tower.modules.token_embedding(tokens).float()
@@ -123,9 +126,9 @@ def prompt_text(
 
 
 def class_texts(prompts: Prompts, names: Sequence[str]) -> list[str]:
-    """The text of every class, whose words 1..n the prompts will stand for.
+    """The text of every class, whose words 1..n the prompts will replace.
 
-    IVLP and MaPLe replace the first n tokens of "a photo of a {}." where these are enough, and keep the rest as words.
+    IVLP and MaPLe replace the first n tokens of "a photo of a {}." if it has as many, and keep the rest as words.
     """
     before, after = prompts.template.split("{}")
     keeps_words = prompts.kind.keeps_words and len(before.split()) >= prompts.n_text
@@ -135,7 +138,7 @@ def class_texts(prompts: Prompts, names: Sequence[str]) -> list[str]:
 
 
 def name_order(name_lengths: Sequence[int], n: int, length: int, position: str) -> Tensor:
-    """[C, length]: where each token of [SOS; prompts; name; rest] comes from when the name is moved.
+    """[C, length]: index from which each token of [SOS; prompts; name; rest] is taken when the name is moved.
 
     middle: half of the prompts, the name, the other half. front: the name, then the prompts. (CoOp.)
     """
@@ -149,7 +152,7 @@ def name_order(name_lengths: Sequence[int], n: int, length: int, position: str) 
 
 
 def embed_images(tower: VisionTower, images: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] -> unit image embeddings [B, E] float32. Gradients pass where they are enabled."""
+    """Pixels [B, 3, H, W] -> unit image embeddings [B, E] float32. Gradients flow if they are enabled."""
     x = tower.run_blocks(tower.embed(images), 0, tower.n_layers)
     return F.normalize(tower.head(x).float(), dim=-1)
 
@@ -161,27 +164,27 @@ def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
 
 
 class Towers(NamedTuple):
-    """Both towers of a CLIP; of an adapted one the image tower with its prompts, the text tower without."""
+    """Both towers of a CLIP. For an adapted model, the image tower includes its prompts, the text tower does not."""
 
-    vision: "VisionTower"
-    text: "TextTower"
-    prompts: "Prompts | None" = None
+    vision: VisionTower
+    text: TextTower
+    prompts: Prompts | None = None
 
-    def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> "Tensor":
-        """Unit embeddings [C, E] of class names; the prompts of an adapted model have a template of their own.
+    def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Unit embeddings [C, E] of class names; an adapted model uses the template of its prompts.
 
         Raises:
-            SettingsError: CoCoOp, whose text embeddings are another for every image.
+            SettingsError: the method is CoCoOp, whose text embeddings differ for every image.
         """
 
         if self.prompts is None:
             return self.text.embed_classes(names, templates)
         if self.prompts.kind.texts_by_image:
-            raise SettingsError("CoCoOp has other text embeddings for every image. Take prompts of another method.")
+            raise SettingsError("CoCoOp has different text embeddings for every image. Use prompts of another method.")
         return prompt_text(self.text, self.prompts, names).embed(self.prompts).detach()
 
-    def texts_by_image(self, names: Sequence[str]) -> "Callable[[Tensor], Tensor] | None":
-        """CoCoOp's texts: unit image embeddings [B, E] -> [B, C, E]. None where texts are the same for all images."""
+    def texts_by_image(self, names: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        """Unit image embeddings [B, E] -> text embeddings [B, C, E]; None unless texts depend on images (CoCoOp)."""
 
         prompts = self.prompts
         if prompts is None or not prompts.kind.texts_by_image:
@@ -197,13 +200,14 @@ def open_towers(
     """Load the CLIP that a store was extracted with.
 
     Args:
-        artifact: of an activation store.
-        model, pretrained, prompts: as `extract` was given them; by default what the store remembers.
-        precision: of the image tower; by default the store's.
+        artifact: the activation store's artifact.
+        model, pretrained, prompts: as they were given to `extract`; by default what the store recorded.
+        precision: precision of the image tower; by default the store's.
 
     Raises:
-        SettingsError: the model cannot be found. ModelError: it cannot be loaded.
-        ParentMismatchError: it is another model than the store's, or it was adapted by other prompts.
+        SettingsError: the model cannot be found.
+        ModelError: it cannot be loaded.
+        ParentMismatchError: it is not the store's model, or these are not the store's prompts.
     """
     from actcache.models import load_clip, make_text_tower, make_vision_tower
     from actcache.prompts.artifact import open_prompts
@@ -213,15 +217,17 @@ def open_towers(
     if clip.model_id != artifact.settings["model_id"]:
         raise ParentMismatchError(
             f"{names[0]} with {names[1]} is not the model of {artifact.path}. "
-            "Say with --model and --pretrained which one was."
+            "Name the right one with --model and --pretrained."
         )
     adapted = None
     if "prompts" in artifact.settings:
         place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
         adapted = open_prompts(place, clip)
         if adapted.description != artifact.settings["prompts"]:
-            raise ParentMismatchError(f"{place} are not the prompts of {artifact.path}. Say with --prompts which were.")
-    text = make_text_tower(clip, device=device)  # moves the whole module
+            raise ParentMismatchError(
+                f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
+            )
+    text = make_text_tower(clip, device=device)  # this moves the whole module
     vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
     adapted = adapted.to(vision.device) if adapted else None
     return Towers(prompt_vision(vision, adapted), text, adapted)

@@ -1,8 +1,8 @@
-"""Few-shot training of prompts: a frozen CLIP, a few images a class, SGD on the prompts alone.
+"""Few-shot training of prompts: a frozen CLIP, a few images per class, SGD on the prompts alone.
 
-In: both towers, images, `PromptConfig`. Out: trained `Prompts`. Promises: what a step sees and draws is a function of
-(seed, step), so a run that was killed goes on bit for bit from its last checkpoint; what does not change is computed
-once: image embeddings for CoOp and CoCoOp, text embeddings for VPT.
+In: both towers, images, `ResolvedPromptConfig`. Out: trained `Prompts`. Promises: the batch and the random numbers of a
+step depend on (seed, step) only, so an interrupted run continues bit for bit from its last checkpoint; what does not
+change is computed once: image embeddings for CoOp and CoCoOp, text embeddings for VPT.
 """
 
 import math
@@ -34,13 +34,13 @@ from actcache.sources import ImageSource, decode_image
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 CACHE_BYTES = 1 << 30
-"""Decoded images kept in memory; further ones are decoded again each time."""
+"""Memory for decoded images; images beyond it are decoded again each time."""
 
 INIT_STD = 0.02
 
 
 class Pixels:
-    """Images as the model takes them, [B, 3, H, W] float32, decoded by threads and kept while there is room."""
+    """Images as the model takes them, [B, 3, H, W] float32, decoded by threads and kept in memory up to CACHE_BYTES."""
 
     def __init__(self, source: ImageSource, uris: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
         self.source, self.uris, self.transform = source, list(uris), transform
@@ -67,7 +67,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Shots:
-    """What is learned from: pixels, [N] class numbers, class texts."""
+    """The training images: pixels, [N] class numbers, class texts."""
 
     pixels: Pixels
     labels: NDArray[np.int64]
@@ -75,13 +75,13 @@ class Shots:
 
 
 class PromptTraining:
-    """Prompts on their way. `step` counts finished updates."""
+    """The state of a training run. `step` counts finished updates."""
 
     def __init__(self, towers: Towers, shots: Shots, config: ResolvedPromptConfig, folder: Path) -> None:
-        """Begin, or go on from the checkpoint in `folder`."""
+        """Start, or continue from the checkpoint in `folder`."""
         self.towers, self.shots, self.config, self.folder = towers, shots, config, folder
-        first = init_prompts(towers, config, len(shots.names))
-        self.learned = {name: value.clone().requires_grad_() for name, value in first.items()}
+        initial = init_prompts(towers, config, len(shots.names))
+        self.learned = {name: value.clone().requires_grad_() for name, value in initial.items()}
         self.text = prompt_text(towers.text, self.prompts, shots.names, precision=towers.vision.precision)
         self.optimizer = torch.optim.SGD(
             list(self.learned.values()), lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay
@@ -130,7 +130,7 @@ class PromptTraining:
         loss = F.cross_entropy(logits, torch.from_numpy(self.shots.labels[rows]).to(logits.device))
         if not torch.isfinite(loss):
             raise NonFiniteError(
-                f"The loss is {loss.item()} at step {self.step:,}. Train into another folder with a lower --lr."
+                f"The loss is {loss.item()} at step {self.step:,}. Train with a lower --lr into another folder."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -158,14 +158,14 @@ class PromptTraining:
 
     @cached_property
     def _embeddings(self) -> Tensor:
-        """[N, E] of all shots by the plain image tower."""
+        """[N, E]: embeddings of all shots by the plain image tower."""
         return embed_all(self.towers, None, self.shots.pixels)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoint
 
     def checkpoint(self) -> None:
-        """Prompts, momentum, losses and step in one file that appears whole."""
+        """Write prompts, momentum, losses and step in one atomic file."""
         tensors = {f"prompt.{name}": value.detach().cpu() for name, value in self.learned.items()}
         for name, value in self.learned.items():
             momentum = self.optimizer.state[value]["momentum_buffer"]
@@ -178,9 +178,9 @@ class PromptTraining:
         if not file.exists():
             return
         try:
-            with safetensors.safe_open(file, framework="pt") as found:
-                step = int(found.metadata()["step"])
-                tensors = {name: found.get_tensor(name) for name in found.keys()}  # noqa: SIM118  no mapping
+            with safetensors.safe_open(file, framework="pt") as stored:
+                step = int(stored.metadata()["step"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  it is not a mapping
             self.losses.copy_(tensors["losses"])
             with torch.no_grad():
                 for name, value in self.learned.items():
@@ -189,18 +189,18 @@ class PromptTraining:
                     self.optimizer.state[value] = {"momentum_buffer": momentum}
             self.step = step
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CorruptError(f"{file} is not a whole checkpoint ({error}). Remove it to begin anew.") from error
+            raise CorruptError(f"{file} is not a complete checkpoint ({error}). Remove it to start again.") from error
 
 
 def learning_rate(config: ResolvedPromptConfig, epoch: int) -> float:
-    """A constant small rate in the first epoch, then a cosine over all epochs (Zhou et al. 2022)."""
+    """A small constant rate in the first epoch, then a cosine over all epochs (Zhou et al. 2022)."""
     if epoch == 0 and config.n_epochs != 1:
         return config.warmup_lr
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.n_epochs))
 
 
 def init_prompts(towers: Towers, config: ResolvedPromptConfig, n_classes: int) -> dict[str, Tensor]:
-    """First values: the template's own words where there are enough, else small and random; linear maps as in torch."""
+    """Initial values: the template's words if there are enough, else small random numbers; linear maps as in torch."""
     text, vision, n = towers.text, towers.vision, config.n_prompts
     generator = torch.Generator().manual_seed(int(_generator(config.seed, "init", 0).integers(1 << 62)))
     width = int(text.embed_tokens(["x"]).shape[-1])
@@ -239,11 +239,13 @@ def init_prompts(towers: Towers, config: ResolvedPromptConfig, n_classes: int) -
 
 
 def crop_and_flip(x: Tensor, generator: np.random.Generator) -> Tensor:
-    """A random part of each image [B, 3, H, W], 8-100 % of its area, 3:4 to 4:3, at full size again; half mirrored."""
+    """A random crop of each image [B, 3, H, W] (8-100 % of the area, 3:4 to 4:3), resized back; half are mirrored."""
     n = len(x)
     area = generator.uniform(0.08, 1.0, n)
     ratio = np.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3), n))
-    size = np.minimum(np.sqrt(area * np.stack([ratio, 1 / ratio])), 1.0)  # [width and height, B], of the image's
+    size = np.minimum(
+        np.sqrt(area * np.stack([ratio, 1 / ratio])), 1.0
+    )  # [width and height, B], relative to the image's
     center = (1 - size) * generator.uniform(-1, 1, (2, n))
     mirror = np.where(generator.random(n) < 0.5, -1.0, 1.0)
     theta = np.zeros((n, 2, 3), dtype=np.float32)
@@ -258,7 +260,7 @@ def embed_all(
     towers: Towers, prompts: Prompts | None, pixels: Pixels, *, batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda n: None,
 ) -> Tensor:  # fmt: skip
-    """Unit embeddings [N, E] of all images by the image tower, plain or with prompts."""
+    """Unit embeddings [N, E] of all images, with or without prompts."""
     tower = prompt_vision(towers.vision, prompts)
     parts = []
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
@@ -270,7 +272,7 @@ def embed_all(
 
 
 def embed_texts(text: TextTower, prompts: Prompts | None, names: Sequence[str], template: str) -> Tensor:
-    """Unit embeddings [C, E] of class names, plain or with prompts (not CoCoOp's, which need an image)."""
+    """Unit embeddings [C, E] of class names, with or without prompts (except CoCoOp's, which need an image)."""
     if prompts is None:
         return text.embed_classes(names, [template])
     with torch.no_grad():
@@ -278,6 +280,6 @@ def embed_texts(text: TextTower, prompts: Prompts | None, names: Sequence[str], 
 
 
 def _generator(seed: int, what: str, number: int) -> np.random.Generator:
-    """Random numbers of a purpose and a step: nothing that was drawn before matters."""
+    """Random numbers for one purpose and step, independent of what was drawn before."""
     streams = {"order": 0, "crop": 1, "init": 2}
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, streams[what], number])))

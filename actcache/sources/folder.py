@@ -1,7 +1,7 @@
 """A folder of images, flat or in class folders.
 
 In: a directory of JPEG, PNG or WebP files. Out: a plan whose uris are paths relative to it. The plan depends on file
-names and sizes, never on where the folder lies or in which order the disk lists it.
+names and sizes, never on the place of the folder or the order in which the disk lists it.
 """
 
 import os
@@ -22,16 +22,16 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name says it is an image."""
+    """Whether a file name is that of an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A directory of images. With subfolders, the first folder of a path is the image's class.
+    """A directory of images. If there are subfolders, the first folder of a path is the image's class.
 
-    Hidden files, and files with other suffixes, are not images. With `masks`, the mask of `a/b.jpg` is `a/b.png` of
-    that folder.
+    Hidden files, and files with other suffixes, are not images. With `masks`, the pixel mask of `a/b.jpg` is
+    `a/b.png` in that folder.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class ImageFolder:
         """List the images in a seeded order. Arguments as `plan_images`.
 
         Raises:
-            ImageSourceError: no such directory, no image in it, or a name that leads nowhere or is not UTF-8.
+            ImageSourceError: the directory does not exist or has no images, or a name is a broken link or not UTF-8.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
         if not self.path.is_dir():
@@ -54,7 +54,7 @@ class ImageFolder:
         if not names:
             raise ImageSourceError(
                 f"{self.path} holds no images. Expected files ending in {', '.join(SUFFIXES)}, "
-                "in the folder itself or in one folder a class."
+                "in the folder itself or in one folder per class."
             )
         check_text(names)
         sizes = measure_files([f"{self.path}{os.sep}{name}" for name in names], names, self.path.name)
@@ -71,5 +71,5 @@ class ImageFolder:
         return read_file(self.path / uri, uri)
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Numbers [H, W], or None without a mask. Raises ImageSourceError."""
+        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
         return None if self.masks is None else MaskFolder(self.masks).read(uri)

@@ -1,8 +1,8 @@
-"""A Hugging Face dataset that `save_to_disk` wrote.
+"""A Hugging Face dataset that was written by `save_to_disk`.
 
-In: a directory of a Dataset, or of a DatasetDict with its splits. Out: a plan whose uris are `<split>/<row>`, in the
-dataset's own order. Images are found by feature type and never decoded; their encoded bytes stay memory-mapped. Only
-Arrow files are read: no script, no network.
+In: the directory of a Dataset, or of a DatasetDict with its splits. Out: a plan whose uris are `<split>/<row>`, in the
+dataset's own order. Image columns are recognized by their feature type and never decoded; the encoded bytes stay
+memory-mapped. Only Arrow files are read, no scripts and no network.
 """
 
 import importlib.util
@@ -27,9 +27,9 @@ from actcache.sources.plan import ImagePlan, plan_images
 class HuggingFaceDataset:
     """Images of a saved dataset.
 
-    The image is the one column of type Image, or of several the one called `image`; an Image column `mask` holds masks.
-    The label is the column `label`, or else the one ClassLabel. Columns of plain values are kept, class numbers among
-    them as names; lists, structs and binary are not. `split` says which split a row is of.
+    The image is the only column of type Image, or, among several, the one called `image`; an Image column `mask` holds
+    pixel masks. The label is the column `label`, or else the only ClassLabel. Columns of plain values are kept, with
+    class numbers as names; lists, structs and binary values are not. The column `split` names the split of a row.
     """
 
     path: Path
@@ -41,8 +41,8 @@ class HuggingFaceDataset:
         """List the images in a seeded order. Arguments as `plan_images`.
 
         Raises:
-            ImageSourceError: the library is not installed, no dataset, no image column or several, or a column whose
-                name is taken.
+            ImageSourceError: the library is not installed, there is no dataset, no image column or several, or a
+                column has a reserved name.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
         parts = [_list_split(split, part, self._width) for split, part in self._splits.items()]
@@ -51,7 +51,7 @@ class HuggingFaceDataset:
         except pa.ArrowInvalid as error:
             raise ImageSourceError(f"{self.path.name} has splits whose columns differ: {error}.") from error
         if not listing.num_rows:
-            raise ImageSourceError(f"{self.path.name} has no rows. Expected one row an image.")
+            raise ImageSourceError(f"{self.path.name} has no rows. Expected one row per image.")
         given = listing["label_name"] if "label_name" in listing.column_names else None
         label, label_name = encode_labels(listing["label"], given, self.path.name)
         rest = [name for name in listing.column_names if name not in ("label", "label_name")]
@@ -63,12 +63,12 @@ class HuggingFaceDataset:
         data = self._cell(uri, "image")
         if data is None:
             raise ImageSourceError(
-                f"{uri} cannot be read: the row holds no image. Was the dataset saved with its files?"
+                f"{uri} cannot be read: the row contains no image. Save the dataset together with its files."
             )
         return data
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Numbers [H, W], or None without a mask. Raises ImageSourceError."""
+        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
         data = self._cell(uri, "mask")
         return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
@@ -85,30 +85,30 @@ class HuggingFaceDataset:
 
     @property
     def _width(self) -> int:
-        """Digits of a row number: sorted as text, rows stay in order."""
+        """Number of digits of a row number, so that rows sorted as text stay in order."""
         return max(6, *(len(str(part.rows.num_rows - 1)) for part in self._splits.values()))
 
     @cached_property
     def _splits(self) -> "dict[str, _Split]":
         if importlib.util.find_spec("datasets") is None:
             raise ImageSourceError(
-                f"{self.path.name} is a Hugging Face dataset; the library that reads it is not installed. "
+                f"{self.path.name} is a Hugging Face dataset, but the library that reads it is not installed. "
                 "Run: pip install 'patchsae[datasets]'"
             )
         import datasets
 
         try:
-            found = datasets.load_from_disk(str(self.path))
+            loaded = datasets.load_from_disk(str(self.path))
         except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ImageSourceError(f"{self.path} cannot be read as a dataset: {reason}. Save it anew.") from error
-        splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "all"): found}
+            raise ImageSourceError(f"{self.path} cannot be read as a dataset: {reason}. Save it again.") from error
+        splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "all"): loaded}
         return {str(name): _open_split(splits[name], self.path.name) for name in sorted(splits, key=str)}
 
 
 @dataclass(frozen=True)
 class _Split:
-    """One split: its rows, and which columns mean what."""
+    """One split: its rows and the meaning of its columns."""
 
     rows: pa.Table
     image: str
@@ -128,10 +128,10 @@ def _open_split(dataset: Any, source: str) -> _Split:
     if "image" in candidates:
         candidates = ["image"]
     if len(candidates) != 1:
-        found = (
+        given = (
             f"several: {', '.join(candidates)}" if candidates else f"none among {', '.join(features) or 'no columns'}"
         )
-        raise ImageSourceError(f"{source} must have one image column, or one called 'image'. It has {found}.")
+        raise ImageSourceError(f"{source} must have one image column, or one called 'image'. It has {given}.")
     classes = {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     label = "label" if "label" in features else next(iter(classes)) if len(classes) == 1 else None
     used = {candidates[0], mask, label, "label_name" if label == "label" else None}
@@ -146,7 +146,7 @@ def _open_split(dataset: Any, source: str) -> _Split:
 
 
 def _list_split(split: str, part: _Split, width: int) -> pa.Table:
-    """Rows of one split. Labels as they are: text becomes numbers once all splits are together."""
+    """Rows of one split. Labels stay as they are; text becomes numbers when all splits are joined."""
     rows = part.rows
     n = rows.num_rows
     numbers = pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), width=width, padding="0")
@@ -169,6 +169,6 @@ def _list_split(split: str, part: _Split, width: int) -> pa.Table:
 
 
 def _names(numbers: Any, names: list[str]) -> Any:
-    """Class numbers as names; -1, which test splits have, and null as ""."""
+    """Class numbers as names; -1, which test splits contain, and null become ""."""
     known = pc.if_else(pc.greater_equal(numbers, 0), numbers, pa.scalar(None, numbers.type))
     return pc.take(pa.array(names, pa.string()), known).fill_null("")

@@ -1,9 +1,4 @@
-"""Rows and pixels: a listing becomes an ordered plan, encoded bytes become pixels.
-
-In: what an image source lists (`actcache.sources`), and the bytes it reads. Out: `ImagePlan` (the rows of
-images.parquet in stored order), decoded PIL images and masks. A plan depends on names, sizes, seed, limit and what is
-left out; no pixel is read for it.
-"""
+"""Decoding and resizing: encoded bytes become PIL images and pixel masks, as the model sees them."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -27,12 +22,12 @@ def decode_image(image: str | Path | bytes, *, name: str | None = None) -> "Imag
     """Read one image as upright RGB.
 
     The EXIF orientation is applied; grayscale, palette, CMYK and alpha become RGB as `PIL.Image.convert` does
-    (alpha is dropped, as CLIP's own preprocessing drops it). Of 16-bit gray the upper byte is kept, as PIL does for
-    16-bit color; its own `convert` would make everything above 255 white.
+    (alpha is dropped, as CLIP's own preprocessing drops it). For 16-bit gray the upper byte is kept, as PIL does
+    for 16-bit color; PIL's `convert` would make everything above 255 white.
 
     Args:
-        image: a file, or the bytes of one.
-        name: what messages call it; the file's own name when None.
+        image: a file, or its bytes.
+        name: how messages call it; the file's own name when None.
 
     Raises:
         ImageSourceError: the file is missing, truncated, not an image, or has more pixels than PIL allows.
@@ -41,7 +36,7 @@ def decode_image(image: str | Path | bytes, *, name: str | None = None) -> "Imag
 
     def convert(opened: "Image.Image") -> "Image.Image":
         upright = ImageOps.exif_transpose(opened)
-        if upright.mode == "P":  # convert() warns of palettes whose transparency is given as bytes
+        if upright.mode == "P":  # convert() warns about palettes whose transparency is given as bytes
             upright = upright.convert("RGBA")
         elif upright.mode.startswith("I"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
@@ -51,7 +46,7 @@ def decode_image(image: str | Path | bytes, *, name: str | None = None) -> "Imag
 
 
 def decode_mask(mask: str | Path | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
-    """Read a PNG of class or object numbers, [H, W]: palette indices or gray values as stored, never scaled.
+    """Read a pixel mask, a PNG of class or object numbers [H, W]: palette indices or gray values, never scaled.
 
     Raises:
         ImageSourceError: it cannot be read, is not a PNG, is in color, or holds numbers above 255.
@@ -59,11 +54,11 @@ def decode_mask(mask: str | Path | bytes, *, name: str | None = None) -> NDArray
 
     def convert(opened: "Image.Image") -> NDArray[np.uint8]:
         if opened.format != "PNG" or opened.mode not in ("1", "L", "P", "I", "I;16"):
-            raise ValueError(f"a mask is a palette or gray PNG, this is {opened.format} {opened.mode}")
+            raise ValueError(f"a mask must be a palette or gray PNG, this is {opened.format} {opened.mode}")
         values = np.asarray(opened)
         if values.max(initial=0) > 255:
-            raise ValueError(f"a mask holds numbers up to 255, this one {values.max()}")
-        # PIL stretches 2 and 4 bits of gray to 0..255; how many there are stands in the header's byte 24.
+            raise ValueError(f"a mask must hold numbers up to 255, this one has {values.max()}")
+        # PIL scales 2 and 4 bits of gray to 0..255; byte 24 of the header holds the number of bits.
         stretch = {2: 85, 4: 17}.get(depth, 1) if opened.mode == "L" else 1
         return (values // stretch).astype(np.uint8)
 
@@ -82,7 +77,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _decode(image: str | Path | bytes, name: str | None, convert: "Callable[[Image.Image], T]") -> T:
-    """Load an image and convert it; whatever PIL raises becomes one line that names it and shows no folder."""
+    """Load an image and convert it; PIL's errors become one line that names the image without its folder."""
     from PIL import Image, UnidentifiedImageError
 
     name = name or ("image" if isinstance(image, bytes) else Path(image).name)
@@ -92,7 +87,7 @@ def _decode(image: str | Path | bytes, name: str | None, convert: "Callable[[Ima
             return convert(opened)
     except UnidentifiedImageError as error:
         raise ImageSourceError(
-            f"{name} cannot be read: it is no image, or of a kind that PIL does not know."
+            f"{name} cannot be read: it is not an image, or PIL does not know its format."
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(str(image), name) if not isinstance(image, bytes) else str(error)
@@ -100,7 +95,7 @@ def _decode(image: str | Path | bytes, name: str | None, convert: "Callable[[Ima
 
 
 def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
-    """Cut an image to the square (or rectangle) the model sees, pixel for pixel as open_clip's transform does."""
+    """Crop an image to the rectangle that the model sees, pixel for pixel as open_clip's transform does."""
     from PIL import Image
 
     height, width = preprocess.size
@@ -121,7 +116,7 @@ def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
 
 
 def resize_mask(mask: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Cut a mask [H, W] to what the model sees of its image, [height, width]; no number is mixed, padding is 0."""
+    """Crop a pixel mask [H, W] as the model's image, [height, width]; numbers are never mixed, and padding is 0."""
     from PIL import Image
 
     cut = resize_image(Image.fromarray(mask), replace(preprocess, interpolation="nearest", fill_color=0))

@@ -1,7 +1,7 @@
-"""What the kinds of sources share: columns, labels, sizes, masks beside images, and finding a row by its uri.
+"""What all sources share: columns, labels, sizes, pixel masks beside images, and finding a row by its uri.
 
-In: arrow columns and file names. Out: arrow columns. A listing may have millions of rows, so work is done by arrow;
-the one call a file that cannot be spared is its stat.
+In: arrow columns and file names. Out: arrow columns. A listing may have millions of rows, so arrow does the work; only
+stat is called once for every file.
 """
 
 import os
@@ -21,37 +21,37 @@ from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
 
 RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
-"""Names of images.parquet that a user's own column cannot have."""
+"""Columns of images.parquet, whose names a user's own column cannot have."""
 
 N_STAT_THREADS = 8
-"""On a network file system a stat waits for a server; on a local one threads neither help nor hurt much."""
+"""On a network file system stat waits for a server; on a local one, threads make little difference."""
 
 
 def check_columns(names: Sequence[str], source: str, *, known: Collection[str] = ()) -> None:
-    """Raise ImageSourceError where a column has no name, or a name twice, or one that is taken.
+    """Raise ImageSourceError when a column has no name, a reserved name, or the name of another column.
 
     Args:
-        known: columns whose meaning the source gives itself.
+        known: reserved names that this source uses in their intended meaning.
     """
     for name in names:
         if not name:
             raise ImageSourceError(f"{source} has a column without a name. Name it, or leave it out.")
         if names.count(name) > 1:
-            raise ImageSourceError(f"{source} has two columns {name!r}. Rename one.")
+            raise ImageSourceError(f"{source} has two columns {name!r}. Rename one of them.")
         if name in RESERVED and name not in known:
-            raise ImageSourceError(f"{source} has a column {name!r}, a name that is taken. Rename the column.")
+            raise ImageSourceError(f"{source} has a column {name!r}, which is a reserved name. Rename the column.")
 
 
 def encode_labels(
     label: pa.ChunkedArray | pa.Array, label_name: pa.ChunkedArray | pa.Array | None, source: str
 ) -> tuple[Any, Any]:
-    """Labels as (int32 class index, name): -1 and "" where there is none.
+    """Labels as (int32 class index, name), with -1 and "" for images without a label.
 
-    Text becomes its index among the sorted names. Whole numbers stay as they are, named by `label_name`, or by
-    themselves.
+    A text becomes its index among the sorted names. Integers stay as they are; their names are `label_name`, or the
+    numbers themselves.
 
     Raises:
-        ImageSourceError: neither text nor whole numbers, or one number with two names.
+        ImageSourceError: labels are neither text nor integers, or one number has two names.
     """
     if pa.types.is_dictionary(label.type):
         label = label.cast(label.type.value_type)
@@ -59,7 +59,9 @@ def encode_labels(
         label = label.cast(pa.int32())
     if _is_text(label.type):
         if label_name is not None:
-            raise ImageSourceError(f"{source} has text in 'label' and a column 'label_name' too. Leave one out.")
+            raise ImageSourceError(
+                f"{source} has text in 'label' and also a column 'label_name'. Leave one of them out."
+            )
         names = label.cast(pa.string()).fill_null("")
         classes = pa.array(sorted(set(pc.unique(names).to_pylist()) - {""}), pa.string())
         return pc.index_in(names, value_set=classes).fill_null(-1).cast(pa.int32()), names
@@ -67,7 +69,7 @@ def encode_labels(
         index = label.cast(pa.float64() if pa.types.is_floating(label.type) else pa.int64()).cast(pa.int32())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ImageSourceError(
-            f"{source} has a label that is no class: {error}. Expected text or whole numbers below 2,147,483,648."
+            f"{source} has a label that is not a class: {error}. Expected text or integers below 2,147,483,648."
         ) from error
     index = index.fill_null(-1)
     if pc.any(pc.less(index, -1)).as_py():
@@ -81,8 +83,8 @@ def encode_labels(
         pairs = pa.table({"label": index, "name": names}).group_by("label").aggregate([("name", "count_distinct")])
         twice = pairs.filter(pc.greater(pairs["name_count_distinct"], 1))["label"].to_pylist()
         if set(twice) - {-1}:
-            found = pc.unique(names.filter(pc.equal(index, max(twice)))).to_pylist()
-            raise ImageSourceError(f"{source} gives label {max(twice)} two names: {sorted(found)[:2]}. Expected one.")
+            both = pc.unique(names.filter(pc.equal(index, max(twice)))).to_pylist()
+            raise ImageSourceError(f"{source} gives label {max(twice)} two names: {sorted(both)[:2]}. Expected one.")
     else:
         raise ImageSourceError(f"{source} has {label_name.type} in 'label_name'. Expected text.")
     return index, pc.if_else(pc.equal(index, -1), "", names)
@@ -93,7 +95,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def check_text(names: Sequence[str]) -> None:
-    """Raise ImageSourceError for a file name that is not UTF-8, which no table can hold."""
+    """Raise ImageSourceError for a file name that is not UTF-8, since tables cannot hold it."""
     try:
         "/".join(names).encode()
     except UnicodeEncodeError as error:
@@ -110,7 +112,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, source: str) -> NDArray[np.int64]:
-    """Bytes of every file. Raises ImageSourceError that counts those that are missing and names the first."""
+    """Size of every file. Raises ImageSourceError, which counts the missing files and names the first."""
     step = 4096
     cuts = [paths[first : first + step] for first in range(0, len(paths), step)]
     with ThreadPoolExecutor(N_STAT_THREADS, "stat") as pool:
@@ -119,7 +121,7 @@ def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, 
     bad = np.flatnonzero(sizes < 0)
     if len(bad):
         reason = os.strerror(-int(sizes[bad[0]]))
-        more = f", and so for {len(bad) - 1:,} more of {len(paths):,}" if len(bad) > 1 else ""
+        more = f", as for {len(bad) - 1:,} others of {len(paths):,}" if len(bad) > 1 else ""
         raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair {source}, or remove it there.")
     return sizes
 
@@ -128,8 +130,8 @@ def _measure(paths: Sequence[str]) -> NDArray[np.int64]:
     sizes = np.empty(len(paths), np.int64)
     for i, path in enumerate(paths):
         try:
-            found = os.stat(path)
-            sizes[i] = -21 if stat.S_ISDIR(found.st_mode) else found.st_size  # EISDIR
+            status = os.stat(path)
+            sizes[i] = -21 if stat.S_ISDIR(status.st_mode) else status.st_size  # EISDIR
         except OSError as error:
             sizes[i] = -(error.errno or 5)
         except ValueError:  # a zero byte in the path
@@ -138,7 +140,7 @@ def _measure(paths: Sequence[str]) -> NDArray[np.int64]:
 
 
 def read_file(path: str | Path, name: str) -> bytes:
-    """All bytes of a file. Raises ImageSourceError that calls it `name`."""
+    """All bytes of a file. Raises ImageSourceError, which calls the file `name`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -148,7 +150,7 @@ def read_file(path: str | Path, name: str) -> bytes:
 
 
 class UriIndex:
-    """Rows of a sorted uri column: 20 µs a search in a million rows, where a dict would take 200 bytes a row."""
+    """Search in a sorted uri column: 20 µs among a million rows, where a dict would take 200 bytes per row."""
 
     def __init__(self, uris: pa.ChunkedArray, source: str) -> None:
         self._uris = uris.combine_chunks()
@@ -169,34 +171,34 @@ class UriIndex:
 
 
 class MaskFolder:
-    """PNG masks that lie as the images do: `a/b.jpg` has `a/b.png`."""
+    """A folder of PNG pixel masks that mirrors the images: the mask of `a/b.jpg` is `a/b.png`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def match(self, *candidates: pa.ChunkedArray | pa.Array) -> Any:
-        """The mask file of each image, "" where there is none.
+        """The mask file of each image, or "" if there is none.
 
         Args:
-            candidates: columns of image paths; for each row the first one counts that has a mask.
+            candidates: columns of image paths; for each row the first path that has a mask counts.
 
         Raises:
-            ImageSourceError: no folder, or not one mask for these images.
+            ImageSourceError: the folder does not exist, or has no mask for any of these images.
         """
         if not self.path.is_dir():
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of PNG masks; check --masks.")
-        there = pa.array(list_files(self.path, (".png",)), pa.string())
+        existing = pa.array(list_files(self.path, (".png",)), pa.string())
         result: Any = pa.scalar("")
         for uris in reversed(candidates):
             names = _mask_name(uris)
-            result = pc.if_else(pc.is_in(names, value_set=there), names, result)
+            result = pc.if_else(pc.is_in(names, value_set=existing), names, result)
         if not pc.any(pc.not_equal(result, "")).as_py():
             example = _mask_name(candidates[-1].slice(0, 1))[0].as_py()
-            raise ImageSourceError(f"{self.path} holds no mask of these images. Expected PNG files such as {example}.")
+            raise ImageSourceError(f"{self.path} holds no mask for these images. Expected PNG files such as {example}.")
         return result
 
     def read(self, *uris: str) -> NDArray[np.uint8] | None:
-        """The mask of an image, given the paths `match` tries; None where there is none."""
+        """The mask of an image, given the paths that `match` tries; None if there is none."""
         for uri in uris:
             name = _mask_name(pa.array([uri]))[0].as_py()
             if (self.path / name).is_file():
@@ -209,9 +211,9 @@ def _mask_name(uris: Any) -> Any:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Files below a folder with one of these suffixes, hidden ones left out: relative paths with /, sorted.
+    """Files below a folder with one of these suffixes, except hidden ones: relative paths with /, sorted.
 
-    Links are followed, but not in circles.
+    Links are followed, except into cycles.
     """
     names: list[str] = []
     todo = [(str(folder), "", frozenset[str]())]

@@ -1,6 +1,6 @@
 """plan_images(): a listing becomes the rows of images.parquet in their stored order.
 
-A plan depends on names, sizes, seed, limit and what is left out; no pixel is read for it.
+A plan depends on names, sizes, seed, limit and excluded images; no pixels are read.
 """
 
 from collections.abc import Collection
@@ -17,18 +17,18 @@ from actcache.errors import ImageSourceError, SettingsError
 IMAGES_SCHEMA = pa.schema(
     [
         ("source_index", pa.int64()),  # position in the sorted listing
-        ("uri", pa.string()),  # names the image within its source, with /
-        ("label", pa.int32()),  # class index; -1: none
-        ("label_name", pa.string()),  # "": none
-        ("bytes", pa.int64()),  # of the encoded image; -1: not known
+        ("uri", pa.string()),  # name of the image within its source, with /
+        ("label", pa.int32()),  # class index, or -1
+        ("label_name", pa.string()),  # name of the class, or ""
+        ("bytes", pa.int64()),  # size of the encoded image, or -1 if unknown
     ]
 )
-"""The columns every plan has. `mask` (string, "": none) and the user's own columns may follow."""
+"""The columns of every plan. `mask` (string, or "") and the user's own columns may follow."""
 
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """Which images, in which stored order. `rows_id` names both: equal ids join row by row."""
+    """The images in their stored order. `rows_id` identifies both: plans with equal ids join row by row."""
 
     table: pa.Table
     rows_id: str
@@ -46,8 +46,8 @@ def plan_images(
 
     Args:
         listing: in source order: uri, label, label_name, bytes, and any further columns, which are kept.
-        limit: keep only the first `limit` images of that order: a random sample.
-        exclude: uris that are left out, because another store holds them.
+        limit: keep only the first `limit` images of that order, which is a random sample.
+        exclude: uris to leave out, because another store has them.
 
     Raises:
         ImageSourceError: nothing is left.
@@ -60,11 +60,11 @@ def plan_images(
     identity: dict[str, Any] = {"seed": seed, "limit": limit}
     listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
     if exclude:
-        held = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))
-        left_out, listing = listing["uri"].filter(held), listing.filter(pc.invert(held))
+        excluded = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))
+        left_out, listing = listing["uri"].filter(excluded), listing.filter(pc.invert(excluded))
         if not listing.num_rows:
             raise ImageSourceError(
-                f"All {len(left_out):,} images are in other stores already. Nothing is left to extract."
+                f"All {len(left_out):,} images are already in other stores. Nothing is left to extract."
             )
         if len(left_out):
             identity["exclude"] = digest(sorted(left_out.to_pylist()))

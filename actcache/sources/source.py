@@ -1,7 +1,7 @@
-"""open_source(): what lies at a path becomes an ImageSource.
+"""open_source(): the image source at a path.
 
-In: a path, or a source that is open already. Out: something with `path`, `plan`, `read` and `read_mask`. The kind is
-told by names alone; a folder that could be two things is an error, never a guess.
+In: a path, or a source that is already open. Out: an object with `path`, `plan`, `read` and `read_mask`. File names
+alone decide the kind of source; an ambiguous folder is an error.
 """
 
 import os
@@ -22,24 +22,24 @@ from actcache.sources.tars import ImageTars
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Where images come from. Bring your own by giving these four."""
+    """Where images come from. A source of your own needs these four members."""
 
     @property
     def path(self) -> Path:
-        """Where it lies; recorded as the store's parent."""
+        """Its path, which is recorded as the store's parent."""
 
     def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
-        """List the images in a seeded order, without reading one. See `plan_images`."""
+        """List the images in a seeded order, without reading any. See `plan_images`."""
 
     def read(self, uri: str) -> bytes:
-        """The encoded image. Called from many threads. Raises ImageSourceError that names the image."""
+        """The encoded image. Called from many threads. Raises ImageSourceError, which names the image."""
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Class or object numbers [H, W] of an image; None where it has no mask. Raises ImageSourceError."""
+        """Pixel mask [H, W] of class or object numbers; None if the image has none. Raises ImageSourceError."""
 
 
 def open_source(images: str | Path | ImageSource, *, masks: str | Path | None = None) -> ImageSource:
-    """Open the image source that lies at a path.
+    """Open the image source at a path.
 
     - a directory written by `datasets.Dataset.save_to_disk` -> HuggingFaceDataset
     - a `.csv`, `.tsv` or `.parquet` file -> ImageTable
@@ -47,15 +47,15 @@ def open_source(images: str | Path | ImageSource, *, masks: str | Path | None = 
     - any other directory -> ImageFolder
 
     Args:
-        images: the path; a source that is open already is returned as it is.
-        masks: a folder of PNG masks; what it holds for which image, each kind of source says.
+        images: the path; a source that is already open is returned unchanged.
+        masks: a folder of PNG pixel masks; each kind of source documents how files are matched with images.
 
     Raises:
-        ImageSourceError: nothing is there, or nothing that is known, or two kinds at once.
+        ImageSourceError: there is nothing, nothing of a known kind, or two kinds at once.
     """
     if not isinstance(images, (str, Path)):
         if masks is not None:
-            raise ImageSourceError("--masks goes with a path. Give the open source its masks where it is made.")
+            raise ImageSourceError("--masks needs a path as the source. Pass the masks when you create the source.")
         return images
     path = Path(images)
     if path.is_dir():
@@ -75,9 +75,9 @@ EXPECTED = "a folder of images, a .csv, .tsv or .parquet table of paths, .tar fi
 
 def _advice(name: str) -> str:
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
-        return " Unpack it first: images inside a compressed archive cannot be reached one by one."
+        return " Unpack it first: images inside a compressed archive cannot be read one at a time."
     if is_image(name):
-        return " Give the folder the image lies in."
+        return " Give the folder that contains the image."
     return ""
 
 
@@ -85,7 +85,9 @@ def _open_directory(path: Path, masks: str | Path | None) -> ImageSource:
     names = {entry.name for entry in os.scandir(path)}
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         if masks is not None:
-            raise ImageSourceError("--masks is not for Hugging Face datasets: their masks are the image column 'mask'.")
+            raise ImageSourceError(
+                "--masks does not apply to Hugging Face datasets, whose masks are the image column 'mask'."
+            )
         return HuggingFaceDataset(path)
     if any(name.lower().endswith(".tar") and not name.startswith(".") for name in names):
         if _has_images(path):
@@ -97,7 +99,7 @@ def _open_directory(path: Path, masks: str | Path | None) -> ImageSource:
 
 
 def _has_images(path: Path) -> bool:
-    """Whether a folder, or one just below it, holds an image. Stops at the first."""
+    """Whether a folder or one of its direct subfolders contains an image. Stops at the first."""
     folders = [str(path)]
     with os.scandir(path) as entries:
         folders += [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]

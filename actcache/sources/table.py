@@ -1,8 +1,8 @@
 """A table of image paths: CSV, TSV or Parquet.
 
-In: one row an image, with a column `path` and whatever else is known of it. Out: a plan sorted by path, so that the
-order of the rows does not count. Paths are taken from the table's own folder. Absolute paths are shortened to what
-lies below that folder, or below the deepest folder they share, so that no identity holds the user's folders.
+In: one row per image, with a column `path` and any other columns. Out: a plan sorted by path, so that the order of the
+rows does not matter. Paths are relative to the table's folder. Absolute paths are shortened to the part below that
+folder, or below the deepest folder they share, so that no identity contains the user's folders.
 """
 
 import os
@@ -28,7 +28,7 @@ from actcache.sources.plan import ImagePlan, plan_images
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "uri")
-"""The first of these that a table has names the image."""
+"""The first of these columns that a table has gives the path of the image."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class ImageTable:
     """Images named by a table.
 
     Columns: `path` (or image, file, filename, uri), relative to the table's folder or absolute; optional `label` (text,
-    or whole numbers with an optional `label_name`), optional `mask` (path of a PNG). All others are kept as they are.
-    `masks` is the folder mask paths start from, or, without that column, a folder of masks that lie as the images do.
+    or integers with an optional `label_name`), optional `mask` (path of a PNG pixel mask). All other columns
+    are kept. `masks` is the folder to which mask paths are relative or, without that column, a folder of masks that
+    mirrors the images.
     """
 
     path: Path
@@ -51,8 +52,8 @@ class ImageTable:
         """List the images in a seeded order. Arguments as `plan_images`.
 
         Raises:
-            ImageSourceError: no table, an empty one, one without paths, a path twice, a missing file, a column whose
-                name is taken, a label that is no class.
+            ImageSourceError: there is no table, or it is empty, has no paths, a path twice, a missing file, a column
+                with a reserved name, or a label that is not a class.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
         listing, file, mask_file = self._rows
@@ -69,7 +70,7 @@ class ImageTable:
         return read_file(self._rows.file[self._index.find(uri)].as_py(), uri)
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Numbers [H, W], or None without a mask. Raises ImageSourceError."""
+        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
         listing, _, mask_file = self._rows
         if "mask" not in listing.column_names:
             return None if self.masks is None else MaskFolder(self.masks).read(uri)
@@ -83,7 +84,7 @@ class ImageTable:
 
     @cached_property
     def _rows(self) -> "_Rows":
-        """Read the table, find what its columns mean."""
+        """Read the table and find out what its columns mean."""
         table = read_table(self.path)
         source = self.path.name
         names = table.column_names
@@ -94,7 +95,7 @@ class ImageTable:
                 f"its columns are {', '.join(names) or 'none'}."
             )
         if not table.num_rows:
-            raise ImageSourceError(f"{source} has no rows. Expected one row an image.")
+            raise ImageSourceError(f"{source} has no rows. Expected one row per image.")
         known = (column, "label", "label_name", "mask")
         check_columns(names, source, known=known)
         own = [name for name in names if name not in known]
@@ -122,7 +123,7 @@ class ImageTable:
 
 
 class _Rows(NamedTuple):
-    """Sorted by uri: uri, label, label_name, mask where there is one, the user's columns; and where the files lie."""
+    """Rows sorted by uri (uri, label, label_name, mask if present, the user's columns), and the paths of the files."""
 
     listing: pa.Table
     file: pa.ChunkedArray
@@ -132,7 +133,7 @@ class _Rows(NamedTuple):
 def read_table(path: Path) -> pa.Table:
     """Read a CSV, TSV or Parquet file. Raises ImageSourceError with the reader's reason in one line."""
     try:
-        path.stat()  # arrow's own error of a missing file is three sentences long
+        path.stat()  # arrow's own error for a missing file is three sentences long
         if path.suffix.lower() == ".parquet":
             return pq.ParquetFile(path).read()
         options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
@@ -148,7 +149,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:
-    """The column as text. An image needs a path in every row, a mask does not."""
+    """The column as text. Every row needs a path of an image, but not of a mask."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
@@ -161,14 +162,14 @@ def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:
 
 
 def _locate(paths: Any, home: Path) -> tuple[Any, Any]:
-    """(uri, file) of paths: relative ones lie in `home`; absolute ones lose `home`, or the folder they all share."""
+    """(uri, file) of paths. Relative paths are in `home`; absolute ones lose `home`, or the folder they all share."""
     prefix = os.path.join(home, "")
     absolute = pc.starts_with(paths, "/")
     inside = pc.starts_with(paths, prefix)
     outside = pc.and_not(absolute, inside)
     shared = ""
     if pc.any(outside).as_py():
-        bounds = pc.min_max(paths.filter(outside)).as_py()  # what the first and the last share, all share
+        bounds = pc.min_max(paths.filter(outside)).as_py()  # a prefix of the first and the last is a prefix of all
         same = takewhile(lambda pair: pair[0] == pair[1], zip(bounds["min"], bounds["max"], strict=False))
         shared = "".join(character for character, _ in same).rpartition("/")[0] + "/"
     short = pc.if_else(inside, pc.utf8_slice_codeunits(paths, len(prefix)), paths)
@@ -181,4 +182,6 @@ def _check_unique(uris: pa.ChunkedArray, source: str) -> None:
     if not len(uris) > pc.count_distinct(uris).as_py():
         return
     twice = pc.index(pc.equal(uris.slice(1), uris.slice(0, len(uris) - 1)), True).as_py()
-    raise ImageSourceError(f"{source} names {uris[twice].as_py()} twice. Expected one row an image; remove one.")
+    raise ImageSourceError(
+        f"{source} names {uris[twice].as_py()} twice. Expected one row per image; remove one of them."
+    )

@@ -1,8 +1,8 @@
-"""Where the members of a tar lie, by its headers alone.
+"""Where the members of a tar are, from its headers alone.
 
 In: an uncompressed tar: POSIX ustar, pax or GNU. Out: name, offset and size of every regular file, and the payload of
-the small ones that are wanted. Python's tarfile makes an object a member and lists 40,000 a second on one core, this
-walk 150,000; a million samples are three million members. Other payloads are skipped, never read.
+small files with requested suffixes. Python's tarfile makes an object for each member and lists 40,000 per second on one
+core, this module 150,000; a million samples are three million members. Other payloads are never read.
 """
 
 import os
@@ -14,14 +14,14 @@ from actcache.errors import ImageSourceError
 
 BLOCK = 512
 WINDOW = 4096
-"""Bytes read at a time: a header, and what is often a small payload and the next header."""
+"""Bytes read at a time: a header and, often, a small payload and the next header."""
 
 MAX_SMALL_BYTES = 1 << 24
-"""A .cls, .json or .txt beyond this is no label; so is a long name."""
+"""Larger .cls, .json or .txt files are not read, and larger name records are an error."""
 
 
 class Member(NamedTuple):
-    """A regular file in a tar. `data` is its payload where it was wanted."""
+    """A regular file in a tar. `data` is its payload if that was requested."""
 
     name: str
     offset: int
@@ -30,25 +30,25 @@ class Member(NamedTuple):
 
 
 def walk_tar(path: Path, *, wanted: tuple[str, ...] = ()) -> Iterator[Member]:
-    """Walk the headers of a tar.
+    """Iterate over the headers of a tar.
 
     Args:
-        wanted: suffixes (lower case) whose payloads are read too.
+        wanted: suffixes (lower case) of files whose payload is read.
 
     Raises:
-        ImageSourceError: not a tar, damaged, compressed, or cut short.
+        ImageSourceError: this is not a tar, or it is damaged, compressed or truncated.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into payloads
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read ahead into payloads
             yield from _walk(_Reader(file.fileno(), path.name), wanted)
     except OSError as error:
         raise ImageSourceError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
 
 
 class _Reader:
-    """Bytes of a file at an offset, through a window."""
+    """Reads of a file at any offset, through a small buffer."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self.name = name
@@ -68,18 +68,18 @@ class _Reader:
         return data
 
     def cut_short(self) -> ImageSourceError:
-        return ImageSourceError(f"{self.name} is cut short at byte {self.size:,}. Fetch or write it again.")
+        return ImageSourceError(f"{self.name} is truncated at byte {self.size:,}. Download or write it again.")
 
 
 def _walk(reader: _Reader, wanted: tuple[str, ...]) -> Iterator[Member]:
     offset = 0
-    long_name: str | None = None  # of the next member, from a record that came before it
+    long_name: str | None = None  # name of the next member, from a record before it
     long_size: int | None = None
     while True:
         header = reader.read(offset, BLOCK)
         if not header[0] and not any(header):
             return
-        # The checksum is the sum of the header's bytes, its own eight counted as blanks.
+        # The checksum is the sum of the header's bytes, with its own eight bytes counted as blanks.
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 256:
             what = "is not an uncompressed tar" if offset == 0 else f"is damaged at byte {offset:,}"
             raise ImageSourceError(f"{reader.name} {what}. Unpack or repair it.")
@@ -113,7 +113,7 @@ def _walk(reader: _Reader, wanted: tuple[str, ...]) -> Iterator[Member]:
 
 def _name(header: bytes, reader: _Reader, offset: int) -> str:
     name = header[:100].split(b"\0", 1)[0]
-    if header[257:263] == b"ustar\0":  # GNU has times where POSIX has the first part of a long path
+    if header[257:263] == b"ustar\0":  # where POSIX has the first part of a long path, GNU has times
         prefix = header[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
     return _text(name, reader, offset)
@@ -127,7 +127,7 @@ def _text(name: bytes, reader: _Reader, offset: int) -> str:
 
 
 def _number(digits: bytes) -> int:
-    """Octal text, or base 256 where the top bit is set. -1: neither."""
+    """Read octal text, or base 256 if the top bit is set. -1 if it is neither."""
     if digits[0] & 0x80:
         return int.from_bytes(digits, "big") & ((1 << (8 * len(digits) - 1)) - 1)
     try:
@@ -137,7 +137,7 @@ def _number(digits: bytes) -> int:
 
 
 def _pax(data: bytes) -> dict[bytes, bytes]:
-    """Records `<length> <key>=<value>\\n`."""
+    """Parse records `<length> <key>=<value>\\n`."""
     fields: dict[bytes, bytes] = {}
     while data:
         length, _, _ = data.partition(b" ")

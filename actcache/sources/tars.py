@@ -1,8 +1,8 @@
 """Webdataset tars: samples in .tar files, read at their byte offsets.
 
-In: a .tar, or a directory of them. A sample is the members that share a key, the path up to the first dot of its last
-part: `a/0001.jpg`, `a/0001.cls` (class index), `a/0001.json` (columns), `a/0001.txt` (column `text`). Out: a plan whose
-uris are `<tar>/<member>`. The headers are walked once (`tar_index`); an image is one pread of an open file.
+In: a .tar, or a directory of them. A sample consists of the members with the same key, which is the path up to the
+first dot of its last part: `a/0001.jpg`, `a/0001.cls` (class index), `a/0001.json` (columns), `a/0001.txt` (column
+`text`). Out: a plan whose uris are `<tar>/<member>`. Headers are read once (`tar_index`); an image is one pread.
 """
 
 import json
@@ -30,7 +30,7 @@ from actcache.sources.plan import ImagePlan, plan_images
 from actcache.sources.tar_index import walk_tar
 
 N_INDEX_THREADS = 4
-"""Tars whose headers are walked at a time: on a network file system the wait for one overlaps the others'."""
+"""Number of tars whose headers are read at the same time, so that waits for a network file system overlap."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class ImageTars:
     """Images in webdataset tars.
 
-    With `masks`, the mask of `x.tar/a/b.jpg` is `x/a/b.png` of that folder, or else `a/b.png`.
+    With `masks`, the pixel mask of `x.tar/a/b.jpg` is `x/a/b.png` in that folder, or else `a/b.png`.
     """
 
     path: Path
@@ -55,8 +55,8 @@ class ImageTars:
         """List the images in a seeded order. Arguments as `plan_images`.
 
         Raises:
-            ImageSourceError: no tar, one that is damaged or cut short, a member twice, two images in a sample, no image
-                at all, or a class or column that cannot be read.
+            ImageSourceError: there is no tar or no image; a tar is damaged or truncated, has a member twice, or two
+                images in a sample; or a class or column cannot be read.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
         listing = self._rows.listing
@@ -73,11 +73,11 @@ class ImageTars:
         except OSError as error:
             raise ImageSourceError(f"{uri} cannot be read: {error.strerror}.") from error
         if len(data) < size:
-            raise ImageSourceError(f"{uri} cannot be read: the tar was cut short since it was opened.")
+            raise ImageSourceError(f"{uri} cannot be read: the tar was truncated after it was opened.")
         return data
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Numbers [H, W], or None without a mask. Raises ImageSourceError."""
+        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
         if self.masks is None:
             return None
         return MaskFolder(self.masks).read(*(names[0].as_py() for names in _mask_names(pa.array([uri]))))
@@ -91,7 +91,7 @@ class ImageTars:
 
     @cached_property
     def _rows(self) -> "_Rows":
-        """Walk every tar."""
+        """The samples of every tar."""
         paths = [self.path]
         if self.path.is_dir():
             names = sorted(name for name in os.listdir(self.path) if name.lower().endswith(".tar") and name[0] != ".")
@@ -123,14 +123,14 @@ class ImageTars:
 
 
 class _Rows(NamedTuple):
-    """Sorted by uri: uri, bytes, label, label_name and the user's columns; and where in its tar each image starts."""
+    """Rows sorted by uri (uri, bytes, label, label_name, the user's columns); offset of each image in its tar."""
 
     listing: pa.Table
     offset: NDArray[np.int64]
 
 
 def _mask_names(uris: Any) -> tuple[Any, Any]:
-    """The two places a mask may lie: in a folder named as the tar, or in one for all tars."""
+    """The two possible places of a mask: in a folder named after the tar, or in one for all tars."""
     return (
         pc.replace_substring_regex(uris, r"(?i)^([^/]*)\.tar/", r"\1/"),
         pc.replace_substring_regex(uris, "^[^/]*/", ""),
@@ -138,13 +138,13 @@ def _mask_names(uris: Any) -> tuple[Any, Any]:
 
 
 def _column(parts: Sequence[list[Any]]) -> pa.Array:
-    """Python values as arrow would type them; as JSON text where they are nested or of several kinds."""
+    """Python values in the type that arrow infers; as JSON text if they are nested or have different types."""
     values = [value for part in parts for value in part]
     if not any(isinstance(value, (dict, list)) for value in values):
         try:
             return pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            pass  # several kinds, or a whole number beyond 64 bits
+            pass  # different types, or an integer beyond 64 bits
     texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
     return pa.array(texts, pa.string())
 
@@ -164,7 +164,7 @@ class _Samples:
 
 
 def _read_samples(path: Path) -> _Samples:
-    """Walk one tar and group its members by key."""
+    """Read the headers of one tar and group its members by key."""
     images: dict[str, tuple[str, int, int]] = {}
     extras: dict[str, dict[str, bytes]] = {}
     seen: set[str] = set()
@@ -175,7 +175,7 @@ def _read_samples(path: Path) -> _Samples:
         if not stem or not dot:
             continue  # no suffix, or a hidden file
         if member.name in seen:
-            raise ImageSourceError(f"{path.name} holds {member.name} twice. Expected one; write the tar anew.")
+            raise ImageSourceError(f"{path.name} holds {member.name} twice. Expected one; write the tar again.")
         seen.add(member.name)
         key = f"{folder}/{stem}" if folder else stem
         suffix = f".{suffix.lower()}"
@@ -184,7 +184,7 @@ def _read_samples(path: Path) -> _Samples:
             if key in images:
                 raise ImageSourceError(
                     f"{path.name} has two images for sample {key}: {images[key][0]} and {member.name}. "
-                    "Expected one; name the other by a longer suffix, such as .mask.png."
+                    "Expected one; give the other a longer suffix, such as .mask.png."
                 )
             images[key] = (member.name, member.offset, member.size)
         elif member.data is not None:
@@ -207,31 +207,31 @@ def _read_samples(path: Path) -> _Samples:
 
 
 def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, Any]:
-    """Columns of one sample. Raises ImageSourceError that names it."""
+    """Columns of one sample. Raises ImageSourceError, which names the sample."""
     fields: dict[str, Any] = {}
     try:
         if ".json" in extras:
-            found = json.loads(extras[".json"])
-            if not isinstance(found, dict):
-                raise ValueError("its .json is no object")
-            fields |= found
+            values = json.loads(extras[".json"])
+            if not isinstance(values, dict):
+                raise ValueError("its .json is not an object")
+            fields |= values
         if ".txt" in extras:
             _add(fields, "text", extras[".txt"].decode())
         if ".cls" in extras:
             _add(fields, "label", int(extras[".cls"]))
-    except ValueError as error:  # of JSON, of UTF-8, of a number
+    except ValueError as error:  # from JSON, UTF-8 or int()
         raise ImageSourceError(f"Sample {sample} cannot be read: {error}. Repair it, or remove it.") from error
     return fields
 
 
 def _add(fields: dict[str, Any], name: str, value: Any) -> None:
     if name in fields:
-        raise ValueError(f"its .json has {name!r}, and so has a file of its own")
+        raise ValueError(f"both its .json and a separate file give {name!r}")
     fields[name] = value
 
 
 class _OpenFiles:
-    """Descriptors kept open for pread, at most half of what the process may have; beyond that, opened a read."""
+    """Files kept open for pread, at most half of the process's limit; further ones are opened for every read."""
 
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
@@ -255,7 +255,7 @@ class _OpenFiles:
 
 
 def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    """Up to `size` bytes; Linux gives at most 2 GiB a call."""
+    """Up to `size` bytes; Linux returns at most 2 GiB per call."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
         data += more

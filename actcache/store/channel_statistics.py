@@ -1,4 +1,4 @@
-"""ChannelStatistics: what a shard's record says of its values, computed while they are at hand."""
+"""ChannelStatistics: statistics of the values in a shard, kept in its record and computed while they are in memory."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class ChannelStatistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ChannelStatistics":
-        """Raises KeyError, TypeError, ValueError or OverflowError when `value` is none."""
+        """Raises KeyError, TypeError, ValueError or OverflowError when `value` is malformed."""
         total, squares = (np.array(value[name], dtype=np.float64) for name in ("sum", "sum_squares"))
         return cls(int(value["count"]), total, squares, float(value["absmax"]))
 
@@ -65,7 +65,7 @@ def merge_statistics(
     total: dict[str, dict[str, ChannelStatistics]] = {}
     for part in parts:
         for hook, kinds in part.items():
-            found = total.setdefault(hook, {})
+            merged = total.setdefault(hook, {})
             for kind, value in kinds.items():
-                found[kind] = found[kind] + value if kind in found else value
+                merged[kind] = merged[kind] + value if kind in merged else value
     return total

@@ -1,8 +1,8 @@
-"""How a chunk's bytes are made: raw, or losslessly compressed by blosc (zstd over shuffled bytes).
+"""How a chunk is stored: raw, or losslessly compressed by blosc (zstd over shuffled bytes).
 
-`raw` is the default: a raw chunk is read straight into memory. zstd saves 11-18 % and pays on links below about
-1 GB/s. A block of 512 KiB gives its entropy coder enough exponent bytes at a time (blosc's own block: half the gain);
-lz4 and bitshuffle save nothing on float16 activations (docs/decisions/0008).
+`raw` is the default, because a raw chunk is read straight into memory. zstd saves 11-18 % and is faster on links below
+about 1 GB/s. A block of 512 KiB gives the entropy coder enough exponent bytes at a time (with blosc's own block size
+the gain is half as large); lz4 and bitshuffle save nothing on float16 activations (docs/decisions/0008).
 """
 
 from typing import Any, Protocol, cast
@@ -21,7 +21,7 @@ class _Blosc(Protocol):
 
 
 def zarr_compressor(codec: str, itemsize: int) -> Any:
-    """What zarr's create_array takes as `compressors`. None for raw."""
+    """The `compressors` argument of zarr's create_array. None for raw."""
     import zarr.codecs
 
     check_codec(codec)

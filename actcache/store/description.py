@@ -1,4 +1,4 @@
-"""describe(): what an artifact is, from its own JSON files and nothing else. Works on incomplete ones too."""
+"""describe(): what an artifact is, from its own JSON files alone. It works on incomplete artifacts too."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from actcache.store.settings import StoreSettings
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Facts about any artifact, JSON-able: kind, id, complete, parents and whether they are where they were, settings.
+    """Facts about any artifact, JSON-able: kind, id, completeness, settings, parents and whether they are in place.
 
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError.
@@ -21,7 +21,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "id": artifact.id,
         "complete": artifact.complete,
     }
-    sizes = artifact.settings.get("shard_sizes")  # of codes
+    sizes = artifact.settings.get("shard_sizes")  # a code store has these
     if artifact.kind == "acts" or isinstance(sizes, list):
         n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
         facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
@@ -43,12 +43,12 @@ def _size(path: Path) -> int:
 
 
 def _state(artifact: Artifact, name: str) -> str:
-    """Whether a parent lies where the artifact remembers it."""
+    """Whether a parent is at the path that the artifact recorded."""
     try:
         path = artifact.parent_path(name)
         if name == "images":
             return "there" if path.is_dir() else "not there"
-        found = open_artifact(path)
-    except Exception:  # file systems raise what they like about a path that anybody may have written
+        parent = open_artifact(path)
+    except Exception:  # the path may be anything, and file systems raise many kinds of errors
         return "not there"
-    return "there" if found.id == artifact.parents[name].id else "another one is there"
+    return "there" if parent.id == artifact.parents[name].id else "another artifact is there"

@@ -1,6 +1,6 @@
-"""StoreGroup: one or several stores of one model, read as one. Images of the first come first, then the second's.
+"""StoreGroup: one or several stores of the same model, read as one. The images of the first store come first.
 
-More images later go into a further store; training and encoding take them together.
+New images go into another store; training and encoding read the stores together.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,20 @@ from actcache.store.channel_statistics import ChannelStatistics
 from actcache.store.reader import ActivationStore, Tokens
 
 Stores = ActivationStore | str | Path | Sequence[ActivationStore | str | Path]
-"""What every function that reads stores takes."""
+"""What functions that read stores accept."""
 
 
 class StoreGroup:
     """group = open_stores(["a.acts", "b.acts"]); group.read(10, images=[0, 70_000])"""
 
     def __init__(self, stores: Sequence[ActivationStore]) -> None:
-        """Raises ParentMismatchError unless all hold one model in one shape; SettingsError for none or twins."""
+        """Raises ParentMismatchError unless all have the same model and shape; SettingsError for none or duplicates."""
         if not stores:
             raise SettingsError("Give at least one store.")
         self.stores = tuple(stores)
-        self.starts = np.cumsum([0, *(store.n_images for store in stores)])  # global number of each one's first image
+        self.starts = np.cumsum(
+            [0, *(store.n_images for store in stores)]
+        )  # group-wide number of each store's first image
         self.layout, self.dtype, self.path = stores[0].layout, stores[0].dtype, stores[0].path
         self.n_images, self.n_tokens = int(self.starts[-1]), stores[0].n_tokens
         for store in stores[1:]:
@@ -47,10 +49,11 @@ class StoreGroup:
             ):
                 if mine != other:
                     raise ParentMismatchError(
-                        f"{self.path} and {store.path} have other {name}: {mine} and {other}. Extract one of them anew."
+                        f"{self.path} and {store.path} have different {name}: {mine} and {other}. "
+                        "Extract one of them again."
                     )
         if len({store.store_id for store in stores}) < len(stores):
-            raise SettingsError(f"A store is given twice: {', '.join(str(store.path) for store in stores)}.")
+            raise SettingsError(f"A store was given twice: {', '.join(str(store.path) for store in stores)}.")
 
     @property
     def model_id(self) -> str:
@@ -58,7 +61,7 @@ class StoreGroup:
 
     @property
     def rows_id(self) -> str:
-        """Names images and their order; of one store, its own."""
+        """Hash of the images and their order; for a single store, that of the store."""
         ids = [store.rows_id for store in self.stores]
         return ids[0] if len(ids) == 1 else digest(ids)
 
@@ -87,7 +90,7 @@ class StoreGroup:
 
     @cached_property
     def images(self) -> pa.Table:
-        """images.parquet of all; a column that one store lacks is null there; of several, `store` numbers them."""
+        """images.parquet of all stores, numbered by `store` if there are several; a missing column is null."""
         if len(self.stores) == 1:
             return self.stores[0].images
         tables = [
@@ -97,14 +100,14 @@ class StoreGroup:
         return pa.concat_tables(tables, promote_options="permissive")
 
     def hook_point(self, layer: int | HookPoint | None) -> HookPoint:
-        """The hook point of a layer, stored in all. Raises SettingsError."""
-        found = self.stores[0].hook_point(layer)
+        """The hook point of a layer, which all stores must have. Raises SettingsError."""
+        hook = self.stores[0].hook_point(layer)
         for store in self.stores[1:]:
-            store.hook_point(found)
-        return found
+            store.hook_point(hook)
+        return hook
 
     def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
-        """Of all stores' stored values, merged in their order."""
+        """Statistics of the stored values of all stores, merged in their order."""
         first, *others = [store.statistics(layer, tokens) for store in self.stores]
         return sum(others, first)
 
@@ -112,7 +115,7 @@ class StoreGroup:
         return self.stores[0].n_read_tokens(tokens)
 
     def shards(self) -> list[range]:
-        """Images of every shard, store by store."""
+        """The images of every shard, store by store."""
         return [
             range(int(start) + images.start, int(start) + images.stop)
             for start, store in zip(self.starts, self.stores, strict=False)
@@ -120,7 +123,7 @@ class StoreGroup:
         ]
 
     def blocks(self, images: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Cut ascending images where a block ends: what lies in one part is read together."""
+        """Split ascending images at block boundaries: each part can be read together."""
         if not len(images):
             return []
         store = np.searchsorted(self.starts, images, side="right") - 1
@@ -137,13 +140,13 @@ class StoreGroup:
         out: NDArray[Any] | None = None,
         check: bool = False,
     ) -> NDArray[Any]:
-        """As ActivationStore.read, with images numbered over all stores."""
+        """Like ActivationStore.read, with images numbered across all stores."""
         if len(self.stores) == 1:
             return self.stores[0].read(layer, images=images, tokens=tokens, out=out, check=check)
         chosen = np.arange(self.n_images)[images] if isinstance(images, slice) else np.asarray(images)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_images):
-            found = f"{chosen.min()}..{chosen.max()}"
-            raise SettingsError(f"Image indices must lie in 0..{self.n_images - 1}, got {found}.")
+            given = f"{chosen.min()}..{chosen.max()}"
+            raise SettingsError(f"Image indices must lie in 0..{self.n_images - 1}, got {given}.")
         if out is None:
             out = np.empty((len(chosen), self.n_read_tokens(tokens), self.layout.d_model), dtype=self.dtype)
         numbers = np.searchsorted(self.starts, chosen, side="right") - 1
@@ -157,7 +160,7 @@ class StoreGroup:
 
 
 def open_stores(stores: "Stores | StoreGroup") -> StoreGroup:
-    """Open what a function was given: a store, a path, or several of either."""
+    """Open a store, a path, or several of either, as one group."""
     if isinstance(stores, StoreGroup):
         return stores
     several: Any = stores if isinstance(stores, list | tuple) else [stores]

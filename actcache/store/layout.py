@@ -22,8 +22,8 @@ class StoreLayout:
 
     Attributes:
         grid: patch rows and columns; token 1 + row * columns + column is the patch at (row, column).
-        n_extra: prompt tokens of an adapted model, behind the patches; 0 for a plain one.
-        itemsize: bytes a value.
+        n_extra: prompt tokens of an adapted model, which come after the patches; 0 for a plain model.
+        itemsize: bytes per value.
     """
 
     n_images: int
@@ -35,7 +35,7 @@ class StoreLayout:
     itemsize: int = 2
 
     def check(self) -> None:
-        """Raise ValueError unless this is a layout the format allows; sizes may still be anything."""
+        """Raise ValueError unless the format allows this layout. Sizes are not limited."""
         for name, value, least in (
             ("n_images", self.n_images, 1),
             ("grid", self.grid[0], 1),
@@ -46,9 +46,9 @@ class StoreLayout:
             ("n_extra", self.n_extra, 0),
         ):
             if type(value) is not int or not least <= value < 2**62:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {str(value)[:80]}")
+                raise ValueError(f"{name} must be an integer of at least {least}, got {str(value)[:80]}")
         if self.shard_images % self.chunk_images:
-            raise ValueError(f"shard_images {self.shard_images} is no multiple of chunk_images {self.chunk_images}")
+            raise ValueError(f"shard_images {self.shard_images} is not a multiple of chunk_images {self.chunk_images}")
 
     @property
     def n_patches(self) -> int:
@@ -56,7 +56,7 @@ class StoreLayout:
 
     @property
     def n_tokens(self) -> int:
-        """CLS and patches; prompt tokens do not count."""
+        """CLS and patches, without prompt tokens."""
         return 1 + self.n_patches
 
     @property
@@ -68,7 +68,7 @@ class StoreLayout:
         return self.shard_images // self.chunk_images
 
     def shard_range(self, shard: int) -> range:
-        """Images of a shard."""
+        """The images of a shard."""
         first = shard * self.shard_images
         return range(first, min(first + self.shard_images, self.n_images))
 
@@ -77,7 +77,7 @@ class StoreLayout:
         return -(-len(self.shard_range(shard)) // self.chunk_images)
 
     def block_range(self, shard: int, block: int) -> range:
-        """Images of a block; the last one may be short (its chunks are padded with zeros)."""
+        """The images of a block; the last block may be short (its chunks are padded with zeros)."""
         images = self.shard_range(shard)
         first = images.start + block * self.chunk_images
         return range(first, min(first + self.chunk_images, images.stop))
@@ -103,7 +103,7 @@ class StoreLayout:
         return math.prod(self.chunk_shape(array)) * self.itemsize
 
     def index_bytes(self, array: str) -> int:
-        """(offset, length) as two uint64 a chunk of a full shard, then a crc32c of 4 bytes."""
+        """Two uint64 (offset, length) for each chunk of a full shard, then a crc32c of 4 bytes."""
         return 16 * self.blocks_per_shard * self.n_rows(array) + 4
 
     def chunk_offset(self, array: str, shard: int, block: int, row: int) -> int:
@@ -130,8 +130,8 @@ class StoreLayout:
 def choose_shape(n_images: int, shard_images: int | None = None) -> tuple[int, int]:
     """(chunk_images, shard_images) for a store.
 
-    Large stores take chunks of 64 images and shards of 256 to 1024; below 1,024 images chunks of 16 keep the last
-    block's padding small. A sixteenth of the images a shard leaves enough shards to work on in parallel.
+    Large stores have chunks of 64 images and shards of 256 to 1024; below 1,024 images, chunks of 16 keep the padding
+    of the last block small. With a sixteenth of the images per shard there are enough shards to work in parallel.
 
     Raises:
         SettingsError: `shard_images` is not a positive multiple of 16.

@@ -1,6 +1,6 @@
-"""Shards that lie there without a record: another writer's, or one's that died. They are described as they are.
+"""Shards without a commit record: left by another writer, or by one that died. They are described as they are.
 
-Their low bits may be others than those computed now, and the images that could not be read may be others, too.
+Their low bits may differ from what would be computed now, and so may the set of images that could not be read.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from actcache.store.shard_files import ARRAYS
 
 
 def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> dict[str, Any]:
-    """Digest of a shard that is on disk, a piece a chunk, as the writer would have recorded it.
+    """Digest of a shard on disk, with one piece per chunk, as its writer would have recorded it.
 
     Raises:
-        StorageError: it cannot be read, or its own index does not describe it.
+        StorageError: it cannot be read, or its index does not match its contents.
     """
     size, n_index = path.stat().st_size, layout.index_bytes(array)
     if path.is_symlink() or not path.is_file() or size <= n_index:
@@ -49,13 +49,13 @@ def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec:
 
 
 def _not_whole(path: Path) -> StorageError:
-    return StorageError(f"{path} lies there without a record and is not whole. Remove it and run the command again.")
+    return StorageError(f"{path} has no commit record and is not complete. Remove it and run the command again.")
 
 
 def scan_shard(
     store: Path, layout: StoreLayout, hook_points: Sequence[HookPoint], shard: int
 ) -> tuple[dict[str, dict[str, ChannelStatistics]], list[int]]:
-    """Statistics of a shard that is on disk, through zarr, and its images that are all zeros: the failed ones."""
+    """Statistics of a shard on disk, read through zarr, and the images that are all zeros, i.e. that failed."""
     import zarr
 
     images = layout.shard_range(shard)

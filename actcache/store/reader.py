@@ -1,8 +1,8 @@
-"""The read side of the store: (images, tokens, hook point) in, activations out.
+"""Reading a store: (images, tokens, hook point) in, activations out.
 
 Promises: an incomplete store is refused; a missing or short shard is an error that names it, never zeros; raw chunks
-of a local store are read by `preadv` straight into the array that is returned, by several threads; opening reads two
-JSON files and the footer of images.parquet; what a store claims about itself is checked before memory is taken for it.
+of a local store are read by `preadv` straight into the returned array, by several threads; opening reads two JSON files
+and the footer of images.parquet; the sizes that a store claims are checked before memory is allocated for them.
 """
 
 import os
@@ -39,7 +39,7 @@ from actcache.store.zarr_arrays import ZarrArrays
 
 IMAGES_FILE = "images.parquet"
 GROUP = "actcache"
-"""Name of the zarr group's attribute that holds the store's settings."""
+"""Attribute of the zarr group that holds the store's settings."""
 
 Tokens = Literal["all", "patch", "cls"]
 _PARTS: dict[Tokens, list[tuple[str, slice]]] = {
@@ -47,11 +47,11 @@ _PARTS: dict[Tokens, list[tuple[str, slice]]] = {
     "patch": [("patches", slice(0, None))],
     "cls": [("cls", slice(0, 1))],
 }
-"""(array, where its tokens go in the output)."""
+"""(array, position of its tokens in the output)."""
 
 _THREADS = max(1, min(8, os.cpu_count() or 1))
 _THREADED_BYTES = 1 << 22
-"""A read smaller than this is done by the calling thread: handing work over costs as much as 1 MB."""
+"""Smaller reads are done by the calling thread: handing work to another one costs as much as reading 1 MB."""
 
 
 def read_images(store: Path) -> pa.Table:
@@ -96,7 +96,7 @@ class ActivationStore:
         """Open a complete store. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         return cls(open_artifact(path, "acts"))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # descriptors and threads do not travel
+    def __reduce__(self) -> tuple[Any, ...]:  # file descriptors and threads cannot be pickled
         return type(self).open, (str(self.path),)
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class ActivationStore:
 
     @property
     def rows_id(self) -> str:
-        """Names images and their order: stores with equal ids join row by row."""
+        """Hash of the images and their order: stores with equal ids join row by row."""
         return self.settings.rows_id
 
     @property
@@ -127,9 +127,9 @@ class ActivationStore:
         return self.layout.n_tokens
 
     def _check(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The manifest, if it speaks of a store like this one; raises CorruptError before anything is sized by it."""
+        """The manifest, checked against the settings; raises CorruptError before any memory is allocated for it."""
         try:
-            failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has none
+            failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has no keys()
             parts = [
                 ChannelStatistics.from_json(manifest["statistics"][str(hook)][kind])
                 for hook in self.hook_points
@@ -140,7 +140,9 @@ class ActivationStore:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             sound = False
         if not sound:
-            raise CorruptError(f"The manifest of {self.path} is another store's. Run `verify {self.path} --repair`.")
+            raise CorruptError(
+                f"The manifest of {self.path} does not match its settings. Run `verify {self.path} --repair`."
+            )
         with _images_file(self.path) as file:
             self._check_rows(pq.read_metadata(file).num_rows)
         return manifest
@@ -154,7 +156,7 @@ class ActivationStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """images.parquet: one row a stored image, in stored order."""
+        """images.parquet: one row for each stored image, in stored order."""
         table = read_images(self.path)
         self._check_rows(table.num_rows)
         return table
@@ -172,26 +174,26 @@ class ActivationStore:
         return mask
 
     def hook_point(self, layer: int | HookPoint | None) -> HookPoint:
-        """The stored hook point of a layer, resid_post where it is there; None takes the only one.
+        """The stored hook point of a layer, preferably resid_post; None selects the only one.
 
         Raises:
-            SettingsError: it is not stored, or more than one would fit; the text lists what is stored.
+            SettingsError: it is not stored, or several would fit; the message lists what is stored.
         """
-        stored = ", ".join(map(str, self.hook_points))
+        names = ", ".join(map(str, self.hook_points))
         if layer is None:
             if len(self.hook_points) > 1:
-                raise SettingsError(f"{self.path} holds several hook points ({stored}). Choose one with --layer.")
+                raise SettingsError(f"{self.path} holds several hook points ({names}). Choose one with --layer.")
             return self.hook_points[0]
         if isinstance(layer, HookPoint) or HookPoint(layer) in self.hook_points:
             hook = layer if isinstance(layer, HookPoint) else HookPoint(layer)
         else:
-            others = [found for found in self.hook_points if found.layer == layer]
+            others = [stored for stored in self.hook_points if stored.layer == layer]
             if len(others) > 1:
                 raise SettingsError(f"{self.path} holds {', '.join(map(str, others))}. Choose one with --site.")
             hook = others[0] if others else HookPoint(layer)
         if hook not in self.hook_points:
             raise SettingsError(
-                f"{hook} is not in {self.path}. Stored: {stored}. Extract it into a store of its own with --layer."
+                f"{hook} is not in {self.path}. Stored: {names}. Extract it into another store with --layer."
             )
         return hook
 
@@ -202,7 +204,7 @@ class ActivationStore:
         return parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
     def n_read_tokens(self, tokens: Tokens) -> int:
-        """Tokens an image gives under `tokens`. Raises SettingsError for another word."""
+        """Number of tokens per image. Raises SettingsError for an unknown `tokens`."""
         if tokens not in _PARTS:
             raise SettingsError(f"tokens must be one of {', '.join(_PARTS)}, got {tokens!r}.")
         return {"all": self.n_tokens, "patch": self.layout.n_patches, "cls": 1}[tokens]
@@ -220,11 +222,11 @@ class ActivationStore:
 
         Args:
             images: stored positions, in any order.
-            out: a C-contiguous array [I, T, D] of the store's dtype to read into; allocated when None.
-            check: compare every chunk touched with its recorded checksum (reads whole chunks).
+            out: a C-contiguous array [I, T, D] in the store's dtype to read into; allocated when None.
+            check: compare every chunk that is read with its recorded checksum (whole chunks are read).
 
         Returns:
-            [I, T, D] in the store's dtype; T as `tokens` says. Rows of failed images are zeros (see `valid`).
+            [I, T, D] in the store's dtype; T depends on `tokens`. Rows of failed images are zeros (see `valid`).
 
         Raises:
             SettingsError: an image index or hook point that is not stored.
@@ -234,7 +236,7 @@ class ActivationStore:
         n_tokens = self.n_read_tokens(tokens)
         positions = self._positions(images)
         for shard, chosen in self._by_shard(positions):
-            for array, _ in _PARTS[tokens]:  # before memory is taken: a store may claim any size
+            for array, _ in _PARTS[tokens]:  # before memory is allocated: a store may claim any size
                 self._check_shard(hook, array, shard, chosen if check else None)
         shape = (len(positions), n_tokens, self.layout.d_model)
         if out is None:
@@ -252,15 +254,17 @@ class ActivationStore:
             self._read_rows([(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))])
         else:
             rows = [(*job, row) for job in jobs for row in range(self.layout.n_rows(job[1]))]
-            with ThreadPoolExecutor(_THREADS) as pool:  # made anew, 0.1 ms: one kept would hang in a forked process
+            with ThreadPoolExecutor(
+                _THREADS
+            ) as pool:  # made each time (0.1 ms): a kept pool would hang in a forked process
                 for done in [pool.submit(self._read_rows, rows[i::_THREADS]) for i in range(_THREADS)]:
                     done.result()
         return out
 
     @cached_property
     def past_cache(self) -> bool:
-        """Whether a hook point is larger than half of the memory available: a page cache that cannot hold it gains
-        nothing and costs six times the processor time (0.49 against 0.08 s a GB).
+        """Whether a hook point is larger than half of the available memory. A page cache that cannot hold it gains
+        nothing and costs six times the processor time (0.49 against 0.08 s per GB).
         """
         layout = self.layout
         return self.n_images * layout.n_tokens * layout.d_model * layout.itemsize > available_bytes() / 2
@@ -275,14 +279,14 @@ class ActivationStore:
         array: str = "patches",
         past_cache: bool | None = None,
     ) -> None:
-        """Read one whole chunk. For use by threads. A raw local one takes one system call, others go through zarr.
+        """Read one whole chunk; threads may call this. A raw local chunk takes one system call, others go through zarr.
 
         Args:
-            block: counted over the whole store: image // chunk_images.
+            block: number of the block in the whole store, image // chunk_images.
             row: patch row; 0 for `cls`.
-            out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) of the store's dtype. A short last
-                block is followed by zeros.
-            past_cache: O_DIRECT, where `out` begins at a page (`aligned_empty`); by default as `past_cache` says.
+            out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) in the store's dtype. A short last
+                block is padded with zeros.
+            past_cache: use O_DIRECT, if `out` begins at a page (`aligned_empty`); by default the property `past_cache`.
 
         Raises:
             SettingsError: a chunk or array that is not stored.
@@ -309,7 +313,7 @@ class ActivationStore:
             raise SettingsError(f"out must be a C-contiguous {self.dtype} array of shape {shape}.")
 
     def _by_shard(self, positions: NDArray[np.integer]) -> list[tuple[int, NDArray[np.integer]]]:
-        """(shard, images counted from the shard's first)."""
+        """Pairs of (shard, image numbers within the shard)."""
         shards, offsets = np.divmod(positions, self.layout.shard_images)
         return [(int(shard), offsets[shards == shard]) for shard in np.unique(shards)]
 
@@ -320,8 +324,8 @@ class ActivationStore:
         positions = np.asarray(images)
         if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
             raise SettingsError(
-                f"images must be a slice or a list of whole numbers, got {positions.dtype} of shape {positions.shape}. "
-                "A mask is given as np.flatnonzero(mask)."
+                f"images must be a slice or a list of integers, got {positions.dtype} of shape {positions.shape}. "
+                "Convert a Boolean mask with np.flatnonzero(mask)."
             )
         if positions.size and (positions.min() < 0 or positions.max() >= self.n_images):
             raise SettingsError(
@@ -335,7 +339,7 @@ class ActivationStore:
             self._files.read(hook, array, shard, row, first, out[:, row * columns : (row + 1) * columns])
 
     def _check_shard(self, hook: HookPoint, array: str, shard: int, chosen: NDArray[np.integer] | None) -> None:
-        """Raise CorruptError unless the shard is there; with `chosen`, unless the chunks of these images are right."""
+        """Raise CorruptError unless the shard exists and, with `chosen`, the chunks of these images are unchanged."""
         path = shard_path(self.path, hook, array, shard)
         if self._direct:
             self._files.open(hook, array, shard)
@@ -344,7 +348,7 @@ class ActivationStore:
             return
         if not is_remote(self.path):
             self._files.check_index(hook, array, shard)
-        elif path not in self._seen:  # zarr would answer zeros
+        elif path not in self._seen:  # zarr would return zeros
             if not path.exists() or not path.stat().st_size:
                 raise self._files.corrupt(path, shard, "is missing or empty")
             self._seen.add(path)
@@ -355,7 +359,7 @@ class ActivationStore:
         path = shard_path(self.path, hook, array, shard)
         pieces = self._digest(path, shard)["pieces"]
         if len(pieces) != self.layout.n_blocks(shard) * self.layout.n_rows(array) + 1:
-            raise self._files.corrupt(path, shard, "has a garbled commit record")
+            raise self._files.corrupt(path, shard, "has a malformed commit record")
         n_images = self.layout.chunk_images
         chunk = np.empty((n_images, self.layout.chunk_bytes(array) // n_images), dtype=np.uint8)
         for block in blocks.tolist():
@@ -366,8 +370,8 @@ class ActivationStore:
                     raise self._files.corrupt(path, shard, what)
 
     def _digest(self, path: Path, shard: int) -> dict[str, Any]:
-        """Digest of a shard file, from its commit record."""
+        """Digest of a shard file from its commit record."""
         recorded = self._record(shard)["files"].get(str(path)[len(str(self.path)) + 1 :])
         if not is_digest(recorded):
-            raise self._files.corrupt(path, shard, "has a garbled commit record")
+            raise self._files.corrupt(path, shard, "has a malformed commit record")
         return dict(recorded)

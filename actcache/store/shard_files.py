@@ -1,7 +1,7 @@
-"""Shard files on a local disk, read directly: (hook point, array, shard, row, images) in, bytes in place out.
+"""Direct reading of shard files on a local disk: (hook point, array, shard, row, images) in, values in place out.
 
-Promises: a missing, short, linked or special file is an error that names the shard, never zeros and never a read
-outside the store; values go by `preadv` straight to where the caller wants them; a file is opened once and kept.
+Promises: a missing, short, linked or special file raises an error that names the shard; nothing outside the store is
+read; `preadv` puts the values straight into the caller's array; a file is opened once and stays open.
 """
 
 import math
@@ -27,10 +27,10 @@ ARRAYS = "activations.zarr"
 
 PAGE = 4096
 IOV_MAX = 1024
-"""Buffers one preadv takes (Linux and macOS)."""
+"""Maximum number of buffers in one preadv (Linux and macOS)."""
 
 _OPEN_FILES = 256
-"""Descriptors a store keeps; the usual limit of a process is 1,024."""
+"""File descriptors that a store keeps open; the usual limit of a process is 1,024."""
 
 
 def shard_path(store: Path, hook_point: HookPoint, array: str, shard: int) -> Path:
@@ -40,7 +40,7 @@ def shard_path(store: Path, hook_point: HookPoint, array: str, shard: int) -> Pa
 
 
 class ShardFiles:
-    """The raw shards of one store. Safe to share between threads."""
+    """The shards of one store. Threads can share it."""
 
     def __init__(self, store: Path, layout: StoreLayout) -> None:
         self.store, self.layout = store, layout
@@ -49,7 +49,7 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def open(self, hook: HookPoint, array: str, shard: int) -> "_File":
-        """The open file of a shard, its size checked. Raises CorruptError."""
+        """The open file of a shard, after a check of its size. Raises CorruptError."""
         key = (hook, array, shard)
         with self._lock:
             if file := self._files.get(key):
@@ -59,7 +59,7 @@ class ShardFiles:
         with self._lock:
             self._files[key] = file
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)  # closed when its last reader lets go of it
+                self._files.popitem(last=False)  # it is closed when its last reader releases it
         return file
 
     def _open(self, hook: HookPoint, array: str, shard: int) -> "_File":
@@ -70,30 +70,30 @@ class ShardFiles:
         return file
 
     def _open_inside(self, path: Path, shard: int) -> tuple["_File", int]:
-        """A plain file of the store itself, and its size."""
+        """Open a plain file inside the store; returns it with its size."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block forever
         except OSError as error:
             raise self.corrupt(path, shard, f"cannot be opened ({error.strerror})") from error
-        file, found = _File(fd), os.fstat(fd)
+        file, status = _File(fd), os.fstat(fd)
         if os.path.realpath(path) != f"{self._root}{os.sep}{os.path.relpath(path, self.store)}":
             raise self.corrupt(path, shard, "is a link")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise self.corrupt(path, shard, "is not a plain file")
-        return file, found.st_size
+        return file, status.st_size
 
     def check_inside(self, path: Path) -> None:
-        """Raise CorruptError unless `path` is a plain file of the store itself."""
+        """Raise CorruptError unless `path` is a plain file inside the store."""
         if not path.is_file() or os.path.realpath(path) != f"{self._root}{os.sep}{os.path.relpath(path, self.store)}":
             name = os.path.relpath(path, self.store)
             raise CorruptError(
-                f"{name} of {self.store} is missing, a link or no plain file. Run `verify {self.store} --repair`."
+                f"{name} of {self.store} is missing, a link or not a plain file. Run `verify {self.store} --repair`."
             )
 
     def check_index(self, hook: HookPoint, array: str, shard: int) -> None:
-        """Raise CorruptError unless a compressed shard holds every chunk, and each says that it is of our size.
+        """Raise CorruptError unless a compressed shard holds every chunk, each with the size that the layout gives.
 
-        zarr answers zeros for a chunk that the index lacks, and takes whatever memory a chunk claims to need.
+        zarr returns zeros for a chunk that the index lacks, and allocates whatever memory a chunk claims to need.
         """
         path = shard_path(self.store, hook, array, shard)
         file, n_bytes = self._open_inside(path, shard)
@@ -101,17 +101,17 @@ class ShardFiles:
         end = n_bytes - n_index
         index = os.pread(file.fd, n_index, end) if end >= 0 else b""
         if len(index) != n_index or crc32c(index[:-4]) != int.from_bytes(index[-4:], "little"):
-            raise self.corrupt(path, shard, "has a garbled index")
+            raise self.corrupt(path, shard, "has a malformed index")
         entries = np.frombuffer(index[:-4], "<u8").reshape(-1, self.layout.n_rows(array), 2)
         chunks = entries[:n_blocks].reshape(-1, 2)
         inside = (chunks[:, 0] <= end).all() and (chunks[:, 1] <= end - chunks[:, 0]).all()
         if not inside or int(chunks[:, 1].sum()) > end or (entries[n_blocks:] != INDEX_ABSENT).any():
-            raise self.corrupt(path, shard, "has an index that does not describe it")
+            raise self.corrupt(path, shard, "has an index that does not match its contents")
         for offset, length in chunks.tolist():
-            header = os.pread(file.fd, 16, offset)  # of blosc: flags, then decompressed, block and compressed size
+            header = os.pread(file.fd, 16, offset)  # blosc: flags, then the decompressed, block and compressed sizes
             sizes = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:16], "little")
             if sizes != (self.layout.chunk_bytes(array), length):
-                raise self.corrupt(path, shard, f"has a garbled chunk at byte {offset:,}")
+                raise self.corrupt(path, shard, f"has a malformed chunk at byte {offset:,}")
 
     def read(
         self,
@@ -127,10 +127,10 @@ class ShardFiles:
         """Read token row `row` of consecutive images into `out` [n, columns, D], n <= IOV_MAX.
 
         Args:
-            first: the first image, counted from the shard's own. Images of a row lie one behind the other, across
-                blocks too, so this is one system call.
-            out: any view whose images are contiguous each.
-            direct: go past the page cache where memory, offset and length are aligned and the file system can.
+            first: number of the first image within the shard. The images of a row are contiguous, even across blocks,
+                so this is one system call.
+            out: any view in which each image is contiguous.
+            direct: bypass the page cache if memory, offset and length are aligned and the file system supports it.
         """
         file = self.open(hook, array, shard)
         image_bytes = self.layout.chunk_bytes(array) // self.layout.chunk_images
@@ -143,7 +143,7 @@ class ShardFiles:
             done = os.preadv(file.fd if fd is None else fd, buffers, start)
         except OSError as error:
             raise self.corrupt(path, shard, f"cannot be read ({error.strerror})") from error
-        if done != wanted:  # the kernel reads up to 2 GiB at once; anything else is a file cut while we read
+        if done != wanted:  # one call reads up to 2 GiB, so the file was cut while it was read
             raise self.corrupt(path, shard, f"ended early ({done:,} of {wanted:,} bytes)")
 
     def corrupt(self, path: Path, shard: int, what: str) -> CorruptError:
@@ -154,14 +154,14 @@ class ShardFiles:
 
 
 class _File:
-    """A descriptor that closes itself when the last reader lets go."""
+    """A file descriptor that is closed when the last reader releases it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._direct: _File | None = None
 
     def direct_fd(self) -> int | None:
-        """The same file opened with O_DIRECT; None where the system or the file system has no such thing."""
+        """The same file opened with O_DIRECT; None if the system or the file system does not support it."""
         if self._direct is None:
             try:
                 self._direct = _File(os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT))
@@ -179,7 +179,7 @@ def _aligned(buffers: list[NDArray[Any]], start: int, n_bytes: int) -> bool:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A zeroed array that begins at a page, as reads past the page cache want it, in huge pages where there are some:
+    """A zeroed array that begins at a page, as reads past the page cache require, in huge pages if available, because
     reading into it and gathering from it touch all of it in random order.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -191,8 +191,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def available_bytes() -> int:
-    """Memory that can still be taken: the kernel's estimate, or this container's limit where that is lower."""
-    found = [1 << 62]
+    """Memory that can still be allocated: the kernel's estimate, or the container's limit if that is lower."""
+    limits = [1 << 62]
     for file, unit in (
         ("/proc/meminfo", 1024),
         ("/sys/fs/cgroup/memory.max", 1),
@@ -201,12 +201,12 @@ def available_bytes() -> int:
         with suppress(OSError, StopIteration, ValueError):
             lines = Path(file).read_text().splitlines()
             line = next(line for line in lines if line.startswith("MemAvailable")) if unit > 1 else lines[0]
-            found.append(int(line.removeprefix("MemAvailable:").split()[0]) * unit)
-    return min(found)
+            limits.append(int(line.removeprefix("MemAvailable:").split()[0]) * unit)
+    return min(limits)
 
 
 def image_runs(positions: NDArray[np.integer], shard_images: int) -> list[tuple[int, int]]:
-    """Cut positions into runs of consecutive images of one shard, IOV_MAX at most: [(start, stop)] into `positions`."""
+    """Split positions into runs of at most IOV_MAX consecutive images of one shard: [(start, stop)] in `positions`."""
     if not len(positions):
         return []
     breaks = (np.diff(positions) != 1) | (positions[1:] % shard_images == 0)

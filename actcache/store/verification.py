@@ -1,7 +1,7 @@
-"""verify(): are an artifact's bytes the bytes that were written?
+"""verify(): are the bytes of an artifact those that were written?
 
-In: any artifact, complete or not. Out: a list of problems, each naming the file. Every file is read once and compared
-with the digest in the manifest or, for shards, in their commit records (which the manifest covers in turn).
+In: any artifact, complete or not. Out: a list of problems, each with the name of the file. Every file is read once and
+compared with its digest in the manifest or, for shards, in the commit records (which the manifest covers in turn).
 """
 
 import itertools
@@ -38,29 +38,29 @@ from actcache.store.reader import IMAGES_FILE, read_images
 from actcache.store.settings import StoreSettings
 
 LINK, FOREIGN = "is a link", "was not written by this artifact"
-"""What is wrong with a file that repair() removes, and with one that it leaves alone."""
+"""Problems of a file that repair() removes, and of a file that it does not touch."""
 
 _SHOWN = 100
-"""Missing shards that are listed: a store may claim any number."""
+"""Maximum number of missing shards that are listed: a store may claim any number."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that is not what was written. `shard`: the one it belongs to, None for what is no shard's."""
+    """A file that differs from what was written. `shard`: the shard it belongs to, or None."""
 
     file: str
     what: str
     shard: int | None = None
 
     def __str__(self) -> str:
-        """One line, whatever the file is called."""
+        """One line, whatever characters the file name contains."""
         text = f"{self.file}: {self.what}"
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. `ok` when the artifact is complete and nothing is wrong."""
+    """The result of `verify`. `ok` when the artifact is complete and there is no problem."""
 
     path: Path
     kind: str
@@ -75,7 +75,7 @@ class Verification:
 
     @property
     def shards(self) -> tuple[int, ...]:
-        """Shards that something is wrong with."""
+        """Shards that have a problem."""
         return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
 
 
@@ -99,17 +99,17 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     problems += damaged
     if settings:
         problems += _check_store(artifact, settings.layout)
-    found = set(list_files(artifact.path))
-    linked = {name for name in found if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
+    present_files = set(list_files(artifact.path))
+    linked = {name for name in present_files if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
     problems += [Problem(name, LINK, expected.get(name, _NOTHING).shard) for name in sorted(linked)]
-    problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - found)]
+    problems += [Problem(name, "is missing", expected[name].shard) for name in sorted(set(expected) - present_files)]
     if artifact.complete and not any(problem.file == MANIFEST_FILE for problem in problems):
         known = {*expected, *linked, ARTIFACT_FILE, MANIFEST_FILE, *(problem.file for problem in problems)}
         for shard in {problem.shard for problem in problems} - {None}:  # files whose record is damaged
             if settings and shard is not None:
                 known |= settings.shard_files(shard).keys()
-        problems += [Problem(name, FOREIGN) for name in sorted(found - known)]
-    present = sorted(set(expected) & found - linked)
+        problems += [Problem(name, FOREIGN) for name in sorted(present_files - known)]
+    present = sorted(set(expected) & present_files - linked)
     total = sum(expected[name].digest["bytes"] for name in present)
     done = 0
     with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
@@ -135,12 +135,12 @@ _NOTHING = _Expected({}, None)
 
 
 def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple[dict[str, _Expected], list[Problem]]:
-    """Digest of every file that should be there, and what is wrong with the records themselves."""
+    """Digest of every file that should exist, and the problems of the records themselves."""
     files: dict[str, _Expected] = {}
     problems: list[Problem] = []
     try:
         shards = committed_shards(artifact.path)
-    except CorruptError:  # a link, which is named as such
+    except CorruptError:  # a link, which is reported elsewhere
         shards = set()
     records = {str(record_path(Path(), shard)): shard for shard in shards}
     if artifact.complete:
@@ -156,7 +156,7 @@ def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple
     for shard in sorted(shards):
         name = str(record_path(Path(), shard))
         try:
-            if name not in files:  # no manifest that would hold its checksum
+            if name not in files:  # no manifest holds its checksum
                 problems += _check_spelling(artifact.path, name, shard)
             record = read_record(artifact.path, shard)
             for file, digest in record["files"].items():
@@ -170,29 +170,29 @@ def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple
 
 
 def _check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
-    """A JSON file's digest covers what it says; a changed byte that says the same, such as a space, is found here."""
+    """Find changed bytes that do not change a JSON file's meaning, such as a space; its digest covers the meaning."""
     try:
         with open_plain(path / name) as file:
             data = file.read()
         value = json.loads(data)
         same = not isinstance(value, dict) or encode_json(value) == data
     except (OSError, ValueError, RecursionError):
-        return []  # the reader names it
+        return []  # the reader reports it
     return [] if same else [Problem(name, "differs from what was written", shard)]
 
 
 def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None) -> list[Problem]:
-    """Expect a file, unless its name leads elsewhere or its digest is none."""
+    """Expect a file, unless its name leads out of the artifact or its digest is malformed."""
     if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] == "..":
-        return [Problem(name, "is a name that leads out of the artifact", shard)]
+        return [Problem(name, "leads out of the artifact", shard)]
     if not is_digest(digest):
-        return [Problem(name, "its recorded digest is garbled", shard)]
+        return [Problem(name, "its recorded digest is malformed", shard)]
     files[name] = _Expected(digest, shard)
     return []
 
 
 def _check_store(artifact: Artifact, layout: StoreLayout) -> Iterator[Problem]:
-    """What an activation store must have beside the files that its records and its manifest name."""
+    """Problems of an activation store beyond the files that its records and its manifest name."""
     if artifact.complete:
         with suppress(CorruptError):
             there = committed_shards(artifact.path)
@@ -208,17 +208,17 @@ def _check_store(artifact: Artifact, layout: StoreLayout) -> Iterator[Problem]:
 
 
 def _check_record(settings: StoreSettings, shard: int, record: Mapping[str, Any]) -> Iterator[str]:
-    """What an activation store's record must say, whatever its checksum."""
+    """Problems of the contents of an activation store's record."""
     layout, expected = settings.layout, settings.shard_files(shard)
     if shard >= layout.n_shards:
-        yield f"is the record of shard {shard}, and there are {layout.n_shards}"
+        yield f"is the record of shard {shard}, but there are {layout.n_shards} shards"
     elif set(record["files"]) != set(expected):
         yield "does not list the files of its shard"
     elif settings.codec == "raw" and any(
         is_digest(record["files"][name]) and record["files"][name]["bytes"] != n_bytes
         for name, n_bytes in expected.items()
     ):
-        yield "lists files of another size than the settings say"
+        yield "lists file sizes that do not follow from the settings"
     images = layout.shard_range(shard)
     if record.get("images") != [images.start, images.stop]:
         yield f"names images {record.get('images')}, expected {[images.start, images.stop]}"

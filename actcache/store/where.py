@@ -1,8 +1,8 @@
-"""Which images: an expression over the columns of images.parquet in, a mask out.
+"""Selecting images: an expression over the columns of images.parquet in, a Boolean array out.
 
     "split == 'train' and label in (3, 5) and not blurred and 0.5 <= score < 0.9 and note is not None"
 
-The expression is read by Python's own parser and turned into an Arrow expression; nothing is executed. A comparison
+Python's own parser reads the expression, which is turned into an Arrow expression; nothing is executed. A comparison
 with a missing value is false.
 """
 
@@ -26,17 +26,17 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def select_images(images: pa.Table, where: str, *, flag: str = "--where") -> NDArray[np.bool_]:
-    """[I]: true where the expression holds. `flag`: where it was given, for errors.
+    """[I]: true where the expression holds. `flag`: name of the option, for messages.
 
     Raises:
-        SettingsError: it cannot be read, names a column that is not there (those that are are listed), or compares
-            what cannot be compared.
+        SettingsError: it cannot be parsed, names a column that does not exist (the message lists those that do), or
+            compares what cannot be compared.
     """
     import pyarrow.dataset as ds  # loads pandas where it is installed: 0.3 s
 
     try:
         tree = ast.parse(where.strip(), mode="eval").body
-        mask = ds.dataset(images).to_table(columns={"": _translate(tree, images.column_names)}).column("")
+        selected = ds.dataset(images).to_table(columns={"": _translate(tree, images.column_names)}).column("")
     except SettingsError as error:
         raise SettingsError(f"{flag} {error}") from error
     except SyntaxError as error:
@@ -46,13 +46,13 @@ def select_images(images: pa.Table, where: str, *, flag: str = "--where") -> NDA
     except (pa.ArrowException, TypeError, OverflowError) as error:
         what = str(error).splitlines()[0][:200]
         raise SettingsError(f"{flag} {where!r} does not fit the columns ({what}).") from error
-    if not pa.types.is_boolean(mask.type):
-        raise SettingsError(f"{flag} {where!r} gives {mask.type}, expected true or false. Compare it with something.")
-    return np.asarray(mask.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    if not pa.types.is_boolean(selected.type):
+        raise SettingsError(f"{flag} {where!r} gives {selected.type}, expected true or false. Compare it with a value.")
+    return np.asarray(selected.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _translate(node: ast.expr, columns: list[str]) -> Any:
-    """An Arrow expression, a constant, or a tuple of constants."""
+    """Translate to an Arrow expression, a constant, or a tuple of constants."""
     match node:
         case ast.BoolOp(op=op, values=values):
             parts = [_translate(value, columns) for value in values]
@@ -73,7 +73,8 @@ def _translate(node: ast.expr, columns: list[str]) -> Any:
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(_translate(element, columns) for element in elements)
     raise SettingsError(
-        f"cannot hold {ast.unparse(node)!r}. It knows columns, numbers, texts, comparisons, in, is None, and, or, not."
+        f"cannot contain {ast.unparse(node)!r}. It takes columns, numbers, texts, comparisons, in, "
+        "is None, and, or, not."
     )
 
 
@@ -81,11 +82,11 @@ def _compare(left: ast.expr, op: ast.cmpop, right: ast.expr, columns: list[str])
     a, b = _translate(left, columns), _translate(right, columns)
     if isinstance(op, ast.Is | ast.IsNot):
         if b is not None or not isinstance(a, pc.Expression):
-            raise SettingsError("knows `is` with None only, as in `note is not None`.")
+            raise SettingsError("supports `is` only with None, as in `note is not None`.")
         return a.is_null() if isinstance(op, ast.Is) else a.is_valid()
     if isinstance(op, ast.In | ast.NotIn):
         if not isinstance(b, tuple) or not isinstance(a, pc.Expression):
-            raise SettingsError("knows `in` with a list only, as in `label in (1, 2)`.")
+            raise SettingsError("supports `in` only with a list, as in `label in (1, 2)`.")
         inside = a.isin(list(b))
         return inside if isinstance(op, ast.In) else ~inside & a.is_valid()
     if not isinstance(a, pc.Expression) and not isinstance(b, pc.Expression):

@@ -1,9 +1,9 @@
-"""The write side of the store: blocks of activations in, committed shards out.
+"""Writing a store: blocks of activations in, committed shards out.
 
-In: blocks as numpy arrays, already in chunk order. Out: zarr v3 shards, one commit record a shard, the seal.
-Promises: a shard appears whole and flushed or not at all, and is never replaced once it has its name; its record is
-written last; memory holds one chunk. Several workers may write one shard: the first wins, all records agree.
-Importing this needs neither torch nor a model, so the commit protocol is tested with plain arrays.
+In: blocks as numpy arrays, already in chunk order. Out: zarr v3 shards, one commit record for each shard, the seal.
+Promises: a shard appears complete and flushed or not at all, and is never replaced once it has its name; its record is
+written last; memory holds one chunk. Several workers may write the same shard: the first wins, and all records agree.
+This module needs neither torch nor a model, so the commit protocol is tested with plain arrays.
 """
 
 import io
@@ -62,9 +62,9 @@ def begin_store(
     provenance: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Artifact:
-    """Create the store's directory (plan, zarr metadata, no data), or find the one made with the same settings.
+    """Create the store's directory (plan and zarr metadata, no data), or open the one made with the same settings.
 
-    Where an unfinished one lost or garbled the plan or the metadata, they are written again.
+    If the plan or the metadata of an unfinished store are missing or damaged, they are written again.
 
     Args:
         provenance: facts that are shown but not part of the identity.
@@ -84,7 +84,7 @@ def begin_store(
 
 
 def write_fixed_files(folder: Path, plan: ImagePlan, settings: StoreSettings) -> None:
-    """The plan and the zarr metadata: what is there before the first shard and never changes."""
+    """Write the plan and the zarr metadata, which exist before the first shard and never change."""
     pq.write_table(plan.table, folder / IMAGES_FILE)
     for name, data in _zarr_metadata(settings).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,40 +92,40 @@ def write_fixed_files(folder: Path, plan: ImagePlan, settings: StoreSettings) ->
 
 
 def _restore_fixed_files(store: Path, plan: ImagePlan, settings: StoreSettings) -> None:
-    """The seal will vouch for these files; compared by content, since another zarr or pyarrow spells them otherwise."""
+    """Rewrite damaged files before the seal. Contents are compared: versions of zarr and pyarrow differ in bytes."""
     with storage_errors(store):
         try:
-            whole = read_images(store).equals(plan.table)
+            intact = read_images(store).equals(plan.table)
         except CorruptError:
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             buffer = io.BytesIO()
             pq.write_table(plan.table, buffer)
             write_atomic(store / IMAGES_FILE, buffer.getvalue())
         for name, data in _zarr_metadata(settings).items():
             path = store / name
             try:
-                whole = _without_seal(read_json(path)) == _without_seal(json.loads(data))
+                intact = _without_seal(read_json(path)) == _without_seal(json.loads(data))
             except CorruptError:
-                whole = False
-            if not whole:
+                intact = False
+            if not intact:
                 if not is_remote(path):
                     make_folders(path.parent)
                 write_atomic(path, data)
 
 
 def _without_seal(metadata: Any) -> Any:
-    """zarr metadata as it is before seal_store() adds to it."""
+    """zarr metadata as it was before seal_store() added to it."""
     try:
         ours = metadata["attributes"][GROUP]
         kept = {name: value for name, value in ours.items() if name not in ("store_id", "complete")}
         return {**metadata, "attributes": {**metadata["attributes"], GROUP: kept}}
-    except (KeyError, TypeError, AttributeError):  # an array's
+    except (KeyError, TypeError, AttributeError):  # metadata of an array
         return metadata
 
 
 def seal_store(path: Path) -> None:
-    """Seal the store if every shard has its record; otherwise do nothing. Whoever sees all records may call it."""
+    """Seal the store if every shard has its record; otherwise do nothing. Several workers may call it."""
     artifact = open_artifact(path, "acts")
     n_shards = StoreSettings.from_json(artifact.settings).layout.n_shards
     if artifact.complete or missing_shards(path, n_shards):
@@ -165,7 +165,7 @@ class ShardWriter:
             writer.write(hook_point, block, patches, cls)
         writer.commit(failed)
 
-    Leaving the `with` without `commit` removes the temporary files.
+    Leaving the `with` block without `commit` removes the temporary files.
     """
 
     def __init__(self, artifact: Artifact, shard: int) -> None:
@@ -204,19 +204,20 @@ class ShardWriter:
         patches: NDArray[Any],  # [rows, n, columns, D], n = images in the block
         cls: NDArray[Any],  # [n, D]
         *,
-        valid: NDArray[np.bool_] | None = None,  # [n]; false: the image could not be read, its values are zeros
+        valid: NDArray[np.bool_]
+        | None = None,  # [n]; false if the image could not be read, so that its values are zeros
         statistics: Mapping[str, ChannelStatistics] | None = None,  # of the valid images, by token kind
         extra: NDArray[Any] | None = None,  # [n, n_extra, D]
     ) -> None:
-        """Write one block of one hook point. `statistics` are computed here, at 0.6 GB/s, unless they are known.
+        """Write one block of one hook point. `statistics` are computed here, at 0.6 GB/s, unless they are given.
 
         Raises:
             StorageError: the disk is full or broken.
         """
         if statistics is None:
-            good = np.ones(len(cls), dtype=bool) if valid is None else valid
-            rows = patches[:, good].reshape(-1, patches.shape[-1])
-            statistics = {"patch": ChannelStatistics.of(rows), "cls": ChannelStatistics.of(cls[good])}
+            readable = np.ones(len(cls), dtype=bool) if valid is None else valid
+            rows = patches[:, readable].reshape(-1, patches.shape[-1])
+            statistics = {"patch": ChannelStatistics.of(rows), "cls": ChannelStatistics.of(cls[readable])}
         with storage_errors(self.path):
             for array, values in (("patches", patches), ("cls", cls[None]), ("extra", extra)):
                 if values is not None:
@@ -228,7 +229,7 @@ class ShardWriter:
         self._statistics = merge_statistics([self._statistics, {str(hook_point): statistics}])
 
     def commit(self, failed: Mapping[int, str]) -> None:
-        """Flush, name and record the shard. `failed`: image -> reason, for images whose rows are zeros.
+        """Flush the shard, give it its name and record it. `failed`: image -> reason, for images whose rows are zeros.
 
         Raises:
             StorageError: nothing is recorded; the same command resumes.
@@ -239,7 +240,9 @@ class ShardWriter:
             digests, ours = {}, True
             for (hook, array), file in self._files.items():
                 digest = file.commit()
-                if digest is None:  # another worker was first, with other low bits: its bytes stay, so describe them
+                if (
+                    digest is None
+                ):  # another worker was first: its bytes stay, whose low bits may differ, so describe them
                     ours = False
                     path = shard_path(self.path, hook, array, self.shard)
                     digest = digest_shard(path, self.layout, array, self.shard, self.codec)
@@ -261,7 +264,7 @@ class ShardWriter:
 
 
 class _ShardFile:
-    """One zarr v3 shard under a temporary name: raw chunks at their final offsets, compressed ones as they come."""
+    """A zarr v3 shard under a temporary name: raw chunks at their final offsets, compressed ones as they arrive."""
 
     def __init__(self, path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> None:
         self.path, self.layout, self.array, self.shard = path, layout, array, shard
@@ -271,13 +274,13 @@ class _ShardFile:
         self.index = np.full((n_chunks, 2), 2**64 - 1, dtype="<u8")
         self.pieces: dict[int, tuple[int, int]] = {}  # offset -> (length, crc32c)
         self.end = 0
-        if is_remote(path):  # staged on the local disk, then sent whole
+        if is_remote(path):  # written to the local disk first, then sent as a whole
             fd, name = tempfile.mkstemp(prefix="shard-", suffix=".tmp")
             self.temporary, self.fd = Path(name), cast("int | None", fd)
             return
         make_folders(path.parent)
         self.temporary = temporary_path(path)
-        self.temporary.unlink(missing_ok=True)  # a killed process of our number may have linked it to the final name
+        self.temporary.unlink(missing_ok=True)  # a killed process with our number may have linked it to the final name
         self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def write_chunk(self, block: int, row: int, values: NDArray[Any]) -> None:
@@ -298,14 +301,14 @@ class _ShardFile:
         self.pieces[offset] = (data.nbytes, crc32c(data))
 
     def commit(self) -> dict[str, Any] | None:
-        """Write the index, fsync, give the file its name. Returns its digest, or None when another's bytes have it."""
+        """Write the index, fsync, rename. Returns the digest, or None if another worker's file has the name."""
         assert self.fd is not None
         index = self.index.tobytes()
         index += crc32c(index).to_bytes(4, "little")
         _pwrite_all(self.fd, np.frombuffer(index, dtype=np.uint8), self.end)
         os.fsync(self.fd)
         fd, self.fd = self.fd, None
-        os.close(fd)  # some file systems say only here that they are full
+        os.close(fd)  # some file systems report only here that they are full
         pieces = [list(self.pieces[offset]) for offset in sorted(self.pieces)]
         digest = {"bytes": self.end + len(index), "pieces": [*pieces, [len(index), crc32c(index)]]}
         if is_remote(self.path):
@@ -317,10 +320,10 @@ class _ShardFile:
 
     def abandon(self) -> None:
         fd, self.fd = self.fd, None
-        with suppress(OSError):  # what stays is litter, and the error that brought us here matters more
+        with suppress(OSError):  # leftovers are harmless, and the original error matters more
             if fd is not None:
                 os.close(fd)
-            self.temporary.unlink(missing_ok=True)  # also where the naming failed
+            self.temporary.unlink(missing_ok=True)  # also after a failed rename
 
 
 def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
@@ -330,7 +333,7 @@ def _pwrite_all(fd: int, data: NDArray[np.uint8], offset: int) -> None:
 
 
 def _zarr_metadata(settings: StoreSettings) -> dict[str, bytes]:
-    """name -> content of every zarr.json. Made in memory: on a disk, zarr's threads still write when one has failed."""
+    """Name -> contents of every zarr.json. In memory, because zarr's threads go on writing after a failed write."""
     import zarr
 
     layout = settings.layout

@@ -1,6 +1,6 @@
-"""A store's arrays through zarr: compressed ones, and those on an object store. Raw local shards: shards.py.
+"""Reading arrays through zarr: compressed ones, and those on an object store. For raw local shards see shard_files.py.
 
-Promise: an array whose metadata are not what the store's settings say is an error, before anything is read of it.
+Promise: an array whose metadata differ from the store's settings raises an error before any of it is read.
 """
 
 from pathlib import Path
@@ -17,20 +17,20 @@ from actcache.store.shard_files import ARRAYS, ShardFiles, shard_path
 
 
 class ZarrArrays:
-    """Opened as they are asked for."""
+    """The arrays of a store, each opened when it is first needed."""
 
     def __init__(self, path: Path, settings: StoreSettings, files: ShardFiles) -> None:
         self._path, self._settings, self._files = path, settings, files
         self._opened: dict[tuple[HookPoint, str], Any] = {}
 
     def read(self, hook: HookPoint, array: str, shard: int, first: int, out: NDArray[Any], row: int = 0) -> None:
-        """Images from `first` of a shard on, tokens from patch row `row` on, as many as `out` [I, T, D] has."""
+        """Fill `out` [I, T, D], beginning at image `first` of a shard and at patch row `row`."""
         layout = self._settings.layout
         start, columns = shard * layout.shard_images + first, row * layout.grid[1]
         part = (slice(start, start + len(out)), slice(columns, columns + out.shape[1]))
         try:
             values = np.asarray(self._open(hook, array)[part[:1] if array == "cls" else part])
-        except Exception as error:  # zarr, its codecs and file systems raise what they like
+        except Exception as error:  # zarr, its codecs and file systems raise many kinds of errors
             if isinstance(error, CorruptError):
                 raise
             path = shard_path(self._path, hook, array, shard)
@@ -38,7 +38,7 @@ class ZarrArrays:
         out[:] = values[:, None] if array == "cls" else values
 
     def _open(self, hook: HookPoint, array: str) -> Any:
-        """The array through zarr, its metadata compared with ours."""
+        """Open an array and compare its metadata with the settings."""
         if (hook, array) not in self._opened:
             import zarr
 
@@ -49,14 +49,14 @@ class ZarrArrays:
             name = f"{ARRAYS}/{hook}/{array}/zarr.json"
             if not is_remote(self._path):
                 self._files.check_inside(self._path / name)
-            found = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
+            opened = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
             planned = zarr.create_array({}, **self._settings.zarr_arguments(array))
             for field in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"):
-                ours, theirs = getattr(planned.metadata, field), getattr(found.metadata, field, None)
+                ours, theirs = getattr(planned.metadata, field), getattr(opened.metadata, field, None)
                 if ours != theirs:
                     raise CorruptError(
-                        f"{name} of {self._path} says {field} {theirs}, expected {ours}. "
+                        f"{name} of {self._path} has {field} {theirs}, expected {ours}. "
                         f"Run `verify {self._path} --repair`."
                     )
-            self._opened[hook, array] = found
+            self._opened[hook, array] = opened
         return self._opened[hook, array]

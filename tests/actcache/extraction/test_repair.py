@@ -130,7 +130,7 @@ def test_what_moved_is_asked_for(folder: Path, moved: str, flag: str) -> None:
     flip(store / SHARD)
     damaged = all_bytes(store)
     shutil.move(folder / moved, folder / f"moved-{moved}")
-    with pytest.raises(SettingsError, match=rf"{moved} is not there any more.*{flag}") as caught:
+    with pytest.raises(SettingsError, match=rf"{moved} no longer exists.*{flag}") as caught:
         repair(store)
     assert "\n" not in str(caught.value)
     assert all_bytes(store) == damaged

@@ -170,11 +170,11 @@ def test_bad_input_is_told_and_nothing_written(
 ) -> None:
     other = make_images(tmp_path / "other", 8, n_classes=4)
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-        ({"shots": 99}, {}, "has 25 images, --shots asks for 99"),
+        ({"shots": 99}, {}, "has 25 images, but --shots is 99"),
         ({"shots": 0}, {}, "--shots must be at least 1"),
         ({"classes": "some"}, {}, "all, base, novel"),
         ({"classes": "novel"}, {}, "There are 1 novel classes"),
-        ({}, {"test": other}, "other classes: class3"),
+        ({}, {"test": other}, "different classes: only one of them has class3"),
         ({"shots": 25}, {}, "every labeled image is a shot"),
         ({"depth": 9}, {}, "the image tower has 3 blocks"),
         ({"template": "a photo"}, {}, "template"),

@@ -104,7 +104,7 @@ def test_later_blocks_run_from_what_is_stored(adapted: Path, tiny_model: dict[st
     towers = open_towers(store.artifact, device="cpu")
     assert (towers.vision.n_extra, towers.prompts is not None) == (3, True)
     tokens = torch.from_numpy(store.read(0)).float()
-    with pytest.raises(SettingsError, match="10 tokens and 3 prompts, got 10 in all"):
+    with pytest.raises(SettingsError, match="10 tokens and 3 prompts, got 10 in total"):
         towers.vision.run_blocks(tokens, 1, 3)
     with torch.no_grad():
         x = torch.cat([tokens, torch.from_numpy(read_extra(store, 0)).float()], 1)

@@ -131,7 +131,7 @@ def test_coop_may_have_prompts_of_each_class(clip: Clip) -> None:
     with torch.no_grad():
         found = prompt_text(text, prompts, NAMES).embed(prompts)
     torch.testing.assert_close(found, torch.nn.functional.normalize(wanted, dim=-1), rtol=1e-4, atol=1e-5)
-    with pytest.raises(SettingsError, match="of 3 classes"):
+    with pytest.raises(SettingsError, match="for 3 specific classes"):
         prompt_text(text, prompts, NAMES[:2])
 
 
@@ -165,9 +165,11 @@ def test_what_does_not_fit_is_named(clip: Clip) -> None:
         Prompts("maple", {**tensors, shape: torch.zeros(3, 16)})
     with pytest.raises(ModelError, match=r"prompt_learner.proj.bias is missing"):
         Prompts("maple", {name: value for name, value in tensors.items() if name != "prompt_learner.proj.bias"})
-    with pytest.raises(ModelError, match=r"image_encoder.VPT is none of maple's"):
+    with pytest.raises(ModelError, match=r"image_encoder.VPT does not belong to maple"):
         Prompts("maple", {**tensors, "image_encoder.VPT": torch.zeros(2, 32)})
-    with pytest.raises(ModelError, match=r"resblocks.1.VPT_shallow is missing.*resblocks.5.VPT_shallow is none"):
+    with pytest.raises(
+        ModelError, match=r"resblocks.1.VPT_shallow is missing.*resblocks.5.VPT_shallow does not belong to vpt"
+    ):
         Prompts("vpt", {"image_encoder.VPT": torch.zeros(2, 32),
                         "image_encoder.transformer.resblocks.5.VPT_shallow": torch.zeros(2, 32)})  # fmt: skip
     with pytest.raises(SettingsError, match="cocoop, coop, maple, ivlp, vpt"):

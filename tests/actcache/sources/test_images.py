@@ -220,8 +220,8 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
     cases = {
         "color.png": "palette or gray PNG, this is PNG RGB",
         "gray.jpg": "this is JPEG L",
-        "deep.png": "numbers up to 255, this one 300",
-        "text.png": "it is no image",
+        "deep.png": "numbers up to 255, this one has 300",
+        "text.png": "it is not an image",
         "gone.png": "No such file",
     }
     for name, reason in cases.items():

@@ -91,7 +91,7 @@ def test_the_kind_is_told_by_what_lies_there(tmp_path: Path, photos: Path) -> No
     ("name", "message"),
     [
         ("absent", r"absent does not exist\. Expected a folder of images, a \.csv"),
-        ("x.jpg", "not a source of images.* Give the folder the image lies in"),
+        ("x.jpg", "not a source of images.* Give the folder that contains the image"),
         ("x.tar.gz", "not a source of images.* Unpack it first"),
         ("x.txt", r"x\.txt is not a source of images"),
     ],
@@ -114,10 +114,10 @@ def test_tars_among_images_are_not_guessed_at(tmp_path: Path, image: str) -> Non
 
 
 def test_masks_belong_to_a_path(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(ImageSourceError, match="--masks goes with a path"):
+    with pytest.raises(ImageSourceError, match="--masks needs a path"):
         open_source(ImageFolder(photos), masks=tmp_path)
     (photos / "dataset_dict.json").write_text("{}")
-    with pytest.raises(ImageSourceError, match="not for Hugging Face"):
+    with pytest.raises(ImageSourceError, match="does not apply to Hugging Face"):
         open_source(photos, masks=tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_rows_id_is_a_digest_of_names_sizes_seed_and_limit(photos: Path) -> None
     assert ImageFolder(photos).plan(exclude=["z.png"]).rows_id == ImageFolder(photos).plan().rows_id
     part = digest({"images": listing[1:], "seed": 2, "limit": 9, "exclude": digest(["a/0.png"])})
     assert ImageFolder(photos).plan(seed=2, limit=9, exclude={"a/0.png"}).rows_id == part
-    with pytest.raises(ImageSourceError, match="All 4 images are in other stores already"):
+    with pytest.raises(ImageSourceError, match="All 4 images are already in other stores"):
         ImageFolder(photos).plan(exclude=[name for name, _ in listing])
 
 
@@ -187,7 +187,7 @@ def test_a_folder_reads_its_files(photos: Path) -> None:
 def test_missing_files_are_counted(photos: Path) -> None:
     for name in "xyz":
         (photos / f"{name}.png").symlink_to("nowhere")
-    with pytest.raises(ImageSourceError, match=r"x\.png cannot be read: No such file.*, and so for 2 more of 7"):
+    with pytest.raises(ImageSourceError, match=r"x\.png cannot be read: No such file.*, as for 2 others of 7"):
         ImageFolder(photos).plan()
 
 
@@ -219,7 +219,7 @@ def test_masks_lie_as_the_images_do(tmp_path: Path, photos: Path) -> None:
     assert mask.tolist() == [[0, 3, 200]]
     assert source.read_mask("a/0.png") is None
     assert source.plan().rows_id == ImageFolder(photos).plan().rows_id
-    with pytest.raises(ImageSourceError, match=r"holds no mask of these images\. Expected PNG files such as a/0\.png"):
+    with pytest.raises(ImageSourceError, match=r"holds no mask for these images\. Expected PNG files such as a/0\.png"):
         open_source(photos, masks=photos.parent / "masks" / "a").plan()
     with pytest.raises(ImageSourceError, match=r"nowhere is not a directory.*--masks"):
         open_source(photos, masks="nowhere").plan()
@@ -331,14 +331,14 @@ def test_a_table_may_name_masks(tmp_path: Path, photos: Path) -> None:
         ({"path": ["a/0.png", "a"]}, "a cannot be read: Is a directory"),
         ({"path": ["a/0.png", None]}, "no path in row 2"),
         ({"path": [1]}, "int64 in column 'path'"),
-        ({"path": ["a/0.png"], "bytes": [1]}, "a column 'bytes', a name that is taken"),
-        ({"path": ["a/0.png"], "uri": ["x"]}, "a column 'uri', a name that is taken"),
+        ({"path": ["a/0.png"], "bytes": [1]}, "a column 'bytes', which is a reserved name"),
+        ({"path": ["a/0.png"], "uri": ["x"]}, "a column 'uri', which is a reserved name"),
         ({"path": ["a/0.png"], "": [1]}, "a column without a name"),
-        ({"path": ["a/0.png"], "label": [0.5]}, "a label that is no class"),
-        ({"path": ["a/0.png"], "label": [1 << 40]}, "a label that is no class"),
+        ({"path": ["a/0.png"], "label": [0.5]}, "a label that is not a class"),
+        ({"path": ["a/0.png"], "label": [1 << 40]}, "a label that is not a class"),
         ({"path": ["a/0.png"], "label": [-4]}, "the label -4"),
-        ({"path": ["a/0.png"], "label": [[1]]}, "a label that is no class"),
-        ({"path": ["a/0.png"], "label": ["x"], "label_name": ["x"]}, "'label_name' too"),
+        ({"path": ["a/0.png"], "label": [[1]]}, "a label that is not a class"),
+        ({"path": ["a/0.png"], "label": ["x"], "label_name": ["x"]}, "also a column 'label_name'"),
         ({"path": ["a/0.png"], "label": [1], "label_name": [1]}, "int64 in 'label_name'"),
         (
             {"path": ["a/0.png", "a/1.png"], "label": [1, 1], "label_name": ["x", "y"]},
@@ -478,7 +478,7 @@ def test_a_tar_cut_anywhere_is_refused(seed: int, data: st.DataObject) -> None:
         whole = path.read_bytes()
         n_used = 512 * (2 + 2 + 3)
         path.write_bytes(whole[: data.draw(st.integers(0, n_used + 511))])
-        with pytest.raises(ImageSourceError, match=r"x\.tar is cut short at byte .*Fetch or write it again"):
+        with pytest.raises(ImageSourceError, match=r"x\.tar is truncated at byte .*Download or write it again"):
             ImageTars(path).plan()
 
 
@@ -506,11 +506,14 @@ def test_a_tar_that_is_damaged_or_something_else_is_named(tmp_path: Path) -> Non
         ([("0.cls", b"1"), ("1.txt", b"1")], r"x\.tar holds no images in 2 samples\. Expected members ending in \.jpg"),
         ([], r"x\.tar holds no images\. Expected"),
         ([("0.png", b"1"), ("0.cls", b"dog")], r"Sample x\.tar/0 cannot be read: invalid literal"),
-        ([("0.png", b"1"), ("0.json", b"[1]")], r"Sample x\.tar/0 cannot be read: its \.json is no object"),
+        ([("0.png", b"1"), ("0.json", b"[1]")], r"Sample x\.tar/0 cannot be read: its \.json is not an object"),
         ([("0.png", b"1"), ("0.json", b"{")], r"Sample x\.tar/0 cannot be read"),
         ([("0.png", b"1"), ("0.txt", b"\xff")], r"Sample x\.tar/0 cannot be read"),
-        ([("0.png", b"1"), ("0.json", b'{"label": 1}'), ("0.cls", b"1")], "its .json has 'label', and so has"),
-        ([("0.png", b"1"), ("0.json", b'{"bytes": 1}')], "a column 'bytes', a name that is taken"),
+        (
+            [("0.png", b"1"), ("0.json", b'{"label": 1}'), ("0.cls", b"1")],
+            "both its .json and a separate file give 'label'",
+        ),
+        ([("0.png", b"1"), ("0.json", b'{"bytes": 1}')], "a column 'bytes', which is a reserved name"),
     ],
 )
 def test_samples_that_make_no_sense_are_refused(tmp_path: Path, members: Any, message: str) -> None:
@@ -544,7 +547,7 @@ def test_a_tar_that_shrinks_or_goes_is_named(tmp_path: Path) -> None:
     source = ImageTars(path)
     source.plan()
     os.truncate(path, 1000)
-    with pytest.raises(ImageSourceError, match=r"x\.tar/0\.png cannot be read: the tar was cut short"):
+    with pytest.raises(ImageSourceError, match=r"x\.tar/0\.png cannot be read: the tar was truncated"):
         source.read("x.tar/0.png")
     source = ImageTars(write_tar(tmp_path / "y.tar", {"0.png": b"1"}))
     source.plan()
@@ -685,7 +688,7 @@ def test_a_row_without_an_image_can_be_planned_but_not_read(tmp_path: Path, make
     dataset.map(lambda row, i: {"image": None} if i == 1 else {}, with_indices=True).save_to_disk(tmp_path / "saved")
     source = open_source(tmp_path / "saved")
     assert rows_of(source)["all/000001"]["bytes"] == -1
-    with pytest.raises(ImageSourceError, match="all/000001 cannot be read: the row holds no image"):
+    with pytest.raises(ImageSourceError, match="all/000001 cannot be read: the row contains no image"):
         source.read("all/000001")
 
 
@@ -698,7 +701,7 @@ def test_datasets_that_cannot_be_used_are_refused(tmp_path: Path, make_dataset: 
     cases = {
         r"must have one image column.* It has none among label, score": dataset.remove_columns("image"),
         r"must have one image column.* It has several: left, right": two,
-        "a column 'bytes', a name that is taken": dataset.rename_column("score", "bytes"),
+        "a column 'bytes', which is a reserved name": dataset.rename_column("score", "bytes"),
         "two columns 'split'": dataset.rename_column("score", "split"),
         "cannot be read as a dataset": dataset.select([]),  # there is no file to read columns from
     }

@@ -324,7 +324,7 @@ def test_a_torn_file_without_a_record_is_never_recorded(tmp_path: Path, codec: s
     else:
         torn = {"empty": b"", "cut": data[:-7], "flipped index": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]}
         file.write_bytes(torn[how])
-    with pytest.raises(StorageError, match=r"patches/c/0/0/0 .*not whole. Remove it and run the command again"):
+    with pytest.raises(StorageError, match=r"patches/c/0/0/0 .*not complete. Remove it and run the command again"):
         write_store(path, fields)
     assert missing_shards(path, 2) == [0]
     file.unlink()

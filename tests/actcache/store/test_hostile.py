@@ -287,7 +287,7 @@ def test_a_chunk_that_lies_about_its_size_is_an_error(
     sign_shard(path, 0, name)
     errors = use(path)
     if position in (*range(4, 8), *range(12, 16)) and value != before:
-        assert any("Shard 0" in text and "garbled chunk" in text for text in errors)
+        assert any("Shard 0" in text and "malformed chunk" in text for text in errors)
     shutil.rmtree(path.parent)
 
 

@@ -148,7 +148,7 @@ def test_images_out_of_range_are_refused(tiny_store: Path) -> None:
 @pytest.mark.parametrize("images", [np.ones(75, dtype=bool), np.array([1.0]), 3, [[1, 2]]])
 def test_images_that_are_no_list_of_whole_numbers_are_refused(tiny_store: Path, images: Any) -> None:
     """A mask taken for indices would quietly read images 0 and 1."""
-    with pytest.raises(SettingsError, match="whole numbers"):
+    with pytest.raises(SettingsError, match="list of integers"):
         ActivationStore.open(tiny_store).read(0, images=images)
 
 

@@ -161,7 +161,7 @@ def test_the_general_vocabulary_can_be_read_whole() -> None:
         ("dog\ncat\ndog\n", "'dog' twice, in lines 1 and 3"),
         ("dog\n\ncat\n", "Line 2 of .* is empty"),
         ("", "has no words"),
-        ("dog " * 80, "longer than the 77 tokens"),
+        ("dog " * 80, "longer than the context of 77 tokens"),
     ],
 )
 def test_a_bad_vocabulary_is_refused(concepts: Path, tmp_path: Path, text: str, message: str) -> None:
