@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z = 1.959963984540054
-"""Of the normal distribution, 95 % two-sided."""
+"""Two-sided 95 % quantile of the normal distribution."""
 N_RESAMPLES = 1000
 LEVELS = (2.5, 97.5)
 
 
 def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
-    """Of a share n_right / n (Wilson 1927): sensible at 0 and 1 too. (nan, nan) for n = 0."""
+    """95 % interval of the share n_right / n (Wilson 1927), sensible at 0 and 1 too. (nan, nan) for n = 0."""
     if n == 0:
         return float("nan"), float("nan")
     share, z2 = n_right / n, Z * Z
@@ -22,9 +22,9 @@ def wilson_interval(n_right: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap_intervals(values: NDArray[np.floating], *, seed: int = 0) -> tuple[NDArray[np.float64], ...]:
-    """(low, high) [M] of the means of `values` [I, M]: images drawn anew 1,000 times, the same for every column.
+    """(low, high) [M] of the means of `values` [I, M], from 1,000 resamples of the images, the same for every column.
 
-    Paired: a column that is a difference of two conditions gives the interval of that difference.
+    The resamples are paired: a column that is a difference of two conditions gives the interval of that difference.
     """
     low, high = np.percentile(resample_means([values], [np.arange(len(values))], seed=seed), LEVELS, axis=0)
     return low, high
@@ -33,14 +33,14 @@ def bootstrap_intervals(values: NDArray[np.floating], *, seed: int = 0) -> tuple
 def resample_means(
     values: Sequence[NDArray[np.floating]], images: Sequence[NDArray[np.int64]], *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """[1000, M]: means over rounds and images, both drawn anew each time, independently (Owen 2007, pigeonhole).
+    """[1000, M]: means over rounds and images, both resampled each time, independently (Owen 2007, pigeonhole).
 
     Args:
-        values: of each round [n, M]; rounds are e.g. seeds, each of which looks at some of the images.
-        images: of each round [n], which image a row is of; one that several rounds look at is drawn for all at once.
+        values: one array [n, M] per round; rounds are, for example, seeds, each of which judges some of the images.
+        images: one array [n] per round: the image of each row. An image of several rounds is drawn for all of them.
     """
     distinct, n_rounds = np.unique(np.concatenate(images)), len(values)
-    places = [np.searchsorted(distinct, some) for some in images]
+    places = [np.searchsorted(distinct, of_round) for of_round in images]
     rng = np.random.Generator(np.random.Philox(seed))
     means = np.empty((N_RESAMPLES, values[0].shape[1]))
     for i in range(N_RESAMPLES):  # one at a time: [1000, I] would not fit for a million images

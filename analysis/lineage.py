@@ -1,4 +1,4 @@
-"""Who made an artifact, and where its parents lie now: its runs, its stores, its images, and those it learned from."""
+"""Where an artifact's parents lie now (its runs, stores and images), and which images a run was trained on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,17 +20,18 @@ from saetrain import CodeStore, Run, held_out_images
 
 
 def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
-    """Images that the run was not trained on, of a store or of another one of the same images in the same order.
+    """Stored positions of the images that the run was not trained on.
 
-    Those are the held-out ones; of other stores, and for an SAE that was imported, all.
+    In a store that it was trained on, or one of the same images in the same order, these are the held-out images; in
+    other stores, and for an imported SAE, all images.
     """
     if "imported" in run.artifact.settings:
         return np.arange(store.n_images)
     trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
     trained |= set(run.artifact.provenance.get("rows", ()))
     unseen = [
-        held_out_images(one.n_images) if {one.store_id, one.rows_id} & trained else range(one.n_images)
-        for one in store.stores
+        held_out_images(member.n_images) if {member.store_id, member.rows_id} & trained else range(member.n_images)
+        for member in store.stores
     ]
     return np.concatenate([start + np.array(part) for start, part in zip(store.starts, unseen, strict=False)])
 
@@ -47,7 +48,7 @@ def _numbered(name: str, index: int) -> str:
 
 
 def find_runs(path: Run | str | Path) -> list[Run]:
-    """A run, or the finished runs of a sweep's folder, by name. Raises ArtifactNotFoundError where there is none."""
+    """A run, or all runs in the folder of a sweep, sorted by name. Raises ArtifactNotFoundError if there is none."""
     if isinstance(path, Run):
         return [path]
     members = sorted(file.parent for file in Path(path).glob("*/artifact.json"))
@@ -60,19 +61,21 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
     """The activation stores that codes were made from, as one.
 
     Args:
-        store: where the one it was made from lies now.
+        store: where the store lies now, if it has moved.
 
     Raises:
-        SettingsError: codes of several stores, and one place. ArtifactNotFoundError, ParentMismatchError.
+        SettingsError: one path for the codes of several stores. ArtifactNotFoundError, ParentMismatchError.
     """
     names = [name for name in codes.artifact.parents if name.split()[0] == "store"]
     if store is not None and len(names) > 1:
-        raise SettingsError(f"{codes.path} was made from {len(names)} stores; --store can name one only.")
+        raise SettingsError(
+            f"{codes.path} was made from {len(names)} stores, but --store can name only one. Move them back instead."
+        )
     return open_stores([ActivationStore.open(find_parent(codes.artifact, name, store)) for name in names])
 
 
 def image_stores(codes: CodeStore) -> NDArray[np.int64]:
-    """[I]: which of the stores that codes were made from each image is of, counted from 0."""
+    """[I]: number of the store that each image belongs to, counted from 0."""
     if "store" not in codes.images.column_names:
         return np.zeros(codes.n_images, dtype=np.int64)
     return np.asarray(codes.images["store"].to_numpy(), dtype=np.int64)
@@ -81,15 +84,15 @@ def image_stores(codes: CodeStore) -> NDArray[np.int64]:
 def find_images(
     codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None, number: int = 0
 ) -> Path | None:
-    """Where the codes' images lie (a folder, a table, a tar), or None when it cannot be found.
+    """Where the codes' images lie (a folder, a table, a tar), or None if they cannot be found.
 
     Args:
-        images: the path, where the caller knows it.
-        store: the activation store the codes were made from, the first of several, where it moved.
-        number: of which store's images, see `image_stores`.
+        images: the path, if the caller knows it.
+        store: where the activation store of the codes (the first of several) lies, if it has moved.
+        number: number of the store whose images are wanted, see `image_stores`.
 
     Raises:
-        ParentMismatchError: `store` is not that store.
+        ParentMismatchError: `store` is not the store that the codes were made from.
     """
     if images is not None:
         return Path(images)
@@ -102,13 +105,13 @@ def find_images(
 
 
 def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:
-    """The run that made some codes, or why it cannot be had.
+    """The run that made the codes, or the reason why it is not available.
 
-    Raises ParentMismatchError and what `Run.open` raises for a run that was given.
+    Raises ParentMismatchError, and what `Run.open` raises, for a run that the caller gave.
     """
     if run is not None:
         return Run.open(find_parent(codes.artifact, "run", run))
     try:
         return Run.open(find_parent(codes.artifact, "run"))
     except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
-        return f"the run that made the codes is not at {codes.artifact.parents['run'].path} any more"
+        return f"the run that made the codes is no longer at {codes.artifact.parents['run'].path}"

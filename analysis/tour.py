@@ -1,12 +1,11 @@
-"""quickstart(): the whole path on the embedded demo, and how much of the ground truth it found.
+"""quickstart(): the whole path on the embedded demo, and how much of the ground truth the SAE finds.
 
-Nothing here is special to the demo but its images, its model and its truth: every step is the public verb.
+Only the images, the model and the ground truth are special to the demo; every step is a public verb.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What quickstart found."""
+    """The outcome of quickstart."""
 
     fvu: float
     l0: float
@@ -37,14 +36,14 @@ class Quickstart:
 
     @property
     def n_found(self) -> int:
-        """Concepts with a latent of AUROC >= 0.95 on images that took no part in choosing it."""
+        """Number of concepts with a latent of AUROC >= 0.95 on images that took no part in choosing it."""
         return sum(concept.auroc >= AUROC_BAR for concept in self.concepts)
 
     @property
     def mean_iou(self) -> float:
         return float(np.mean([concept.iou for concept in self.concepts]))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "fvu": self.fvu,
             "l0": self.l0,
@@ -56,7 +55,7 @@ class Quickstart:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report that the command line prints."""
         rows = [
             f"  {c.concept:<20} latent {c.latent:>5}   AUROC {c.auroc:.3f}   IoU {c.iou:.2f}" for c in self.concepts
         ]
@@ -74,9 +73,10 @@ class Quickstart:
 def quickstart(
     out: str | Path, *, n_images: int = 2000, seed: int = 0, on_step: OnStep = lambda step, done, total: None
 ) -> Quickstart:
-    """Generate images, extract, train, encode, analyze, report; then compare with the truth. Resumes like its steps.
+    """Generate images, extract, train, encode, analyze and report; then compare with the truth. Resumes like its steps.
 
-    A second, smaller set of images (another seed) is never trained on; latents chosen on the first are judged on it.
+    A second, smaller set of images (another seed) is never trained on; latents are chosen on the first set and judged
+    on the second.
 
     Args:
         on_step: called with (name of the step, done, total).
@@ -104,9 +104,9 @@ def quickstart(
     concepts = analyze(codes, out / "scenes.concepts", on_progress=report_as("analyze"))
     report = write_report(concepts, out / "report.html")
     on_step("compare with the truth", 0, 1)
-    found = recover_concepts(truth.names, _labeled(codes, truth), _labeled(unseen_codes, unseen))
+    recovered = recover_concepts(truth.names, _labeled(codes, truth), _labeled(unseen_codes, unseen))
     on_step("compare with the truth", 1, 1)
-    return Quickstart(run.fvu, float(run.quality["all"]["l0"]), found, report)
+    return Quickstart(run.fvu, float(run.quality["all"]["l0"]), recovered, report)
 
 
 def _extract(truth: Truth, store: Path, seed: int, on_progress: Callable[..., None]) -> ActivationStore:
@@ -124,7 +124,7 @@ def _extract(truth: Truth, store: Path, seed: int, on_progress: Callable[..., No
 
 
 def _labeled(codes: CodeStore, truth: Truth) -> Labeled:
-    """Bring the truth, which is in file order, into stored order."""
+    """The truth, which is in file order, brought into stored order."""
     position = {uri: i for i, uri in enumerate(truth.uris)}
     order = np.array([position[uri] for uri in codes.images["uri"].to_pylist()])
 

@@ -31,7 +31,7 @@ ARTIFACTS = [
 RESULTS = {
     "evaluate.json": "Fidelity", "evaluate-runs.json": "Fidelity", "intervene.json": "Masking latents",
     "attribute.json": "Which latents decide", "steer.json": "Steering", "rules.json": "Rules",
-    "compare.json": "What maple changed",
+    "compare.json": "What maple changed", "intervene-set.json": "Setting latents", "a.prompts": "Adaptation by maple",
 }  # fmt: skip
 REWRITES = ("name", "report", "compare")
 """Verbs that write people's names, or a page for looking at, each time."""

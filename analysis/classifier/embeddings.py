@@ -1,6 +1,6 @@
-"""Image embeddings of a store's images: from cached activations through the remaining blocks, or from the files.
+"""Embeddings of a store's images: from cached activations through the remaining blocks, or from the image files.
 
-Promise: both ways give the same unit vectors, up to the rounding of the stored dtype.
+Both ways give the same unit vectors, up to the rounding of the stored dtype.
 """
 
 from collections.abc import Callable
@@ -30,15 +30,15 @@ def embed_stored_images(
     batch_size: int = BATCH_IMAGES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Unit embeddings [n, E] of stored images; an image that could not be read gives NaN.
+    """Unit embeddings [n, E] of stored images; NaN for an image that could not be read.
 
     Args:
         images: stored positions.
         vision: the tower the store was extracted with.
-        files: read the images from here instead; needed where the store holds no block's output.
+        files: read the images from here instead; needed if the store holds no block's output.
 
     Raises:
-        SettingsError: no hook point to go on from. ImageSourceError: a file that is not there.
+        SettingsError: no hook point to continue from. ImageSourceError: a file that is missing.
     """
     store = open_stores(store)
     hook = None if files is not None else last_output(store)
@@ -64,12 +64,12 @@ def embed_stored_images(
 
 
 def last_output(store: StoreGroup) -> HookPoint:
-    """The stored block output that fewest blocks follow. Raises SettingsError where there is none."""
+    """The stored block output closest to the head. Raises SettingsError if there is none."""
     outputs = [hook for hook in store.stores[0].hook_points if hook.site == "resid_post"]
     if not outputs:
         raise SettingsError(
-            f"{store.path} holds no block's output, from which the rest of the model could be run. "
-            "Say with --images where the images are."
+            f"{store.path} holds no block's output (resid_post) from which the rest of the model could be run. "
+            "Give the image files with --images."
         )
     return store.hook_point(max(outputs, key=lambda hook: hook.layer))
 
@@ -79,9 +79,9 @@ BLOCK_LATENTS = 1024
 
 @torch.no_grad()
 def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
-    """Every latent's decoder direction through the head, unit vectors [F, E] ("logit lens").
+    """Every latent's decoder direction, sent through the head: unit vectors [F, E] ("logit lens").
 
-    The direction stands alone in the stream, in activation units, without the bias.
+    The direction is the whole stream, in activation units and without the bias.
     """
     directions = (sae.decoder / sae.scale).to(vision.device)
     parts = torch.split(directions, BLOCK_LATENTS)

@@ -1,9 +1,9 @@
-"""An SAE spliced into the stream: a batch at a hook point in, the same batch with other codes out.
+"""An SAE spliced into the stream: a batch at a hook point in, the same batch with edited codes out.
 
     x' = decode(edited codes) + (x - decode(codes)) where the error term is kept
 
-The codes are computed once; whatever a mask keeps is decoded from its active entries alone, and what it drops is the
-difference, since decoding is linear. Shapes: B images, t tokens that are replaced, N active entries, F latents.
+The codes are computed once. What a mask keeps is decoded from its active entries alone; what it drops is the
+difference, because decoding is linear. Shapes: B images, t tokens that are replaced, N active entries, F latents.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Spliced:
 
     @cached_property
     def old(self) -> Tensor:
-        """[B, t, D]: what is replaced."""
+        """[B, t, D]: the tokens that are replaced."""
         return self.x[:, self.part]
 
     @cached_property
@@ -59,7 +59,7 @@ class Spliced:
 
     @cached_property
     def error(self) -> Tensor:
-        """[B, t, D]: what the SAE does not explain."""
+        """[B, t, D]: the error term, what the SAE does not reconstruct."""
         return self.old - self.whole
 
     def decode(self, rows: Tensor, latents: Tensor, values: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ class Spliced:
         return self.decode(self.rows[kept], self.latents[kept], self.values[kept])
 
     def drop(self, kept: Tensor) -> Tensor:
-        """[B, t, D] from the entries that `kept` = keep(table) left out."""
+        """[B, t, D] from the entries that keep(table) left out, given its result `kept`."""
         return self.whole - kept + self.nothing
 
     def shift(self, latents: Tensor, values: Tensor, *, add: bool) -> Tensor:
-        """[B, t, D] that the stream moves by when some latents are set to (or raised by) `values` [n] on every token.
+        """[B, t, D]: by how much the stream moves if latents are set to (or raised by) `values` [n] on every token.
 
-        In the SAE's normalized units; a value that would fall below 0 is 0.
+        Values are in the SAE's normalized units; a value that would fall below 0 is 0.
         """
         moved = torch.zeros_like(self.old)
         for latent, value in zip(latents.tolist(), values.tolist(), strict=True):
@@ -92,7 +92,7 @@ class Spliced:
         return moved
 
     def stream(self, new: Tensor) -> Tensor:
-        """The whole stream [B, T, D] with the replaced tokens as in `new` [B, t, D]."""
+        """The whole stream [B, T, D] with `new` [B, t, D] in place of the replaced tokens."""
         x = self.x.clone()
         x[:, self.part] = new
         return x
@@ -100,19 +100,21 @@ class Spliced:
 
 @torch.no_grad()
 def splice(sae: SAE, x: Tensor, n_tokens: int, tokens: str) -> Spliced:
-    """Encode the tokens of a kind in the stream x [B, T, D], whose first `n_tokens` are CLS and the patches."""
+    """Encode the tokens of one kind in the stream x [B, T, D], whose first `n_tokens` are CLS and the patches."""
     part = {"all": slice(0, n_tokens), "patch": slice(1, n_tokens), "cls": slice(0, 1)}[tokens]
     rows, latents, values = sae.encode(x[:, part].flatten(0, 1))
     return Spliced(sae, x, part, rows, latents, values)
 
 
 def choose_tokens(run: Run, tokens: str | None) -> str:
-    """Which tokens are replaced: by default those the run was trained on. Raises SettingsError."""
+    """The tokens to replace, by default those that the run was trained on. Raises SettingsError."""
     trained = run.train_config.tokens
     if tokens is None:
         return trained
     if tokens not in TOKENS:
         raise SettingsError(f"--tokens must be one of {', '.join(TOKENS)}, got {tokens!r}.")
     if trained not in ("all", tokens):
-        raise SettingsError(f"{run.path} was trained on {trained} tokens; it cannot replace {tokens} tokens.")
+        raise SettingsError(
+            f"{run.path} was trained on {trained} tokens, so it cannot replace {tokens} tokens. Use --tokens {trained}."
+        )
     return tokens

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
+from actcache.artifacts import find_parent
 from actcache.prompts import open_towers
 from actcache.store import StoreGroup
 from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_images, open_zero_shot
@@ -41,7 +42,7 @@ class Side:
     def open(cls, path: str | Path) -> "Side":
         """Raises what `ConceptTable.open`, `CodeStore.open` and `open_parents` raise."""
         concepts = ConceptTable.open(path)
-        codes = CodeStore.open(concepts.artifact.parent_path("codes"))
+        codes = CodeStore.open(find_parent(concepts.artifact, "codes"))
         return cls(concepts, codes, open_parents(codes))
 
 
@@ -165,7 +166,7 @@ def _check_pair(base: Side, adapted: Side) -> Run:
             f"{base.concepts.path} must belong to the base model and {adapted.concepts.path} to its adapted version. "
             "Give CONCEPTS_BASE first, and extract the other store with --prompts."
         )
-    return Run.open(base.codes.artifact.parent_path("run"))
+    return Run.open(find_parent(base.codes.artifact, "run"))
 
 
 def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:

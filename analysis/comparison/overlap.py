@@ -1,6 +1,6 @@
 """Do two models use the same latents? Counts of both in, overlaps, groups and correlations out. numpy only.
 
-In: a_c[s] of a base and of an adapted model, the same SAE and the same images. Shapes: C classes, F latents.
+In: a_c[s] of a base and of an adapted model, from one SAE and one set of images. Shapes: C classes, F latents.
 Sources: PatchSAE (arXiv 2412.05276) section 4.2, table 1 and figure 20; rank-biased overlap: Webber et al. 2010, cut at
 a depth and divided by what equal lists reach there.
 """
@@ -19,13 +19,13 @@ PERSISTENCE = 0.9
 
 
 def jaccard(a: Sequence[int], b: Sequence[int]) -> float:
-    """Shared members over all members; NaN for two empty lists."""
+    """Number of shared members over number of all members; NaN for two empty lists."""
     first, second = set(a), set(b)
     return len(first & second) / len(first | second) if first | second else float("nan")
 
 
 def rank_biased_overlap(a: Sequence[int], b: Sequence[int], persistence: float = PERSISTENCE) -> float:
-    """1 for equal lists, 0 for lists without a common member; what stands first counts most. NaN for empty lists."""
+    """1 for equal lists, 0 for lists without a common member; early ranks count most. NaN for empty lists."""
     depth = max(len(a), len(b))
     weights = persistence ** np.arange(depth)
     shares = [len(set(a[: d + 1]) & set(b[: d + 1])) / (d + 1) for d in range(depth)]
@@ -35,10 +35,11 @@ def rank_biased_overlap(a: Sequence[int], b: Sequence[int], persistence: float =
 def group_latents(
     base: NDArray[np.integer], adapted: NDArray[np.integer], high: int, low: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Latents that are high in both models, fell, or rose, from counts [F] of one class.
+    """Latents that are frequent in both models, fell, or rose, from counts [F] of one class.
 
-    Of all counts of both models the `high`-th largest is the upper bound, the `low`-th the lower one. high: at or above
-    the upper bound in both; high_to_low: from there to below the lower bound; low_to_high: the reverse.
+    Among all counts of both models, the `high`-th largest is the upper bound and the `low`-th largest the lower bound.
+    high: at or above the upper bound in both; high_to_low: from there to below the lower bound; low_to_high: the
+    reverse.
     """
     union = np.sort(np.concatenate([base, adapted]))[::-1]
     upper, lower = (max(1, int(union[min(n, len(union)) - 1])) for n in (high, low))
@@ -86,12 +87,12 @@ def _compare(a: NDArray[np.integer], b: NDArray[np.integer], k: int, high: int, 
 
 
 def _correlation(a: NDArray[np.number], b: NDArray[np.number]) -> float:
-    """NaN where one of them does not vary."""
+    """Pearson correlation; NaN if one of the two does not vary."""
     if len(a) < 2 or not a.std() or not b.std():
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def improvement_rate(base: float, adapted: float) -> float:
-    """Delta: the share of the base model's errors that are gone; NaN where it made none."""
+    """Delta: the share of the base model's errors that the adapted model does not make; NaN if there are none."""
     return (adapted - base) / (1 - base) if base < 1 else float("nan")

@@ -1,4 +1,4 @@
-"""Which latents a mask names: the top latents of each class and of the dataset, and random ones as frequent as these.
+"""Which latents a mask holds: the top latents of each class and of the dataset, and random ones of equal frequency.
 
 In: codes of the images that latents are chosen on. Out: lists of latents, best first, [C, k] with -1 behind the last.
 numpy only. Shapes: C classes, F latents.
@@ -19,7 +19,7 @@ from actcache.artifacts import Artifact
 from saetrain import CodeStore
 
 JITTER = 0.1
-"""Standard deviation in ln(frequency) by which a control's wanted frequency is moved, so that draws differ."""
+"""Standard deviation, in ln(frequency), of the noise on a control's target frequency; it makes the draws differ."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class LatentCounts:
         return cls(np.zeros((n_classes, n_latents), dtype=np.int32))
 
     def add(self, classes: NDArray[np.int64], latents: NDArray[np.int64]) -> None:
-        """Entries [N] above tau, with the class of their image; -1: not counted."""
+        """Count entries [N] above tau, given the class of each entry's image; -1 is not counted."""
         counted = classes >= 0
         key = classes[counted] * self.by_class.shape[1] + latents[counted]
         np.add.at(self.by_class.reshape(-1), key, 1)
@@ -47,7 +47,7 @@ class LatentCounts:
 def count_in_codes(
     codes: CodeStore, labels: NDArray[np.int64], n_classes: int, *, tokens: str, tau: float
 ) -> LatentCounts:
-    """Count over stored codes.
+    """Count the entries of stored codes.
 
     Args:
         labels: [I] class of each image, -1 for those that are not counted.
@@ -65,9 +65,9 @@ def count_in_codes(
 
 
 def rank_latents(counts: NDArray[np.integer], k: int) -> NDArray[np.int64]:
-    """The k latents with the largest counts of each row of [C, F], largest first, of equal ones the first: [C, k].
+    """The k latents with the largest counts in each row of [C, F], largest first, ties by number: [C, k].
 
-    A latent that is never counted is in no list: -1.
+    A latent that is never counted is in no list; its place holds -1.
     """
     k = min(k, counts.shape[1])
     order = np.argsort(-counts.astype(np.int64), axis=1, kind="stable")[:, :k]
@@ -77,17 +77,17 @@ def rank_latents(counts: NDArray[np.integer], k: int) -> NDArray[np.int64]:
 def match_frequency(
     lists: NDArray[np.int64], frequency: NDArray[np.integer], *, rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
-    """For each list as many other latents of about the same frequencies, none twice.
+    """For each list, equally many other latents of about the same frequencies, without repetition.
 
-    The wanted frequencies are jittered in the logarithm; each takes the nearest of the latents that are not in the list
-    and still free.
+    The target frequencies are jittered on a log scale; each takes the nearest latent that is neither in the list nor
+    taken yet.
 
     Args:
         lists: [C, k], -1 behind the last.
         frequency: [F]; latents with 0 are never drawn.
 
     Returns:
-        [C, k], -1 where the list has -1; None where some list leaves too few other live latents to draw from.
+        [C, k], -1 where the list has -1; None if any list leaves too few other live latents to draw from.
     """
     drawn = np.full_like(lists, -1)
     logs = np.log(np.maximum(frequency, 1))
@@ -99,10 +99,10 @@ def match_frequency(
         n, k = len(free), len(mine)
         if k > n:
             return None
-        wanted = np.sort(logs[mine] + rng.normal(0, JITTER, k))
-        above = np.searchsorted(logs[free], wanted).clip(max=n - 1)
+        target = np.sort(logs[mine] + rng.normal(0, JITTER, k))
+        above = np.searchsorted(logs[free], target).clip(max=n - 1)
         below = (above - 1).clip(min=0)
-        place = np.where(wanted - logs[free[below]] < logs[free[above]] - wanted, below, above)
+        place = np.where(target - logs[free[below]] < logs[free[above]] - target, below, above)
         steps = np.arange(k)  # strictly increasing places, within 0..n - 1: no latent twice
         place = np.minimum(np.maximum.accumulate(place - steps) + steps, n - k + steps)
         drawn[c, :k] = free[place]
@@ -110,9 +110,9 @@ def match_frequency(
 
 
 def split_halves(labels: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two halves of the images with a label >= 0, each class cut in two by a seeded permutation; positions ascending.
+    """Two halves of the images with a label >= 0: each class is cut in two by a seeded permutation. Positions ascend.
 
-    Of an odd class the second half, which is judged, gets the image more.
+    If a class has an odd number of images, the second half, which is judged, gets the extra image.
     """
     rng = np.random.Generator(np.random.Philox(seed))
     first, second = [], []
@@ -124,10 +124,10 @@ def split_halves(labels: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.in
 
 
 def image_names(images: pa.Table, artifacts: Sequence[Artifact]) -> NDArray[np.object_]:
-    """[I] "source/uri": what tells whether two tables speak of the same image.
+    """[I] "source/uri", which is the same in two tables exactly for the same image.
 
     Args:
-        artifacts: the stores whose images the table lists one after another, or the codes of them.
+        artifacts: the stores whose images the table lists one after another, or the codes made from them.
     """
     sources = [
         str(artifact.parent_path(name))
@@ -141,10 +141,10 @@ def image_names(images: pa.Table, artifacts: Sequence[Artifact]) -> NDArray[np.o
 
 
 def check_disjoint(chosen: NDArray[np.object_], judged: NDArray[np.object_]) -> None:
-    """Raise SettingsError when an image that latents are chosen on is judged too. Takes `image_names`."""
+    """Raise SettingsError if latents are chosen on an image that is also judged. Takes `image_names`."""
     both = set(chosen) & set(judged)
     if both:
         raise SettingsError(
-            f"{len(both):,} images are both chosen on and judged, e.g. {min(both)}. "
-            "Keep them apart with --where and --chosen-where, or give codes of other images with --chosen-on."
+            f"{len(both):,} images are used both to choose latents and to judge them, e.g. {min(both)}. "
+            "Separate them with --where and --chosen-where, or give codes of other images with --chosen-on."
         )

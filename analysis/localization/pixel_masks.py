@@ -1,7 +1,7 @@
 """Pixel masks beside images: which pixels, as the model saw them, carry which concept.
 
 In: codes, the PNG masks that lie beside the images, and a legend that says what their numbers mean. Out: `PixelMasks`.
-Memory: a byte a pixel of every image with a mask.
+Memory: one byte per pixel of every image with a mask.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ NO_CONCEPT = (0, 255)
 
 @dataclass(frozen=True)
 class PixelMasks:
-    """Masks of some images.
+    """The pixel masks of some images.
 
     Attributes:
-        names: the concepts, C of them.
+        names: the C concepts.
         images: [M] stored positions, ascending.
-        numbers: [M, H, W] uint8, cut to what the model saw.
-        carriers: [M, 256, C], or [1, 256, C] where a number means the same in all: which numbers carry a concept.
+        numbers: [M, H, W] uint8, cropped to what the model saw.
+        carriers: which numbers carry a concept, [M, 256, C], or [1, 256, C] if they mean the same in all images.
     """
 
     names: tuple[str, ...]
@@ -68,7 +68,7 @@ class PixelMasks:
         return np.asarray(carries[np.arange(len(self.images))[:, None], middle])
 
     def take(self, which: NDArray[np.int64]) -> "PixelMasks":
-        """Of some of the images."""
+        """The masks of some of the images."""
         carriers = self.carriers if len(self.carriers) == 1 else self.carriers[which]
         return replace(self, images=self.images[which], numbers=self.numbers[which], carriers=carriers)
 
@@ -80,7 +80,7 @@ class PixelMasks:
         return content.hexdigest()[:16]
 
     def _patches(self, grid: tuple[int, int]) -> NDArray[np.int64]:
-        """[M, P, pixels of a patch]; pixels beyond the last whole patch are not seen by the model."""
+        """[M, P, pixels of a patch]; the model does not see pixels beyond the last whole patch."""
         high, wide = self.numbers.shape[1] // grid[0], self.numbers.shape[2] // grid[1]
         seen = self.numbers[:, : high * grid[0], : wide * grid[1]].reshape(-1, grid[0], high, grid[1], wide)
         return seen.transpose(0, 1, 3, 2, 4).reshape(len(seen), grid[0] * grid[1], -1).astype(np.int64)
@@ -96,18 +96,19 @@ def read_masks(
     where: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PixelMasks:
-    """Read the masks of all images that have one.
+    """Read the pixel masks of all images that have one.
 
     Args:
-        masks: the folder of the masks; by default what `extract --masks` recorded, or the source's own.
-        legend: CSV or Parquet that says what the numbers mean: columns `number` and `name`; or `uri` and one column a
-            concept, listing the numbers that carry it in that image. Without it all but 0 and 255 are concepts.
-        images, store: where the images or the activation store lie, if they moved.
-        where: only these images.
+        masks: the folder of the masks; by default the one that `extract --masks` recorded, or the source's own.
+        legend: CSV or Parquet file that explains the numbers. It has columns `number` and `name`; or `uri` and one
+            column per concept, listing the numbers that carry the concept in that image. Without a legend every number
+            but 0 and 255 is a concept.
+        images, store: where the images or the activation store lie, if they have moved.
+        where: read only these images.
 
     Raises:
-        SettingsError: no masks, no legend of that form, masks of several sizes, codes of CLS only, or one place for
-            masks of several stores whose images share names.
+        SettingsError: no masks, a legend of another form, masks of several sizes, codes of CLS only, or one folder for
+            the masks of several stores whose images share names.
         ImageSourceError: a mask that cannot be read. ParentMismatchError: another store.
     """
     check_patches(codes)
@@ -117,30 +118,32 @@ def read_masks(
     sources = {n: _find_source(codes, masks, images, store, n) for n in sorted(set(stores.tolist()))}
     if masks or images:
         _check_names(uris, "--masks or --images")
-    found: dict[int, NDArray[np.uint8]] = {}
+    by_image: dict[int, NDArray[np.uint8]] = {}
     for done, (image, uri, n) in enumerate(zip(chosen.tolist(), uris, stores.tolist(), strict=True), start=1):
         mask = sources[n].read_mask(uri)
         if mask is not None:
-            found[image] = resize_mask(mask, preprocess)
+            by_image[image] = resize_mask(mask, preprocess)
         if on_progress:
             on_progress(done, len(uris))
-    if not found:
-        raise SettingsError(f"None of the {len(uris):,} images has a mask. Say with --masks where the masks are.")
-    numbers, positions = np.stack(list(found.values())), np.array(list(found))
+    if not by_image:
+        raise SettingsError(f"None of the {len(uris):,} images has a mask. Give the folder of the masks with --masks.")
+    numbers, positions = np.stack(list(by_image.values())), np.array(list(by_image))
     if legend is None:
         present = [number for number in np.unique(numbers).tolist() if number not in NO_CONCEPT]
         names, carriers = tuple(map(str, present)), _carriers_of_numbers(present)
     else:
         names, carriers = _read_legend(Path(legend), codes.images["uri"].take(positions).to_pylist())
     if not names:
-        raise SettingsError("The masks hold no concept: only 0 (background) and 255 (void).")
+        raise SettingsError(
+            "The masks hold only 0 (background) and 255 (void), and no concept. Name these in a --legend."
+        )
     return PixelMasks(names, positions, numbers, carriers)
 
 
 def _find_source(
     codes: CodeStore, masks: str | Path | None, images: str | Path | None, store: str | Path | None, number: int
 ) -> ImageSource:
-    """What reads the masks of one store's images; these need not be there where a folder of masks is given."""
+    """The reader of the masks of one store's images. The images may be missing if a folder of masks is given."""
     folder = find_images(codes, images=images, store=store, number=number)
     if masks is None:
         name = f"store {number + 1}" if number else "store"
@@ -152,16 +155,16 @@ def _find_source(
     if folder is not None:
         return open_source(folder, masks=masks)
     if masks is None:
-        raise SettingsError("Neither masks nor images are where they were. Give --masks, --images or --store.")
+        raise SettingsError("Neither the masks nor the images are where they were. Give --masks, --images or --store.")
     return ImageFolder(masks, masks=masks)
 
 
 def _check_names(uris: list[str], what: str) -> None:
-    """Codes of several stores may hold two images of one name, which what lies in one place cannot tell apart."""
+    """Raise SettingsError for equal names: codes of several stores may hold two images of one name."""
     if len(set(uris)) < len(uris):
         raise SettingsError(
-            f"Images of several stores share names, so {what} cannot tell whose masks are meant. "
-            'Ask about one store: --where "store == 0".'
+            f"Images of several stores share names, so {what} cannot tell their masks apart. "
+            'Select one store with --where "store == 0".'
         )
 
 
@@ -180,21 +183,26 @@ def _read_legend(path: Path, uris: list[str]) -> tuple[tuple[str, ...], NDArray[
     if "number" in names and "name" in names:
         numbers: list[Any] = table["number"].to_pylist()
         if not all(isinstance(number, int) and 0 <= number <= 255 for number in numbers):
-            raise SettingsError(f"{path.name}: a mask's numbers lie in 0..255.")
+            raise SettingsError(
+                f"{path.name} has a number that is no integer in 0..255. Mask files hold 8-bit numbers."
+            )
         if len(set(numbers)) != len(numbers):
-            raise SettingsError(f"{path.name} names a number twice.")
+            raise SettingsError(f"{path.name} lists a number twice. Expected one row per number.")
         return tuple(map(str, table["name"].to_pylist())), _carriers_of_numbers(numbers)
     concepts = tuple(name for name in names if pa.types.is_list(table.schema.field(name).type))
     if "uri" not in names or not concepts:
         raise SettingsError(
-            f"{path.name} is no legend. Expected columns number and name, or uri and lists of numbers a concept; "
+            f"{path.name} is not a legend. Expected columns number and name, or uri and a list of numbers per concept; "
             f"its columns are {', '.join(names)}."
         )
     _check_names(uris, path.name)
     row_of = {uri: row for row, uri in enumerate(table["uri"].to_pylist())}
     missing = [uri for uri in uris if uri not in row_of]
     if missing:
-        raise SettingsError(f"{path.name} has no row for {len(missing):,} images with a mask, such as {missing[0]}.")
+        raise SettingsError(
+            f"{path.name} has no row for {len(missing):,} images with a mask, such as {missing[0]}. "
+            "Add these rows, or select other images with --where."
+        )
     rows = pa.array([row_of[uri] for uri in uris])
     carriers = np.zeros((len(uris), 256, len(concepts)), dtype=bool)
     for c, name in enumerate(concepts):

@@ -1,10 +1,10 @@
-"""Which known concepts did the SAE find? Codes of images with ground truth in, a judged latent per concept out.
+"""Which known concepts did the SAE find? Codes of images with ground truth in, the best latent per concept out.
 
-For each concept the latent with the best AUROC is chosen on one set of images, and a threshold for its heat map with
-it; both are judged on another set. numpy only.
+For each concept, the latent with the best AUROC and a threshold for its heat map are chosen on one set of images and
+judged on another. numpy only.
 
-AUROC: of an image's score, the latent's maximum over the image's patches, against the presence of the concept.
-IoU: analysis/localization/scores.py.
+AUROC: an image is scored by the latent's maximum over its patches, against the presence of the concept.
+IoU: see scores.py.
 """
 
 from collections.abc import Callable
@@ -45,22 +45,22 @@ class Recovered:
 
 
 def recover_concepts(names: tuple[str, ...], choose: Labeled, judge: Labeled) -> list[Recovered]:
-    """The best latent of each concept, and how well it does on images that took no part in choosing it."""
+    """The best latent of each concept, and its scores on images that took no part in choosing it."""
     chosen = auroc_table(patch_scores(choose.codes), choose.present)
     judged = auroc_table(patch_scores(judge.codes), judge.present)
-    found = []
+    recovered = []
     for concept, name in enumerate(names):
         latent = int(np.nanargmax(chosen[:, concept]))
         images = np.flatnonzero(choose.present[:, concept])[:N_MASKS]
         threshold = choose_threshold(choose.codes, latent, images, choose.masks(images, concept))
         images = np.flatnonzero(judge.present[:, concept])
         iou = mean_iou(judge.codes, latent, images, judge.masks(images, concept), threshold)
-        found.append(Recovered(name, latent, float(judged[latent, concept]), iou, float(chosen[latent, concept])))
-    return found
+        recovered.append(Recovered(name, latent, float(judged[latent, concept]), iou, float(chosen[latent, concept])))
+    return recovered
 
 
 def patch_scores(codes: CodeStore) -> NDArray[np.float32]:
-    """Maximum over patches of each latent on each image, [F, I] dense: for small labeled sets only."""
+    """Maximum over patches of each latent on each image, dense [F, I], so for small labeled sets only."""
     scores = np.zeros((codes.n_latents, codes.n_images), dtype=np.float32)
     for number in range(codes.n_shards):
         shard = codes.read_shard(number)
@@ -74,7 +74,7 @@ def patch_scores(codes: CodeStore) -> NDArray[np.float32]:
 def auroc_table(scores: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float64]:
     """AUROC of every row of scores [F, I] against every concept [I, C]: [F, C]; ties count half.
 
-    U / (n_pos n_neg) with U from average ranks (Mann-Whitney). NaN for a concept that is always or never present.
+    U / (n_pos n_neg) with U from average ranks (Mann-Whitney). NaN for a concept that is in all images or in none.
     """
     n_images = scores.shape[1]
     positives = present.sum(0).astype(np.float64)

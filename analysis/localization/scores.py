@@ -1,12 +1,12 @@
-"""How well does a latent say where a concept is? Codes and pixel masks in, AP, pointing game and IoU out.
+"""How well does a latent localize a concept? Codes and pixel masks in, AP, pointing game and IoU out.
 
-AP: average precision of all pixels of all images with masks, a pixel scored by its patch's activation: the sum over
-thresholds of precision times the step of recall (as scikit-learn's average_precision_score, equal scores being one
-step). Exact, and computed from the share of each patch that carries the concept.
+AP: average precision over all pixels of all images with masks, where a pixel is scored by its patch's activation: the
+sum over thresholds of precision times the step of recall (as scikit-learn's average_precision_score, where equal scores
+are one step). It is exact, and computed from the share of each patch that carries the concept.
 Pointing game (Zhang et al. 2016): the share of images with the concept in which the pixel in the middle of the
 latent's strongest patch carries it; an image on which the latent is silent is a miss.
-IoU: of the heat map, upsampled bilinearly to pixels and cut at a threshold, with the mask; the mean over the images
-that contain the concept (as in network dissection, Bau et al. 2017, but image by image).
+IoU: intersection over union of the mask and the heat map, which is upsampled bilinearly and cut at a threshold; the
+mean over the images that contain the concept (as in network dissection, Bau et al. 2017, but image by image).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,14 +29,14 @@ CUTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 """Candidate thresholds, as shares of the latent's maximum over the choosing images."""
 
 N_MASKS = 200
-"""Images a concept's threshold is chosen on; more do not change it."""
+"""Images on which the threshold of a concept is chosen; more do not change it."""
 
 BLOCK_CELLS = 16_000_000
-"""Entries of a block of latents times concepts."""
+"""Number of entries in a block of latents times concepts."""
 
 
 class Localization(NamedTuple):
-    """A row a latent, a column a concept; NaN for a concept that no image has."""
+    """A row per latent, a column per concept; NaN for a concept that no image has."""
 
     ap: NDArray[np.float64]  # [L, C]
     pointing: NDArray[np.float64]  # [L, C]
@@ -117,14 +117,14 @@ def localize(
 
 
 def _first_halves(stores: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[M]: which images are of the first half of their store's, from the store of each, ascending."""
+    """[M]: which images lie in the first half of their store's images, given the store of each, ascending."""
     starts = np.searchsorted(stores, stores)
     sizes = np.searchsorted(stores, stores, side="right") - starts
     return np.asarray(np.arange(len(stores)) - starts < sizes // 2)
 
 
 def score_latents(codes: CodeStore, masks: PixelMasks, *, latents: Sequence[int] | None = None) -> Localization:
-    """AP and pointing game of latents (all: None) for every concept, a block of latents at a time."""
+    """AP and pointing game of latents (None: all) for every concept, one block of latents at a time."""
     coverage, centers = masks.coverage(codes.grid), masks.centers(codes.grid)
     if latents is None:
         pieces = cut_latents(codes, max(1, BLOCK_CELLS // len(masks.names)))
@@ -182,8 +182,8 @@ def average_precision(
 
     Args:
         latent, value: [n] patches a latent fires on.
-        share: [n, C] what part of that patch carries each concept.
-        coverage: [M, P, C] the same of all patches; where a latent has no entry it scores 0.
+        share: [n, C] share of that patch that carries each concept.
+        coverage: [M, P, C] the same for all patches; a patch without an entry scores 0.
     """
     n_patches = coverage.shape[0] * coverage.shape[1]
     mass = coverage.sum((0, 1), dtype=np.float64)  # [C] of the concept, in patches
@@ -191,11 +191,11 @@ def average_precision(
     if len(latent):
         order = np.lexsort((-value, latent))
         latent, value = latent[order], value[order]
-        first = np.flatnonzero(np.diff(latent, prepend=-1))  # where a latent begins
+        first = np.flatnonzero(np.diff(latent, prepend=-1))  # where the entries of a latent begin
         end = np.flatnonzero(np.append((np.diff(latent) != 0) | (np.diff(value) != 0), True))  # where a step ends
         found = np.cumsum(share[order], axis=0, dtype=np.float64)
         owner = np.searchsorted(first, end, side="right") - 1
-        before = np.where((first > 0)[:, None], found[first - 1], 0.0)  # of earlier latents
+        before = np.where((first > 0)[:, None], found[first - 1], 0.0)  # belongs to earlier latents
         hit = found[end] - before[owner]  # [steps, C]
         size = end + 1 - first[owner]
         begins = np.diff(owner, prepend=-1) != 0
@@ -213,7 +213,7 @@ def average_precision(
 
 
 def choose_threshold(codes: CodeStore, latent: int, images: NDArray[np.int64], masks: NDArray[np.bool_]) -> float:
-    """The cut of a latent's heat maps, among shares of their maximum, with the best mean IoU.
+    """The threshold for a latent's heat maps, among shares of their maximum, that gives the best mean IoU.
 
     Args:
         images: [n] stored positions. masks: [n, H, W] the concept's pixels in them.

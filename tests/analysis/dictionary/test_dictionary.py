@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, nnls
 
@@ -41,6 +41,7 @@ def plain_pursuit(x: np.ndarray, dictionary: np.ndarray, k: int) -> np.ndarray:
 
 
 @settings(max_examples=25, deadline=None)
+@example(seed=9945, n_latents=13, k=6)  # latents so similar that 200 sweeps of coordinate descent do not suffice
 @given(seed=st.integers(0, 10_000), n_latents=st.integers(3, 40), k=st.integers(0, 6))
 def test_the_pursuit_is_that_of_a_plain_loop_with_scipys_nnls(seed: int, n_latents: int, k: int) -> None:
     rng = np.random.default_rng(seed)

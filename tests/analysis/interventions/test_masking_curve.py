@@ -173,8 +173,12 @@ def test_bad_input_is_told_what_to_do(
         (SettingsError, r"0\.\.63, got 64", {"config": MaskingConfig(latents=(64,))}),
         (SettingsError, "names a latent twice", {"config": MaskingConfig(latents=(6, 6))}),
         (SettingsError, "--k must be at least 1", {"config": MaskingConfig(k=(0,))}),
-        (SettingsError, "both chosen on and judged", {"chosen_on": codes}),
-        (SettingsError, "both chosen on and judged", {"config": MaskingConfig(chosen_where="label >= 0")}),
+        (SettingsError, "both to choose latents and to judge them", {"chosen_on": codes}),
+        (
+            SettingsError,
+            "both to choose latents and to judge them",
+            {"config": MaskingConfig(chosen_where="label >= 0")},
+        ),
         (
             SettingsError,
             "no image of class0, class1, class2 to choose",

@@ -136,7 +136,7 @@ def legend_file(folder: Path, table: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"a": [1]}, ["no legend", "number and name"]),
+        ({"a": [1]}, ["not a legend", "number and name"]),
         ({"number": [1, 1], "name": ["x", "y"]}, ["twice"]),
         ({"number": [300], "name": ["x"]}, ["0..255"]),
         ({"uri": ["z"], "sky": [[1]]}, ["no row for"]),

@@ -19,7 +19,9 @@ from analysis import (
     analyze,
     delete_latents,
     evaluate_fidelity,
+    inspect_dictionaries,
     learn_rules,
+    localize,
     mask_latents,
     measure_steerability,
     query_image,
@@ -115,3 +117,22 @@ def test_queries_show_names(
     other = encode(middle_run, middle_store, tmp_path / "other.codes")
     with pytest.raises(ParentMismatchError, match="made from codes"):
         add_names(answer, other, concepts)
+
+
+def test_dictionaries_places_and_prompts_are_shown(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[2] / "golden" / "pipeline"
+    inspected = inspect_dictionaries(golden / "runs", golden / "a.acts", tmp_path / "i.json", n_tokens=20)
+    localized = localize(CodeStore.open(golden / "a.codes"), tmp_path / "l.json")
+    results = [tmp_path / "i.json", tmp_path / "l.json", golden / "a.prompts"]
+    page = write_report(golden / "a.concepts", tmp_path / "r.html", results=results).read_text()
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles[-4:-1] == ["Dictionaries", "Localization", "Adaptation by maple"]
+    dictionaries, places = (page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0] for title in titles[-4:-2])
+    for run in inspected.runs:
+        assert f"<td>{run.gap.gap:.4f}</td>" in dictionaries
+    assert f"mean cosine {inspected.matchings[0].mean_cosine:.3f}" in dictionaries
+    for concept in localized.concepts:
+        assert f"<td>{concept.latent}</td><td>{concept.ap:.3f}</td>" in places
+    adaptation = page.split("<h2>Adaptation by maple</h2>")[1].split("<h2>")[0]
+    assert "zero-shot accuracy" in adaptation
+    assert adaptation.count("<tr>") > 1
