@@ -38,7 +38,10 @@ def model(tiny_model: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (checkpoint_tensors("maple", width=768, text=512, embed=512, n=2, depth=2), "768 wide, tiny.json's is 32"),
+        (
+            checkpoint_tensors("maple", width=768, text=512, embed=512, n=2, depth=2),
+            "768 wide, that of tiny.json is 32",
+        ),
         ({n: v for n, v in MAPLE.items() if n != "prompt_learner.proj.bias"}, "prompt_learner.proj.bias is missing"),
         ({"adapter.fc.0.weight": torch.zeros(4, 16)}, "are no prompts (adapter.fc.0.weight"),
         (MAPLE | {"adapter.fc.0.weight": torch.zeros(4, 16)}, "adapter.fc.0.weight are neither prompts nor weights"),

@@ -153,10 +153,10 @@ def begin_artifact(
     if not (path.is_dir() and any(path.iterdir())):
         with storage_errors(path):
             _create(path, body, prepare)
-    found = open_artifact(path, kind)
-    if found.id != identity:
-        raise SettingsError(_differences(found, settings, relative))
-    return found
+    artifact = open_artifact(path, kind)
+    if artifact.id != identity:
+        raise SettingsError(_differences(artifact, settings, relative))
+    return artifact
 
 
 def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]) -> None:
@@ -233,8 +233,8 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
             raise
         raise CorruptError(f"{path / ARTIFACT_FILE} has a missing or malformed field: {error}. {_REMAKE}") from error
     if kind is not None and artifact.kind != kind:
-        found = _NAMES.get(artifact.kind, f"a {artifact.kind} artifact")
-        raise SchemaError(f"{path} is {found}. Expected {wanted}; check the order of the arguments.")
+        actual = _NAMES.get(artifact.kind, f"a {artifact.kind} artifact")
+        raise SchemaError(f"{path} is {actual}. Expected {wanted}; check the order of the arguments.")
     if identity != artifact.id:
         raise CorruptError(
             f"{path / ARTIFACT_FILE} was changed: its fields hash to {identity}, it records {artifact.id}. {_REMAKE}"
@@ -357,8 +357,8 @@ def list_files(path: Path) -> Iterator[str]:
                 yield os.path.normpath(os.path.join(relative, name))
 
 
-def _differences(found: Artifact, settings: Mapping[str, Any], parents: Mapping[str, Parent]) -> str:
-    old = {**_flatten(found.settings), **{f"{n} (parent)": p.id for n, p in found.parents.items()}}
+def _differences(existing: Artifact, settings: Mapping[str, Any], parents: Mapping[str, Parent]) -> str:
+    old = {**_flatten(existing.settings), **{f"{n} (parent)": p.id for n, p in existing.parents.items()}}
     new = {**_flatten(settings), **{f"{n} (parent)": p.id for n, p in parents.items()}}
     rows = [
         f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} asked for"
@@ -366,7 +366,7 @@ def _differences(found: Artifact, settings: Mapping[str, Any], parents: Mapping[
         if old.get(name) != new.get(name)
     ]
     return (
-        f"{found.path} was made with other settings ({'; '.join(rows)}). "
+        f"{existing.path} was made with other settings ({'; '.join(rows)}). "
         "Choose another path, or pass --overwrite to replace it."
     )
 

@@ -64,11 +64,11 @@ class Scene:
 
     def carriers(self) -> dict[str, list[int]]:
         """Concept -> numbers in the object map that have it (0 is the background)."""
-        found = {f"background:{self.background}": [0]}
+        numbers = {f"background:{self.background}": [0]}
         for number, thing in enumerate(self.objects, start=1):
             for concept in thing.concepts():
-                found.setdefault(concept, []).append(number)
-        return found
+                numbers.setdefault(concept, []).append(number)
+        return numbers
 
     @property
     def label(self) -> str:

@@ -62,7 +62,7 @@ def extract(
 
     Raises:
         ImageSourceError, ModelError, SettingsError, NonFiniteError, StorageError: what is committed stays.
-        IncompleteError: this worker is done, others are not; whoever finishes last seals the store.
+        IncompleteError: this worker is done, others are not; the last one to finish seals the store.
     """
     if on_error not in ON_ERROR:
         raise SettingsError(f"--on-error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")

@@ -1,4 +1,4 @@
-"""plain_forward: the oracle of a store's values, made of open_clip and PIL alone."""
+"""plain_forward: the reference for a store's values, computed with open_clip and PIL alone."""
 
 import json
 from collections.abc import Callable, Sequence

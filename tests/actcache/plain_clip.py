@@ -1,4 +1,4 @@
-"""CLIP with prompts once more, from the formulas alone: plain tensor products on a state dict, all 77 tokens.
+"""An independent CLIP with prompts, written from the formulas alone: tensor products on a state dict, all 77 tokens.
 
 And original checkpoints of every method, built from the documented key layout with random tensors.
 """
@@ -59,7 +59,7 @@ def image_forward(
 def text_forward(
     s: State, tokens: Tensor, x: Tensor, deep: Sequence[Tensor], *, head_width: int, quick: bool
 ) -> Tensor:
-    """Embeddings [C, E] of token embeddings x [C, 77, W] that hold the first prompts already."""
+    """Embeddings [C, E] of token embeddings x [C, 77, W] that already contain the first prompts."""
     length = x.shape[1]
     x = x + s["positional_embedding"]
     mask = torch.full((length, length), float("-inf")).triu(1)
@@ -113,7 +113,7 @@ METHODS = ("coop", "cocoop", "vpt", "ivlp", "maple")
 
 
 def frozen_tensors(s: State) -> State:
-    """The rest of a whole-model checkpoint: CustomCLIP's names of the CLIP's own weights."""
+    """The rest of a checkpoint of the whole model: the CLIP's weights under CustomCLIP's names."""
     names = {f"image_encoder.{name.removeprefix('visual.')}": name for name in s if name.startswith("visual.")}
     for name in s:
         if name.startswith("transformer.") or name in ("positional_embedding", "text_projection") or "ln_final" in name:

@@ -1,4 +1,4 @@
-"""Stores of a few kilobytes made of plain arrays by the real writer, no model involved; and calls that fail.
+"""Stores of a few kilobytes, written from plain arrays by the real writer without a model; and system calls that fail.
 
 Tests and the processes that they start share it: a store is written in 10 ms, so every fault at every step is tried.
 """
@@ -55,7 +55,7 @@ def make_settings(n_images: int = 40, **other: Any) -> dict[str, Any]:
 
 
 def make_values(fields: dict[str, Any]) -> Values:
-    """[I, T, D] a hook point, the prompt tokens behind the patches."""
+    """[I, T, D] for each hook point, with the prompt tokens after the patches."""
     rng = np.random.default_rng(5)
     n_tokens = 1 + fields["grid"][0] * fields["grid"][1] + fields["n_extra"]
     return {
@@ -82,7 +82,7 @@ def write_store(
     low_bits: int = 0,
     tidy: bool = True,
 ) -> None:
-    """What extraction does with a store, the model left out: begin or find, write what is missing, seal.
+    """What extraction does with a store, without the model: begin or open it, write what is missing, seal it.
 
     Args:
         low_bits: added to the bytes of every value, as another processor or batch size does.
@@ -131,7 +131,7 @@ SYSTEM_CALLS = ("pwrite", "write", "fsync", "link", "replace", "rename", "unlink
 
 @contextmanager
 def watched_calls(act: Callable[[int, str], object]) -> Iterator[None]:
-    """Meanwhile `act(n, name)` is called before the n-th call that changes the disk. fsync itself does nothing.
+    """Within the block, `act(n, name)` is called before the n-th call that changes the disk. fsync does nothing.
 
     Counted are the calls of SYSTEM_CALLS, opening a file to write, writing to it, and pyarrow's writing of a table.
     """
@@ -178,7 +178,7 @@ def watched_calls(act: Callable[[int, str], object]) -> Iterator[None]:
 
 
 class Writers:
-    """Forks writers that a signal meets at a chosen step, from one process that has imported everything."""
+    """Forks writers that receive a signal at a chosen step, from a process that has imported everything."""
 
     def __init__(self) -> None:
         command = [sys.executable, __file__]
@@ -188,12 +188,12 @@ class Writers:
         )
 
     def run(self, path: Path, fields: dict[str, Any], *, at: int, how: str = "SIGKILL", low_bits: int = 0) -> bool:
-        """write_store() that gets a signal just before its `at`-th call. Returns whether it came to its end instead."""
+        """write_store() that gets a signal just before its `at`-th call. Returns whether it finished instead."""
         fields = {"path": str(path), "fields": fields, "at": at, "how": how, "low_bits": low_bits}
         return bool(self._ask(fields))
 
     def go_on(self) -> None:
-        """The writer that SIGSTOP met runs to its end, which must be a good one."""
+        """Continue the writer that was stopped by SIGSTOP; it must finish without an error."""
         assert self._ask({}) is True
 
     def _ask(self, question: dict[str, Any]) -> Any:
@@ -207,7 +207,7 @@ class Writers:
 
 
 def fork_writers() -> None:
-    """The forking process: a question a line on stdin, an answer a line on stdout."""
+    """The forking process: one request per line on stdin, one answer per line on stdout."""
     with tempfile.TemporaryDirectory() as scratch:
         write_store(Path(scratch) / "x.acts", make_settings())  # imports on first use: once, not in every child
     gc.freeze()  # a child's collector would copy every page

@@ -1,4 +1,4 @@
-"""Several workers, one store: each takes its own shards, any number in the next run finishes what is missing."""
+"""Several workers write one store: each takes its own shards, and any number can finish the rest in the next run."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""What all artifacts promise: an identity without place or time, atomic writes, a seal over every file."""
+"""What all artifacts guarantee: an identity without place or time, atomic writes, a seal over every file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The demo: scenes repeat from their seed, the truth is true to the pixel, and the shipped CLIP loads."""
+"""The demo: scenes follow from their seed, the ground truth is right for every pixel, and the shipped CLIP loads."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_a_scene_repeats_and_does_not_depend_on_others() -> None:
 
 
 def test_the_object_map_agrees_with_the_pixels() -> None:
-    """A solid object's pixels are its color, within lighting and noise; objects do not overlap their neighbors away."""
+    """A solid object's pixels are its color, within lighting and noise; no object is hidden by its neighbors."""
     checked = 0
     for index in range(60):
         scene, pixels, objects = render_scene(0, index)

@@ -1,4 +1,4 @@
-"""What is known before extraction: bytes, space, time; and what to do when the source grew."""
+"""What is known before extraction: bytes, space, time; and what to do when the source has grown."""
 
 import shutil
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""repair(): what is damaged is computed again, and only that; the result is the store as it was, byte for byte."""
+"""repair(): only what is damaged is computed again, and the result equals the original store byte for byte."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def all_bytes(store: Path) -> dict[str, bytes]:
 
 
 def identities(store: Path) -> dict[str, tuple[int, int]]:
-    """Which file it is and when it was last written, of every shard and record."""
+    """The inode and modification time of every shard and record."""
     files = [file for file in store.rglob("*") if file.is_file() and ("c" in file.parts or "commits" in file.parts)]
     return {str(f.relative_to(store)): (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
 

@@ -1,4 +1,4 @@
-"""Text embeddings equal open_clip's, classes average their templates, and a store finds both its towers again."""
+"""Text embeddings equal open_clip's, classes average their templates, and both towers of a store can be opened."""
 
 import json
 import shutil

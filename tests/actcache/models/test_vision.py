@@ -1,4 +1,4 @@
-"""The tower taken apart computes what open_clip computes, at every site; what does not fit is refused."""
+"""The tower taken apart computes what open_clip computes, at every site; models that do not fit are refused."""
 
 import copy
 import json
@@ -72,7 +72,7 @@ def test_bfloat16_rounds_the_branches_not_the_stream(
 
 @pytest.fixture(scope="module")
 def every_hook() -> list[HookPoint]:
-    """Of three layers, in the order a forward pass reaches them."""
+    """Hook points of three layers, in the order in which a forward pass reaches them."""
     return [HookPoint(layer, site) for layer in range(3) for site in ("attn_out", "resid_mid", "mlp_out", "resid_post")]
 
 
@@ -101,7 +101,7 @@ BuildTower = Callable[..., VisionTower]
 
 @pytest.fixture
 def build_tower(tmp_path: Path, tiny_model: dict[str, str]) -> BuildTower:
-    """build(vision_cfg fields, **options): a tower of tiny_model's size, nothing left at its ones and zeros."""
+    """build(vision_cfg fields, **options): a tower of tiny_model's size without any parameter left at one or zero."""
 
     def build(fields: dict[str, Any], **options: Any) -> VisionTower:
         config = json.loads(Path(tiny_model["model"]).read_text())

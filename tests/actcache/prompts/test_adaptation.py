@@ -1,4 +1,4 @@
-"""adapt learns from a few images, resumes bit for bit after SIGKILL, and measures as independent code does."""
+"""adapt learns from a few images, resumes bit for bit after SIGKILL, and measures what independent code measures."""
 
 import os
 import shutil
@@ -72,7 +72,7 @@ def test_a_crop_lies_inside_its_image() -> None:
 
 
 def test_crops_are_of_the_published_sizes_and_lie_anywhere() -> None:
-    """Where a crop begins and ends, from the slopes of two ramps and the values in its middle."""
+    """Position of a crop, from the slopes of two ramps and the values in its middle."""
     line = (torch.arange(64.0) + 0.5) / 64
     ramps = torch.stack([line.expand(64, 64), line[:, None].expand(64, 64), torch.zeros(64, 64)])
     found = crop_and_flip(ramps.expand(400, 3, 64, 64), np.random.Generator(np.random.Philox(0)))

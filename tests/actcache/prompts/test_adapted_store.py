@@ -1,4 +1,4 @@
-"""The adapted model's store: same rows, another identity, prompt tokens apart, committed, verified and repaired."""
+"""The adapted model's store: the same rows under another identity, prompt tokens stored separately, verify and repair."""
 
 import shutil
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, method: str, n: int = 3, depth: int = 2) -> Path
 
 
 def save_artifact(path: Path, model_id: str, method: str = "maple") -> Path:
-    """As `adapt` leaves one."""
+    """Write an artifact as `adapt` does."""
     settings = {"method": method, "model_id": model_id, "template": "a photo of a {}.", "position": "end"}
     artifact = begin_artifact(
         path, "prompts", settings=settings, parents={}, provenance={}, prepare=lambda folder: None
@@ -53,7 +53,7 @@ def save_artifact(path: Path, model_id: str, method: str = "maple") -> Path:
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]) -> Path:
-    """tiny_store once more, by a MaPLe of three prompts that reach block 1. Read-only."""
+    """Like tiny_store, but by a MaPLe model with three prompts up to block 1. Read-only."""
     folder = tmp_path_factory.mktemp("adapted")
     save_checkpoint(folder / "model.pth.tar-1", "maple")
     options: dict[str, Any] = {"layers": [2, 0], "shard_images": 16, "precision": "float32"}

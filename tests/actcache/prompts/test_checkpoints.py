@@ -1,4 +1,4 @@
-"""Original checkpoints, built from the documented key layout: read at full size, written back, refused."""
+"""Original checkpoints, built from the documented layout of keys, are read, written back, and refused if they do not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def clip(tiny_model: dict[str, str]) -> Clip:
 
 @pytest.fixture(scope="module")
 def full_clip() -> Clip:
-    """ViT-B/16 as OpenAI's, with random weights that float16 holds, as theirs are."""
+    """OpenAI's ViT-B/16 architecture with random weights that float16 represents exactly, as in the original."""
     loaded = load_clip("ViT-B-16-quickgelu", "random:0")
     with torch.no_grad():
         for value in loaded.module.parameters():

@@ -1,4 +1,4 @@
-"""Prompts in both towers equal a plain forward written from the formulas, for every method."""
+"""The forward pass with prompts equals one written from the formulas, for both towers and every method."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ HOW = {"head_width": 16, "quick": False}
 
 @pytest.fixture(scope="module")
 def clip(tiny_model: dict[str, str]) -> Clip:
-    """Three blocks in the image tower; two in the text tower, so that deep prompts have somewhere to go."""
+    """Three blocks in the image tower; two in the text tower, so that there are blocks for deep prompts."""
     import json
     from pathlib import Path
     from tempfile import TemporaryDirectory
@@ -41,7 +41,7 @@ def make(method: str, n: int = 2, depth: int = 3, **other: Any) -> Prompts:
 
 
 def texts_of(method: str, n: int) -> list[str]:
-    """As the original code spells them."""
+    """The names in the original code."""
     keeps = method in ("vpt", "cocoop") or (method in ("ivlp", "maple") and n <= 4)
     prefix = "a photo of a" if keeps else " ".join(["X"] * n)
     return [f"{prefix} {name}." for name in NAMES]

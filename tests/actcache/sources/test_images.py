@@ -192,7 +192,7 @@ def test_masks_keep_their_numbers(tmp_path: Path, bits: int, palette: bool) -> N
 
 
 def encode_png(values: NDArray[np.uint16], bits: int, palette: bool) -> bytes:
-    """A PNG by its specification, [H, W], since PIL does not write 2 and 4 bits of gray."""
+    """A PNG [H, W] written from its specification, since PIL does not write 2 and 4 bits of gray."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,4 +1,4 @@
-"""Sources: whatever images come in, every one is planned exactly once, in an order of names alone, and read back."""
+"""Sources: every image is planned exactly once, in an order that depends on names alone, and can be read."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def rows_of(source: ImageSource, **options: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Four images in two folders, each of its own color."""
+    """Four images in two folders, each in a different color."""
     for i, name in enumerate(("a/0.png", "a/1.png", "b/2.png", "b/3.png")):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(png(i))
@@ -577,7 +577,7 @@ def test_masks_of_tars_lie_by_member_or_by_tar_and_member(tmp_path: Path) -> Non
 
 @pytest.fixture
 def make_dataset() -> Callable[..., Any]:
-    """A Dataset of `n` images with a class, a score and a list, out of encoded bytes."""
+    """A Dataset of `n` images with a class, a score and a list, from encoded bytes."""
     datasets = pytest.importorskip("datasets")
 
     def make(n: int, first: int = 0, **features: Any) -> Any:

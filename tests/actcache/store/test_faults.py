@@ -47,7 +47,7 @@ def writers() -> Iterator[Writers]:
 
 @pytest.fixture
 def tmp_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """In memory where there is such a place: thousands of stores are written, and none needs to last."""
+    """In memory if possible: thousands of stores are written, and none has to last."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         monkeypatch.setattr(os, "fsync", lambda fd: None)
@@ -57,7 +57,7 @@ def tmp_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of the store that nothing happened to."""
+    """Every file of an undisturbed store."""
     return uninterrupted(tmp_path_factory.mktemp("whole"), FIELDS)
 
 
@@ -76,7 +76,7 @@ def count_steps(folder: Path, fields: dict[str, Any]) -> int:
 
 
 def assert_refused_or_whole(path: Path, fields: dict[str, Any], values: Values) -> int:
-    """An unfinished store is never read; returns the shards it lacks (all and one more where it does not exist)."""
+    """An unfinished store is never read. Returns the number of missing shards (all plus one without a store)."""
     try:
         opened = ActivationStore.open(path)
     except ArtifactNotFoundError:
@@ -92,7 +92,7 @@ def assert_refused_or_whole(path: Path, fields: dict[str, Any], values: Values) 
 
 
 def assert_consistent(path: Path) -> dict[str, np.ndarray]:
-    """The store is whole, and its statistics are those of the bytes that are there. Returns what it holds."""
+    """Check that the store is complete and its statistics match its values. Returns its contents."""
     assert verify(path).ok
     store = ActivationStore.open(path)
     values = {}
@@ -157,7 +157,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 def test_a_temporary_name_that_is_linked_to_a_committed_file_is_not_written_to(
     tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    """As a process of our own number leaves it that is killed between naming a file and forgetting its other name."""
+    """Leftovers of a process with our number that was killed between linking a file and unlinking its other name."""
     path = tmp_path / "x.acts"
     write_store(path, FIELDS, n_shards=0)
     for name in (*SHARDS, "commits/000000.json"):
@@ -172,7 +172,7 @@ def test_a_temporary_name_that_is_linked_to_a_committed_file_is_not_written_to(
 def test_all_that_a_record_speaks_of_is_flushed_before_the_record_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a power cut spares: contents that were flushed, under names that were flushed since they were given."""
+    """What survives a power cut: flushed contents under flushed names."""
     unsafe: set[str] = set()  # contents and names that a power cut would take
     at_record: list[set[str]] = []
     plain = {name: getattr(os, name) for name in ("pwrite", "link", "mkdir")}
@@ -266,7 +266,7 @@ def test_a_disk_that_stays_full_commits_nothing(tmp_path: Path, expected: dict[s
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 @pytest.mark.parametrize("kept", [("patches",), ("cls",), ("patches", "cls")])
 def test_files_without_a_record_are_described_as_they_are(tmp_path: Path, codec: str, kept: tuple[str, ...]) -> None:
-    """A writer that died between file and record, on a machine whose low bits are others."""
+    """A writer that died between file and record, on a machine that computes different low bits."""
     fields = make_settings(codec=codec)
     path, failed = tmp_path / "x.acts", {3: "truncated", 35: "no image"}
     write_store(path, fields, low_bits=1, failed=failed)
@@ -295,7 +295,7 @@ def shifted(fields: dict[str, Any], low_bits: int, failed: Any = ()) -> np.ndarr
 
 
 def test_an_image_that_only_the_dead_writer_could_not_read_stays_marked(tmp_path: Path) -> None:
-    """Its rows are zeros on disk; the second writer, which could read it, must not call them activations."""
+    """A failed image has rows of zeros on disk; a second writer that can read it must not use them as activations."""
     path = tmp_path / "x.acts"
     write_store(path, FIELDS, failed={3: "timed out"})
     for name in ("manifest.json", "commits/000000.json"):
@@ -340,7 +340,7 @@ def test_a_torn_file_without_a_record_is_never_recorded(tmp_path: Path, codec: s
 def test_two_writers_of_the_same_shards_end_with_one_whole_store(
     tmp_path: Path, writers: Writers, expected: dict[str, bytes], low_bits: int
 ) -> None:
-    """One is stopped before its n-th call, for every n, while the other runs to its end; then it goes on."""
+    """One writer is stopped before its n-th call, for every n, while the other finishes; then the first continues."""
     choices, truths = set(), (shifted(FIELDS, 1), shifted(FIELDS, 0))
     for step in itertools.count(1):
         path = tmp_path / f"{step}.acts"
@@ -391,7 +391,7 @@ def test_no_clock_is_asked(
 
 
 def torn(data: bytes) -> Iterator[bytes]:
-    """Cut at every 97th byte, and every 89th byte flipped."""
+    """Truncate at every 97th byte, and flip every 89th byte."""
     for end in range(0, len(data), 97):
         yield data[:end]
     for position in range(0, len(data), 89):

@@ -140,7 +140,7 @@ def test_the_zarr_group_is_as_the_page_says(tiny_store: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny_store", "long_shards"])
 def test_a_raw_shard_is_read_by_arithmetic_alone(name: str, request: pytest.FixtureRequest) -> None:
-    """Every value of an array from chunk offsets; the index at the end says the same and is right by its checksum."""
+    """Every value of an array, read by chunk offsets; the index and its checksum at the end agree."""
     store: Path = request.getfixturevalue(name)
     s = read(store / "artifact.json")["settings"]
     (rows, columns), chunk, d_model = s["grid"], s["chunk_images"], s["d_model"]

@@ -1,4 +1,4 @@
-"""Stores of every schema there ever was are opened, read and verified by the code of today. See tests/golden/README.md.
+"""The current code opens, reads and verifies stores of every schema so far. See tests/golden/README.md.
 
 What is expected is written here a second time, apart from the script that made the stores.
 """
@@ -150,7 +150,7 @@ def test_it_is_whole(golden: Path) -> None:
 
 
 def test_a_changed_byte_is_found(golden: Path, tmp_path: Path) -> None:
-    """That it verifies says something only if it could fail to."""
+    """Verification means something only if it can fail."""
     copy = shutil.copytree(golden, tmp_path / "tiny.acts")
     shard = copy / "activations.zarr" / "blocks.2.hook_resid_post" / "patches" / "c" / "1" / "0" / "0"
     data = bytearray(shard.read_bytes())
@@ -172,7 +172,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def test_the_script_still_makes_it(tmp_path: Path) -> None:
-    """The format has not drifted from the golden store: shards and records made now are its own, byte by byte."""
+    """The format has not changed: shards and records made now equal those of the golden store byte for byte."""
     golden = GOLDEN / f"schema-{SCHEMA}" / "tiny.acts"
     runpy.run_path(str(GOLDEN / "make.py"))["write_golden"](tmp_path / "tiny.acts")
     kept, made = files_of(golden), files_of(tmp_path / "tiny.acts")

@@ -1,4 +1,4 @@
-"""Stores that somebody made or garbled on purpose: correct values or a PipelineError, and never anything else.
+"""Stores that were forged or damaged on purpose give correct values or a PipelineError, and never anything else.
 
 Never another exception, never a read outside the store, never a wait without end, never memory for what a file merely
 claims to hold. Digests are made right again after each change, so nothing is stopped by a checksum.
@@ -53,7 +53,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, stores: dict[str, Path
 
 @pytest.fixture(autouse=True)
 def no_waiting() -> Iterator[None]:
-    """A test that hangs is killed by its alarm."""
+    """An alarm kills a test that hangs."""
     signal.alarm(120)
     yield
     signal.alarm(0)
@@ -64,7 +64,7 @@ def no_waiting() -> Iterator[None]:
 
 
 def use(path: Path) -> list[str]:
-    """Use a store in every way there is. Returns what went wrong, each a PipelineError of one line; raises the rest."""
+    """Use a store in every possible way. Returns the messages of PipelineErrors, one line each; raises others."""
     errors: list[str] = []
 
     def attempt(what: Callable[[], object]) -> Any:
@@ -97,7 +97,7 @@ def use(path: Path) -> list[str]:
 
 
 def reads_right(path: Path) -> bool:
-    """Whether all that is read is what was written."""
+    """Whether everything that is read equals what was written."""
     try:
         store = ActivationStore.open(path)
         return bool(np.array_equal(store.read(), TRUTH["raw"]) and np.array_equal(store.read(check=True), TRUTH["raw"]))
@@ -106,7 +106,7 @@ def reads_right(path: Path) -> bool:
 
 
 def sign_all(path: Path) -> None:
-    """Make identity, records and manifest right again after a change, where they still can be."""
+    """Make identity, records and manifest consistent again after a change, if possible."""
     artifact = json.loads((path / "artifact.json").read_text())
     parents = {name: Parent(p["id"], p["path"]) for name, p in artifact["parents"].items()}
     artifact["id"] = artifact_id(artifact["kind"], artifact["settings"], parents)
@@ -133,7 +133,7 @@ def sign_manifest(path: Path) -> None:
 
 
 def sign_shard(path: Path, shard: int, name: str) -> None:
-    """Record the bytes that a shard's file has now."""
+    """Record the present bytes of a shard's file."""
     pieces = json.loads((path / "commits" / f"{shard:06d}.json").read_text())["files"][name]["pieces"]
     data, start, found = (path / name).read_bytes(), 0, []
     for n_bytes, _ in pieces:
@@ -195,7 +195,7 @@ def test_settings_that_lack_a_field_are_an_error(tmp_path: Path, stores: dict[st
 
 
 def test_claims_of_any_size_are_judged_in_little_memory(tmp_path: Path, stores: dict[str, Path]) -> None:
-    """In a process that may take 1.5 GB of addresses in all, and 30 s."""
+    """In a process that is limited to 1.5 GB of address space and 30 s."""
     changes: list[dict[str, Any]] = [
         {"n_images": 10**18},
         {"n_images": 10**18, "shard_images": 16 * 10**17},
@@ -292,7 +292,7 @@ def test_a_chunk_that_lies_about_its_size_is_an_error(
 
 
 def place(kind: str) -> Callable[[Path, Path], object]:
-    """Put something else in the place of a file."""
+    """Replace a file by something else."""
 
     def put(file: Path, outside: Path) -> None:
         if kind == "link":
@@ -386,7 +386,7 @@ def test_json_of_any_kind_is_an_error(store: Path, name: str) -> None:
 
 
 def test_duplicate_keys_do_not_get_past_the_digest(store: Path) -> None:
-    """The last one counts for every reader here, and the digest is over what counts."""
+    """Of duplicate keys the last one counts for every reader, and the digest covers that one."""
     file = store / "artifact.json"
     file.write_text(file.read_text().replace('"kind":', '"schema": 1, "kind": "run", "kind":', 1))
     sign_manifest(store)
@@ -572,7 +572,7 @@ def test_random_bytes_in_any_metadata_are_an_error_or_harmless(
 def test_random_values_in_signed_json_are_an_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, stores: dict[str, Path], data: st.DataObject
 ) -> None:
-    """One value anywhere in a JSON file is replaced by another of any kind, and everything signed again."""
+    """Any value in a JSON file is replaced by one of another kind, and everything is signed again."""
     path = tmp_path_factory.mktemp("values") / "x.acts"
     shutil.copytree(stores[data.draw(st.sampled_from(["raw", "zstd"]))], path)
     name = data.draw(st.sampled_from(["artifact.json", "manifest.json", "commits/000001.json"]))

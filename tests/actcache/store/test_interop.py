@@ -1,4 +1,4 @@
-"""Other people's readers read our stores: zarrs, tensorstore and xarray give the values that were written.
+"""Other libraries read our stores: zarrs, tensorstore and xarray return the values that were written.
 
 Nothing of actcache reads here. A store of every codec and dtype goes in: two hook points, three shards, the last of
 11 images in blocks of 16, one failed image, prompt tokens. Warnings are errors, as everywhere in the tests.
@@ -82,7 +82,7 @@ def test_tensorstore_reads_whole_arrays_and_parts(store: Store) -> None:
 
 
 def test_xarray_opens_a_hook_point_as_a_dataset_with_named_dimensions(store: Store) -> None:
-    """`consolidated=False` says that there is no copy of the metadata to look for; xarray warns without it."""
+    """Without `consolidated=False` xarray warns that there is no consolidated copy of the metadata."""
     xarray = pytest.importorskip("xarray")
     folder, expected = store
     lazy = xarray.open_zarr(folder, group=HOOKS[0], consolidated=False)  # dask arrays

@@ -1,4 +1,4 @@
-"""Reading: what comes back is what the model computed, and damage is an error that names the shard, never zeros."""
+"""Reading returns what the model computed, and damage is an error that names the shard, never zeros."""
 
 import shutil
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def copied(tmp_path: Path, tiny_store: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]) -> Path:
-    """Layer 2 of tiny_store again, as zstd."""
+    """Layer 2 of tiny_store, stored as zstd."""
     path = tmp_path_factory.mktemp("zstd") / "z.acts"
     extract(tiny_images, path, **tiny_model, layers=[2], codec="zstd", shard_images=16, precision="float32")
     return path
@@ -147,7 +147,7 @@ def test_images_out_of_range_are_refused(tiny_store: Path) -> None:
 
 @pytest.mark.parametrize("images", [np.ones(75, dtype=bool), np.array([1.0]), 3, [[1, 2]]])
 def test_images_that_are_no_list_of_whole_numbers_are_refused(tiny_store: Path, images: Any) -> None:
-    """A mask taken for indices would quietly read images 0 and 1."""
+    """A Boolean array taken as indices would silently read images 0 and 1."""
     with pytest.raises(SettingsError, match="list of integers"):
         ActivationStore.open(tiny_store).read(0, images=images)
 

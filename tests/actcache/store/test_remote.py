@@ -35,7 +35,7 @@ WANTED: dict[str, Any] = {"layers": [2, 0], "shard_images": 16, "precision": "fl
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """s3://bucket on a server of its own process."""
+    """s3://bucket on a server in a separate process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

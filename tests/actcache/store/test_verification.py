@@ -1,4 +1,4 @@
-"""verify(): every damage is found and named, down to any single byte."""
+"""verify() finds and names all damage, down to a single byte."""
 
 import json
 import os
@@ -42,14 +42,14 @@ def swap(file: Path, other: Path) -> None:
 
 
 def link(file: Path) -> None:
-    """Put a link in the place of a file or folder, to the same thing outside."""
+    """Replace a file or folder by a link to the same contents outside."""
     outside = file.parents[len(file.parts) - 1 - file.parts.index("x.acts")] / "outside"
     shutil.move(file, outside)
     file.symlink_to(outside)
 
 
 def sign(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a record or manifest and make its digest right again."""
+    """Change a record or manifest and update its digest."""
     fields = json.loads(file.read_text())
     del fields["digest"]
     change(fields)
@@ -148,7 +148,7 @@ def test_damage_is_found_and_named_with_its_shard(
 
 
 def test_a_seal_over_half_of_the_shards_is_noticed(store: Path) -> None:
-    """Whoever signs the manifest again can leave out files, but not the shards that the settings count."""
+    """A manifest that was signed again can omit files, but not the shards that the settings imply."""
     for name in [f"commits/{shard:06d}.json" for shard in (3, 4)]:
         (store / name).unlink()
         sign(store / "manifest.json", lambda manifest, name=name: manifest["files"].pop(name))  # type: ignore[misc]
@@ -218,7 +218,7 @@ def test_the_command_names_shard_and_file_and_exits_1(tmp_path: Path, tiny_codes
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """verify() without its threads: thirty thousand times, starting them is most of the work."""
+    """verify() without threads: in thirty thousand calls, starting them is most of the work."""
 
     class Here:
         def __init__(self, n_threads: int) -> None: ...
@@ -233,7 +233,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mutations(data: bytes) -> Iterator[bytes]:
-    """Every byte changed, by a value that differs from place to place; bits of every 16th; a byte more, one less."""
+    """Change every byte by a varying value and single bits of every 16th byte; append and remove a byte."""
     changed = bytearray(data)
     values = np.random.default_rng(0).integers(1, 256, len(data)).tolist()
     for position, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""select_images: an expression over the columns of images.parquet, read and never executed."""
+"""select_images: an expression over the columns of images.parquet is parsed and never executed."""
 
 import pyarrow as pa
 import pytest

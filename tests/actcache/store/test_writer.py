@@ -1,4 +1,4 @@
-"""The writer, with plain arrays and no model: what is committed stays, and any shape reads back as it was written."""
+"""The writer, with plain arrays and no model: committed shards stay, and every shape is read back as it was written."""
 
 import os
 import shutil
