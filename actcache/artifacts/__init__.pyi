@@ -14,6 +14,7 @@ from .artifact import (
 )
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
+    FileDigest,
     artifact_path,
     check_file,
     crc32c,
@@ -40,6 +41,7 @@ __all__ = [
     "COMMITS",
     "MANIFEST_FILE",
     "Artifact",
+    "FileDigest",
     "artifact_path",
     "begin_artifact",
     "check_file",

@@ -371,8 +371,8 @@ def _differences(existing: Artifact, settings: Mapping[str, Any], parents: Mappi
     )
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{name}."))

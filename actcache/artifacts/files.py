@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import google_crc32c
 import numpy as np
@@ -30,6 +30,13 @@ from actcache.errors import CorruptError, PipelineError, SettingsError, StorageE
 _PIECE_BYTES = 1 << 24  # a file without chunks of its own gets one checksum per 16 MiB piece
 _CHECK_BYTES = 1 << 23
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
+
+
+class FileDigest(TypedDict):
+    """Size of a file, and (n_bytes, crc32c) of each of its pieces."""
+
+    bytes: int
+    pieces: list[list[int]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,7 +320,7 @@ def open_plain(path: Path) -> Any:
     return open(fd, "rb", buffering=0)
 
 
-def is_digest(value: Any) -> bool:
+def is_digest(value: Any) -> TypeGuard[FileDigest]:
     """Whether a value read from JSON is a digest: sizes and checksums that are integers, the sizes adding up."""
     try:
         pieces = [(n_bytes, checksum) for n_bytes, checksum in value["pieces"]]
@@ -324,8 +331,8 @@ def is_digest(value: Any) -> bool:
         return False
 
 
-def file_digest(path: Path) -> dict[str, Any]:
-    """`{"bytes": n, "pieces": [[n_bytes, crc32c], ...]}` of a file, in 16 MiB pieces. Raises CorruptError."""
+def file_digest(path: Path) -> FileDigest:
+    """Digest of a file, in 16 MiB pieces. Raises CorruptError."""
     pieces = []
     try:
         with open_plain(path) as file:

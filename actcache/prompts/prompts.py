@@ -104,7 +104,7 @@ class Prompts:
         return int(self.text[0].shape[0]) if self.text and self.text[0].dim() == 3 else None
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What identifies these prompts, JSON-able: method, texts, and a hash of the tensors."""
         fields = {"method": self.method, "template": self.template, "position": self.position}
         return {**fields, "n_vision": self.n_vision, "hash": hash_tensors(self.tensors)}

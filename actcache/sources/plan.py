@@ -5,7 +5,6 @@ A plan depends on names, sizes, seed, limit and excluded images; no pixels are r
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +56,7 @@ def plan_images(
         raise SettingsError(f"--limit must be at least 1, got {limit}.")
     if seed < 0:
         raise SettingsError(f"--seed must not be negative, got {seed}.")
-    identity: dict[str, Any] = {"seed": seed, "limit": limit}
+    identity: dict[str, object] = {"seed": seed, "limit": limit}
     listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
     if exclude:
         excluded = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))

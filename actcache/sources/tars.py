@@ -206,9 +206,9 @@ def _read_samples(path: Path) -> _Samples:
     )
 
 
-def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, Any]:
+def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, object]:
     """Columns of one sample. Raises ImageSourceError, which names the sample."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     try:
         if ".json" in extras:
             values = json.loads(extras[".json"])
@@ -224,7 +224,7 @@ def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, Any]:
     return fields
 
 
-def _add(fields: dict[str, Any], name: str, value: Any) -> None:
+def _add(fields: dict[str, object], name: str, value: object) -> None:
     if name in fields:
         raise ValueError(f"both its .json and a separate file give {name!r}")
     fields[name] = value

@@ -43,7 +43,7 @@ class ChannelStatistics:
     def variance(self) -> NDArray[np.float64]:
         return np.maximum(self.sum_squares / max(self.count, 1) - self.mean**2, 0)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "count": self.count,
             "sum": self.sum.tolist(),

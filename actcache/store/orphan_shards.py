@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from actcache.artifacts import crc32c
+from actcache.artifacts import FileDigest, crc32c
 from actcache.errors import StorageError
 from actcache.hook_point import HookPoint
 from actcache.store.channel_statistics import ChannelStatistics
@@ -18,7 +18,7 @@ from actcache.store.layout import INDEX_ABSENT, StoreLayout
 from actcache.store.shard_files import ARRAYS
 
 
-def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> dict[str, Any]:
+def digest_shard(path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> FileDigest:
     """Digest of a shard on disk, with one piece per chunk, as its writer would have recorded it.
 
     Raises:

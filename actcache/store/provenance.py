@@ -45,7 +45,7 @@ def find_image_source(artifact: Artifact, images: str | Path | None = None) -> s
     return source
 
 
-def remember_paths(store: Path, **given: Any) -> dict[str, Any]:
+def remember_paths(store: Path, **given: Any) -> dict[str, object]:
     """Paths of files relative to the store, from which `repair` finds them. Like parents, they may move later."""
 
     def relative(value: Any) -> Any:

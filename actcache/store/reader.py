@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from actcache.artifacts import (
     Artifact,
+    FileDigest,
     check_file,
     crc32c,
     is_digest,
@@ -369,9 +370,9 @@ class ActivationStore:
                     what = f"differs from what was written (block {block}, patch row {row})"
                     raise self._files.corrupt(path, shard, what)
 
-    def _digest(self, path: Path, shard: int) -> dict[str, Any]:
+    def _digest(self, path: Path, shard: int) -> FileDigest:
         """Digest of a shard file from its commit record."""
         recorded = self._record(shard)["files"].get(str(path)[len(str(self.path)) + 1 :])
         if not is_digest(recorded):
             raise self._files.corrupt(path, shard, "has a malformed commit record")
-        return dict(recorded)
+        return recorded

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from actcache.artifacts import (
     Artifact,
+    FileDigest,
     begin_artifact,
     check_file,
     crc32c,
@@ -150,7 +151,7 @@ def read_statistics(record: Mapping[str, Any]) -> dict[str, dict[str, ChannelSta
     }
 
 
-def _statistics_to_json(statistics: Mapping[str, Mapping[str, ChannelStatistics]]) -> dict[str, Any]:
+def _statistics_to_json(statistics: Mapping[str, Mapping[str, ChannelStatistics]]) -> dict[str, object]:
     return {
         hook: {kind: value.to_json() for kind, value in sorted(kinds.items())}
         for hook, kinds in sorted(statistics.items())
@@ -300,7 +301,7 @@ class _ShardFile:
         self.index[block * self.layout.n_rows(self.array) + row] = (offset, data.nbytes)
         self.pieces[offset] = (data.nbytes, crc32c(data))
 
-    def commit(self) -> dict[str, Any] | None:
+    def commit(self) -> FileDigest | None:
         """Write the index, fsync, rename. Returns the digest, or None if another worker's file has the name."""
         assert self.fd is not None
         index = self.index.tobytes()
@@ -310,7 +311,7 @@ class _ShardFile:
         fd, self.fd = self.fd, None
         os.close(fd)  # some file systems report only here that they are full
         pieces = [list(self.pieces[offset]) for offset in sorted(self.pieces)]
-        digest = {"bytes": self.end + len(index), "pieces": [*pieces, [len(index), crc32c(index)]]}
+        digest: FileDigest = {"bytes": self.end + len(index), "pieces": [*pieces, [len(index), crc32c(index)]]}
         if is_remote(self.path):
             remote: Any = self.path
             remote.fs.put_file(str(self.temporary), remote.path)

@@ -1,4 +1,4 @@
-"""The adapted model's store: the same rows under another identity, prompt tokens stored separately, verify and repair."""
+"""The adapted model's store: the same rows under another identity, prompt tokens apart, verify and repair."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Original checkpoints, built from the documented layout of keys, are read, written back, and refused if they do not fit."""
+"""Original checkpoints, built from the documented layout of keys, are read, written back, or refused."""
 
 from pathlib import Path
 from typing import Any
