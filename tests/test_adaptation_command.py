@@ -64,7 +64,7 @@ def test_classes_that_differ(
     more = make_images(tmp_path / "four", 24, n_classes=4)
     quick = ["--method", "coop", "--class-specific", "--shots", "2", "--n-epochs", "1", "--n-prompts", "2"]
     done = ask("adapt", tiny_images, tmp_path / "x.prompts", *model, *quick, "--test", more)
-    check_refused(done, "have other classes: class3 only in one", tmp_path / "x.prompts")
+    check_refused(done, "have different classes: only one of them has class3", tmp_path / "x.prompts")
     renamed = Path(shutil.copytree(tiny_images, tmp_path / "renamed"))
     (renamed / "class0").rename(renamed / "other")
     concepts = {}
