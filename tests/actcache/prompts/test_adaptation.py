@@ -175,7 +175,7 @@ def test_bad_input_is_told_and_nothing_written(
         ({"classes": "some"}, {}, "all, base, novel"),
         ({"classes": "novel"}, {}, "There are 1 novel classes"),
         ({}, {"test": other}, "different classes: only one of them has class3"),
-        ({"shots": 25}, {}, "every labeled image is a shot"),
+        ({"shots": 25}, {}, "all labeled images are used as shots"),
         ({"depth": 9}, {}, "the image tower has 3 blocks"),
         ({"template": "a photo"}, {}, "template"),
     ]
