@@ -86,7 +86,7 @@ def test_classes_that_differ(
             done = ask(*command)
             assert done.exit_code == 0, done.output
     for name, words in (("adapted", "(class0, class1, class2); you asked for 3 (class1, class2, other)"),
-                        ("wide", "of 4 classes each its own")):  # fmt: skip
+                        ("wide", "for 4 specific classes")):  # fmt: skip
         done = ask("compare", concepts["base"], concepts[name], tmp_path / "x.json")
         check_refused(done, words, tmp_path / "x.json")
 
