@@ -403,9 +403,8 @@ def query(
     if names is not None:
         table = analysis.add_names(table, opened, names)
     if sheet is not None:
-        shown = [analysis.find_image(opened, image) for image in question.image]
         analysis.draw_sheet(
-            opened, table, sheet, latents=question.latents, images=shown, where=question.where, folder=images,
+            opened, table, sheet, latents=question.latents, images=question.image, where=question.where, folder=images,
             store=store,
         )  # fmt: skip
     drawn = {} if sheet is None else {"sheet": str(sheet)}

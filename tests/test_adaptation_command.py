@@ -111,7 +111,7 @@ def test_a_pair_of_other_images_and_a_run_that_does_not_fit(
             assert done.exit_code == 0, done.output
     out = tmp_path / "x.json"
     check_refused(ask("compare", concepts["base"], concepts["elsewhere"], out), "have different images", out)
-    check_refused(ask("compare", concepts["adapted"], concepts["base"], out), "must be of the plain model", out)
+    check_refused(ask("compare", concepts["adapted"], concepts["base"], out), "must belong to the base model", out)
     options = ["--second-run", tiny_run]
     check_refused(ask("compare", concepts["base"], concepts["adapted"], out, *options), "is the run of the", out)
     options = ["--second-run", tmp_path / "nowhere"]

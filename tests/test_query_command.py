@@ -91,4 +91,4 @@ def test_codes_of_another_store_are_refused(
     extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[2], limit=16)  # type: ignore[arg-type]
     done = run("query", tiny_codes, "--latent", "1", "--store", "other.acts", cwd=tmp_path)
     assert done.returncode == 1
-    assert "Give the store it was made from" in done.stderr
+    assert "Give the store that it was made from" in done.stderr

@@ -24,7 +24,7 @@ def nearest_latents(run: Run, n_nearest: int, *, on_progress: OnProgress | None 
     Args:
         on_progress: called with (tasks done, tasks in all), see `n_geometry_tasks`.
     """
-    n_latents = run.sae_config.size
+    n_latents = run.sae_config.n_latents
     task = dask.delayed(_nearest_of_block, pure=False)
     place = str((run.path / "sae.safetensors").absolute())
     m = min(n_nearest, n_latents - 1)

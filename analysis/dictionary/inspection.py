@@ -123,7 +123,7 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
     """(unit dictionary rows of the latents that fire, the numbers)."""
     sae, x = run.sae(), sample_tokens(run, store, FIRING_TOKENS * n_tokens, seed)
     dictionary = F.normalize(sae.decoder.detach())
-    fires = torch.zeros(sae.config.size, dtype=torch.bool)
+    fires = torch.zeros(sae.config.n_latents, dtype=torch.bool)
     for part in torch.split(x, 4096):
         fires[sae.encode(part)[1]] = True
     x = x[:n_tokens]
@@ -142,7 +142,7 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
         fvu_refit=fvu(refit(centered, dictionary, rows, latents)), fvu_pursuit=fvu(pursued),
         l0_pursuit=float(n_used.double().mean()), gap=fvu(decoded) - fvu(pursued),
     )  # fmt: skip
-    measured = InspectedRun(name, sae.config.size, int(fires.sum()), gap, measure_coherence(dictionary))
+    measured = InspectedRun(name, sae.config.n_latents, int(fires.sum()), gap, measure_coherence(dictionary))
     return dictionary[fires], measured
 
 

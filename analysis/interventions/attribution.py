@@ -104,7 +104,7 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
         lens: [F, E] unit embeddings of the directions.
     """
     sae, classifier = study.sae, study.classifier
-    shape = (len(spliced.x), sae.config.size)
+    shape = (len(spliced.x), sae.config.n_latents)
     place = spliced.images * shape[1] + spliced.latents
 
     def add_up(entries: Tensor) -> Tensor:

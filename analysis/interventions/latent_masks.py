@@ -115,8 +115,8 @@ def count_in_stream(
     Args:
         labels: [I] class of each image of the store.
     """
-    counts = LatentCounts.empty(len(classifier.names), sae.config.size)
-    fired = np.zeros(sae.config.size, dtype=np.bool_)
+    counts = LatentCounts.empty(len(classifier.names), sae.config.n_latents)
+    fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
     sae = sae.to(classifier.vision.device)
     for part in batches(images, batch_size):
         spliced = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
@@ -143,7 +143,7 @@ def classify_masked(
     """
     outcomes: dict[Condition, Outcomes] = {}
     device = next(iter(classifiers.values())).vision.device
-    sae, n_latents = sae.to(device), sae.config.size
+    sae, n_latents = sae.to(device), sae.config.n_latents
     masks = [replace(mask, lists=mask.lists.to(device)) for mask in masks]
     for part in batches(images, batch_size):
         for model, classifier in classifiers.items():

@@ -81,7 +81,7 @@ def mask_latents(
     listed = check_latents(run, config.latents)
     if config.n_random < 0:
         raise SettingsError(f"--n-random must be at least 0, got {config.n_random}.")
-    grid = [len(listed)] if listed else [n for n in check_grid("--k", config.k) if n < run.sae_config.size]
+    grid = [len(listed)] if listed else [n for n in check_grid("--k", config.k) if n < run.sae_config.n_latents]
 
     def measure(head: Head, studies: Iterator[Study]) -> MaskingCurve:
         (opened,) = studies
@@ -116,7 +116,7 @@ def mask_latents(
         ]
         return MaskingCurve(
             *head, *opened.facts, classes=classifier.names, n_chosen=n_chosen, n_judged=len(judged),
-            n_latents=opened.sae.config.size, curve=tuple(curve), margins=_measure_margins(groups, study.seed),
+            n_latents=opened.sae.config.n_latents, curve=tuple(curve), margins=_measure_margins(groups, study.seed),
             recalls=tuple(recalls),
         )  # fmt: skip
 

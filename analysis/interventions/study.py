@@ -117,7 +117,7 @@ def open_study(run: Run, store: StoreGroup, towers: Towers, config: StudyConfig,
 
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
     """Raise SettingsError for a latent that is out of range or given twice."""
-    n_latents = run.sae_config.size
+    n_latents = run.sae_config.n_latents
     for latent in latents:
         if not 0 <= latent < n_latents:
             raise SettingsError(f"--latent must lie in 0..{n_latents - 1}, got {latent}.")

@@ -178,7 +178,7 @@ def test_errors_say_what_to_do(
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (SettingsError, "cannot be read", {"vocabulary": tmp_path / "none.txt"}),
         (SettingsError, "--method must be", {"methods": ["guess"]}),
-        (SettingsError, "A template holds", {"template": "photo"}),
+        (SettingsError, "A template must contain", {"template": "photo"}),
         (ParentMismatchError, "made from codes", {"codes": tiny_codes}),
         (ParentMismatchError, "made from run", {"run": tiny_run}),
         (ParentMismatchError, "not the model", {"pretrained": "random:3"}),
@@ -187,7 +187,7 @@ def test_errors_say_what_to_do(
         with pytest.raises(error, match=message):
             name_latents(table, **{"vocabulary": words, **options})
     extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[1], seed=9)
-    with pytest.raises(ParentMismatchError, match="Give the store it was made from"):
+    with pytest.raises(ParentMismatchError, match="Give the store that it was made from"):
         name_latents(table, vocabulary=words, store=tmp_path / "other.acts")
     with pytest.raises(SettingsError, match=r"0\.\.63, got 64"):
         set_name(table, 64, name="x")

@@ -97,7 +97,7 @@ def test_stores_that_do_not_belong_together_are_refused(tmp_path: Path, make_sto
     other_layer = make_store(tmp_path / "l.acts", n_images=40, failed=(), layers=(1,), rows_id="l")
     with pytest.raises(ParentMismatchError, match="same CLIP weights"):
         open_stores([a, other_model])
-    with pytest.raises(ParentMismatchError, match="other storage dtypes"):
+    with pytest.raises(ParentMismatchError, match="different storage dtypes"):
         open_stores([a, other_dtype])
     with pytest.raises(SettingsError, match=r"blocks\.0\.hook_resid_post is not in"):
         open_stores([a, other_layer]).hook_point(HookPoint(0))
