@@ -1,7 +1,7 @@
 """Prompts: the learned tokens of CoOp, CoCoOp, VPT, IVLP and MaPLe, and where they go.
 
-In: tensors, named as in the method's own checkpoints (docs/reference/format.md lists them). Out: checked `Prompts`:
-depth and lengths follow from names and shapes, and every tensor has a place. No model is needed.
+In: tensors, named as in the method's own checkpoints (see docs/reference/format.md). Out: checked `Prompts`: depth and
+lengths follow from names and shapes, and every tensor has a place. No model is needed.
 
 What a tower gets is a list of prompts: the first for its input, and one more before each of the next blocks.
 """

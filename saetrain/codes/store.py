@@ -181,7 +181,7 @@ class CodeStore:
         for latent in (start, stop - 1):
             if not 0 <= latent < self.n_latents:
                 raise SettingsError(
-                    f"A latent must be in 0..{self.n_latents - 1} here, got {latent}. Give a latent of this dictionary."
+                    f"A latent must lie in 0..{self.n_latents - 1}, got {latent}. Give a latent of this dictionary."
                 )
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
         first, last = int(indptr[0]), int(indptr[-1])

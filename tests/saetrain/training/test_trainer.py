@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
 def test_where_chooses_images_to_train_on_and_to_judge_by(tmp_path: Path, planted_store: Path) -> None:
     store = ActivationStore.open(planted_store)
     config = TrainConfig(n_steps=5, batch_size=64, where="source_index % 2 == 0")
-    with pytest.raises(SettingsError, match="cannot hold"):
+    with pytest.raises(SettingsError, match="cannot contain"):
         train(store, tmp_path / "run", sae=TOPK, config=config)
     with pytest.raises(SettingsError, match="matches --where 'bytes < 100' is held out"):
         train(store, tmp_path / "run", sae=TOPK, config=replace(config, where="bytes < 100"))
