@@ -81,7 +81,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="From a folder of images and a CLIP vision transformer to measured concepts: "
+    help="Turn a folder of images and a CLIP vision transformer into measured concepts: "
     "extract, train, encode, analyze, query, report.",
 )
 
@@ -104,7 +104,7 @@ def main(
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags from configuration classes
 
-PATH, LOOKING, MEASURING = "The path", "Looking", "Measuring"
+PATH, LOOKING, MEASURING = "Pipeline", "Exploring", "Measuring"
 ADAPTING, EXCHANGING, FILES = "Adapting", "Exchanging", "Files"
 
 
@@ -215,14 +215,14 @@ def combine(config: Any, values: Mapping[str, Any]) -> list[Any]:
 
 ImagesPath = Annotated[
     Path,
-    Argument(metavar="IMAGES", help="A folder, a CSV or Parquet table of paths, tars, or a Hugging Face dataset."),
+    Argument(metavar="IMAGES", help="Folder, CSV or Parquet table of paths, tar files, or Hugging Face dataset."),
 ]
-StorePath = Annotated[str, Argument(metavar="STORE", help="Activations: val.acts, or s3://bucket/val.acts.")]
-StorePaths = Annotated[list[str], Argument(metavar="STORE...", help="Activations of one model: one store or several.")]
+StorePath = Annotated[str, Argument(metavar="STORE", help="Activations, e.g. val.acts or s3://bucket/val.acts.")]
+StorePaths = Annotated[list[str], Argument(metavar="STORE...", help="One or several activation stores of one model.")]
 RunPath = Annotated[Path, Argument(metavar="RUN", help="A trained SAE, e.g. runs/l10.")]
 CodesPath = Annotated[Path, Argument(metavar="CODES", help="Sparse codes, e.g. val.codes.")]
 ConceptsPath = Annotated[Path, Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts.")]
-AnyPath = Annotated[str, Argument(metavar="PATH", help="Any artifact.")]
+AnyPath = Annotated[str, Argument(metavar="PATH", help="Path of any artifact.")]
 ResultPath = Annotated[Path | None, Argument(metavar="[OUT]", help="JSON file to write the result to.")]
 ResultFile = Annotated[Path | None, Option(help="JSON file to write the result to; `report --result` reads it.")]
 TablePath = Annotated[Path | None, Option(help="File to write the answer to: .csv or .parquet.")]
@@ -237,7 +237,7 @@ CheckpointEvery = Annotated[int, Option(help="Steps between checkpoints.")]
 MovedImages = Annotated[Path | None, Option(help="Where the images are, if they have moved.")]
 MovedStore = Annotated[Path | None, Option(help="Where the activation store is, if it has moved.")]
 MovedRun = Annotated[Path | None, Option(help="Where the run is, if it has moved.")]
-Where = Annotated[str | None, Option(help="Images to look at, by columns of images.parquet: \"split == 'test'\".")]
+Where = Annotated[str | None, Option(help="Filter over the columns of images.parquet: \"split == 'test'\".")]
 Vocabulary = Annotated[Path | None, Option(help="File with one word or phrase per line; general words by default.")]
 
 
@@ -251,9 +251,9 @@ def quickstart(
     n_images: Annotated[int, Option(help="Number of images to generate.")] = 2000,
     seed: Annotated[int, Option(help="Random seed for the images, their order and the training.")] = 0,
 ) -> None:
-    """Run the whole path on the embedded demo.
+    """Run the whole pipeline on the embedded demo.
 
-    Its images are generated, its CLIP is tiny and its concepts are known. It takes less than three minutes.
+    The images are generated, the CLIP is tiny and the concepts are known. This takes less than three minutes.
     """
     with show_steps() as show:
         result = analysis.quickstart(out, n_images=n_images, seed=seed, on_step=show)
@@ -271,12 +271,14 @@ def extract(
     on_error: Annotated[
         str, Option(help="What to do with an unreadable image: stop, or skip (its row stays).")
     ] = "stop",
-    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be written and how long it takes.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Only report what would be written and how long it would take.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the image tower and keep all activations.
+    """Run the image tower and store its activations.
 
-    The same command resumes. Under torchrun or srun every process takes shards of its own.
+    The same command resumes after an interruption. Under torchrun or srun, every process works on its own shards.
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
@@ -303,19 +305,22 @@ def train(
     run: RunPath,
     sae: list[SAEConfig],
     config: list[TrainConfig],
-    layer: Annotated[list[int] | None, Option(help="Hook point to train on, if the store holds several.")] = None,
+    layer: Annotated[list[int] | None, Option(help="Layer to train on, if the store holds several.")] = None,
     site: Annotated[str | None, Option(help="Site within that layer, if the store holds several.")] = None,
     device: Device = "auto",
     log_every: Annotated[int, Option(help="Steps between lines of metrics.jsonl.")] = 50,
     checkpoint_every: CheckpointEvery = 1000,
-    log_to: Annotated[list[str], Option(help="Show metrics in tensorboard or wandb too; repeat for both.")] = [],
-    wandb_project: Annotated[str | None, Option(help="Project in wandb; WANDB_PROJECT by default.")] = None,
+    log_to: Annotated[list[str], Option(help="Also show the metrics in tensorboard or wandb; repeat for both.")] = [],
+    wandb_project: Annotated[
+        str | None, Option(help="Project in wandb; the variable WANDB_PROJECT by default.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train sparse autoencoders on cached activations.
 
-    No model is needed. The same command resumes. --layer, --variant, --n-latents, --k, --l1, --target-l0, --lr and
-    --seed may be given several times: all combinations are trained on one stream, and RUN becomes a folder of runs.
+    The model itself is not needed. The same command resumes after an interruption. --layer, --variant, --n-latents,
+    --k, --l1, --target-l0, --lr and --seed may be given several times: all combinations are trained on one stream, and
+    RUN becomes a folder of runs.
     """
     if find_worker().rank:  # the first process shows what all of them do
         options.quiet = True
@@ -346,7 +351,7 @@ def encode(
 ) -> None:
     """Turn activations into sparse codes.
 
-    The same command resumes. Under torchrun or srun every process takes shards of its own.
+    The same command resumes after an interruption. Under torchrun or srun, every process works on its own shards.
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
@@ -369,7 +374,7 @@ def analyze(
     scheduler: Scheduler = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute statistics and top images of every latent."""
+    """Compute the statistics and the top images of every latent."""
     with show_progress("analyze", "tasks") as on_progress:
         opened = analysis.analyze(
             codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
@@ -384,7 +389,9 @@ def analyze(
 def query(
     codes: CodesPath,
     question: Question,
-    names: Annotated[Path | None, Option(help="Concepts of these codes, whose names the answer shows.")] = None,
+    names: Annotated[
+        Path | None, Option(help="Concepts of these codes; the answer shows the names of their latents.")
+    ] = None,
     out: TablePath = None,
     sheet: Annotated[Path | None, Option(help="PNG file for a contact sheet with heat maps.")] = None,
     images: MovedImages = None,
@@ -392,7 +399,7 @@ def query(
     n_workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Ask codes about latents, images, classes and groups."""
+    """Answer questions about latents, images, classes and groups."""
     if question.sample is not None and sheet is not None:
         raise SettingsError("--sheet does not go with --sample. Leave one of them out.")
     opened = saetrain.CodeStore.open(codes)
@@ -416,19 +423,19 @@ def name(
     concepts: ConceptsPath,
     model: ModelOptions,
     vocabulary: Vocabulary = None,
-    method: Annotated[list[str], Option(help="Name by top images or by direction (lens); repeat for both.")] = [
+    method: Annotated[list[str], Option(help="How to find names: by top images, or by direction (lens).")] = [
         "images",
         "lens",
     ],
-    template: Annotated[str, Option(help="Text that each word is put into.")] = "{}",
-    set_: Annotated[list[str], Option("--set", help='Your own name: "907=red stripes". Nothing else is done.')] = [],
-    note: Annotated[list[str], Option(help='Your own note on a latent: "907=see image 12".')] = [],
+    template: Annotated[str, Option(help="Text around each word; {} stands for the word.")] = "{}",
+    set_: Annotated[list[str], Option("--set", help='Only set your own name of a latent: "907=red stripes".')] = [],
+    note: Annotated[list[str], Option(help='Only set your own note on a latent: "907=see image 12".')] = [],
     codes: Annotated[Path | None, Option(help="Where the codes of the table are, if they have moved.")] = None,
     run: MovedRun = None,
     store: Annotated[str | None, Option(help="Where the activation store is, if it has moved.")] = None,
     images: Annotated[Path | None, Option(help="Embed these image files instead of the activations.")] = None,
 ) -> None:
-    """Name latents by CLIP's text tower, or by hand."""
+    """Name latents with CLIP's text tower, or by hand."""
     table = analysis.ConceptTable.open(concepts)
     own = [(kind, *split_pair(f"--{flag}", pair)) for kind, flag, pairs in
            (("name", "set", set_), ("note", "note", note)) for pair in pairs]  # fmt: skip
@@ -451,7 +458,7 @@ def report(
     concepts: ConceptsPath,
     out: Annotated[Path, Argument(metavar="OUT", help="HTML file to write, e.g. report.html.")],
     results: Annotated[
-        list[Path], Option("--result", help="Result of a measuring verb, or an x.prompts; repeat for several.")
+        list[Path], Option("--result", help="Result of a measuring verb, or x.prompts; repeat for several.")
     ] = [],
 ) -> None:
     """Write a self-contained HTML page about the concepts."""
@@ -470,7 +477,7 @@ def evaluate(
 ) -> None:
     """Measure zero-shot accuracy with the SAE spliced in.
 
-    RUN may be a folder of runs (a sweep). Only images that the run was not trained on are looked at.
+    RUN may be a folder of runs (a sweep). Only images that the run was not trained on are used.
     """
     with show_progress("evaluate", "images") as on_progress:
         result = analysis.evaluate_fidelity(
@@ -487,15 +494,16 @@ def intervene(
     study: StudyConfig,
     model: ModelOptions,
     out: ResultPath = None,
-    set_: Annotated[list[str], Option("--set", help="Instead, hold a latent at a value on every token: 907=5.")] = [],
-    add: Annotated[list[str], Option(help="Instead, raise or lower a latent by a value: 907=-2.")] = [],
+    set_: Annotated[list[str], Option("--set", help="Hold a latent at a value on every token instead: 907=5.")] = [],
+    add: Annotated[list[str], Option(help="Raise or lower a latent by a value instead: 907=-2.")] = [],
     chosen_on: Annotated[Path | None, Option(help="Codes of other images to choose latents on.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Keep, drop or set latents and see what CLIP predicts.
 
-    Latents are chosen on other images than they are judged on. Without --chosen-on and --chosen-where they are chosen
-    on the images that RUN was trained on and judged on the held-out ones; in other stores, on halves of each class.
+    Latents are chosen and judged on different images. Without --chosen-on and --chosen-where, they are chosen on the
+    images that RUN was trained on and judged on the held-out ones. In a store that RUN was not trained on, the images
+    of each class are split into two halves.
     """
     fixed, raised = read_values("--set", set_), read_values("--add", add)
     how: dict[str, Any] = {"study": study, "model": model, "overwrite": overwrite}
@@ -543,7 +551,7 @@ def steer(
 ) -> None:
     """Measure how far one latent can move the predictions.
 
-    --limit is 32 images by default. Dimensions of the stream are set in the same way as a baseline.
+    By default, --limit is 32 images. As a baseline, dimensions of the residual stream are set in the same way.
     """
     with show_progress("steer", "latents") as on_progress:
         result = analysis.measure_steerability(
@@ -558,11 +566,11 @@ def rules(
     codes: CodesPath,
     config: RulesConfig,
     out: ResultPath = None,
-    judge: Annotated[Path | None, Option(help="Codes to judge on; the last 20 % of the images by default.")] = None,
-    concepts: Annotated[Path | None, Option(help="Concepts whose names the latents take.")] = None,
+    judge: Annotated[Path | None, Option(help="Codes to judge the rules on; by default, the last 20 %.")] = None,
+    concepts: Annotated[Path | None, Option(help="Concepts that name the latents.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Explain classes by readable rules over latents."""
+    """Explain classes with readable rules over latents."""
     with show_progress("rules", "shards") as on_progress:
         result = analysis.learn_rules(
             codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=on_progress
@@ -574,10 +582,12 @@ def rules(
 def localize(
     codes: CodesPath,
     masks: Annotated[
-        Path | None, Option(help="PNG masks named like the images; those of the store by default.")
+        Path | None, Option(help="Folder of PNG masks named like the images; by default, the store's own.")
     ] = None,
-    legend: Annotated[Path | None, Option(help="Table of what the numbers mean: number, name (or uri, ...).")] = None,
-    latent: Annotated[int | None, Option(help="Judge this latent instead of the best of each concept.")] = None,
+    legend: Annotated[
+        Path | None, Option(help="Table of the numbers in the masks: number, name (or uri, ...).")
+    ] = None,
+    latent: Annotated[int | None, Option(help="Judge this latent instead of the best one of each concept.")] = None,
     n_top: Annotated[int, Option(help="Number of latents for each concept.", min=1)] = 1,
     where: Where = None,
     out: Annotated[
@@ -591,8 +601,8 @@ def localize(
 ) -> None:
     """Compare heat maps of latents with pixel masks.
 
-    The scores are average precision, pointing game and IoU. Latent and threshold are chosen on one half of the images
-    with masks and judged on the other half.
+    The scores are average precision, pointing game and IoU. The latent and the threshold are chosen on one half of the
+    images with masks and judged on the other half.
     """
     opened = saetrain.CodeStore.open(codes)
     with analysis.open_scheduler(n_workers, scheduler), show_progress("read masks", "images") as on_progress:
@@ -609,13 +619,13 @@ def localize(
 def inspect(
     runs: Annotated[list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them.")],
     store: Annotated[list[str], Option(help="Activations of their model; repeat for several stores.")],
-    n_tokens: Annotated[int, Option(help="Number of held-out tokens to code by pursuit.")] = 2048,
+    n_tokens: Annotated[int, Option(help="Number of held-out tokens to encode by matching pursuit.")] = 2048,
     seed: Annotated[int, Option(help="Random seed for the sample of tokens.")] = 0,
-    truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as .npy.")] = None,
+    truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as a .npy file.")] = None,
     out: ResultFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure dictionaries and match those of several runs.
+    """Measure dictionaries and match them between runs.
 
     The measures are the amortization gap, the coherence, and how well the latents of two runs match.
     """
@@ -634,7 +644,7 @@ def adapt(
     model: Annotated[str, Option(help="open_clip architecture, or the path of an open_clip config JSON.")],
     pretrained: Annotated[str, Option(help="open_clip tag, checkpoint file, or random:SEED.")],
     config: PromptConfig,
-    test: Annotated[Path | None, Option(help="Images to measure on; those that are no shots by default.")] = None,
+    test: Annotated[Path | None, Option(help="Images to measure on; by default, all that are not shots.")] = None,
     precision: Annotated[str, Option(help="Precision of the computation: auto, float32 or bfloat16.")] = "auto",
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 200,
@@ -642,7 +652,7 @@ def adapt(
 ) -> None:
     """Train prompts for a frozen CLIP on a few images.
 
-    It then measures what they gain. The same command resumes.
+    Afterwards it measures how much accuracy they gain. The same command resumes after an interruption.
     """
     with show_progress("adapt", "steps") as on_progress:
         adaptation = actcache.adapt(
@@ -660,18 +670,20 @@ def adapt(
 @verb(ADAPTING, "compare val.concepts maple.concepts comparison.json")
 def compare(
     base: Annotated[Path, Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
-    adapted: Annotated[Path, Argument(metavar="CONCEPTS_ADAPTED", help="The adapted model's: same images, same SAE.")],
-    out: Annotated[Path, Argument(metavar="OUT", help="JSON file; a page of the same name is written beside it.")],
+    adapted: Annotated[
+        Path, Argument(metavar="CONCEPTS_ADAPTED", help="Concepts of the adapted model: same images and SAE.")
+    ],
+    out: Annotated[Path, Argument(metavar="OUT", help="JSON file to write; an HTML page is written beside it.")],
     config: ComparisonConfig,
     second_run: Annotated[
-        Path | None, Option(help="Run trained on the adapted model's activations: compares both dictionaries.")
+        Path | None, Option(help="Run trained on the adapted model's activations, to compare both dictionaries.")
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Measure what prompt tuning changed.
 
-    It may have changed the latents, or only their mapping to classes.
+    The latents may have changed, or only the mapping from latents to classes.
     """
     if out.suffix.lower() == ".html":
         raise typer.BadParameter(
@@ -690,15 +702,17 @@ def compare(
 @verb(EXCHANGING, "convert runs/l10 l10-saelens --to saelens --store val.acts")
 def convert(
     src: Annotated[Path, Argument(metavar="SRC", help="A run, or another package's checkpoint.")],
-    dst: Annotated[Path, Argument(metavar="DST", help="Folder to write for that package, or a run.")],
-    to: Annotated[str | None, Option(help="saelens, dictionary_learning, sparsify, saev, prisma or patchsae.")] = None,
-    store: Annotated[str | None, Option(help="Activations to compare on; a checkpoint needs them.")] = None,
-    layer: Annotated[int | None, Option(help="Hook point, if the store holds several.")] = None,
+    dst: Annotated[Path, Argument(metavar="DST", help="Folder to write: a checkpoint or a run.")],
+    to: Annotated[
+        str | None, Option(help="Format: saelens, dictionary_learning, sparsify, saev, prisma or patchsae.")
+    ] = None,
+    store: Annotated[str | None, Option(help="Activations to compare on; required for a checkpoint.")] = None,
+    layer: Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write or read SAEs in the formats of other packages.
 
-    It also reports how well the two sides agree.
+    It also reports how closely the two SAEs agree.
     """
     conversion = saetrain.convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
     parity = asdict(conversion.parity)
@@ -719,15 +733,15 @@ def info(path: AnyPath) -> None:
 @verb(FILES, "verify val.acts")
 def verify(
     path: AnyPath,
-    repair: Annotated[bool, Option("--repair", help="Extract the damaged shards again, and only these.")] = False,
+    repair: Annotated[bool, Option("--repair", help="Extract only the damaged shards again.")] = False,
     images: Annotated[Path | None, Option(help="With --repair: where the images are, if they have moved.")] = None,
-    model: Annotated[str | None, Option(help="With --repair: the architecture, if it has moved.")] = None,
+    model: Annotated[str | None, Option(help="With --repair: the architecture, if its config file has moved.")] = None,
     pretrained: Annotated[str | None, Option(help="With --repair: the weights, if they have moved.")] = None,
     prompts: Annotated[str | None, Option(help="With --repair: the prompts, if they have moved.")] = None,
 ) -> None:
     """Compare every file with its checksum.
 
-    Exit code 1 means that something is wrong.
+    The exit code is 1 if something is wrong.
     """
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)

@@ -17,8 +17,8 @@ TAU = 0.2
 class ModelOptions:
     """Where the model is and how fast it runs. None of this is part of a result's identity."""
 
-    model: str | None = option(None, "Architecture that the store was extracted with, if it has moved.")
-    pretrained: str | None = option(None, "Weights that the store was extracted with, if they have moved.")
+    model: str | None = option(None, "Architecture that the store was extracted with, if its file has moved.")
+    pretrained: str | None = option(None, "Weights that the store was extracted with, if their file has moved.")
     batch_size: int = option(64, "Images per forward pass. Affects speed only.")
     device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
 
@@ -28,12 +28,15 @@ class StudyConfig:
     """Which images a study looks at, which texts the classifier compares them with, and which tokens it replaces."""
 
     templates: str | Sequence[str] = option(
-        "photo", "Text around a class name: photo, simple (7), openai (80), a text with {} in it, or a file of them."
+        "photo",
+        "Text around a class name: photo, simple (7), openai (80), a text that contains {}, or a file of texts.",
     )
-    tokens: str | None = option(None, "Tokens to replace: all, patch or cls. By default those RUN was trained on.")
-    where: str | None = option(None, "Images to look at, by columns of images.parquet: \"split == 'test'\".")
+    tokens: str | None = option(
+        None, "Tokens to replace: all, patch or cls. By default, those that RUN was trained on."
+    )
+    where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
     limit: int | None = option(None, "Number of images to sample at random.")
-    seed: int = option(0, "Random seed for samples, halves and random latents.")
+    seed: int = option(0, "Random seed for the samples, the halves and the random latents.")
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ class MaskingConfig:
     k: tuple[int, ...] = option(
         (1, 2, 5, 10, 50, 100, 500, 1000, 2000), "Number of latents to keep or drop; repeat the flag for several."
     )  # PatchSAE's grid; all latents are always measured as well
-    latents: tuple[int, ...] = option((), "Latent to keep or drop instead; repeat the flag for several.")
+    latents: tuple[int, ...] = option(
+        (), "Latent to keep or drop instead of the top ones; repeat the flag for several."
+    )
     keep_error: bool = option(False, "Add the part of the activations that the SAE does not reconstruct.")
     n_random: int = option(3, "Number of random controls, drawn from latents that fire as often as the chosen ones.")
     tau: float = option(TAU, "Activation above which a token counts for its class.")
-    chosen_where: str | None = option(None, "Images to choose latents on: \"split == 'train'\".")
+    chosen_where: str | None = option(None, "Filter for the images to choose latents on: \"split == 'train'\".")
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,13 @@ class ComparisonConfig:
         (1, 2, 5, 10, 50, 100, 500), "Latents per class that a masked classifier sees; repeat the flag for several."
     )
     n_top: int = option(50, "Number of top latents whose overlap is measured; the conclusion uses the nearest k.")
-    high: int = option(50, "Rank down to which a latent's count is high.")
-    low: int = option(100, "Rank below which a latent's count is low.")
+    high: int = option(50, "A latent is high if its token count reaches the count at this rank.")
+    low: int = option(100, "A latent is low if its token count is below the count at this rank.")
     n_random: int = option(2, "Number of random controls.")
     tau: float = option(TAU, "Activation above which a token counts for its class.")
-    template: str = option("a photo of a {}.", "The base model's text for a class; the adapted model has prompts.")
+    template: str = option(
+        "a photo of a {}.", "Text around a class name for the base model; the adapted one has prompts."
+    )
     limit: int | None = option(None, "Number of judged images to sample at random.")
     seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.")
     n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.")
@@ -93,7 +100,7 @@ class RulesConfig:
 
     explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")
     tau: float = option(TAU, "Activation above which a latent is on at a patch.")
-    n_patches: int = option(3, "Number of such patches from which on a latent fires on an image.")
-    n_candidates: int = option(64, "Number of latents to choose from for each class.")
-    n_rules: int = option(4, "Largest number of rules per class.")
-    n_literals: int = option(3, "Largest number of latents per rule.")
+    n_patches: int = option(3, "Number of such patches that an image needs for a latent to fire on it.")
+    n_candidates: int = option(64, "Number of candidate latents for each class.")
+    n_rules: int = option(4, "Maximum number of rules per class.")
+    n_literals: int = option(3, "Maximum number of latents per rule.")

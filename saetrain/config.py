@@ -86,7 +86,7 @@ class SAEConfig:
 
     variant: str = option("topk", "SAE variant: topk, batchtopk, relu (PatchSAE), jumprelu or gated.", sweep=True)
     n_latents: int | None = option(None, "Number of latents; 16 x the model's width by default.", sweep=True)
-    k: int = option(32, "Active latents per token; their average per token for batchtopk.", sweep=True)
+    k: int = option(32, "Number of active latents per token; for batchtopk, their average.", sweep=True)
     prefixes: tuple[float, ...] = option(
         (),
         "Sizes of nested (Matryoshka) dictionaries as shares, ascending to 1, e.g. 1/8,1/4,1/2,1. Top-k only.",
@@ -204,7 +204,7 @@ class TrainConfig:
     """
 
     n_steps: int = option(10_000, "Number of training steps.")
-    batch_size: int = option(4096, "Tokens per step.")
+    batch_size: int = option(4096, "Number of tokens per step.")
     lr: float | None = option(
         None, "Peak learning rate of Adam. Default: 2e-4 / sqrt(n_latents / 16384), or 4e-4 for relu.", sweep=True
     )
@@ -216,12 +216,12 @@ class TrainConfig:
         None, "Weight of AuxK, the loss that revives dead latents. Default: 1/32, or 0 for relu."
     )
     ghost: bool | None = option(
-        None, "Revive dead latents by ghost gradients instead of AuxK (relu only, where it is the default)."
+        None, "Revive dead latents with ghost gradients instead of AuxK (relu only, where this is the default)."
     )
     resample_every: int = option(
         0, "Steps between replacements of dead latents by badly reconstructed tokens; 0 never replaces any."
     )
-    dead_tokens: int = option(1_000_000, "Number of tokens without firing after which a latent counts as dead.")
+    dead_tokens: int = option(1_000_000, "Number of tokens on which a latent must stay silent to count as dead.")
     clip_norm: float | None = option(
         None, "Limit of the global gradient norm; 0 does not clip. Default: 1, or 0 for relu."
     )

@@ -19,9 +19,11 @@ class ExtractConfig:
     pretrained: str = required("open_clip tag, checkpoint file, or random:SEED.")
     layers: Sequence[int] = required("0-based index of a block; repeat the option for several.")
     sites: Sequence[str] = option(
-        ("resid_post",), "Where in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."
+        ("resid_post",), "Site in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."
     )
-    prompts: str | Path | None = option(None, "Adapted model: an x.prompts directory or an original checkpoint.")
+    prompts: str | Path | None = option(
+        None, "Prompts of an adapted model: an x.prompts directory or an original checkpoint."
+    )
     dtype: str = option("float16", "Number format of the stored activations: float16 or float32.")
     precision: str = option("auto", "Precision of the computation: auto, float32 or bfloat16.")
     codec: str = option("raw", "How chunks are stored: raw, or zstd (lossless compression).")
@@ -30,7 +32,7 @@ class ExtractConfig:
     )
     limit: int | None = option(None, "Number of images to sample at random; all by default.")
     seed: int = option(0, "Random seed for the order in which images are stored.")
-    not_in: Sequence[str | Path] = option((), "Leave out the images of this store; repeatable.")
+    not_in: Sequence[str | Path] = option((), "Store whose images are left out; repeatable.")
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 

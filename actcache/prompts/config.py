@@ -26,14 +26,14 @@ class PromptConfig:
     shots: int = option(16, "Number of training images per class.")
     classes: str = option("all", "Classes to learn: all, base (the first half of the sorted names) or novel.")
     template: str = option("a photo of a {}.", "Text around the class name.")
-    n_epochs: int | None = option(None, "Number of epochs; a short last batch is dropped.")
+    n_epochs: int | None = option(None, "Number of epochs, in each of which a short last batch is dropped.")
     batch_size: int | None = option(None, "Number of images in a batch.")
-    lr: float | None = option(None, "Learning rate of SGD; it follows a cosine over the epochs.")
+    lr: float | None = option(None, "Initial learning rate of SGD, which follows a cosine over the epochs.")
     momentum: float = option(0.9, "Momentum of SGD.")
     weight_decay: float = option(5e-4, "Weight decay of SGD.")
-    warmup_lr: float = option(1e-5, "Learning rate of the first epoch.")
+    warmup_lr: float = option(1e-5, "Learning rate during the first epoch.")
     augment: bool | None = option(None, "Train on random crops and flips (vpt, ivlp, maple).")
-    seed: int = option(0, "Random seed for shots, initial values, order and crops.")
+    seed: int = option(0, "Random seed for the shots, the initial values, the order and the crops.")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

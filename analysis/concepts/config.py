@@ -11,9 +11,11 @@ from analysis.reduce import SCORES, TAU
 class AnalyzeConfig:
     """Raises SettingsError for a value that is out of range."""
 
-    n_top: int = option(16, "Number of top images kept for each latent; the label entropy is taken over them.")
-    score: str = option("mean", "What orders a latent's images: mean over the image's tokens (PatchSAE), or max.")
-    tau: float = option(TAU, "A token counts for its class when its activation is above this.")
+    n_top: int = option(16, "Number of top images kept for each latent; the label entropy is computed over them.")
+    score: str = option(
+        "mean", "How a latent's images are ranked: by the mean over their tokens (PatchSAE), or by the max."
+    )
+    tau: float = option(TAU, "Activation above which a token counts for its class.")
     n_gallery: int = option(100, "Number of latents whose pictures are kept for the report.")
 
     def __post_init__(self) -> None:

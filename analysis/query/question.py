@@ -24,18 +24,20 @@ class Question:
 
     latent: int | None = option(None, "Show the images on which this latent fires most.")
     show: str | None = option(None, f"With --latent, what to show: {', '.join(SHOW)}. The default is images.")
-    sample: int | None = option(None, "Show which latents fire together, over this many random tokens.")
+    sample: int | None = option(None, "Show which latents fire together on this many random tokens.")
     seed: int | None = option(None, "Random seed for that sample. The default is 0.")
     image: tuple[str, ...] = option((), "Show the latents of an image (position or uri); give two to compare them.")
     at: str | None = option(None, "With --image, a patch or a region of it: ROW,COLUMN or 0:3,2:5.")
     class_: str | None = option(None, "Show the strongest latents of this class.")
-    group: str | None = option(None, "Show the latents that separate these images from others, written as for --where.")
-    versus: str | None = option(None, "With --group, the images to compare with. The default is all others.")
+    group: str | None = option(
+        None, "Show the latents that separate these images (a filter as for --where) from others."
+    )
+    versus: str | None = option(None, "With --group, the images to compare it with. The default is all others.")
     fires: str | None = option(None, "Show the images on which all of these latents fire, for example 12,57.")
     silent: str | None = option(None, "Show the images on which none of these latents fires, for example 3.")
-    where: str | None = option(None, "Only these images, by columns of images.parquet: \"split == 'test'\".")
-    score: str | None = option(None, "What orders images: mean over tokens (the default), or max.")
-    tau: float | None = option(None, "A token counts when its activation is above this. The default is 0.2.")
+    where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
+    score: str | None = option(None, "How images are ranked: by the mean over tokens (the default), or by the max.")
+    tau: float | None = option(None, "Activation above which a token counts. The default is 0.2.")
     n_top: int = option(10, "Number of rows in the answer.")
 
     def __post_init__(self) -> None:
