@@ -44,7 +44,7 @@ class Preprocess:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(
-                f"The preprocessing fields have a missing or malformed field: {error}. "
+                f"The preprocessing settings have a missing or malformed field: {error}. "
                 "Expected size, mode, mean, std, interpolation, resize_mode and fill_color."
             ) from error
 

@@ -50,7 +50,7 @@ class Pictures:
             data = source.read(uri)
         except ImageSourceError as error:
             raise ParentMismatchError(
-                f"{str(error).rstrip('.')}; it was there when it was extracted. {advice}"
+                f"{str(error).rstrip('.')}; it could be read when it was extracted. {advice}"
             ) from error
         if n_bytes not in (-1, len(data)):  # -1: the size was not known
             raise ParentMismatchError(
@@ -76,7 +76,7 @@ class Pictures:
             name = f"images {number + 1}" if number else "images"
             place = self._find(number) or self._codes.artifact.parent_path(name)
             if not place.exists():
-                raise SettingsError(f"{place} is not there any more. Say with --images where the images are.")
+                raise SettingsError(f"{place} no longer exists. Give the new path of the images with --images.")
             self._sources[number] = open_source(place)
         return self._sources[number]
 

@@ -40,10 +40,10 @@ def model(tiny_model: dict[str, str]) -> list[str]:
     [
         (
             checkpoint_tensors("maple", width=768, text=512, embed=512, n=2, depth=2),
-            "768 wide, that of tiny.json is 32",
+            "768 wide, but that of tiny.json is 32",
         ),
         ({n: v for n, v in MAPLE.items() if n != "prompt_learner.proj.bias"}, "prompt_learner.proj.bias is missing"),
-        ({"adapter.fc.0.weight": torch.zeros(4, 16)}, "are not those of prompts (adapter.fc.0.weight"),
+        ({"adapter.fc.0.weight": torch.zeros(4, 16)}, "are not the keys of prompts (adapter.fc.0.weight"),
         (MAPLE | {"adapter.fc.0.weight": torch.zeros(4, 16)}, "adapter.fc.0.weight are neither prompts nor weights"),
         (MAPLE | checkpoint_tensors("cocoop", **TINY, n=2, depth=1), "proj.weight does not belong to cocoop"),
     ],

@@ -38,7 +38,7 @@ def committed_shards(path: Path) -> set[int]:
 
 def _refuse_link(path: Path) -> None:
     if not is_remote(path) and (path / COMMITS).is_symlink():
-        raise CorruptError(f"{path / COMMITS} is a link; an artifact contains none. {_REPAIR.format(path)}")
+        raise CorruptError(f"{path / COMMITS} is a link, but an artifact contains no links. {_REPAIR.format(path)}")
 
 
 def read_record(path: Path, shard: int) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def artifact_path(path: str | Path) -> Path:
         remote: Any = UPath(path)
         assert remote.fs is not None  # this imports the file system's package
     except (ImportError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be reached: {error}. `pip install 'patchsae[s3]'` reads S3.") from error
+        raise SettingsError(f"{path} cannot be reached: {error}. For S3, run: pip install 'patchsae[s3]'.") from error
     return remote  # type: ignore[no-any-return]
 
 

@@ -197,7 +197,7 @@ def check_space(plan: ExtractionPlan, shards: Sequence[int]) -> None:
     free, needed = free_bytes(plan.path), plan.shard_bytes(shards)
     if free is not None and plan.settings.codec == "raw" and needed > free:
         raise StorageError(
-            f"{plan.path} needs {needed / 1e9:,.2f} GB more and the disk has {free / 1e9:,.2f} GB free. "
+            f"{plan.path} needs {needed / 1e9:,.2f} GB more, but the disk has only {free / 1e9:,.2f} GB free. "
             "Free space, choose another disk, or store fewer layers or images."
         )
 
@@ -214,6 +214,6 @@ def _explain_more_images(source: ImageSource, plan: ImagePlan, store: Path, sett
     new = set(plan.table["uri"].to_pylist()) - stored
     if new and plan.n_images == len(stored) + len(new):
         raise SettingsError(
-            f"{source.path} holds {len(new):,} images more than {store}. A store is never changed: extract them "
+            f"{source.path} has {len(new):,} images that {store} lacks. A store never changes: extract them "
             f"into another one with --not-in {store}; train, encode and analyze take several stores."
         )

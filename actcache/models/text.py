@@ -136,7 +136,8 @@ class TextTower:
         shorter = text.rsplit(maxsplit=1)[0]
         if shorter != text and torch.equal(self.tokenize([text]), self.tokenize([shorter])):
             raise SettingsError(
-                f"A text of {len(text.split())} words is longer than the context of {context} tokens: {text}"
+                f"A text of {len(text.split())} words is longer than the context of {context} tokens. Shorten "
+                f"it: {text}"
             )
 
 

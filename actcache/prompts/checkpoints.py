@@ -112,10 +112,10 @@ def _load(path: Path) -> dict[str, Tensor]:
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise ModelError(
-            f"{path} is not a checkpoint of prompts ({reason}). Expected a torch file with state_dict and epoch."
+            f"{path} is not a prompt checkpoint ({reason}). Expected a torch file with state_dict and epoch."
         ) from error
     if bad:
-        raise ModelError(f"{path.name}: {', '.join(bad[:3])} contain NaN or infinity. Take another epoch.")
+        raise ModelError(f"{path.name}: {', '.join(bad[:3])} contain NaN or infinity. Use another epoch.")
     return dict(state)
 
 

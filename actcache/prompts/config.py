@@ -60,7 +60,7 @@ class PromptConfig:
         """Fill in every value, for an image tower of `n_layers` blocks. Raises SettingsError for too large a depth."""
         kind = METHODS[self.method]
         if self.depth is not None and self.depth > n_layers:
-            raise SettingsError(f"--depth is {self.depth}, but the image tower has {n_layers} blocks. Choose fewer.")
+            raise SettingsError(f"--depth is {self.depth}, but the image tower has {n_layers} blocks. Lower --depth.")
         values: dict[str, Any] = {
             name: getattr(kind, name, None) if value is None else value for name, value in vars(self).items()
         }

@@ -68,7 +68,7 @@ def choose_shots(
     for name in classes:
         rows = order[labels[order] == name]
         if len(rows) < shots:
-            raise SettingsError(f"Class {name!r} has {len(rows)} images, but --shots is {shots}. Choose fewer.")
+            raise SettingsError(f"Class {name!r} has {len(rows)} images, but --shots is {shots}. Lower --shots.")
         chosen.append(rows[np.sort(generator.permutation(len(rows))[:shots])])
     return np.concatenate(chosen)
 

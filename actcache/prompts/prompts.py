@@ -52,7 +52,9 @@ class Prompts:
             raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if self.position not in self.kind.positions:
             known = ", ".join(self.kind.positions)
-            raise SettingsError(f"With {self.method} the position of the class name is {known}; got {self.position!r}.")
+            raise SettingsError(
+                f"With {self.method}, the position of the class name must be {known}, got {self.position!r}."
+            )
         if self.template.count("{}") != 1:
             raise SettingsError(f"A template must contain one {{}} for the class name, got {self.template!r}.")
         _check_shapes(self.method, {name: tuple(value.shape) for name, value in self.tensors.items()})
@@ -123,7 +125,7 @@ class Prompts:
             for i, value in enumerate(prompts):
                 if value.shape[-1] != widths[tower]:
                     raise ModelError(
-                        f"The prompts of the {tower} tower are {value.shape[-1]} wide, that of {clip.name} is "
+                        f"The prompts for the {tower} tower are {value.shape[-1]} wide, but that of {clip.name} is "
                         f"{widths[tower]}. They were made for another model; give that model."
                     )
                 mapped = self.kind.maps_text and tower == "text"  # the text tower may be the shallower one
@@ -135,7 +137,7 @@ class Prompts:
         if self.kind.texts_by_image and self.tensors["meta_net.linear1.weight"].shape[1] != clip.config["embed_dim"]:
             raise ModelError(
                 f"meta_net.linear1.weight takes embeddings of size {self.tensors['meta_net.linear1.weight'].shape[1]}, "
-                f"those of {clip.name} have {clip.config['embed_dim']}. It was made for another model; give that model."
+                f"but those of {clip.name} have {clip.config['embed_dim']}. Give the model it was made for."
             )
 
 
@@ -147,7 +149,7 @@ def guess_method(names: Iterable[str]) -> str:
             return method
     shown = ", ".join(sorted(names)[:5]) or "none"
     raise ModelError(
-        f"These keys are not those of prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT."
+        f"These are not the keys of prompts ({shown} ...). Expected ctx, prompt_learner.ctx or image_encoder.VPT."
     )
 
 

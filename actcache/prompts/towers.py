@@ -113,7 +113,7 @@ def prompt_text(
     for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
         if last:
             raise SettingsError(
-                f"{prompts.n_text} prompts and {name!r} may not fit in {tokens.shape[1]} tokens. Shorten the name."
+                f"{prompts.n_text} prompts and {name!r} may not fit into {tokens.shape[1]} tokens. Shorten the name."
             )
     tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
     with torch.no_grad():

@@ -54,10 +54,10 @@ def decode_mask(mask: str | Path | bytes, *, name: str | None = None) -> NDArray
 
     def convert(opened: "Image.Image") -> NDArray[np.uint8]:
         if opened.format != "PNG" or opened.mode not in ("1", "L", "P", "I", "I;16"):
-            raise ValueError(f"a mask must be a palette or gray PNG, this is {opened.format} {opened.mode}")
+            raise ValueError(f"a mask must be a palette or gray PNG, but this is {opened.format} {opened.mode}")
         values = np.asarray(opened)
         if values.max(initial=0) > 255:
-            raise ValueError(f"a mask must hold numbers up to 255, this one has {values.max()}")
+            raise ValueError(f"a mask must hold numbers up to 255, but this one has {values.max()}")
         # PIL scales 2 and 4 bits of gray to 0..255; byte 24 of the header holds the number of bits.
         stretch = {2: 85, 4: 17}.get(depth, 1) if opened.mode == "L" else 1
         return (values // stretch).astype(np.uint8)

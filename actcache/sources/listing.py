@@ -122,7 +122,7 @@ def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, 
     if len(bad):
         reason = os.strerror(-int(sizes[bad[0]]))
         more = f", as for {len(bad) - 1:,} others of {len(paths):,}" if len(bad) > 1 else ""
-        raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair {source}, or remove it there.")
+        raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
     return sizes
 
 

@@ -29,7 +29,7 @@ class StoreGroup:
     def __init__(self, stores: Sequence[ActivationStore]) -> None:
         """Raises ParentMismatchError unless all have the same model and shape; SettingsError for none or duplicates."""
         if not stores:
-            raise SettingsError("Give at least one store.")
+            raise SettingsError("No store was given. Give at least one.")
         self.stores = tuple(stores)
         self.starts = np.cumsum(
             [0, *(store.n_images for store in stores)]
@@ -39,7 +39,7 @@ class StoreGroup:
         for store in stores[1:]:
             if store.model_id != stores[0].model_id:
                 raise ParentMismatchError(
-                    f"{self.path} holds model {self.model_id}, {store.path} holds model {store.model_id}. "
+                    f"{self.path} holds model {self.model_id}, but {store.path} holds model {store.model_id}. "
                     "Give stores of the same CLIP weights, architecture and preprocessing."
                 )
             for name, mine, other in (

@@ -67,7 +67,7 @@ def _translate(node: ast.expr, columns: list[str]) -> Any:
         case ast.Name(id=name) if name in columns:
             return pc.field(name)
         case ast.Name(id=name):
-            raise SettingsError(f"names {name!r}. Columns: {', '.join(columns)}.")
+            raise SettingsError(f"names the unknown column {name!r}. Columns: {', '.join(columns)}.")
         case ast.Constant(value=value) if value is None or isinstance(value, str | int | float | bool):
             return value
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
@@ -90,5 +90,5 @@ def _compare(left: ast.expr, op: ast.cmpop, right: ast.expr, columns: list[str])
         inside = a.isin(list(b))
         return inside if isinstance(op, ast.In) else ~inside & a.is_valid()
     if not isinstance(a, pc.Expression) and not isinstance(b, pc.Expression):
-        raise SettingsError(f"compares no column in {ast.unparse(left)!r}.")
+        raise SettingsError(f"compares {ast.unparse(left)!r} with no column. Name a column on one side.")
     return _COMPARE[type(op)](a, b)

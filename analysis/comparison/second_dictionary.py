@@ -43,7 +43,7 @@ def check_second(first: Run, second: Run, k: int) -> None:
     ):
         if expected != present:
             raise ParentMismatchError(
-                f"{second.path} was trained on {what} {present}, {first.path} on {expected}. "
+                f"{second.path} was trained on {what} {present}, but {first.path} on {expected}. "
                 "Train the second run on the adapted model's store, with the settings of the first."
             )
 

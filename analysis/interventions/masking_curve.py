@@ -134,7 +134,7 @@ def mask_latents(
 def _check_codes(codes: CodeStore, run: Run) -> None:
     if codes.artifact.parents["run"].id != run.run_id:
         raise ParentMismatchError(
-            f"{codes.path} was encoded by run {codes.artifact.parents['run'].id}, {run.path} is {run.run_id}. "
+            f"{codes.path} was encoded by run {codes.artifact.parents['run'].id}, but {run.path} is {run.run_id}. "
             f"Encode the images with {run.path}."
         )
 

@@ -122,7 +122,7 @@ def measure_steerability(
     if config.n_latents < 1:
         raise SettingsError(f"--n-latents must be at least 1, got {config.n_latents}.")
     if not config.strengths or not np.isfinite(config.strengths).all():
-        raise SettingsError(f"--strength must be numbers, got {', '.join(map(str, config.strengths)) or 'none'}.")
+        raise SettingsError(f"--strength must be finite, got {', '.join(map(str, config.strengths)) or 'none'}.")
 
     @torch.no_grad()
     def measure(head: Head, studies: Iterator[Study]) -> Steerability:

@@ -135,7 +135,7 @@ def read_masks(
         names, carriers = _read_legend(Path(legend), codes.images["uri"].take(positions).to_pylist())
     if not names:
         raise SettingsError(
-            "The masks hold only 0 (background) and 255 (void), and no concept. Name these in a --legend."
+            "The masks hold only 0 (background) and 255 (void), so they show no concept. Name these in a --legend."
         )
     return PixelMasks(names, positions, numbers, carriers)
 
@@ -184,7 +184,7 @@ def _read_legend(path: Path, uris: list[str]) -> tuple[tuple[str, ...], NDArray[
         numbers: list[Any] = table["number"].to_pylist()
         if not all(isinstance(number, int) and 0 <= number <= 255 for number in numbers):
             raise SettingsError(
-                f"{path.name} has a number that is no integer in 0..255. Mask files hold 8-bit numbers."
+                f"{path.name} has a number that is not an integer in 0..255. Mask files hold 8-bit numbers."
             )
         if len(set(numbers)) != len(numbers):
             raise SettingsError(f"{path.name} lists a number twice. Expected one row per number.")

@@ -72,7 +72,7 @@ def query_groups(
     b = chosen & ~a if versus is None else choose_images(codes, versus, "--versus") & chosen
     for flag, members in (("--group", a), ("--versus", b)):
         if members.sum() < 2:
-            raise SettingsError(f"{flag} holds for {members.sum()} images, and a group needs two. Relax the condition.")
+            raise SettingsError(f"{flag} holds for {members.sum()} images, but a group needs two. Relax the condition.")
     if (a & b).any():
         raise SettingsError(
             f"--group and --versus share {(a & b).sum():,} images (e.g. {codes.images['uri'][int((a & b).argmax())]}). "

@@ -44,7 +44,7 @@ class Question:
         given = [field.name for field in fields(self) if field.name != "n_top" and self.gives(field.name)]
         if not any(name in ALLOWED for name in given):
             *others, last = map(flag, ALLOWED)
-            raise SettingsError(f"There is nothing to look for. Ask one thing: {', '.join(others)} or {last}.")
+            raise SettingsError(f"No question was asked. Give one of {', '.join(others)} or {last}.")
         if self.show is not None and self.show not in SHOW:
             raise SettingsError(f"--show must be one of {', '.join(SHOW)}, got {self.show!r}.")
         if self.subject == "sample" and self.show not in (None, "co-firing"):

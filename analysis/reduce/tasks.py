@@ -140,7 +140,8 @@ def open_codes(path: str, codes_id: str) -> CodeStore:
     codes = CodeStore.open(path)
     if codes.codes_id != codes_id:
         raise ParentMismatchError(
-            f"A worker found codes {codes.codes_id} at {path}, but expected {codes_id}. Let workers see the same files."
+            f"A worker found codes {codes.codes_id} at {path}, but expected {codes_id}. "
+            "All workers must see the same files."
         )
     return codes
 

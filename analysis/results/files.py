@@ -46,7 +46,7 @@ def find_result(record: type[R], out: str | Path | None, head: Head, *, overwrit
         return None
     content = read_json(out, "Choose another path, or pass --overwrite to replace it.")
     if not isinstance(content, dict) or "kind" not in content:
-        raise SettingsError(f"{out} is not a result of ours. Choose another path, or pass --overwrite to replace it.")
+        raise SettingsError(f"{out} is not a result file. Choose another path, or pass --overwrite to replace it.")
     if content.get("id") != head.id:
         old = _compared_fields(content["kind"], content.get("settings", {}), content.get("parents", {}))
         new = _compared_fields(head.kind, head.settings, {n: {"id": p.id} for n, p in head.parents.items()})
@@ -80,7 +80,7 @@ def read_result(path: str | Path, *records: type[R]) -> R:
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise SchemaError(f"{path} is not a result file. {_EXPECTED}")
     if content["schema"] > SCHEMA:
-        raise SchemaError(f"{path} has schema {content['schema']}; this program reads up to {SCHEMA}.")
+        raise SchemaError(f"{path} has schema {content['schema']}; this program reads schemas up to {SCHEMA}.")
     kinds = {record.KIND: record for record in records}
     if content.get("kind") not in kinds:
         raise SchemaError(f"{path} holds {content.get('kind')}, expected {' or '.join(kinds)}.")

@@ -108,7 +108,7 @@ def learn_rules(
         targets, labels = _explained(other, config.explain)
         judged = other.valid & (targets != "")
         if not judged.any():
-            raise SettingsError(f"No image of {other.path} has a label to judge by. Give codes of labeled images.")
+            raise SettingsError(f"No image of {other.path} has a label to judge with. Give codes of labeled images.")
     fires = read_firing(judged_codes, rules.latents, firing, report)
     return finish_result(out, _judge(head, int(chosen.sum()), rules, fires, labels, targets, judged, config, names))
 

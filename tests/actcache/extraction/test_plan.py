@@ -34,7 +34,7 @@ def test_extraction_does_not_begin_what_the_disk_cannot_hold(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 1000))
     plan = estimate(tiny_images, tmp_path / "x.acts", **tiny_model, layers=[0])
     assert not plan.fits
-    with pytest.raises(StorageError, match=r"needs .* GB more and the disk has 0\.00 GB free"):
+    with pytest.raises(StorageError, match=r"needs .* GB more, but the disk has only 0\.00 GB free"):
         extract(tiny_images, tmp_path / "x.acts", **tiny_model, layers=[0])
     monkeypatch.undo()
     assert extract(tiny_images, tmp_path / "x.acts", **tiny_model, layers=[0]).n_images == 75
@@ -50,7 +50,7 @@ def test_a_source_that_grew_goes_into_a_further_store(
     first = extract(images, tmp_path / "a.acts", **tiny_model, layers=[0])
     for file in moved:
         (tmp_path / file.name).rename(file)
-    with pytest.raises(SettingsError, match=r"holds 7 images more than .*a\.acts.*--not-in .*a\.acts"):
+    with pytest.raises(SettingsError, match=r"has 7 images that .*a\.acts.*--not-in .*a\.acts"):
         extract(images, tmp_path / "a.acts", **tiny_model, layers=[0])
     second = extract(images, tmp_path / "b.acts", **tiny_model, layers=[0], not_in=[tmp_path / "a.acts"])
     assert second.n_images == 7

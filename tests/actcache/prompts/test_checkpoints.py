@@ -121,7 +121,7 @@ def test_a_mismatch_names_the_keys(clip: Clip, tmp_path: Path) -> None:
     frozen = frozen_tensors(clip.module.state_dict())
     weight = "image_encoder.transformer.resblocks.1.mlp.c_fc.weight"
     cases: list[tuple[State, str]] = [
-        (checkpoint_tensors("maple", **FULL, n=2, depth=3), "768 wide, that of tiny.json is 32"),
+        (checkpoint_tensors("maple", **FULL, n=2, depth=3), "768 wide, but that of tiny.json is 32"),
         (checkpoint_tensors("vpt", **TINY, n=2, depth=4), "for 4 blocks of the image tower, but tiny.json has 3"),
         (checkpoint_tensors("cocoop", width=32, text=16, embed=32, n=4, depth=1), "meta_net.linear1.weight takes"),
         ({n: v for n, v in maple.items() if n != "prompt_learner.proj.bias"}, "prompt_learner.proj.bias is missing"),
@@ -130,7 +130,7 @@ def test_a_mismatch_names_the_keys(clip: Clip, tmp_path: Path) -> None:
         (maple | {n: v for n, v in frozen.items() if n != weight}, f"{weight} are missing"),
         (maple | frozen | {weight: frozen[weight] + 1}, f"{weight} are not tiny.json's"),
         (maple | {"prompt_learner.ctx": torch.full((2, 16), torch.nan)}, "prompt_learner.ctx contain NaN or infinity"),
-        ({"weight": torch.zeros(2)}, "are not those of prompts (weight"),
+        ({"weight": torch.zeros(2)}, "are not the keys of prompts (weight"),
         ({}, "state_dict does not hold tensors"),
     ]
     for state, words in cases:
@@ -144,7 +144,7 @@ def test_a_mismatch_names_the_keys(clip: Clip, tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(clip: Clip, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.pth.tar-5"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="not a checkpoint of prompts"):
+    with pytest.raises(ModelError, match="not a prompt checkpoint"):
         read_prompt_checkpoint(path, clip)
-    with pytest.raises(ModelError, match="not a checkpoint of prompts"):
+    with pytest.raises(ModelError, match="not a prompt checkpoint"):
         read_prompt_checkpoint(tmp_path / "nowhere", clip)

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_named(clip: Clip) -> None:
                         "image_encoder.transformer.resblocks.5.VPT_shallow": torch.zeros(2, 32)})  # fmt: skip
     with pytest.raises(SettingsError, match="cocoop, coop, maple, ivlp, vpt"):
         Prompts("lora", {})
-    with pytest.raises(SettingsError, match="position of the class name is end"):
+    with pytest.raises(SettingsError, match="position of the class name must be end"):
         make("maple", position="front")
     with pytest.raises(SettingsError, match="template"):
         make("maple", template="a photo")

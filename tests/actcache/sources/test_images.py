@@ -218,9 +218,9 @@ def test_what_is_no_mask_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((3, 3), 300, dtype=np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "text.png").write_text("x")
     cases = {
-        "color.png": "palette or gray PNG, this is PNG RGB",
-        "gray.jpg": "this is JPEG L",
-        "deep.png": "numbers up to 255, this one has 300",
+        "color.png": "palette or gray PNG, but this is PNG RGB",
+        "gray.jpg": "but this is JPEG L",
+        "deep.png": "numbers up to 255, but this one has 300",
         "text.png": "it is not an image",
         "gone.png": "No such file",
     }

@@ -40,13 +40,13 @@ def test_an_expression_chooses_rows(where: str, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        ("split == 'train'", "names 'split'. Columns: label, name, flag, score"),
+        ("split == 'train'", "names the unknown column 'split'. Columns: label, name, flag, score"),
         ("__import__('os').system('ls')", "cannot contain"),
         ("label.real == 1", "cannot contain"),
         ("label + 1 == 2", "cannot contain"),
         ("label == 'cat'", "does not fit the columns"),
         ("label", "gives int32, expected true or false"),
-        ("1 == 1", "compares no column"),
+        ("1 == 1", "compares '1' with no column"),
         ("label in 3", "only with a list"),
         ("flag is True", "only with None"),
         ("label ==", "cannot be read"),

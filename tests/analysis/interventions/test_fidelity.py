@@ -101,7 +101,7 @@ def test_the_same_call_twice_returns_the_file(tmp_path: Path, middle_run: Path, 
     evaluate_fidelity(middle_run, middle_store, out, study=StudyConfig(templates="simple"), model=CPU, overwrite=True)
     assert json.loads(out.read_text())["settings"]["templates"] == "simple"
     out.write_text("{}")
-    with pytest.raises(SettingsError, match="not a result of ours"):
+    with pytest.raises(SettingsError, match="not a result file"):
         evaluate_fidelity(middle_run, middle_store, out, model=CPU)
 
 

@@ -84,7 +84,7 @@ def moved(tmp_path: Path, tiny_codes: Path) -> CodeStore:
 
 def test_absent_images_are_an_error_and_can_be_given(tmp_path: Path, moved: CodeStore, tiny_images: Path) -> None:
     answer = query_image(moved, 0)
-    with pytest.raises(SettingsError, match=r"not there any more\. Say with --images"):
+    with pytest.raises(SettingsError, match=r"no longer exists\. Give the new path of the images with --images"):
         draw_sheet(moved, answer, tmp_path / "a.png", images=[0])
     assert not (tmp_path / "a.png").exists()
     assert draw_sheet(moved, answer, tmp_path / "a.png", images=[0], folder=tiny_images).is_file()

@@ -59,7 +59,7 @@ def test_another_kind_and_a_newer_schema_are_refused(tmp_path: Path) -> None:
         read_result(GOLDEN / "attribute.json", MaskingCurve)
     content = json.loads((GOLDEN / "attribute.json").read_text()) | {"schema": 2}
     (tmp_path / "new.json").write_text(json.dumps(content))
-    with pytest.raises(SchemaError, match="schema 2; this program reads up to 1"):
+    with pytest.raises(SchemaError, match="schema 2; this program reads schemas up to 1"):
         read_result(tmp_path / "new.json", Deletion)
 
 
