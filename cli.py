@@ -145,7 +145,9 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
             given[name] = combine(config, values) if sweeps else build(config, values)
         function(**given)
 
-    run.__doc__, run.__name__ = function.__doc__, function.__name__
+    paragraphs = (function.__doc__ or "").split("\n\n")
+    run.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # the help wraps them itself
+    run.__name__ = function.__name__
     run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -251,7 +253,7 @@ def quickstart(
     n_images: Annotated[int, Option(help="Number of images to generate.")] = 2000,
     seed: Annotated[int, Option(help="Random seed for the images, their order and the training.")] = 0,
 ) -> None:
-    """Run the whole pipeline on the embedded demo.
+    """Run the whole pipeline on the built-in demo.
 
     The images are generated, the CLIP is tiny and the concepts are known. This takes less than three minutes.
     """
@@ -390,7 +392,7 @@ def query(
     codes: CodesPath,
     question: Question,
     names: Annotated[
-        Path | None, Option(help="Concepts of these codes; the answer shows the names of their latents.")
+        Path | None, Option(help="Concepts of these codes, from which the answer takes the names of latents.")
     ] = None,
     out: TablePath = None,
     sheet: Annotated[Path | None, Option(help="PNG file for a contact sheet with heat maps.")] = None,
@@ -423,12 +425,14 @@ def name(
     concepts: ConceptsPath,
     model: ModelOptions,
     vocabulary: Vocabulary = None,
-    method: Annotated[list[str], Option(help="How to find names: by top images, or by direction (lens).")] = [
+    method: Annotated[
+        list[str], Option(help="How to find names: images (top images) or lens (decoder direction); repeat for both.")
+    ] = [
         "images",
         "lens",
     ],
     template: Annotated[str, Option(help="Text around each word; {} stands for the word.")] = "{}",
-    set_: Annotated[list[str], Option("--set", help='Only set your own name of a latent: "907=red stripes".')] = [],
+    set_: Annotated[list[str], Option("--set", help='Only set your own name for a latent: "907=red stripes".')] = [],
     note: Annotated[list[str], Option(help='Only set your own note on a latent: "907=see image 12".')] = [],
     codes: Annotated[Path | None, Option(help="Where the codes of the table are, if they have moved.")] = None,
     run: MovedRun = None,
@@ -566,8 +570,12 @@ def rules(
     codes: CodesPath,
     config: RulesConfig,
     out: ResultPath = None,
-    judge: Annotated[Path | None, Option(help="Codes to judge the rules on; by default, the last 20 %.")] = None,
-    concepts: Annotated[Path | None, Option(help="Concepts that name the latents.")] = None,
+    judge: Annotated[
+        Path | None, Option(help="Codes to judge the rules on; by default, the last 20 % of the images.")
+    ] = None,
+    concepts: Annotated[
+        Path | None, Option(help="Concepts of these codes, from which the latents take their names.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Explain classes with readable rules over latents."""
@@ -585,7 +593,10 @@ def localize(
         Path | None, Option(help="Folder of PNG masks named like the images; by default, the store's own.")
     ] = None,
     legend: Annotated[
-        Path | None, Option(help="Table of the numbers in the masks: number, name (or uri, ...).")
+        Path | None,
+        Option(
+            help="Table that explains the numbers in the masks: columns number and name, or uri and one per concept."
+        ),
     ] = None,
     latent: Annotated[int | None, Option(help="Judge this latent instead of the best one of each concept.")] = None,
     n_top: Annotated[int, Option(help="Number of latents for each concept.", min=1)] = 1,
@@ -644,7 +655,9 @@ def adapt(
     model: Annotated[str, Option(help="open_clip architecture, or the path of an open_clip config JSON.")],
     pretrained: Annotated[str, Option(help="open_clip tag, checkpoint file, or random:SEED.")],
     config: PromptConfig,
-    test: Annotated[Path | None, Option(help="Images to measure on; by default, all that are not shots.")] = None,
+    test: Annotated[
+        Path | None, Option(help="Images to measure accuracy on; by default, all images that are not shots.")
+    ] = None,
     precision: Annotated[str, Option(help="Precision of the computation: auto, float32 or bfloat16.")] = "auto",
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 200,
@@ -671,7 +684,11 @@ def adapt(
 def compare(
     base: Annotated[Path, Argument(metavar="CONCEPTS_BASE", help="Concepts of the plain model.")],
     adapted: Annotated[
-        Path, Argument(metavar="CONCEPTS_ADAPTED", help="Concepts of the adapted model: same images and SAE.")
+        Path,
+        Argument(
+            metavar="CONCEPTS_ADAPTED",
+            help="Concepts of the adapted model, made from the same images with the same SAE.",
+        ),
     ],
     out: Annotated[Path, Argument(metavar="OUT", help="JSON file to write; an HTML page is written beside it.")],
     config: ComparisonConfig,
@@ -706,7 +723,9 @@ def convert(
     to: Annotated[
         str | None, Option(help="Format: saelens, dictionary_learning, sparsify, saev, prisma or patchsae.")
     ] = None,
-    store: Annotated[str | None, Option(help="Activations to compare on; required for a checkpoint.")] = None,
+    store: Annotated[
+        str | None, Option(help="Activations to compare the two SAEs on; required to read a checkpoint.")
+    ] = None,
     layer: Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""quickstart(): the whole path on the embedded demo, and how much of the ground truth the SAE finds.
+"""quickstart(): the whole pipeline on the built-in demo, and how much of the ground truth the SAE finds.
 
 Only the images, the model and the ground truth are special to the demo; every step is a public verb.
 """
