@@ -89,7 +89,7 @@ class ComparisonConfig:
     template: str = option(
         "a photo of a {}.", "Text around a class name for the base model; the adapted one has prompts."
     )
-    limit: int | None = option(None, "Number of judged images to sample at random.")
+    limit: int | None = option(None, "Number of test images to sample at random.")
     seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.")
     n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.")
 

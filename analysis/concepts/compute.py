@@ -139,7 +139,7 @@ def analyze(
 
 @dataclass(frozen=True)
 class _Parents:
-    """What a table is made from besides the codes. Each is None if it is not available; `left_out` then says why."""
+    """What a table is made from, in addition to the codes. Each is None if it is not available; `left_out` then says why."""
 
     pictures: Pictures | None
     run: Run | None

@@ -77,7 +77,7 @@ def rank_latents(counts: NDArray[np.integer], k: int) -> NDArray[np.int64]:
 def match_frequency(
     lists: NDArray[np.int64], frequency: NDArray[np.integer], *, rng: np.random.Generator
 ) -> NDArray[np.int64] | None:
-    """For each list, equally many other latents of about the same frequencies, without repetition.
+    """For each list, the same number of other latents with about the same frequencies, without repetition.
 
     The target frequencies are jittered on a log scale; each takes the nearest latent that is neither in the list nor
     taken yet.

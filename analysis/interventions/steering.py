@@ -104,7 +104,7 @@ def measure_steerability(
     overwrite: bool = False,
     on_progress: Report | None = None,
 ) -> Steerability:
-    """Steerability of latents, beside that of equally many dimensions of the stream.
+    """Steerability of latents, beside that of the same number of dimensions of the stream.
 
     Args:
         vocabulary: a file of words; by default the general ones. They are put into `study.templates`.

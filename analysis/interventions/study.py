@@ -88,7 +88,7 @@ def run_study(
     Args:
         record: the kind of result.
         measure: receives the result's head and the studies, opened one at a time.
-        settings: what the result's identity holds besides `study`.
+        settings: what the result's identity holds in addition to `study`.
         codes: a further parent.
 
     Raises:

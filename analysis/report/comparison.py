@@ -79,7 +79,7 @@ def draw_comparison(
     """The section of a comparison.
 
     Args:
-        tables: base and adapted, as far as they are at hand; without one its pictures are left out.
+        tables: base and adapted, as far as they were found; without one, its pictures are left out.
         anchors: latents that the page shows elsewhere, for links.
     """
     small = len(comparison.classes) <= MAX_CLASSES
@@ -113,7 +113,7 @@ def draw_comparison(
 
 
 def find_tables(comparison: Comparison, concepts: ConceptTable, folder: Path) -> dict[str, ConceptTable]:
-    """The tables a comparison was made from, of those that are at hand: `concepts`, beside it, or in a folder."""
+    """The tables a comparison was made from, if they are found: `concepts` itself, beside it, or in a folder."""
     tables = {}
     for name in MODELS:
         parent = comparison.parents[name]

@@ -55,7 +55,7 @@ def train(
         store: one store, or several of one model. Each store holds out its last 5 % of images.
         layer: the hook point; may be omitted if the store has only one.
         device, log_every, checkpoint_every: do not change the result.
-        log_to: where to show metrics besides metrics.jsonl: tensorboard, wandb, or both.
+        log_to: where to show metrics in addition to metrics.jsonl: tensorboard, wandb, or both.
         on_progress: called with (steps done, steps in total, latest metrics).
 
     Raises:

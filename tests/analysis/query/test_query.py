@@ -276,7 +276,7 @@ def test_a_question_has_a_subject_and_refuses_what_does_not_go_with_it() -> None
     assert Question(latent=3).latents == [3]
     assert Question(latent=3, show="co-firing").latents == []
     for given, words in [
-        ({}, "Ask one thing"),
+        ({}, "No question was asked"),
         ({"latent": 3, "tau": 0.1}, "--tau does not go with --latent"),
         ({"class_": "cow", "score": "max"}, "--score does not go with --class"),
         ({"sample": 0}, "--sample must be at least 1, got 0"),
