@@ -13,7 +13,7 @@ def option(default: T, help: str, *, sweep: bool = False, parser: Callable[[str]
     Args:
         help: one complete phrase, as `--help` prints it.
         sweep: the flag may be given several times, and every combination of such values is run.
-        parser: what makes a value of the flag's text, for a value that has a notation of its own.
+        parser: turns the flag's text into a value, if the value has a notation of its own.
     """
     metadata: dict[str, Any] = {"help": help, "sweep": sweep, "parser": parser}
     return field(default=default, metadata=metadata)

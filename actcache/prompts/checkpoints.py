@@ -51,8 +51,8 @@ def read_prompt_checkpoint(path: str | Path, clip: Clip, *, template: str = TEMP
         template, position: the file does not contain these; see `Prompts`.
 
     Raises:
-        ModelError: this is not such a file, or its keys are of no method, missing, superfluous or of another CLIP; the
-            message names them.
+        ModelError: this is not such a file, or its keys belong to no method or to another CLIP, are missing or are
+            superfluous; the message names them.
     """
     path = Path(path)
     state = _load(path)

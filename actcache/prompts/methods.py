@@ -1,4 +1,4 @@
-"""The adaptation methods as a table: what each learns, where that goes, its published training values.
+"""The adaptation methods as a table: what each learns, where that goes, and its published training values.
 
     method   image tower                            text tower
     coop     nothing                                ctx, shared by all classes or one for each class
@@ -28,7 +28,7 @@ class Method:
         n_prompts, depth, n_epochs, batch_size, lr, augment: published values for 16 shots on ViT-B/16; image embeddings
             that are computed once allow no augmentation.
         folder: where the original code looks for `model.pth.tar-N`.
-        keys: a checkpoint is of the first method in METHODS that has a key with which one of its names begins.
+        keys: a checkpoint belongs to the first method in METHODS of which a key begins one of its tensors' names.
         text: name of the prompts at the text tower's input; None where the text is fixed.
         text_blocks: names of the prompts before the text tower's next blocks.
         vision: name of the image tower's own prompts; None where it has none.

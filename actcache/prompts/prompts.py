@@ -200,7 +200,7 @@ def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
 
 
 def _expected_shapes(kind: Method, shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """One tensor each determines lengths, widths and depth; the others must agree with it."""
+    """Single tensors determine lengths, widths and depth; the others must agree with them."""
     expected: dict[str, Shape] = {}
     ctx: Shape = shapes.get(kind.text or "", (1, 1))
     if kind.text:

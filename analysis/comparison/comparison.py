@@ -61,10 +61,10 @@ def compare(
     """Compare a model with its adapted version.
 
     Args:
-        base, adapted: concept tables of the two stores, by the same run.
+        base, adapted: concept tables of the two stores, made by the same run.
         out: a JSON file for the result; the same call again returns what the file holds.
         second_run: another SAE at the same hook point, trained on the adapted model's activations: adds `dictionaries`.
-        device, batch_size: where to run, and images per forward pass. Speed only.
+        device, batch_size: where to run, and images per forward pass. They affect speed only.
 
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another

@@ -56,7 +56,7 @@ def cross_dictionaries(
 
     Args:
         runs: the tables' run, and the second one.
-        rounds: as judged with the first run.
+        rounds: the rounds as judged with the first run.
         k: latents per class at which the shares are taken.
     """
     images = _held_out(runs, classifiers, limit, seed)

@@ -124,7 +124,7 @@ def top_images_statistic(n_top: int, score: str) -> Statistic:
     """The images on which each latent fires most.
 
     Args:
-        score: `mean` over tokens, `max` over tokens, or `patch`: the maximum over patches. The last gives the strongest
+        score: `mean` over tokens, `max` over tokens, or `patch`, the maximum over patches, which gives the strongest
             patches of a latent, one per image.
     """
     return Statistic(

@@ -62,10 +62,10 @@ def inspect_dictionaries(
     """Measure dictionaries, and match every pair of them.
 
     Args:
-        runs: one or several, or folders of runs, that read the same hook point.
-        store: of their model; of a store that a run was trained on, only its held-out images are used.
+        runs: one or several runs, or folders of runs, that read the same hook point.
+        store: a store of their model. If a run was trained on it, only its held-out images are used.
         out: a JSON file for the result; the same call again returns what the file holds.
-        n_tokens: size of the random sample that is coded by pursuit.
+        n_tokens: size of the random sample that is encoded by pursuit.
         truth: a known dictionary [N, D], or its .npy file, that every run is matched with (`first`).
         on_progress: called with (runs and matchings done, in all).
 

@@ -41,7 +41,7 @@ def evaluate_fidelity(
     """Measure one run, or every run of a folder (a sweep: several layers, several sizes), on labeled images.
 
     Args:
-        store: with labels, of the run's model. Of the store that a run was trained on, only held-out images are used.
+        store: a labeled store of the run's model. If a run was trained on it, only its held-out images are used.
         out: a JSON file for the result; the same call again returns what the file holds.
         on_progress: called with (images done, images in all).
 

@@ -27,7 +27,7 @@ class LatentMask:
         selection: class, predicted, dataset, list or random.
         draw: number of the random draw; otherwise 0.
         lists: [C, k] or [1, k], -1 behind the last.
-        chosen_by: the model whose latents these are, where there are two.
+        chosen_by: the model whose latents these are, if there are two models.
     """
 
     selection: str
@@ -48,11 +48,11 @@ class Condition(NamedTuple):
     """What a classifier sees.
 
     Attributes:
-        model: whose image tower, and whose texts unless `selection` is swap.
-        chosen_by: whose latents; `all` where none were chosen.
-        selection: that of the mask; all: every latent; original: the stream itself; swap: the same with the other
-            model's texts.
-        k, draw: of the mask; otherwise 0.
+        model: the model whose image tower is used, and whose texts are used unless `selection` is swap.
+        chosen_by: the model whose latents are kept or dropped; `all` if none were chosen.
+        selection: that of the mask; all: every latent; original: the stream itself; swap: the stream itself with
+            the other model's texts.
+        k, draw: those of the mask; otherwise 0.
         keep_error: whether the error term was added.
         mode: keep or drop the latents.
     """
@@ -72,7 +72,7 @@ def make_masks(
 ) -> list[LatentMask]:  # fmt: skip
     """For each k: the k most frequent latents of each class and of the dataset, and random ones as frequent as these.
 
-    A random draw is left out where too few latents are left for it.
+    A random draw is left out if too few latents remain for it.
 
     Args:
         listed: a list that takes the place of the classes' and the dataset's latents.
@@ -136,9 +136,9 @@ def classify_masked(
     """The outcome of each model's stream itself, of all latents, and of each mask, on some images in their order.
 
     Args:
-        classifiers: of one model, or of two on one set of images and classes.
+        classifiers: those of one model, or of two models on the same images and classes.
         modes: keep and drop.
-        keep_errors: without and with the error term.
+        keep_errors: whether to add the error term; both values may be given.
         report: called with the number of images of each batch.
     """
     outcomes: dict[Condition, Outcomes] = {}

@@ -63,12 +63,12 @@ def mask_latents(
     """Measure the masking curve.
 
     Args:
-        store: with labels, of the run's model. Of the run's own store only held-out images are judged.
+        store: a labeled store of the run's model. If it is the run's own store, only held-out images are judged.
         out: a JSON file for the result; the same call again returns what the file holds.
         config: a k as large as the dictionary is left out, because that is `all`; `latents` take the place of the k
             most frequent ones of a class, for every image (selection `list`). Without `chosen_on` and `chosen_where`,
             latents are chosen on the images the run was trained on, or in another store on half of each class.
-        chosen_on: codes, by this run, of the images that latents are chosen on.
+        chosen_on: codes that this run made of the images that latents are chosen on.
 
     Raises:
         SettingsError: no labels, a class without images to choose on, overlapping images, a latent out of range.
@@ -189,7 +189,7 @@ def _summarize(
     """A row of the curve.
 
     Args:
-        masks: those of the row, none for all latents.
+        masks: the masks of the row; none for all latents.
         frequency: [F] tokens per image above tau.
     """
     numbers = asdict(draws[0].scores())

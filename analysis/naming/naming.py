@@ -62,7 +62,7 @@ def name_latents(
         template: the text into which a word is put in place of {}.
         codes, run, store: where the table's ancestors are now, if they moved.
         images: compute the embeddings from these image files instead of the store.
-        model, pretrained, device: see `open_towers`. batch_size: speed only.
+        model, pretrained, device: see `open_towers`. batch_size: affects speed only.
         on_progress: called with (images embedded, images in all).
 
     Returns:

@@ -37,7 +37,7 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
     there is one), top images with heat maps, numbers, a histogram, a position map, classes and nearest latents.
 
     Args:
-        results: result files of `intervene`, `attribute`, `evaluate`, `steer`, `rules` and `compare`.
+        results: result files of any verb that measures, and x.prompts folders.
 
     Raises:
         SettingsError: `out` does not end in .html, or a result file does not exist.

@@ -45,7 +45,7 @@ def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list
         concepts: the table that the page is about; links of a comparison lead to latents in its gallery.
 
     Raises:
-        SettingsError, SchemaError, CorruptError: a file that is no result, or a malformed one.
+        SettingsError, SchemaError, CorruptError: a file is not a result, or is malformed.
     """
     sections = []
     for path in map(Path, results):
@@ -227,7 +227,7 @@ def show_localization(result: LocalizedConcepts) -> Section:
 
 
 def show_adaptation(path: Path) -> Section:
-    """Of an x.prompts folder: the accuracy without and with its prompts."""
+    """The accuracy without and with the prompts of an x.prompts folder."""
     artifact = open_artifact(path, "prompts", complete=True)
     accuracy = read_manifest(artifact).get("accuracy")
     rows = [["classes", "zero-shot accuracy", "with prompts"]]

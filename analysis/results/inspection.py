@@ -11,9 +11,9 @@ class Gap:
     """What the encoder loses, on tokens of images that the run was not trained on.
 
     Attributes:
-        fvu: of the SAE.
-        fvu_refit: of the SAE's latents with the best values.
-        fvu_pursuit: of at most as many latents, chosen by pursuit.
+        fvu: FVU of the SAE.
+        fvu_refit: FVU of the SAE's latents with the best values.
+        fvu_pursuit: FVU of at most the same number of latents, chosen by pursuit.
         gap: fvu - fvu_pursuit.
     """
 

@@ -13,7 +13,7 @@ class LocalizedConcept:
     Attributes:
         ap: average precision over pixels. chance: share of the pixels, the AP of a constant.
         pointing: share of images in which the middle of the latent's strongest patch carries the concept.
-        iou: mean over images of the thresholded heat map with the mask.
+        iou: mean over images of the IoU of the thresholded heat map and the mask.
         chosen_ap: AP on the choosing half.
         n_images: images of the judging half that contain the concept.
     """

@@ -15,7 +15,7 @@ class MaskScores:
         selection: all, class, predicted, dataset, list or random.
         mode: keep or drop; original: nothing is masked.
         k: number of latents, or "all".
-        n_latents: mean number of latents in the lists. None for all.
+        n_latents: mean number of latents in the lists; None for all latents.
         tokens_per_image: number of tokens per image on which the mean latent of the lists is above tau.
         draws: accuracy of each random draw; the other numbers are means over the draws.
     """

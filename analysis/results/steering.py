@@ -43,7 +43,7 @@ class SteeringSummary:
 
     Attributes:
         kind: latent or dimension.
-        steerable: share of them that are steerable.
+        steerable: share of the latents (or dimensions) that are steerable.
         coverage: number of different top words among the steerable ones.
         steerability, power: mean of S and P.
     """

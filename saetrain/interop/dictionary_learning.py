@@ -1,6 +1,6 @@
 """dictionary_learning: a folder with config.json and ae.pt, a plain state dict (read without running its pickle).
 
-AutoEncoder: bias, encoder.{weight [F, D], bias}, decoder.weight [D, F]. AutoEncoderTopK and BatchTopKSAE: also b_dec, k,
+AutoEncoder: bias, encoder.{weight [F, D], bias}, decoder.weight [D, F]. AutoEncoderTopK and BatchTopKSAE add b_dec, k,
 threshold. MatryoshkaBatchTopKSAE: W_enc [D, F], b_enc, W_dec [F, D], b_dec, k, threshold. JumpReluAutoEncoder:
 W_enc, b_enc, W_dec, b_dec, threshold [F], without b_dec before the encoder. GatedAutoEncoder: decoder_bias,
 encoder.weight, r_mag, gate_bias, mag_bias, decoder.weight.
