@@ -61,7 +61,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 """The functions whose own keywords are the other flags."""
 
 OWN = {"on_progress", "on_step", "config", "sae", "study", "model", "batch_size"}
-"""Keywords that are no flags of their own: callbacks, and configurations, whose fields are flags."""
+"""Keywords that are not flags themselves: callbacks, and configurations, whose fields are flags."""
 
 
 def flags_of(verb: str) -> dict[str, Any]:

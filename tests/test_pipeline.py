@@ -69,7 +69,7 @@ COMMANDS = [
     "verify a.codes",
 ]
 ALWAYS_WRITTEN = {"name", "localize", "query", "report"}
-"""These make their files anew: names may come from another vocabulary, answers and pages are for looking at."""
+"""These write their files again each time: names may use another vocabulary; answers and pages are for people."""
 
 SOME = [COMMANDS[i] for i in (4, 6, 8)]
 

@@ -245,7 +245,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
 
 
 def _advice(path: Path) -> str:
-    """Advice for a path that is no artifact; a folder of artifacts, such as a sweep, gets their first names."""
+    """Advice for a path that is not an artifact; a folder of artifacts, such as a sweep, gets their first names."""
     if is_remote(path) or not path.is_dir():
         return "check the path"
     inside = sorted(str(file.parent) for file in path.glob(f"*/{ARTIFACT_FILE}"))

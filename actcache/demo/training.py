@@ -96,7 +96,7 @@ def train_clip(
         if (step + 1) % 50 == 0:
             accuracy = float((logits.argmax(1) == target).float().mean())
             rate = (step + 1) * batch_size / (time.perf_counter() - started)
-            print(f"step {step + 1}  loss {float(loss.detach()):.3f}  of patches {float(patch_loss.detach()):.3f}  "
+            print(f"step {step + 1}  loss {float(loss.detach()):.3f}  patch loss {float(patch_loss.detach()):.3f}  "
                   f"in-batch accuracy {accuracy:.3f}  {rate:.0f} images/s", flush=True)  # fmt: skip
         if (step + 1) % 500 == 0 or step + 1 == n_steps:
             save_file({name: value.half().contiguous() for name, value in clip.state_dict().items()}, out)

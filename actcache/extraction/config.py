@@ -39,7 +39,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         for name in ("model", "pretrained"):
             object.__setattr__(self, name, str(getattr(self, name)))
-        for name in ("seed", "limit", "shard_images"):  # numpy's integers are no JSON
+        for name in ("seed", "limit", "shard_images"):  # numpy's integers are not JSON
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else int(value))
         for name in ("layers", "sites", "not_in"):

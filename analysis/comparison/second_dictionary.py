@@ -88,9 +88,9 @@ def cross_dictionaries(
     n_new = int((largest < COUNTERPART).sum())
     sentence = (
         f"{n_new:,} of the {len(largest):,} latents of {runs[1].path.name} that fire have no counterpart in "
-        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name} the {k} latents a class "
-        f"that the base model uses most keep {shares_in_words[1]} of the gain, "
-        f"with {runs[0].path.name} {shares_in_words[0]}."
+        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name}, the {k} latents per "
+        f"class that the base model uses most keep {shares_in_words[1]} of the gain, "
+        f"and with {runs[0].path.name} {shares_in_words[0]}."
     )
     return TwoDictionaries(
         n_images=len(images), k=k, cells=tuple(cells), shares=tuple(shares),

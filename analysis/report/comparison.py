@@ -30,7 +30,7 @@ class Matrix(NamedTuple):
     """A table of numbers, each with a color."""
 
     title: str
-    rows: list[tuple[str, list[tuple[str, str]]]]  # class, then (number, CSS color) a column
+    rows: list[tuple[str, list[tuple[str, str]]]]  # class, then (number, CSS color) for each column
 
 
 class Grid(NamedTuple):

@@ -1,7 +1,7 @@
 """Records: frozen dataclasses that are written as JSON, and checked field by field when they are read.
 
 JSON has no NaN, so None stands for a number that does not exist. A field whose default is None is left out of the JSON
-while it is None; a field that has a default may be absent from a file. A trailing underscore is no part of the name.
+while it is None; a field that has a default may be absent from a file. A trailing underscore is not part of the name.
 """
 
 import math

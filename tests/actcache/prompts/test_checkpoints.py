@@ -100,7 +100,7 @@ def test_the_optimizer_and_scheduler_of_a_run_are_passed_over(clip: Clip, tmp_pa
     more = {"optimizer": optimizer.state_dict(), "scheduler": {"successor": successor, "last_epoch": 2}}
     path = save(tmp_path / "model.pth.tar-5", state, **more)
     with pytest.raises(Exception, match="weights_only"):
-        torch.load(path, weights_only=True)  # a scheduler is no tensor
+        torch.load(path, weights_only=True)  # a scheduler is not a tensor
     assert read_prompt_checkpoint(path, clip).method == "maple"
 
 
