@@ -665,7 +665,7 @@ def adapt(
 ) -> None:
     """Train prompts for a frozen CLIP on a few images.
 
-    Afterwards it measures how much accuracy they gain. The same command resumes after an interruption.
+    Afterwards, it measures the gain in accuracy. The same command resumes after an interruption.
     """
     with show_progress("adapt", "steps") as on_progress:
         adaptation = actcache.adapt(

@@ -22,7 +22,7 @@ from analysis.results import Comparison, CountOverlap, Overlap, OverlapMeans
 N_SHOWN, N_PICTURES = 6, 5
 N_GRIDS = 4
 MAX_CLASSES = 40
-"""Larger confusion matrices nobody can read."""
+"""Nobody can read larger confusion matrices."""
 MAX_LABELS = 16
 
 
@@ -66,7 +66,7 @@ def write_adaptation_page(
     return write_page(
         out,
         "adaptation.html.jinja",
-        title="A model and its adapted self",
+        title="A model and its adapted version",
         subtitle=" and ".join(table.path.name for table in tables.values()),
         part=draw_comparison(comparison, tables),
         aspect=f"{columns} / {rows}",
@@ -107,7 +107,7 @@ def draw_comparison(
     text = (
         f"{method} prompts at {comparison.hook_point}, {len(comparison.classes)} classes. Latents were chosen on "
         f"{comparison.n_chosen:,} images and judged on {comparison.n_judged:,} others"
-        f"{f'; mean of {n_seeds} seeds, with other halves and draws' if n_seeds != 1 else ''}."
+        f"{f'; mean of {n_seeds} seeds, each with its own halves and draws' if n_seeds != 1 else ''}."
     )
     return Section(f"What {method} changed", text, [], [], more)
 

@@ -3,7 +3,7 @@
     {"kind", "schema", "id", "settings", "parents": {name: {"id", "path"}}, ...}
 
 A result is small, has no shards and nothing is made from it, so it is a file rather than an artifact (decision 15). It
-has an identity like an artifact's, and running the same command twice is as safe.
+has an identity like an artifact's, and running the same command twice is as safe. Each kind has its own module here.
 """
 
 import json

@@ -1,6 +1,7 @@
 """One update: sum over processes, clipping, Adam (fused: 10 ms per matrix; foreach: 45), unit rows.
 
-Every pass over the dictionary goes by blocks of rows that stay in cache.
+Every pass over the dictionary goes by blocks of rows that stay in cache. The learning rate of a step is computed in
+saetrain/config.py.
 """
 
 from collections.abc import Iterator
