@@ -25,7 +25,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        ([], "No question was asked: --latent"),
+        ([], "No question was asked. Give one of --latent"),
         (["--latent", "1", "--at", "1,2"], "--at does not go with --latent"),
         (
             ["--latent", "1", "--show", "co-firing", "--where", "label > 0"],

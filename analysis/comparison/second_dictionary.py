@@ -30,9 +30,9 @@ COUNTERPART = 0.7
 
 def check_second(first: Run, second: Run, k: int) -> None:
     """Raise ParentMismatchError or SettingsError unless the second reads what the first reads and has k latents."""
-    if second.sae_config.n_latents <= k:
+    if second.sae_config.size <= k:
         raise SettingsError(
-            f"{second.path} has {second.sae_config.n_latents:,} latents, but --k {k} keeps more. Lower --n-top."
+            f"{second.path} has {second.sae_config.size:,} latents, but --k {k} keeps more. Lower --n-top."
         )
     if second.run_id == first.run_id:
         raise SettingsError(f"{second.path} is the run of the concept tables. Give another run as --second-run.")
@@ -43,7 +43,7 @@ def check_second(first: Run, second: Run, k: int) -> None:
     ):
         if expected != present:
             raise ParentMismatchError(
-                f"{second.path} was trained on {what} {present}, but {first.path} on {expected}. "
+                f"{second.path} was trained on {what} {present}, {first.path} on {expected}. "
                 "Train the second run on the adapted model's store, with the settings of the first."
             )
 
@@ -56,7 +56,7 @@ def cross_dictionaries(
 
     Args:
         runs: the tables' run, and the second one.
-        rounds: the rounds as judged with the first run.
+        rounds: as judged with the first run.
         k: latents per class at which the shares are taken.
     """
     images = _held_out(runs, classifiers, limit, seed)
@@ -64,7 +64,7 @@ def cross_dictionaries(
     for name, run in zip(("first", "second"), runs, strict=True):
         sae, tokens = run.sae(), run.train_config.token_kind
         outcomes = classify_masked(classifiers, sae, tokens, images, batch_size=batch_size, report=report)
-        fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
+        fired = np.zeros(sae.config.size, dtype=np.bool_)
         for model, classifier in classifiers.items():
             quality = evaluate(run.sae(), classifier.store, run.hook_point, images.tolist(), tokens=tokens)[tokens]
             spliced = outcomes[Condition(model, "all", "all")].scores()
@@ -88,9 +88,9 @@ def cross_dictionaries(
     n_new = int((largest < COUNTERPART).sum())
     sentence = (
         f"{n_new:,} of the {len(largest):,} latents of {runs[1].path.name} that fire have no counterpart in "
-        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name}, the {k} latents per "
-        f"class that the base model uses most keep {shares_in_words[1]} of the gain, "
-        f"and with {runs[0].path.name} {shares_in_words[0]}."
+        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name} the {k} latents a class "
+        f"that the base model uses most keep {shares_in_words[1]} of the gain, "
+        f"with {runs[0].path.name} {shares_in_words[0]}."
     )
     return TwoDictionaries(
         n_images=len(images), k=k, cells=tuple(cells), shares=tuple(shares),

@@ -19,8 +19,8 @@ MODELS = ("base", "adapted")
 MAX_CLASSES = 100
 """No confusions are kept for more classes: 100 classes and 100 conditions are already a million counts."""
 INTERVALS = {
-    False: "95 %: images resampled (bootstrap, 1,000 times); halves and random draws are those of one seed",
-    True: "95 %: images and seeds (halves, random draws) resampled together (two-way bootstrap, 1,000 times)",
+    False: "95 %: images drawn anew (bootstrap, 1,000 times); halves and random draws are those of one seed",
+    True: "95 %: images and seeds (halves, random draws) drawn anew together (two-way bootstrap, 1,000 times)",
 }
 
 
@@ -123,10 +123,10 @@ def conclude(rounds: Sequence[Round], overlap: CountOverlap, k: int, n_top: int,
     points, seen_points = 100 * (after - before), 100 * (most - least)
     sentence = (
         f"Accuracy goes from {before:.1%} to {after:.1%} ({points:+.1f} points). "
-        f"Seeing only the {k} latents per class that the base model uses most, the adapted model keeps "
+        f"Seeing only the {k} latents a class that the base model uses most, the adapted model keeps "
         f"{latents.say()} of the gain it makes with the {k} of its own ({seen_points:+.1f} points); "
         "what it keeps needs no new concept. "
-        f"Its texts with the base model's images account for {texts.say()} of the whole gain; "
+        f"Its texts with the base model's images make {texts.say()} of the whole gain; "
         f"the two models share {overlap.task.jaccard:.0%} of a class's top {n_top} latents."
     )
     return Conclusion(sentence, k, points, seen_points, latents, texts)

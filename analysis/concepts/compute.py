@@ -62,11 +62,11 @@ def analyze(
     Args:
         config: what decides the table's content; the defaults of `AnalyzeConfig` if None.
         images: where the images are, if they moved; the table has no pictures when they cannot be found.
-        store: the activation store that the codes were made from, if it moved; it leads to the images and the model.
+        store: the activation store that the codes were made from, if it moved; used to find the images and the model.
         run: the run that made the codes, if it moved; the table has no nearest latents when it cannot be found.
         embeddings: image embeddings for the monosemanticity scores: `clip` (the store's own model, continued from the
             cached activations), or an .npy file [I, width] with one row per image, in stored order.
-        device: where `clip` is computed. Affects speed only.
+        device: where `clip` is computed. Speed only.
         n_workers, scheduler: see `open_scheduler`; speed only. By default dask's threads, or the client that is open.
         on_progress: called with (tasks done, tasks in all); a task takes a range of latents.
 
@@ -139,7 +139,7 @@ def analyze(
 
 @dataclass(frozen=True)
 class _Parents:
-    """What a table is made from beside the codes. Each is None if it is not available; `left_out` then says why."""
+    """What a table is made from besides the codes. Each is None if it is not available; `left_out` then says why."""
 
     pictures: Pictures | None
     run: Run | None

@@ -22,7 +22,7 @@ from analysis.results import Comparison, CountOverlap, Overlap, OverlapMeans
 N_SHOWN, N_PICTURES = 6, 5
 N_GRIDS = 4
 MAX_CLASSES = 40
-"""Nobody can read larger confusion matrices."""
+"""Larger confusion matrices nobody can read."""
 MAX_LABELS = 16
 
 
@@ -30,7 +30,7 @@ class Matrix(NamedTuple):
     """A table of numbers, each with a color."""
 
     title: str
-    rows: list[tuple[str, list[tuple[str, str]]]]  # class, then (number, CSS color) for each column
+    rows: list[tuple[str, list[tuple[str, str]]]]  # class, then (number, CSS color) a column
 
 
 class Grid(NamedTuple):
@@ -66,7 +66,7 @@ def write_adaptation_page(
     return write_page(
         out,
         "adaptation.html.jinja",
-        title="A model and its adapted version",
+        title="A model and its adapted self",
         subtitle=" and ".join(table.path.name for table in tables.values()),
         part=draw_comparison(comparison, tables),
         aspect=f"{columns} / {rows}",
@@ -79,7 +79,7 @@ def draw_comparison(
     """The section of a comparison.
 
     Args:
-        tables: base and adapted, as far as they were found; without one, its pictures are left out.
+        tables: base and adapted, as far as they are at hand; without one its pictures are left out.
         anchors: latents that the page shows elsewhere, for links.
     """
     small = len(comparison.classes) <= MAX_CLASSES
@@ -107,13 +107,13 @@ def draw_comparison(
     text = (
         f"{method} prompts at {comparison.hook_point}, {len(comparison.classes)} classes. Latents were chosen on "
         f"{comparison.n_chosen:,} images and judged on {comparison.n_judged:,} others"
-        f"{f'; mean of {n_seeds} seeds, each with its own halves and draws' if n_seeds != 1 else ''}."
+        f"{f'; mean of {n_seeds} seeds, with other halves and draws' if n_seeds != 1 else ''}."
     )
     return Section(f"What {method} changed", text, [], [], more)
 
 
 def find_tables(comparison: Comparison, concepts: ConceptTable, folder: Path) -> dict[str, ConceptTable]:
-    """The tables a comparison was made from, if they are found: `concepts` itself, beside it, or in a folder."""
+    """The tables a comparison was made from, of those that are at hand: `concepts`, beside it, or in a folder."""
     tables = {}
     for name in MODELS:
         parent = comparison.parents[name]
