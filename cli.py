@@ -622,8 +622,7 @@ def localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
             store=store, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    written: dict[str, Any] = {} if result_file is None else {"out": str(result_file)}
-    emit_answer(opened, result.tables()[0], None if result_file else out, **written)
+    emit_answer(opened, result.tables()[0], out)
 
 
 @verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")

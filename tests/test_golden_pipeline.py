@@ -30,6 +30,7 @@ ARTIFACTS = [
 ]  # fmt: skip
 RESULTS = {
     "evaluate.json": "Fidelity", "evaluate-runs.json": "Fidelity", "intervene.json": "Masking latents",
+    "intervene-set.json": "Setting latents", "a.prompts": "Adaptation by maple",
     "attribute.json": "Which latents decide", "steer.json": "Steering", "rules.json": "Rules",
     "compare.json": "What maple changed", "intervene-set.json": "Setting latents", "a.prompts": "Adaptation by maple",
 }  # fmt: skip
@@ -95,6 +96,19 @@ def test_a_result_is_reported_on(golden: Path, tmp_path: Path, name: str) -> Non
     done = ask(golden, f"report a.concepts {tmp_path / 'page.html'} --result {name}")
     assert done.exit_code == 0, done.output
     assert RESULTS[name] in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "title"), [(MADE.ANSWERS["inspect"], "Dictionaries"), (MADE.ANSWERS["localize"], "Localization")]
+)
+def test_what_inspect_and_localize_write_is_reported_on(golden: Path, tmp_path: Path, command: str, title: str) -> None:
+    result = tmp_path / "result.json"
+    for _ in range(2):  # the second time it returns what is there
+        done = ask(golden, f"{command} --out {result}")
+        assert done.exit_code == 0, done.output
+    done = ask(golden, f"report a.concepts {tmp_path / 'page.html'} --result {result}")
+    assert done.exit_code == 0, done.output
+    assert f">{title}<" in (tmp_path / "page.html").read_text()
 
 
 def test_an_interrupted_extraction_is_finished(golden: Path) -> None:
