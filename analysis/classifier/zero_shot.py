@@ -35,9 +35,9 @@ class ZeroShot:
 
     Attributes:
         names: class names, sorted.
-        classes: [C, E] unit text embeddings; none, [0, E], with `by_image`.
+        classes: [C, E] unit text embeddings; of `by_image` none, [0, E].
         labels: [I] class number of every image of the store, -1 for images that are not selected.
-        logit_scale: factor by which cosines are multiplied.
+        logit_scale: factor that cosines are multiplied with.
         by_image: CoCoOp's texts, which differ from image to image: unit image embeddings [B, E] -> [B, C, E].
     """
 
@@ -92,7 +92,7 @@ def open_zero_shot(
 
     Args:
         templates: as in `read_templates`.
-        where: filter for the images, over the columns of images.parquet.
+        where: which images, by columns of images.parquet.
         within: stored positions to choose from.
         limit: number of images to sample at random.
         by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
@@ -185,7 +185,7 @@ def predict_classes(
     The store is looked for where the codes say it is.
 
     Raises:
-        ParentMismatchError: something else lies where the store was. Other errors as in `open_zero_shot`.
+        ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
     """
     store = open_parents(codes)
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)

@@ -1,7 +1,7 @@
 """Foreign: a checkpoint of another package as an SAE of ours, with the package's own forward pass to compare it with.
 
 `build_sae` makes the SAE from foreign tensors; `fold` prepares an SAE of ours for export by folding its normalization
-into the weights. The tables of formats are in conversion.py.
+into the weights.
 """
 
 from collections.abc import Callable, Mapping
