@@ -30,7 +30,6 @@ ARTIFACTS = [
 ]  # fmt: skip
 RESULTS = {
     "evaluate.json": "Fidelity", "evaluate-runs.json": "Fidelity", "intervene.json": "Masking latents",
-    "intervene-set.json": "Setting latents", "a.prompts": "Adaptation by maple",
     "attribute.json": "Which latents decide", "steer.json": "Steering", "rules.json": "Rules",
     "compare.json": "What maple changed", "intervene-set.json": "Setting latents", "a.prompts": "Adaptation by maple",
 }  # fmt: skip
