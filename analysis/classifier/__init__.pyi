@@ -3,10 +3,12 @@ from .outcomes import Outcome, Outcomes
 from .splicing import Spliced, choose_tokens, splice
 from .zero_shot import (
     BATCH_IMAGES,
+    ClassifiedImages,
     ZeroShot,
     as_numpy,
     batches,
     check_images,
+    choose_classes,
     choose_images,
     open_zero_shot,
     predict_classes,
@@ -15,6 +17,7 @@ from .zero_shot import (
 __all__ = [
     "BATCH_IMAGES",
     "BLOCK_LATENTS",
+    "ClassifiedImages",
     "Outcome",
     "Outcomes",
     "Spliced",
@@ -22,6 +25,7 @@ __all__ = [
     "as_numpy",
     "batches",
     "check_images",
+    "choose_classes",
     "choose_images",
     "choose_tokens",
     "embed_directions",

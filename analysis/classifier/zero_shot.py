@@ -7,7 +7,7 @@ Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's pro
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from analysis.config import ModelOptions
 from analysis.lineage import open_parents
 from saetrain import CodeStore
 
-PLAIN_MODEL = ModelOptions()
-BATCH_IMAGES = PLAIN_MODEL.batch_size
+BATCH_IMAGES = ModelOptions.batch_size
 BATCH_TEXTS = 512
 """Texts that CoCoOp embeds at once: images x classes."""
 
@@ -76,26 +75,39 @@ class ZeroShot:
         return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in parts])
 
 
-def open_zero_shot(
+class ClassifiedImages(NamedTuple):
+    """Labeled images of a store and the classes to tell apart, checked before a model is loaded.
+
+    Attributes:
+        names: class names, sorted.
+        labels: [I] class number of every image of the store, -1 for images that are not selected.
+        templates: texts around a class name.
+    """
+
+    store: StoreGroup
+    hook_point: HookPoint
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    templates: tuple[str, ...]
+
+
+def choose_classes(
     store: StoreGroup,
     hook_point: HookPoint,
-    towers: Towers,
     *,
     templates: str | Sequence[str] = "photo",
     where: str | None = None,
     within: NDArray[np.int64] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    by_image: bool = False,
-) -> ZeroShot:
-    """The classifier of a store's labeled images. Its classes are those of the selected images.
+) -> ClassifiedImages:
+    """Select labeled images of a store; their classes are the ones to tell apart.
 
     Args:
         templates: as in `read_templates`.
         where: which images, by columns of images.parquet.
         within: stored positions to choose from.
         limit: number of images to sample at random.
-        by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
 
     Raises:
         SettingsError: a site other than resid_post, no labels, fewer than two classes, an unknown template.
@@ -107,23 +119,38 @@ def open_zero_shot(
         )
     texts = read_templates(templates)
     chosen = choose_images(store, where=where, within=within, limit=limit, seed=seed)
-    names, numbers = number_classes(store, chosen)
+    names, numbers = np.unique(_label_names(store)[chosen], return_inverse=True)
     if len(names) < 2:
-        present = f"one class, {names[0]}" if names else "no labels"
         raise SettingsError(
-            f"The selected images of {store.path} have {present}. Zero-shot needs at least two classes."
+            f"The selected images of {store.path} have one class, {names[0]}. Zero-shot needs at least two classes."
         )
+    labels = np.full(store.n_images, -1, dtype=np.int64)
+    labels[chosen] = numbers
+    return ClassifiedImages(store, hook_point, tuple(names.tolist()), labels, texts)
+
+
+def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool = False) -> ZeroShot:
+    """The classifier of the images by the model that `towers` are.
+
+    Args:
+        by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
+
+    Raises:
+        SettingsError: CoCoOp's prompts without `by_image`, or prompts that were trained for other classes.
+    """
+    store, hook_point, names, labels, templates = images
     words = [class_words(name) for name in names]
+    vision, text, _ = towers
     texts_by_image = towers.texts_by_image(words) if by_image else None
-    classes = towers.embed_classes(words, texts) if texts_by_image is None else torch.empty(0, towers.text.embed_dim)
-    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, texts_by_image)
+    classes = towers.embed_classes(words, templates) if texts_by_image is None else torch.empty(0, text.embed_dim)
+    return ZeroShot(store, hook_point, vision, names, classes, labels, text.logit_scale, texts_by_image)
 
 
 def choose_images(
     store: StoreGroup, *, where: str | None, within: NDArray[np.int64] | None = None, limit: int | None, seed: int
 ) -> NDArray[np.int64]:
     """Readable images with a label, ascending. Raises SettingsError when there are none."""
-    mask = store.valid & np.array([bool(name) for name in store.images["label_name"].to_pylist()])
+    mask = store.valid & _label_names(store).astype(bool)
     if not mask.any():
         raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
     if where is not None:
@@ -140,13 +167,8 @@ def choose_images(
     return images
 
 
-def number_classes(store: StoreGroup, images: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """(sorted class names of some images; [I] their class numbers, -1 for all other images)."""
-    labels = np.asarray(store.images["label_name"].take(images).to_pylist(), dtype=object)
-    names, numbers = np.unique(labels, return_inverse=True) if len(labels) else (np.empty(0, object), labels)
-    all_numbers = np.full(store.n_images, -1, dtype=np.int64)
-    all_numbers[images] = numbers
-    return tuple(names.tolist()), all_numbers
+def _label_names(store: StoreGroup) -> NDArray[Any]:
+    return np.array(store.images["label_name"].to_pylist(), dtype=object)
 
 
 def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDArray[np.int64], what: str) -> None:
@@ -178,18 +200,19 @@ def as_numpy(value: Tensor) -> NDArray[Any]:
 
 @torch.no_grad()
 def predict_classes(
-    codes: CodeStore, *, model: ModelOptions = PLAIN_MODEL, on_progress: Callable[[int, int], None] | None = None
+    codes: CodeStore, *, model: ModelOptions = ModelOptions(), on_progress: Callable[[int, int], None] | None = None
 ) -> NDArray[Any]:
     """[I] class names, "" for an image without a label or that could not be read.
 
     The store is looked for where the codes say it is.
 
     Raises:
-        ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
+        ParentMismatchError: something else lies where the store was. Others as `choose_classes`.
     """
     store = open_parents(codes)
+    labeled = choose_classes(store, codes.hook_point)
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
-    classifier = open_zero_shot(store, codes.hook_point, towers)
+    classifier = open_zero_shot(labeled, towers)
     names, predicted, done = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object), 0
     for images in batches(classifier.images, model.batch_size):
         predicted[images] = names[as_numpy(classifier.logits(classifier.read(images)).argmax(1))]

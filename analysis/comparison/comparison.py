@@ -16,7 +16,7 @@ from actcache import ParentMismatchError, SettingsError
 from actcache.artifacts import find_parent
 from actcache.prompts import open_towers
 from actcache.store import StoreGroup
-from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_images, open_zero_shot
+from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_classes, choose_images, open_zero_shot
 from analysis.comparison.overlap import compare_counts, improvement_rate
 from analysis.comparison.second_dictionary import check_second, cross_dictionaries
 from analysis.comparison.verdict import INTERVALS, MODELS, Round, conclude, count_predictions, summarize
@@ -26,8 +26,6 @@ from analysis.interventions import LatentCounts, classify_masked, count_in_codes
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
-
-PLAIN_COMPARISON = ComparisonConfig()
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def compare(
     base: str | Path,
     adapted: str | Path,
     out: str | Path | None = None,
-    config: ComparisonConfig = PLAIN_COMPARISON,
+    config: ComparisonConfig = ComparisonConfig(),
     *,
     second_run: Run | str | Path | None = None,
     device: str = "auto",
@@ -173,13 +171,11 @@ def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: s
     """Both models' classifiers, on the images that are labeled and readable in both stores."""
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
     images = np.intersect1d(first, second)
+    labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
     return {
-        name: open_zero_shot(
-            side.store, run.hook_point, open_towers(side.store.stores[0].artifact, device=device),
-            templates=template, within=images, by_image=True,
-        )
-        for name, side in sides.items()
-    }  # fmt: skip
+        name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
+        for name, chosen in zip(sides, labeled, strict=True)
+    }
 
 
 def _halve(

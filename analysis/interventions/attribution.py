@@ -23,14 +23,13 @@ from actcache.store import StoreGroup, Stores
 from analysis.classifier import Spliced, ZeroShot, as_numpy, embed_directions
 from analysis.config import DeletionConfig, ModelOptions, StudyConfig
 from analysis.intervals import bootstrap_intervals
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, check_grid, open_inputs, run_study
+from analysis.interventions.study import Report, Study, check_grid, open_inputs, run_study
 from analysis.results import Deletion, DeletionMargin, DeletionPoint, Head
 from saetrain import Run
 
 METHODS = ("attribution", "activation", "energy", "lens", "random")
 BLOCK_ENTRIES = 1 << 16
 """Entries whose dictionary rows are gathered at once: 200 MB at width 768."""
-PLAIN_DELETION = DeletionConfig()
 
 
 def attribute(classifier: ZeroShot, spliced: Spliced, targets: Tensor) -> Tensor:
@@ -55,10 +54,10 @@ def delete_latents(
     run: Run | str | Path,
     store: Stores | StoreGroup,
     out: str | Path | None = None,
-    config: DeletionConfig = PLAIN_DELETION,
+    config: DeletionConfig = DeletionConfig(),
     *,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
     on_progress: Report | None = None,
 ) -> Deletion:

@@ -20,7 +20,7 @@ from actcache import open_stores
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcome, Outcomes, Spliced, ZeroShot
 from analysis.config import ModelOptions, StudyConfig
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, run_study
+from analysis.interventions.study import Report, Study, run_study
 from analysis.lineage import find_runs
 from analysis.results import Fidelity, Head, RecoveredShares, RunFidelity, VariantScores
 from saetrain import Run
@@ -33,8 +33,8 @@ def evaluate_fidelity(
     store: Stores | StoreGroup,
     out: str | Path | None = None,
     *,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
     on_progress: Report | None = None,
 ) -> Fidelity:
@@ -46,7 +46,7 @@ def evaluate_fidelity(
         on_progress: called with (images done, images in all).
 
     Raises:
-        SettingsError, ParentMismatchError, SchemaError: see `open_zero_shot`, `find_runs`.
+        SettingsError, ParentMismatchError, SchemaError: see `run_study`, `find_runs`.
     """
     runs = find_runs(run)
 

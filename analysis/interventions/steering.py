@@ -24,14 +24,13 @@ from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcomes, Spliced, as_numpy
 from analysis.config import ModelOptions, SteerabilityConfig, StudyConfig
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, check_latents, open_inputs, run_study
+from analysis.interventions.study import Report, Study, check_latents, open_inputs, run_study
 from analysis.naming import read_vocabulary
 from analysis.results import Head, Steerability, Steering, SteeringRow, SteeringSummary
 from saetrain import Run
 
 STEERABLE = 0.1
 N_IMAGES = 32
-PLAIN_STEERABILITY = SteerabilityConfig()
 
 
 def set_latents(
@@ -42,8 +41,8 @@ def set_latents(
     set: Mapping[int, float] | None = None,
     add: Mapping[int, float] | None = None,
     keep_error: bool = False,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
     on_progress: Report | None = None,
 ) -> Steering:
@@ -96,11 +95,11 @@ def measure_steerability(
     run: Run | str | Path,
     store: Stores | StoreGroup,
     out: str | Path | None = None,
-    config: SteerabilityConfig = PLAIN_STEERABILITY,
+    config: SteerabilityConfig = SteerabilityConfig(),
     *,
     vocabulary: str | Path | None = None,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
     on_progress: Report | None = None,
 ) -> Steerability:

@@ -45,7 +45,6 @@ Progress = Callable[[int, int], None]
 JUDGE_SHARE = 0.2
 """The last images of the stored order, which is random, are judged where no other codes are given."""
 EXPLAINED = ("label", "zero-shot")
-PLAIN_RULES = RulesConfig()
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Firing:
 def learn_rules(
     codes: CodeStore | str | Path,
     out: str | Path | None = None,
-    config: RulesConfig = PLAIN_RULES,
+    config: RulesConfig = RulesConfig(),
     *,
     judge: CodeStore | str | Path | None = None,
     concepts: ConceptTable | str | Path | None = None,
