@@ -31,14 +31,7 @@ from analysis.interventions.latent_masks import (
     count_in_stream,
     make_masks,
 )
-from analysis.interventions.study import (
-    Report,
-    Study,
-    check_grid,
-    check_latents,
-    open_inputs,
-    run_study,
-)
+from analysis.interventions.study import Report, Study, check_grid, check_latents, open_inputs, run_study
 from analysis.lineage import unseen_images
 from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores
 from saetrain import CodeStore, Run

@@ -1,15 +1,5 @@
 from .constants import SCORES, TAU
-from .pairs import (
-    UNIT,
-    Pairs,
-    Piece,
-    cut_blocks,
-    find_pairs,
-    image_scores,
-    split_rows,
-    sum_images,
-    tokens_per_image,
-)
+from .pairs import UNIT, Pairs, Piece, cut_blocks, find_pairs, image_scores, split_rows, sum_images, tokens_per_image
 from .reduction import Statistic, cut_latents, reduce_latents, reduce_shards
 from .tasks import OnProgress, compute, fold_pieces, map_shards, open_codes, open_scheduler
 
