@@ -12,6 +12,7 @@ from .zero_shot import (
     choose_images,
     open_zero_shot,
     predict_classes,
+    sample_images,
 )
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "embed_stored_images",
     "open_zero_shot",
     "predict_classes",
+    "sample_images",
     "splice",
 ]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
+from actcache.progress import Progress
 from actcache.prompts import Towers, class_words, open_towers
 from actcache.store import StoreGroup, read_extra, select_images
 from analysis.config import ModelOptions
@@ -160,11 +161,16 @@ def choose_images(
         images = np.intersect1d(images, within)
     if not len(images):
         raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
-    if limit is not None and limit < len(images):
-        if limit < 1:
-            raise SettingsError(f"--limit must be at least 1, got {limit}.")
-        images = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
-    return images
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, got {limit}.")
+    return sample_images(images, limit, seed)
+
+
+def sample_images(images: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+    """At most `limit` of some images at random, ascending."""
+    if limit is None or limit >= len(images):
+        return images
+    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
 
 
 def _label_names(store: StoreGroup) -> NDArray[Any]:
@@ -189,9 +195,14 @@ def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] 
     return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)
 
 
-def batches(images: NDArray[np.int64], batch_size: int = BATCH_IMAGES) -> Iterator[NDArray[np.int64]]:
+def batches(
+    images: NDArray[np.int64], batch_size: int = BATCH_IMAGES, on_progress: Progress | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Cut images into batches. `on_progress` is called with (images done, in all) once the caller is done with one."""
     for first in range(0, len(images), batch_size):
         yield images[first : first + batch_size]
+        if on_progress:
+            on_progress(min(first + batch_size, len(images)), len(images))
 
 
 def as_numpy(value: Tensor) -> NDArray[Any]:
@@ -200,7 +211,7 @@ def as_numpy(value: Tensor) -> NDArray[Any]:
 
 @torch.no_grad()
 def predict_classes(
-    codes: CodeStore, *, model: ModelOptions = ModelOptions(), on_progress: Callable[[int, int], None] | None = None
+    codes: CodeStore, *, model: ModelOptions = ModelOptions(), on_progress: Progress | None = None
 ) -> NDArray[Any]:
     """[I] class names, "" for an image without a label or that could not be read.
 
@@ -213,10 +224,7 @@ def predict_classes(
     labeled = choose_classes(store, codes.hook_point)
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
     classifier = open_zero_shot(labeled, towers)
-    names, predicted, done = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object), 0
-    for images in batches(classifier.images, model.batch_size):
+    names, predicted = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object)
+    for images in batches(classifier.images, model.batch_size, on_progress):
         predicted[images] = names[as_numpy(classifier.logits(classifier.read(images)).argmax(1))]
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(classifier.images))
     return predicted

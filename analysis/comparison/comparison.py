@@ -5,7 +5,7 @@ For each seed, latents are chosen on one half of each class's images and judged 
 as PatchSAE's do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
 from actcache.artifacts import find_parent
+from actcache.progress import Progress
 from actcache.prompts import open_towers
 from actcache.store import StoreGroup
-from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_classes, choose_images, open_zero_shot
+from analysis.classifier import (
+    BATCH_IMAGES,
+    ZeroShot,
+    check_images,
+    choose_classes,
+    choose_images,
+    open_zero_shot,
+    sample_images,
+)
 from analysis.comparison.overlap import compare_counts, improvement_rate
 from analysis.comparison.second_dictionary import check_second, cross_dictionaries
 from analysis.comparison.verdict import INTERVALS, MODELS, Round, conclude, count_predictions, summarize
@@ -54,7 +63,7 @@ def compare(
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Comparison:
     """Compare a model with its adapted version.
 
@@ -184,6 +193,4 @@ def _halve(
     """(chosen, judged) images of one seed."""
     chosen, judged = split_halves(labels, seed=seed)
     check_images(chosen, tuple(names), labels, "choose latents on")
-    if limit is not None and limit < len(judged):
-        judged = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(judged)[:limit])
-    return chosen, judged
+    return chosen, sample_images(judged, limit, seed)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actcache.artifacts import begin_artifact, file_digest, remove_litter, seal_artifact
+from actcache.progress import Progress
 from actcache.store import IMAGES_FILE
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.files import describe_range, write_array, write_files
@@ -23,7 +24,7 @@ from analysis.concepts.statistics import (
 )
 from analysis.concepts.table import EMBEDDINGS_FILE, ConceptTable
 from analysis.lineage import find_images, find_run, open_parents
-from analysis.reduce import OnProgress, cut_latents, open_scheduler, reduce_latents, tokens_per_image
+from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
 
 N_NEAREST = 8
@@ -48,7 +49,7 @@ def analyze(
     n_workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> ConceptTable:
     """Compute the statistics of every latent.
 
@@ -141,7 +142,7 @@ def analyze(
 
 
 def _embed_all_images(
-    codes: CodeStore, store: str | Path | None, out: Path, *, device: str, on_progress: OnProgress | None
+    codes: CodeStore, store: str | Path | None, out: Path, *, device: str, on_progress: Progress | None
 ) -> None:
     """Write the embedding of every image by the store's own model."""
     from actcache.prompts import open_towers  # torch
@@ -155,10 +156,10 @@ def _embed_all_images(
 class _TaskCount:
     """Shows the tasks of several steps as one count."""
 
-    def __init__(self, on_progress: OnProgress | None) -> None:
+    def __init__(self, on_progress: Progress | None) -> None:
         self.on_progress, self.total = on_progress, 0
 
-    def add(self, n_tasks: int) -> OnProgress:
+    def add(self, n_tasks: int) -> Progress:
         """A callback that counts the next `n_tasks`."""
         before = self.total
         self.total += n_tasks

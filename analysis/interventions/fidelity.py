@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from actcache import open_stores
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcome, Outcomes, Spliced, ZeroShot
 from analysis.config import ModelOptions, StudyConfig
-from analysis.interventions.study import Report, Study, run_study
+from analysis.interventions.study import Study, run_study
 from analysis.lineage import find_runs
 from analysis.results import Fidelity, Head, RecoveredShares, RunFidelity, VariantScores
 from saetrain import Run
@@ -36,7 +37,7 @@ def evaluate_fidelity(
     study: StudyConfig = StudyConfig(),
     model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Fidelity:
     """Measure one run, or every run of a folder (a sweep: several layers, several sizes), on labeled images.
 
@@ -69,7 +70,7 @@ def evaluate_fidelity(
 
 
 @torch.no_grad()
-def compare_variants(study: Study, on_progress: Report | None = None) -> dict[str, Outcome]:
+def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[str, Outcome]:
     """Outcomes of the five variants on the study's images."""
     classifier, means = study.classifier, mean_tokens(study.classifier)
     outcomes = {name: Outcomes() for name in VARIANTS}

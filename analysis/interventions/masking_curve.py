@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores, select_images
 from analysis.classifier import Outcome, as_numpy, check_images
 from analysis.config import MaskingConfig, ModelOptions, StudyConfig
@@ -31,7 +32,7 @@ from analysis.interventions.latent_masks import (
     count_in_stream,
     make_masks,
 )
-from analysis.interventions.study import Report, Study, check_grid, check_latents, open_inputs, run_study
+from analysis.interventions.study import Study, check_grid, check_latents, open_inputs, run_study
 from analysis.lineage import unseen_images
 from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores
 from saetrain import CodeStore, Run
@@ -47,7 +48,7 @@ def mask_latents(
     study: StudyConfig = StudyConfig(),
     model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> MaskingCurve:
     """Measure the masking curve.
 

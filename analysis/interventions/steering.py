@@ -21,10 +21,11 @@ from torch import Tensor
 
 from actcache import SettingsError
 from actcache.models import read_templates
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcomes, Spliced, as_numpy
 from analysis.config import ModelOptions, SteerabilityConfig, StudyConfig
-from analysis.interventions.study import Report, Study, check_latents, open_inputs, run_study
+from analysis.interventions.study import Study, check_latents, open_inputs, run_study
 from analysis.naming import read_vocabulary
 from analysis.results import Head, Steerability, Steering, SteeringRow, SteeringSummary
 from saetrain import Run
@@ -44,7 +45,7 @@ def set_latents(
     study: StudyConfig = StudyConfig(),
     model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Steering:
     """How the classifier's answers move when latents are held at a value (`set`) or raised (`add`) on every token.
 
@@ -101,7 +102,7 @@ def measure_steerability(
     study: StudyConfig = StudyConfig(),
     model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Steerability:
     """Steerability of latents, beside that of equally many dimensions of the stream.
 
@@ -139,7 +140,7 @@ def measure_steerability(
 
 
 def _steer(
-    study: Study, config: SteerabilityConfig, words: Sequence[str], on_progress: Report | None
+    study: Study, config: SteerabilityConfig, words: Sequence[str], on_progress: Progress | None
 ) -> list[SteeringRow]:
     classifier, seed = study.classifier, study.config.seed
     texts = study.towers.text.embed_classes(words, read_templates(study.config.templates))

@@ -8,12 +8,13 @@ same command has written before, or else measures and writes it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError, open_stores
+from actcache.progress import Progress
 from actcache.prompts import Towers, open_towers
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import (
@@ -32,8 +33,6 @@ from analysis.results import Head, Result, describe_result, find_result, finish_
 from saetrain import SAE, CodeStore, Run
 
 R = TypeVar("R", bound=Result)
-Report = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +48,17 @@ class Study:
     batch_size: int
 
     def batches(
-        self, images: NDArray[np.int64], on_progress: Report | None = None
+        self, images: NDArray[np.int64], on_progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
         """Images with their encoded stream; `on_progress` is called once the caller is done with a batch."""
-        done = 0
-        for part in batches(images, self.batch_size):
+        for part in batches(images, self.batch_size, on_progress):
             stream = self.classifier.read(part)
             yield part, splice(self.sae, stream, self.classifier.store.n_tokens, self.tokens)
-            done += len(part)
-            if on_progress:
-                on_progress(done, len(images))
 
     @property
-    def facts(self) -> "Facts":
-        return Facts(self.run.path.name, str(self.run.hook_point), self.tokens)
-
-
-class Facts(NamedTuple):
-    """What every result names after its head."""
-
-    run: str
-    hook_point: str
-    tokens: str
+    def facts(self) -> tuple[str, str, str]:
+        """What every result names after its head: run, hook_point, tokens."""
+        return self.run.path.name, str(self.run.hook_point), self.tokens
 
 
 def open_inputs(run: Run | str | Path, store: Stores | StoreGroup) -> tuple[Run, StoreGroup]:

@@ -5,7 +5,6 @@ Memory: one byte per pixel of every image with a mask.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from actcache import ImageFolder, SettingsError
 from actcache.artifacts import open_artifact
+from actcache.progress import Progress
 from actcache.sources import ImageSource, open_source, read_table, resize_mask
 from actcache.store import find_origin
 from analysis.heat_maps import check_patches
@@ -94,7 +94,7 @@ def read_masks(
     images: str | Path | None = None,
     store: str | Path | None = None,
     where: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> PixelMasks:
     """Read the pixel masks of all images that have one.
 
