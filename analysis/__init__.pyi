@@ -10,7 +10,7 @@ from .config import (
     StudyConfig,
 )
 from .dictionary import inspect_dictionaries
-from .heat_maps import heat_maps, latent_masks
+from .heat_maps import heat_maps, threshold_heat_maps
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
 from .localization import localize
@@ -86,7 +86,6 @@ __all__ = [
     "find_images",
     "heat_maps",
     "inspect_dictionaries",
-    "latent_masks",
     "learn_rules",
     "localize",
     "map_shards",
@@ -113,6 +112,7 @@ __all__ = [
     "sample_partners",
     "set_latents",
     "set_name",
+    "threshold_heat_maps",
     "write_adaptation_page",
     "write_report",
 ]

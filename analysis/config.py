@@ -12,6 +12,9 @@ from actcache.options import option
 TAU = 0.2
 """Default activation above which a token counts (PatchSAE, equation 4)."""
 
+SCORES = ("mean", "max")
+"""How an image's activations make a score: the mean over its tokens (PatchSAE 2.1), or the maximum."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:

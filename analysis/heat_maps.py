@@ -1,4 +1,4 @@
-"""Where in an image a latent fires: heat maps over the patch grid, upsampled to pixels, and latent masks. numpy only.
+"""Where in an image a latent fires: heat maps over the patch grid, upsampled to pixels, and thresholded. numpy only.
 
 In: codes, a latent, images. Out: float32 [n, rows, columns] in the units of the codes, or pixels [n, height, width].
 """
@@ -30,7 +30,7 @@ def heat_maps(codes: CodeStore, latent: int, images: NDArray[np.integer[Any]]) -
     return maps[:, 1:].reshape(len(images), *codes.grid)
 
 
-def latent_masks(
+def threshold_heat_maps(
     codes: CodeStore, latent: int, images: NDArray[np.int64], *, size: tuple[int, int], threshold: float = 0.0
 ) -> NDArray[np.bool_]:
     """Pixels at which a latent's bilinearly upsampled heat map exceeds a threshold: [n, height, width].

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,27 +82,40 @@ def image_stores(codes: CodeStore) -> NDArray[np.int64]:
     return np.asarray(codes.images["store"].to_numpy(), dtype=np.int64)
 
 
-def find_images(
-    codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None, number: int = 0
-) -> Path | None:
-    """Where the codes' images lie (a folder, a table, a tar), or None if they cannot be found.
+class ImagePlaces(NamedTuple):
+    """Where the images of codes lie now.
+
+    Attributes:
+        folders: the folder, table or tar of each store that the codes were made from; None if it cannot be found.
+        stores: [I] number of the store that each image belongs to, as `image_stores` gives it.
+    """
+
+    folders: tuple[Path | None, ...]
+    stores: NDArray[np.int64]
+
+    def all_there(self) -> bool:
+        return all(folder is not None and folder.exists() for folder in self.folders)
+
+
+def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> ImagePlaces:
+    """Find the images of codes.
 
     Args:
         images: the path, if the caller knows it.
         store: where the activation store of the codes (the first of several) lies, if it has moved.
-        number: number of the store whose images are wanted, see `image_stores`.
 
     Raises:
         ParentMismatchError: `store` is not the store that the codes were made from.
     """
+    names = [name for name in codes.artifact.parents if name.split()[0] == "images"]
     if images is not None:
-        return Path(images)
-    artifact: Artifact = codes.artifact
+        return ImagePlaces((Path(images),) * len(names), image_stores(codes))
+    origin: Artifact = codes.artifact
     if store is not None:
-        artifact = open_artifact(store, "acts", complete=True)
-        check_parent(codes.artifact, "store", artifact)
-    folder = codes.artifact.parent_path(f"images {number + 1}") if number else artifact.parent_path("images")
-    return folder if folder.exists() else None
+        origin = open_artifact(store, "acts", complete=True)
+        check_parent(codes.artifact, "store", origin)
+    folders = [(origin if name == "images" else codes.artifact).parent_path(name) for name in names]
+    return ImagePlaces(tuple(folder if folder.exists() else None for folder in folders), image_stores(codes))
 
 
 def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:

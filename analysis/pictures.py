@@ -1,7 +1,6 @@
 """Pictures: what the model saw of an image, as a small JPEG, and heat maps as transparent PNGs."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,30 +9,18 @@ from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
 from actcache.sources import ImageSource, decode_image, open_source, resize_image
-from analysis.lineage import find_images, image_stores
+from analysis.lineage import ImagePlaces
 from saetrain import CodeStore
 
 THUMBNAIL_PIXELS = 160
 
 
 class Pictures:
-    """The images of codes as the model saw them. Each store that the codes were made from has a source of its own.
+    """The images of codes as the model saw them. Each store that the codes were made from has a source of its own."""
 
-    Args:
-        images, store: where these are now, if they moved; see `find_images`.
-    """
-
-    def __init__(self, codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> None:
-        self._codes = codes
-        self._images, self._store = images, store
-        self._store_numbers = image_stores(codes)
+    def __init__(self, codes: CodeStore, places: ImagePlaces) -> None:
+        self._codes, self._places = codes, places
         self._sources: dict[int, ImageSource] = {}
-
-    def all_there(self) -> bool:
-        """Whether the images of every store can be found."""
-        n_stores = sum(name.split()[0] == "images" for name in self._codes.artifact.parents)
-        places = [self._find(number) for number in range(n_stores)]
-        return all(place is not None and place.exists() for place in places)
 
     def see(self, image: int) -> Image.Image:
         """The part of an image that the model sees, at the model's size. image: stored position.
@@ -44,7 +31,7 @@ class Pictures:
             ImageSourceError: the image cannot be decoded.
         """
         uri, n_bytes = (self._codes.images[name][image].as_py() for name in ("uri", "bytes"))
-        source = self._source(int(self._store_numbers[image]))
+        source = self._source(int(self._places.stores[image]))
         advice = "Give the images that were extracted with --images."
         try:
             data = source.read(uri)
@@ -68,13 +55,10 @@ class Pictures:
         picture.save(buffer, format="JPEG", quality=80, optimize=True)
         return buffer.getvalue()
 
-    def _find(self, number: int) -> Path | None:
-        return find_images(self._codes, images=self._images, store=self._store, number=number)
-
     def _source(self, number: int) -> ImageSource:
         if number not in self._sources:
             name = f"images {number + 1}" if number else "images"
-            place = self._find(number) or self._codes.artifact.parent_path(name)
+            place = self._places.folders[number] or self._codes.artifact.parent_path(name)
             if not place.exists():
                 raise SettingsError(f"{place} no longer exists. Give the new path of the images with --images.")
             self._sources[number] = open_source(place)

@@ -111,16 +111,9 @@ def quickstart(
 
 def _extract(truth: Truth, store: Path, seed: int, on_progress: Callable[..., None]) -> ActivationStore:
     return extract(
-        truth.path / "images",
-        store,
-        model=MODEL,
-        pretrained=PRETRAINED,
-        layers=[LAYER],
-        masks=truth.path / "objects",
-        batch_size=64,
-        seed=seed,
-        on_progress=on_progress,
-    )
+        truth.path / "images", store, model=MODEL, pretrained=PRETRAINED, layers=[LAYER], masks=truth.path / "objects",
+        batch_size=64, seed=seed, on_progress=on_progress,
+    )  # fmt: skip
 
 
 def _labeled(codes: CodeStore, truth: Truth) -> Labeled:

@@ -20,7 +20,7 @@ from analysis.classifier.zero_shot import as_numpy, batches
 from analysis.config import StudyConfig
 from analysis.interventions.latent_choice import LatentCounts
 from analysis.interventions.latent_masks import classify_masked, make_masks
-from analysis.interventions.study import open_study
+from analysis.interventions.study import choose_study_images, open_study
 from saetrain import SAEConfig, TrainConfig, train
 
 N_MASKS = 21
@@ -55,7 +55,9 @@ def main() -> None:
         )  # fmt: skip
         store = open_stores(folder / "y.acts")
         towers = open_towers(store.stores[0].artifact)
-        study = open_study(run, store, towers, StudyConfig(), batch_size=options.batch_size)
+        config = StudyConfig()
+        images = choose_study_images(run, store, config)
+        study = open_study(run, images, towers, config, batch_size=options.batch_size)
         grid = sorted(
             {max(1, options.n_latents * i // 12288) + i for i in (1, 2, 5, 10, 50, 100, 500, 1000, 2000, 4000)}
         )

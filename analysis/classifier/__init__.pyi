@@ -3,18 +3,22 @@ from .outcomes import Outcome, Outcomes
 from .splicing import Spliced, choose_tokens, splice
 from .zero_shot import (
     BATCH_IMAGES,
+    ClassifiedImages,
     ZeroShot,
     as_numpy,
     batches,
     check_images,
+    choose_classes,
     choose_images,
     open_zero_shot,
     predict_classes,
+    sample_images,
 )
 
 __all__ = [
     "BATCH_IMAGES",
     "BLOCK_LATENTS",
+    "ClassifiedImages",
     "Outcome",
     "Outcomes",
     "Spliced",
@@ -22,11 +26,13 @@ __all__ = [
     "as_numpy",
     "batches",
     "check_images",
+    "choose_classes",
     "choose_images",
     "choose_tokens",
     "embed_directions",
     "embed_stored_images",
     "open_zero_shot",
     "predict_classes",
+    "sample_images",
     "splice",
 ]

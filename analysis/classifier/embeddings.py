@@ -3,7 +3,6 @@
 Both ways give the same unit vectors, up to the rounding of the stored dtype.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError, open_stores
 from actcache.models import VisionTower
+from actcache.progress import Progress
 from actcache.sources import decode_image, open_source
 from actcache.store import StoreGroup, Stores
 from analysis.classifier.zero_shot import BATCH_IMAGES, as_numpy, batches, read_stream
@@ -28,7 +28,7 @@ def embed_stored_images(
     vision: VisionTower,
     files: str | Path | None = None,
     batch_size: int = BATCH_IMAGES,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Unit embeddings [n, E] of stored images; NaN for an image that could not be read.
 
@@ -45,8 +45,7 @@ def embed_stored_images(
     source = None if files is None else open_source(files)
     out = np.full((len(images), vision.visual.output_dim), np.nan, dtype=np.float32)
     readable = np.flatnonzero(store.valid[images])
-    done = 0
-    for places in batches(readable, batch_size):
+    for places in batches(readable, batch_size, on_progress):
         positions = images[places]
         if hook is not None:
             x, start = read_stream(store, hook, positions).to(vision.device), hook.layer + 1
@@ -57,9 +56,6 @@ def embed_stored_images(
             x, start = vision.embed(torch.stack(pixels)), 0
         embedded = F.normalize(vision.head(vision.run_blocks(x, start, vision.n_layers)), dim=1)
         out[places] = as_numpy(embedded)
-        done += len(places)
-        if on_progress:
-            on_progress(done, len(readable))
     return out
 
 

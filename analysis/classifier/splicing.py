@@ -8,7 +8,6 @@ difference, because decoding is linear. Shapes: B images, t tokens that are repl
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from actcache import SettingsError
 from saetrain import SAE, Run
 
 TOKENS = ("all", "patch", "cls")
-Kept = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)

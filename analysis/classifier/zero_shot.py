@@ -7,7 +7,7 @@ Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's pro
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
+from actcache.progress import Progress
 from actcache.prompts import Towers, class_words, open_towers
 from actcache.store import StoreGroup, read_extra, select_images
 from analysis.config import ModelOptions
 from analysis.lineage import open_parents
 from saetrain import CodeStore
 
-PLAIN_MODEL = ModelOptions()
-BATCH_IMAGES = PLAIN_MODEL.batch_size
+BATCH_IMAGES = ModelOptions.batch_size
 BATCH_TEXTS = 512
 """Texts that CoCoOp embeds at once: images x classes."""
 
@@ -76,26 +76,39 @@ class ZeroShot:
         return self.logit_scale * torch.cat([torch.einsum("be,bce->bc", x, self.by_image(x)) for x in parts])
 
 
-def open_zero_shot(
+class ClassifiedImages(NamedTuple):
+    """Labeled images of a store and the classes to tell apart, checked before a model is loaded.
+
+    Attributes:
+        names: class names, sorted.
+        labels: [I] class number of every image of the store, -1 for images that are not selected.
+        templates: texts around a class name.
+    """
+
+    store: StoreGroup
+    hook_point: HookPoint
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    templates: tuple[str, ...]
+
+
+def choose_classes(
     store: StoreGroup,
     hook_point: HookPoint,
-    towers: Towers,
     *,
     templates: str | Sequence[str] = "photo",
     where: str | None = None,
     within: NDArray[np.int64] | None = None,
     limit: int | None = None,
     seed: int = 0,
-    by_image: bool = False,
-) -> ZeroShot:
-    """The classifier of a store's labeled images. Its classes are those of the selected images.
+) -> ClassifiedImages:
+    """Select labeled images of a store; their classes are the ones to tell apart.
 
     Args:
         templates: as in `read_templates`.
         where: which images, by columns of images.parquet.
         within: stored positions to choose from.
         limit: number of images to sample at random.
-        by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
 
     Raises:
         SettingsError: a site other than resid_post, no labels, fewer than two classes, an unknown template.
@@ -107,23 +120,38 @@ def open_zero_shot(
         )
     texts = read_templates(templates)
     chosen = choose_images(store, where=where, within=within, limit=limit, seed=seed)
-    names, numbers = number_classes(store, chosen)
+    names, numbers = np.unique(_label_names(store)[chosen], return_inverse=True)
     if len(names) < 2:
-        present = f"one class, {names[0]}" if names else "no labels"
         raise SettingsError(
-            f"The selected images of {store.path} have {present}. Zero-shot needs at least two classes."
+            f"The selected images of {store.path} have one class, {names[0]}. Zero-shot needs at least two classes."
         )
+    labels = np.full(store.n_images, -1, dtype=np.int64)
+    labels[chosen] = numbers
+    return ClassifiedImages(store, hook_point, tuple(names.tolist()), labels, texts)
+
+
+def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool = False) -> ZeroShot:
+    """The classifier of the images by the model that `towers` are.
+
+    Args:
+        by_image: accept CoCoOp's prompts too, whose class texts differ from image to image.
+
+    Raises:
+        SettingsError: CoCoOp's prompts without `by_image`, or prompts that were trained for other classes.
+    """
+    store, hook_point, names, labels, templates = images
     words = [class_words(name) for name in names]
+    vision, text, _ = towers
     texts_by_image = towers.texts_by_image(words) if by_image else None
-    classes = towers.embed_classes(words, texts) if texts_by_image is None else torch.empty(0, towers.text.embed_dim)
-    return ZeroShot(store, hook_point, towers.vision, names, classes, numbers, towers.text.logit_scale, texts_by_image)
+    classes = towers.embed_classes(words, templates) if texts_by_image is None else torch.empty(0, text.embed_dim)
+    return ZeroShot(store, hook_point, vision, names, classes, labels, text.logit_scale, texts_by_image)
 
 
 def choose_images(
     store: StoreGroup, *, where: str | None, within: NDArray[np.int64] | None = None, limit: int | None, seed: int
 ) -> NDArray[np.int64]:
     """Readable images with a label, ascending. Raises SettingsError when there are none."""
-    mask = store.valid & np.array([bool(name) for name in store.images["label_name"].to_pylist()])
+    mask = store.valid & _label_names(store).astype(bool)
     if not mask.any():
         raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
     if where is not None:
@@ -133,20 +161,20 @@ def choose_images(
         images = np.intersect1d(images, within)
     if not len(images):
         raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
-    if limit is not None and limit < len(images):
-        if limit < 1:
-            raise SettingsError(f"--limit must be at least 1, got {limit}.")
-        images = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
-    return images
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit must be at least 1, got {limit}.")
+    return sample_images(images, limit, seed)
 
 
-def number_classes(store: StoreGroup, images: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """(sorted class names of some images; [I] their class numbers, -1 for all other images)."""
-    labels = np.asarray(store.images["label_name"].take(images).to_pylist(), dtype=object)
-    names, numbers = np.unique(labels, return_inverse=True) if len(labels) else (np.empty(0, object), labels)
-    all_numbers = np.full(store.n_images, -1, dtype=np.int64)
-    all_numbers[images] = numbers
-    return tuple(names.tolist()), all_numbers
+def sample_images(images: NDArray[np.int64], limit: int | None, seed: int) -> NDArray[np.int64]:
+    """At most `limit` of some images at random, ascending."""
+    if limit is None or limit >= len(images):
+        return images
+    return np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
+
+
+def _label_names(store: StoreGroup) -> NDArray[Any]:
+    return np.array(store.images["label_name"].to_pylist(), dtype=object)
 
 
 def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDArray[np.int64], what: str) -> None:
@@ -167,9 +195,14 @@ def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] 
     return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)
 
 
-def batches(images: NDArray[np.int64], batch_size: int = BATCH_IMAGES) -> Iterator[NDArray[np.int64]]:
+def batches(
+    images: NDArray[np.int64], batch_size: int = BATCH_IMAGES, on_progress: Progress | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """Cut images into batches. `on_progress` is called with (images done, in all) once the caller is done with one."""
     for first in range(0, len(images), batch_size):
         yield images[first : first + batch_size]
+        if on_progress:
+            on_progress(min(first + batch_size, len(images)), len(images))
 
 
 def as_numpy(value: Tensor) -> NDArray[Any]:
@@ -178,22 +211,20 @@ def as_numpy(value: Tensor) -> NDArray[Any]:
 
 @torch.no_grad()
 def predict_classes(
-    codes: CodeStore, *, model: ModelOptions = PLAIN_MODEL, on_progress: Callable[[int, int], None] | None = None
+    codes: CodeStore, *, model: ModelOptions = ModelOptions(), on_progress: Progress | None = None
 ) -> NDArray[Any]:
     """[I] class names, "" for an image without a label or that could not be read.
 
     The store is looked for where the codes say it is.
 
     Raises:
-        ParentMismatchError: something else lies where the store was. Others as `open_zero_shot`.
+        ParentMismatchError: something else lies where the store was. Others as `choose_classes`.
     """
     store = open_parents(codes)
+    labeled = choose_classes(store, codes.hook_point)
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
-    classifier = open_zero_shot(store, codes.hook_point, towers)
-    names, predicted, done = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object), 0
-    for images in batches(classifier.images, model.batch_size):
+    classifier = open_zero_shot(labeled, towers)
+    names, predicted = np.array(classifier.names, dtype=object), np.full(codes.n_images, "", dtype=object)
+    for images in batches(classifier.images, model.batch_size, on_progress):
         predicted[images] = names[as_numpy(classifier.logits(classifier.read(images)).argmax(1))]
-        done += len(images)
-        if on_progress:
-            on_progress(done, len(classifier.images))
     return predicted

@@ -5,7 +5,7 @@ For each seed, latents are chosen on one half of each class's images and judged 
 as PatchSAE's do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
 from actcache.artifacts import find_parent
+from actcache.progress import Progress
 from actcache.prompts import open_towers
 from actcache.store import StoreGroup
-from analysis.classifier import BATCH_IMAGES, ZeroShot, check_images, choose_images, open_zero_shot
+from analysis.classifier import (
+    BATCH_IMAGES,
+    ZeroShot,
+    check_images,
+    choose_classes,
+    choose_images,
+    open_zero_shot,
+    sample_images,
+)
 from analysis.comparison.overlap import compare_counts, improvement_rate
 from analysis.comparison.second_dictionary import check_second, cross_dictionaries
 from analysis.comparison.verdict import INTERVALS, MODELS, Round, conclude, count_predictions, summarize
@@ -26,8 +35,6 @@ from analysis.interventions import LatentCounts, classify_masked, count_in_codes
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
-
-PLAIN_COMPARISON = ComparisonConfig()
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,13 @@ def compare(
     base: str | Path,
     adapted: str | Path,
     out: str | Path | None = None,
-    config: ComparisonConfig = PLAIN_COMPARISON,
+    config: ComparisonConfig = ComparisonConfig(),
     *,
     second_run: Run | str | Path | None = None,
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Comparison:
     """Compare a model with its adapted version.
 
@@ -173,13 +180,11 @@ def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: s
     """Both models' classifiers, on the images that are labeled and readable in both stores."""
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
     images = np.intersect1d(first, second)
+    labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
     return {
-        name: open_zero_shot(
-            side.store, run.hook_point, open_towers(side.store.stores[0].artifact, device=device),
-            templates=template, within=images, by_image=True,
-        )
-        for name, side in sides.items()
-    }  # fmt: skip
+        name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
+        for name, chosen in zip(sides, labeled, strict=True)
+    }
 
 
 def _halve(
@@ -188,6 +193,4 @@ def _halve(
     """(chosen, judged) images of one seed."""
     chosen, judged = split_halves(labels, seed=seed)
     check_images(chosen, tuple(names), labels, "choose latents on")
-    if limit is not None and limit < len(judged):
-        judged = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(judged)[:limit])
-    return chosen, judged
+    return chosen, sample_images(judged, limit, seed)

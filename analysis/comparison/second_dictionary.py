@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from actcache import ParentMismatchError, SettingsError
-from analysis.classifier import ZeroShot
+from analysis.classifier import ZeroShot, sample_images
 from analysis.comparison.verdict import Round, share_with_base_latents
 from analysis.cosines import nearest_cosines
 from analysis.interventions import Condition, classify_masked, count_in_stream, make_masks
@@ -111,9 +111,7 @@ def _held_out(
         raise SettingsError(
             "The two runs together were trained on every labeled image. Compare stores of other images."
         )
-    if limit is not None and limit < len(images):
-        images = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(images)[:limit])
-    return images
+    return sample_images(images, limit, seed)
 
 
 def _judge_again(

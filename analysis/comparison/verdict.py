@@ -50,8 +50,9 @@ def summarize(rounds: Sequence[Round], seed: int) -> tuple[dict[str, Scores], tu
         mean = {name: float(np.mean([numbers[name] for numbers in scores])) for name in scores[0]}
         mean |= {"accuracy_low": float(low[i]), "accuracy_high": float(high[i])}
         if condition.selection in ("original", "swap"):
-            text = condition.model if condition.selection == "original" else _other(condition.model)
-            accuracy[f"{condition.model} image, {text} text"] = Scores(**mean)
+            image = MODELS.index(condition.model)
+            text = image if condition.selection == "original" else 1 - image
+            accuracy[f"{MODELS[image]} image, {MODELS[text]} text"] = Scores(**mean)
         else:
             bounds = (mean["accuracy"], mean["accuracy_low"], mean["accuracy_high"])
             rows.append(ComparedMask(*_describe(condition), *bounds))
@@ -80,10 +81,6 @@ def _describe(condition: Condition) -> tuple[str, str, str, int | str, bool]:
     )  # fmt: skip
 
 
-def _other(model: str) -> str:
-    return MODELS[1 - MODELS.index(model)]
-
-
 def interval(
     rounds: Sequence[Round], groups: Iterable[Sequence[Condition]], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -99,14 +96,11 @@ def _mean(r: Round, group: Sequence[Condition]) -> NDArray[np.float64]:
 
 
 def _confuse(rounds: Sequence[Round], condition: Condition, n_classes: int) -> Counts:
-    total = np.sum([confuse(r.outcomes[condition], n_classes) for r in rounds], axis=0)
+    """[C][C]: number of images of a true class (row) that are predicted to be of a class (column)."""
+    outcomes = [r.outcomes[condition] for r in rounds]
+    cells = np.concatenate([outcome.label * n_classes + outcome.predicted for outcome in outcomes])
+    total = np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
     return tuple(map(tuple, total.tolist()))
-
-
-def confuse(outcome: Outcome, n_classes: int) -> NDArray[np.int64]:
-    """[C, C]: number of images of a true class (row) that are predicted to be of a class (column)."""
-    flat = np.bincount(outcome.label * n_classes + outcome.predicted, minlength=n_classes**2)
-    return flat.reshape(n_classes, n_classes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,22 +1,17 @@
 """analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents."""
 
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from actcache.artifacts import begin_artifact, file_digest, remove_litter, seal_artifact
+from actcache.progress import Progress
+from actcache.store import IMAGES_FILE
 from analysis.concepts.config import AnalyzeConfig
-from analysis.concepts.files import (
-    choose_gallery,
-    copy_images,
-    describe_range,
-    write_array,
-    write_gallery,
-    write_nearest,
-    write_rows,
-)
+from analysis.concepts.files import describe_range, write_array, write_files
 from analysis.concepts.histograms import N_BINS, entry_counts_statistic
 from analysis.concepts.monosemanticity import check_embeddings, monosemanticity, n_monosemanticity_tasks
 from analysis.concepts.nearest import n_geometry_tasks, nearest_latents
@@ -28,9 +23,8 @@ from analysis.concepts.statistics import (
     totals_statistic,
 )
 from analysis.concepts.table import EMBEDDINGS_FILE, ConceptTable
-from analysis.lineage import find_run, open_parents
-from analysis.pictures import Pictures
-from analysis.reduce import OnProgress, cut_latents, open_scheduler, reduce_latents, tokens_per_image
+from analysis.lineage import find_images, find_run, open_parents
+from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
 
 N_NEAREST = 8
@@ -55,7 +49,7 @@ def analyze(
     n_workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> ConceptTable:
     """Compute the statistics of every latent.
 
@@ -75,56 +69,66 @@ def analyze(
     """
     config = config or AnalyzeConfig()
     codes = codes if isinstance(codes, CodeStore) else CodeStore.open(codes)
-    parents = _open_parents(codes, images=images, store=store, run=run, embeddings=embeddings)
+    places, made_by = find_images(codes, images=images, store=store), find_run(codes, run)
+    left_out = {}
+    if not places.all_there():
+        left_out["pictures"] = "the images were not found; give them with --images"
+    if not isinstance(made_by, Run):
+        left_out["nearest"] = f"{made_by}; give the run with --run"
+    embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
+    if embedded is not None:
+        check_embeddings(codes, embedded)
+
+    def copy_images(path: Path) -> None:
+        shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)
+
     recorded = codes.artifact.provenance
     artifact = begin_artifact(
         concepts,
         "concepts",
         settings={
             **asdict(config),
-            "pictures": parents.pictures is not None,
-            "nearest": N_NEAREST if parents.run else 0,
-            "embeddings": file_digest(parents.embeddings)["pieces"] if parents.embeddings else embeddings,
+            "pictures": "pictures" not in left_out,
+            "nearest": 0 if "nearest" in left_out else N_NEAREST,
+            "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
         },
         parents={"codes": (codes.codes_id, codes.path)},
         provenance={
             **{key: recorded[key] for key in ("quality", "source", "sae")},
             "curves": recorded.get("curves", {}),  # codes of older versions have none
         },
-        prepare=lambda path: copy_images(codes, path),
+        prepare=copy_images,
         overwrite=overwrite,
     )
     if artifact.complete:
         return ConceptTable.open(artifact.path)
     remove_litter(artifact.path)
-    embedded = parents.embeddings
     if embeddings is not None and embedded is None:
         embedded = artifact.path / EMBEDDINGS_FILE
         _embed_all_images(codes, store, embedded, device=device, on_progress=on_progress)
-    ranges = _cut_ranges(codes, config.n_top)
-    tasks = _TaskCount(on_progress)
-    passes = tasks.add(len(ranges))
-    geometry = tasks.add(n_geometry_tasks(codes.n_latents) if parents.run else 0)
-    semantics = tasks.add(n_monosemanticity_tasks(codes) if embedded else 0)
+    labels = np.asarray(codes.images["label"])
     statistics = {
         "totals": totals_statistic(),
         "top": top_images_statistic(config.n_top, config.score),
         "top_patches": top_images_statistic(config.n_top, "patch"),
-        "classes": class_counts_statistic(np.asarray(codes.images["label"])),
+        "classes": class_counts_statistic(labels),
         "entries": entry_counts_statistic(),
     }
+    latent_bytes = CLASS_BYTES * len(present_labels(labels)) + 8 * (codes.n_tokens + N_BINS) + 48 * config.n_top
+    n_entries = max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards)
+    ranges = cut_latents(codes, n_entries, at_most=max(1, RANGE_BYTES // latent_bytes))
+    tasks = _TaskCount(on_progress)
+    semantics = tasks.add(n_monosemanticity_tasks(codes) if embedded else 0)
+    geometry = tasks.add(n_geometry_tasks(codes.n_latents) if isinstance(made_by, Run) else 0)
+    passes = tasks.add(len(ranges))
     with open_scheduler(n_workers, scheduler):
+        scores = monosemanticity(codes, embedded, score=config.score, on_progress=semantics) if embedded else None
+        nearest = nearest_latents(made_by, N_NEAREST, on_progress=geometry) if isinstance(made_by, Run) else None
         parts = reduce_latents(codes, ranges, statistics, describe_range, tau=config.tau, on_progress=passes)
-        table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
-        if parents.run:
-            write_nearest(artifact.path, nearest_latents(parents.run, N_NEAREST, on_progress=geometry))
-        if embedded:
-            scores = monosemanticity(codes, embedded, score=config.score, on_progress=semantics)
-            table = table.append_column("monosemanticity", pa.array(scores))
-    write_rows(artifact.path, codes, parts, table)
-    top = pa.concat_tables([part.top_images for part in parts])
-    shown = choose_gallery(table, config.n_gallery, min_images=min(config.n_top, 8))
-    write_gallery(artifact.path, codes, top, shown, parents.pictures)
+    table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
+    if scores is not None:
+        table = table.append_column("monosemanticity", pa.array(scores))
+    write_files(artifact.path, codes, config, parts, table, nearest, None if "pictures" in left_out else places)
     n_images = int(codes.valid.sum())
     seal_artifact(
         artifact.path,
@@ -132,44 +136,13 @@ def analyze(
         n_images=n_images,
         n_tokens=n_images * tokens_per_image(codes),
         n_alive=int(np.count_nonzero(table["n_tokens"])),
-        left_out=parents.left_out,
+        left_out=left_out,
     )
     return ConceptTable.open(artifact.path)
 
 
-@dataclass(frozen=True)
-class _Parents:
-    """What a table is made from besides the codes. Each is None if it is not available; `left_out` then says why."""
-
-    pictures: Pictures | None
-    run: Run | None
-    embeddings: Path | None
-    left_out: dict[str, str]
-
-
-def _open_parents(
-    codes: CodeStore,
-    *,
-    images: str | Path | None,
-    store: str | Path | None,
-    run: str | Path | None,
-    embeddings: str | Path | None,
-) -> _Parents:
-    file = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
-    if file is not None:
-        check_embeddings(codes, file)
-    pictures = Pictures(codes, images=images, store=store)
-    left_out = {}
-    if not (has_pictures := pictures.all_there()):
-        left_out["pictures"] = "the images were not found; give them with --images"
-    opened = find_run(codes, run)
-    if not isinstance(opened, Run):
-        left_out["nearest"] = f"{opened}; give the run with --run"
-    return _Parents(pictures if has_pictures else None, opened if isinstance(opened, Run) else None, file, left_out)
-
-
 def _embed_all_images(
-    codes: CodeStore, store: str | Path | None, out: Path, *, device: str, on_progress: OnProgress | None
+    codes: CodeStore, store: str | Path | None, out: Path, *, device: str, on_progress: Progress | None
 ) -> None:
     """Write the embedding of every image by the store's own model."""
     from actcache.prompts import open_towers  # torch
@@ -180,20 +153,13 @@ def _embed_all_images(
     write_array(out, embed_stored_images(group, np.arange(codes.n_images), vision=vision, on_progress=on_progress))
 
 
-def _cut_ranges(codes: CodeStore, n_top: int) -> list[range]:
-    n_classes = len(present_labels(np.asarray(codes.images["label"])))
-    latent_bytes = CLASS_BYTES * n_classes + 8 * (codes.n_tokens + N_BINS) + 48 * n_top
-    n_entries = max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards)
-    return cut_latents(codes, n_entries, at_most=max(1, RANGE_BYTES // latent_bytes))
-
-
 class _TaskCount:
     """Shows the tasks of several steps as one count."""
 
-    def __init__(self, on_progress: OnProgress | None) -> None:
+    def __init__(self, on_progress: Progress | None) -> None:
         self.on_progress, self.total = on_progress, 0
 
-    def add(self, n_tasks: int) -> OnProgress:
+    def add(self, n_tasks: int) -> Progress:
         """A callback that counts the next `n_tasks`."""
         before = self.total
         self.total += n_tasks

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from actcache import SettingsError
 from actcache.options import option
-from analysis.reduce import SCORES, TAU
+from analysis.config import SCORES, TAU
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """The files of a ConceptTable: the results of the reductions, as tables and arrays with one row per latent.
 
-`describe_range` makes the rows of a range of latents inside the task that counted them; `write_rows` writes the ranges
+`describe_range` makes the rows of a range of latents inside the task that counted them; `write_files` writes the ranges
 one after the other. Tables are Parquet; arrays are plain .npy, so that one latent can be read by a memory map.
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.artifacts import fsync_directory, temporary_path
-from actcache.store import IMAGES_FILE
+from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
 from analysis.concepts.statistics import ClassCounts, TopImages, Totals, label_spread, present_labels
 from analysis.cosines import Nearest
 from analysis.heat_maps import heat_maps
+from analysis.lineage import ImagePlaces
 from analysis.pictures import Pictures
 from saetrain import CodeStore
 
@@ -151,9 +151,22 @@ def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
     )
 
 
-def write_rows(path: Path, codes: CodeStore, parts: Sequence[LatentRows], table: pa.Table) -> None:
-    """Write all tables and arrays of the latents: concepts.parquet is `table`, and the others come from the ranges."""
-    write_table(path / "concepts.parquet", table)
+def write_files(
+    path: Path,
+    codes: CodeStore,
+    config: AnalyzeConfig,
+    parts: Sequence[LatentRows],
+    table: pa.Table,
+    nearest: Nearest | None,
+    images: ImagePlaces | None,
+) -> None:
+    """Write all tables, arrays and pictures of the latents.
+
+    Args:
+        table: the content of concepts.parquet; the other files come from the ranges.
+        images: where the images are, if the gallery shall have thumbnails.
+    """
+    write_tables(path / "concepts.parquet", [table])
     write_tables(path / "top_images.parquet", [part.top_images for part in parts])
     write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
     first = np.cumsum([0, *(part.concepts.num_rows for part in parts)]).tolist()
@@ -165,11 +178,11 @@ def write_rows(path: Path, codes: CodeStore, parts: Sequence[LatentRows], table:
     write_array(path / "histogram_edges.npy", histogram.edges)
     small = np.uint16 if entries.position.max(initial=0) < 1 << 16 else np.uint32
     write_array(path / "position_map.npy", entries.position[:, 1:].astype(small).reshape(-1, *codes.grid))
-
-
-def write_nearest(path: Path, nearest: Nearest) -> None:
-    write_array(path / "nearest.npy", nearest.neighbor)
-    write_array(path / "nearest_cosine.npy", nearest.cosine)
+    if nearest is not None:
+        write_array(path / "nearest.npy", nearest.neighbor)
+        write_array(path / "nearest_cosine.npy", nearest.cosine)
+    shown = choose_gallery(table, config.n_gallery, min_images=min(config.n_top, 8))
+    _write_gallery(path, codes, pa.concat_tables([part.top_images for part in parts]), shown, images)
 
 
 def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArray[np.int64]:
@@ -185,12 +198,11 @@ def choose_gallery(table: pa.Table, n_gallery: int, *, min_images: int) -> NDArr
     return eligible[order][:n_gallery]
 
 
-def write_gallery(
-    path: Path, codes: CodeStore, top: pa.Table, shown: NDArray[np.int64], pictures: Pictures | None
+def _write_gallery(
+    path: Path, codes: CodeStore, top: pa.Table, shown: NDArray[np.int64], places: ImagePlaces | None
 ) -> None:
     """Write heat maps, and thumbnails if the images are available. top: the content of top_images.parquet."""
     of_latent, of_image = np.asarray(top["latent"]), np.asarray(top["image"])
-    rows, columns = codes.grid
     lines: dict[str, list[Any]] = {"latent": [], "rank": [], "image": [], "heat": []}
     for latent in shown.tolist():
         start, stop = np.searchsorted(of_latent, [latent, latent + 1])
@@ -199,24 +211,17 @@ def write_gallery(
             lines["latent"].append(latent)
             lines["rank"].append(rank)
             lines["image"].append(image)
-            lines["heat"].append(heat.reshape(rows * columns))
+            lines["heat"].append(heat.ravel())
     schema = pa.schema(
         [("latent", pa.int64()), ("rank", pa.int64()), ("image", pa.int64()), ("heat", pa.list_(pa.float32()))]
     )
-    write_table(path / "gallery.parquet", pa.table(lines, schema=schema))
-    if pictures is None:
+    write_tables(path / "gallery.parquet", [pa.table(lines, schema=schema)])
+    if places is None:
         return
+    pictures = Pictures(codes, places)
     (path / "gallery").mkdir(exist_ok=True)
     for image in sorted(set(lines["image"])):
         (path / "gallery" / f"{image}.jpg").write_bytes(pictures.thumbnail(image))
-
-
-def copy_images(codes: CodeStore, path: Path) -> None:
-    shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    write_tables(path, [table])
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:

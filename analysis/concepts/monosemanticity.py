@@ -21,14 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError
-from analysis.reduce import OnProgress, compute, cut_latents, find_pairs, image_scores, open_codes
+from actcache.progress import Progress
+from analysis.reduce import compute, cut_latents, find_pairs, image_scores, open_codes
 from saetrain import CodeStore
 
 TASK_LATENTS, TASK_ENTRIES = 1024, 1 << 24
 
 
 def monosemanticity(
-    codes: CodeStore, embeddings: Path, *, score: str = "mean", on_progress: OnProgress | None = None
+    codes: CodeStore, embeddings: Path, *, score: str = "mean", on_progress: Progress | None = None
 ) -> NDArray[np.float64]:
     """The MS of every latent, [F]; NaN if fewer than two images have any weight.
 

@@ -11,14 +11,15 @@ import safetensors
 from numpy.typing import NDArray
 
 from actcache import CorruptError
+from actcache.progress import Progress
 from analysis.cosines import Nearest, nearest_cosines
-from analysis.reduce import OnProgress, compute
+from analysis.reduce import compute, join_columns
 from saetrain import Run
 
 TASK_LATENTS = 2048
 
 
-def nearest_latents(run: Run, n_nearest: int, *, on_progress: OnProgress | None = None) -> Nearest:
+def nearest_latents(run: Run, n_nearest: int, *, on_progress: Progress | None = None) -> Nearest:
     """The `n_nearest` latents of largest decoder cosine; the lower latent comes first in a tie.
 
     Args:
@@ -32,16 +33,12 @@ def nearest_latents(run: Run, n_nearest: int, *, on_progress: OnProgress | None 
         task(place, run.run_id, first, min(first + TASK_LATENTS, n_latents), m)
         for first in range(0, n_latents, TASK_LATENTS)
     ]
-    nearest: Nearest = compute(dask.delayed(_stack, pure=False)(parts), parts=parts, on_progress=on_progress)
+    nearest: Nearest = compute(dask.delayed(join_columns, pure=False)(parts), parts=parts, on_progress=on_progress)
     return nearest
 
 
 def n_geometry_tasks(n_latents: int) -> int:
     return -(-n_latents // TASK_LATENTS)
-
-
-def _stack(parts: list[Nearest]) -> Nearest:
-    return Nearest._make(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 @lru_cache(maxsize=2)

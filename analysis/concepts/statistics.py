@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.reduce import Piece, Statistic, image_scores, tokens_per_image
+from analysis.reduce import Piece, Statistic, image_scores, join_columns, tokens_per_image
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Totals: counts, sums and maxima of each latent
@@ -50,7 +50,7 @@ class Totals:
 
 def totals_statistic() -> Statistic:
     """The totals from which density, image frequency, mean and maximum are computed."""
-    return Statistic(chunk=_totals, combine=_sum, finalize=_identity)
+    return Statistic(chunk=_totals, combine=_sum)
 
 
 def _totals(piece: Piece) -> Totals:
@@ -88,10 +88,6 @@ def _sum(parts: Sequence[Any]) -> Any:
     return total
 
 
-def _identity(value: Any) -> Any:
-    return value
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Top images of each latent
 
@@ -112,10 +108,6 @@ class TopImages(NamedTuple):
         new[1:] = self.latent[1:] != self.latent[:-1]
         return place - np.maximum.accumulate(np.where(new, place, 0))
 
-    def of(self, latent: int) -> "TopImages":
-        start, stop = np.searchsorted(self.latent, [latent, latent + 1])
-        return TopImages._make(column[start:stop] for column in self)
-
     def take(self, rows: NDArray[Any]) -> "TopImages":
         return TopImages._make(column[rows] for column in self)
 
@@ -127,11 +119,7 @@ def top_images_statistic(n_top: int, score: str) -> Statistic:
         score: `mean` over tokens, `max` over tokens, or `patch`, the maximum over patches, which gives the strongest
             patches of a latent, one per image.
     """
-    return Statistic(
-        chunk=partial(_top_images, n_top=n_top, score=score),
-        combine=partial(_merge_top, n_top=n_top),
-        finalize=_identity,
-    )
+    return Statistic(partial(_top_images, n_top=n_top, score=score), partial(_merge_top, n_top=n_top))
 
 
 def _top_images(piece: Piece, *, n_top: int, score: str) -> TopImages:
@@ -155,7 +143,7 @@ def _merge_top(parts: Sequence[TopImages], *, n_top: int) -> TopImages:
             floor[full] = np.maximum(floor[full], least[full[count > 0]])
     if np.isfinite(floor).any():
         parts = [part.take(np.flatnonzero(part.score >= floor[part.latent])) for part in parts]
-    joined = TopImages._make(np.concatenate(column) for column in zip(*parts, strict=True))
+    joined = join_columns(parts)
     if not len(joined.latent):
         return joined
     joined = joined.take(strongest_first(joined.latent, joined.score, joined.image))
@@ -267,7 +255,7 @@ def _count_classes(part: _Classes, *, n_classes: int) -> ClassCounts:
     if not part.n_rows:
         empty = ClassCounts(np.zeros(shape, np.uint32), np.zeros(shape, np.uint32), np.zeros(shape))
         return part.counts or empty
-    latent, label, n_above, total = (np.concatenate(column) for column in zip(*part.rows, strict=True))
+    latent, label, n_above, total = join_columns(part.rows)
     key = latent.astype(np.int64) * n_classes + label
     n_cells = part.n_latents * n_classes
     n_tokens = np.bincount(key, n_above, n_cells)
@@ -305,8 +293,7 @@ def label_spread(
     """
     step = max(1, SPREAD_CELLS // max(1, len(labels)))
     parts = [_spread(mass[row : row + step], labels.astype(np.float64)) for row in range(0, len(mass), step)]
-    entropy, deviation = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return entropy, deviation
+    return join_columns(parts)
 
 
 def _spread(mass: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,7 +15,7 @@ Sharkey et al. 2022 for the mean of the largest cosines (MMCS).
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.cosines import nearest_cosines
 from analysis.dictionary.pursuit import pursue, refit
@@ -57,7 +58,7 @@ def inspect_dictionaries(
     seed: int = 0,
     truth: NDArray[np.floating] | str | Path | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Inspection:
     """Measure dictionaries, and match every pair of them.
 
@@ -86,8 +87,8 @@ def inspect_dictionaries(
     for run in opened:
         run.check_store(store)
     known = None if truth is None else _read_truth(truth, opened[0].d_model)
-    if len(opened) > 1 or known is not None:
-        _require_scipy()
+    if (len(opened) > 1 or known is not None) and importlib.util.find_spec("scipy") is None:
+        raise SettingsError("Matching dictionaries needs the package scipy: pip install 'patchsae[quality]'.")
     content = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
     settings = {"n_tokens": n_tokens, "seed": seed, "truth": content}
     head = describe_result(Inspection, settings, name_parents(opened, store))
@@ -238,8 +239,3 @@ def _name_runs(runs: Sequence[Run]) -> list[str]:
     """The names of their folders, with the parent folder where two names are equal."""
     short = [run.path.name for run in runs]
     return short if len(set(short)) == len(short) else [f"{run.path.parent.name}/{run.path.name}" for run in runs]
-
-
-def _require_scipy() -> None:
-    if importlib.util.find_spec("scipy") is None:
-        raise SettingsError("Matching dictionaries needs the package scipy: pip install 'patchsae[quality]'.")

@@ -19,18 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Spliced, ZeroShot, as_numpy, embed_directions
 from analysis.config import DeletionConfig, ModelOptions, StudyConfig
 from analysis.intervals import bootstrap_intervals
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, check_grid, open_inputs, run_study
+from analysis.interventions.study import Study, check_grid, open_inputs, run_study
 from analysis.results import Deletion, DeletionMargin, DeletionPoint, Head
 from saetrain import Run
 
 METHODS = ("attribution", "activation", "energy", "lens", "random")
 BLOCK_ENTRIES = 1 << 16
 """Entries whose dictionary rows are gathered at once: 200 MB at width 768."""
-PLAIN_DELETION = DeletionConfig()
 
 
 def attribute(classifier: ZeroShot, spliced: Spliced, targets: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ def delete_latents(
     run: Run | str | Path,
     store: Stores | StoreGroup,
     out: str | Path | None = None,
-    config: DeletionConfig = PLAIN_DELETION,
+    config: DeletionConfig = DeletionConfig(),
     *,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Deletion:
     """Measure the deletion curves.
 
@@ -122,7 +122,7 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
 
 
 @torch.no_grad()
-def _delete(study: Study, grid: list[int], keep_error: bool, on_progress: Report | None) -> NDArray[np.float64]:
+def _delete(study: Study, grid: list[int], keep_error: bool, on_progress: Progress | None) -> NDArray[np.float64]:
     """y of every image, method and number of deleted latents: [I, M, n]."""
     classifier, rng = study.classifier, torch.Generator().manual_seed(study.config.seed)
     lens = embed_directions(study.sae, classifier.vision).to(classifier.vision.device)

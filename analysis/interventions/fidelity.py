@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from actcache import open_stores
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcome, Outcomes, Spliced, ZeroShot
 from analysis.config import ModelOptions, StudyConfig
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, run_study
+from analysis.interventions.study import Study, run_study
 from analysis.lineage import find_runs
 from analysis.results import Fidelity, Head, RecoveredShares, RunFidelity, VariantScores
 from saetrain import Run
@@ -33,10 +34,10 @@ def evaluate_fidelity(
     store: Stores | StoreGroup,
     out: str | Path | None = None,
     *,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Fidelity:
     """Measure one run, or every run of a folder (a sweep: several layers, several sizes), on labeled images.
 
@@ -46,7 +47,7 @@ def evaluate_fidelity(
         on_progress: called with (images done, images in all).
 
     Raises:
-        SettingsError, ParentMismatchError, SchemaError: see `open_zero_shot`, `find_runs`.
+        SettingsError, ParentMismatchError, SchemaError: see `run_study`, `find_runs`.
     """
     runs = find_runs(run)
 
@@ -69,7 +70,7 @@ def evaluate_fidelity(
 
 
 @torch.no_grad()
-def compare_variants(study: Study, on_progress: Report | None = None) -> dict[str, Outcome]:
+def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[str, Outcome]:
     """Outcomes of the five variants on the study's images."""
     classifier, means = study.classifier, mean_tokens(study.classifier)
     outcomes = {name: Outcomes() for name in VARIANTS}

@@ -81,28 +81,25 @@ def make_masks(
     ranked = np.array([listed]) if listed else rank_latents(counts.by_class, max(grid))
     dataset = rank_latents(total[None], max(grid))
     masks = []
+
+    def add(selection: str, k: int, lists: NDArray[np.int64], draw: int = 0) -> None:
+        masks.append(LatentMask(selection, k, draw, torch.from_numpy(lists), chosen_by))
+
     for k in grid:
         chosen = ranked[:, :k]
-        if listed:
-            masks.append(LatentMask("list", k, 0, torch.from_numpy(chosen), chosen_by))
-        else:
-            masks.append(LatentMask("class", k, 0, torch.from_numpy(chosen), chosen_by))
-            masks.append(LatentMask("dataset", k, 0, torch.from_numpy(dataset[:, :k]), chosen_by))
+        add("list" if listed else "class", k, chosen)
+        if not listed:
+            add("dataset", k, dataset[:, :k])
         for draw in range(n_random):
-            drawn = match_frequency(chosen, total, rng=rng)
-            if drawn is not None:
-                masks.append(LatentMask("random", k, draw, torch.from_numpy(drawn), chosen_by))
+            if (drawn := match_frequency(chosen, total, rng=rng)) is not None:
+                add("random", k, drawn, draw)
     return masks
 
 
 def add_predicted(masks: Iterable[LatentMask]) -> list[LatentMask]:
     """The masks, and after each class's mask the same for the class that the model itself predicts."""
-    with_predicted = []
-    for mask in masks:
-        with_predicted.append(mask)
-        if mask.selection == "class":
-            with_predicted.append(replace(mask, selection="predicted"))
-    return with_predicted
+    selections = {"class": ("class", "predicted")}
+    return [replace(mask, selection=s) for mask in masks for s in selections.get(mask.selection, (mask.selection,))]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores, select_images
 from analysis.classifier import Outcome, as_numpy, check_images
 from analysis.config import MaskingConfig, ModelOptions, StudyConfig
@@ -31,34 +32,23 @@ from analysis.interventions.latent_masks import (
     count_in_stream,
     make_masks,
 )
-from analysis.interventions.study import (
-    PLAIN_MODEL,
-    PLAIN_STUDY,
-    Report,
-    Study,
-    check_grid,
-    check_latents,
-    open_inputs,
-    run_study,
-)
+from analysis.interventions.study import Study, check_grid, check_latents, open_inputs, run_study
 from analysis.lineage import unseen_images
 from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores
 from saetrain import CodeStore, Run
-
-PLAIN_MASKING = MaskingConfig()
 
 
 def mask_latents(
     run: Run | str | Path,
     store: Stores | StoreGroup,
     out: str | Path | None = None,
-    config: MaskingConfig = PLAIN_MASKING,
+    config: MaskingConfig = MaskingConfig(),
     *,
     chosen_on: CodeStore | str | Path | None = None,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> MaskingCurve:
     """Measure the masking curve.
 
@@ -81,12 +71,14 @@ def mask_latents(
     listed = check_latents(run, config.latents)
     if config.n_random < 0:
         raise SettingsError(f"--n-random must be at least 0, got {config.n_random}.")
+    where, table = config.chosen_where, store.images if codes is None else codes.images
+    choosable = None if where is None else select_images(table, where, flag="--chosen-where")
     grid = [len(listed)] if listed else [n for n in check_grid("--k", config.k) if n < run.sae_config.n_latents]
 
     def measure(head: Head, studies: Iterator[Study]) -> MaskingCurve:
         (opened,) = studies
         classifier = opened.classifier
-        judged, counts, n_chosen = _choose(opened, codes, config)
+        judged, counts, n_chosen = _choose(opened, codes, choosable, config.tau)
         rng = np.random.Generator(np.random.Philox(study.seed))
         masks = add_predicted(make_masks(counts, grid, config.n_random, rng, listed=listed))
         n_done = 0
@@ -140,17 +132,21 @@ def _check_codes(codes: CodeStore, run: Run) -> None:
 
 
 def _choose(
-    study: Study, codes: CodeStore | None, config: MaskingConfig
+    study: Study, codes: CodeStore | None, choosable: NDArray[np.bool_] | None, tau: float
 ) -> tuple[NDArray[np.int64], LatentCounts, int]:
-    """(judged images, counts over the chosen images, number of chosen images)."""
+    """(judged images, counts over the chosen images, number of chosen images).
+
+    Args:
+        choosable: images of the codes, or else of the store, that latents may be chosen on, if the caller named them.
+    """
     classifier, store = study.classifier, study.classifier.store
     judged = classifier.images
     number = {name: i for i, name in enumerate(classifier.names)}
     table = store.images if codes is None else codes.images
     labels = np.array([number.get(name, -1) for name in table["label_name"].to_pylist()])
     labels[~(store.valid if codes is None else codes.valid)] = -1
-    if config.chosen_where is not None:
-        labels[~select_images(table, config.chosen_where, flag="--chosen-where")] = -1
+    if choosable is not None:
+        labels[~choosable] = -1
     elif codes is None:
         trained = np.setdiff1d(np.arange(store.n_images), unseen_images(study.run, store))
         if len(trained):
@@ -164,9 +160,9 @@ def _choose(
     names = image_names(table, stores if codes is None else [codes.artifact])
     check_disjoint(names[chosen], image_names(store.images, stores)[judged])
     if codes is not None:
-        return judged, count_in_codes(codes, labels, len(number), tokens=study.tokens, tau=config.tau), len(chosen)
+        return judged, count_in_codes(codes, labels, len(number), tokens=study.tokens, tau=tau), len(chosen)
     counts, _ = count_in_stream(
-        study.sae, study.tokens, classifier, chosen, labels, tau=config.tau, batch_size=study.batch_size
+        study.sae, study.tokens, classifier, chosen, labels, tau=tau, batch_size=study.batch_size
     )  # fmt: skip
     return judged, counts, len(chosen)
 

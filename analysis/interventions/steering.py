@@ -21,17 +21,17 @@ from torch import Tensor
 
 from actcache import SettingsError
 from actcache.models import read_templates
+from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcomes, Spliced, as_numpy
 from analysis.config import ModelOptions, SteerabilityConfig, StudyConfig
-from analysis.interventions.study import PLAIN_MODEL, PLAIN_STUDY, Report, Study, check_latents, open_inputs, run_study
+from analysis.interventions.study import Study, check_latents, open_inputs, run_study
 from analysis.naming import read_vocabulary
 from analysis.results import Head, Steerability, Steering, SteeringRow, SteeringSummary
 from saetrain import Run
 
 STEERABLE = 0.1
 N_IMAGES = 32
-PLAIN_STEERABILITY = SteerabilityConfig()
 
 
 def set_latents(
@@ -42,10 +42,10 @@ def set_latents(
     set: Mapping[int, float] | None = None,
     add: Mapping[int, float] | None = None,
     keep_error: bool = False,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Steering:
     """How the classifier's answers move when latents are held at a value (`set`) or raised (`add`) on every token.
 
@@ -96,13 +96,13 @@ def measure_steerability(
     run: Run | str | Path,
     store: Stores | StoreGroup,
     out: str | Path | None = None,
-    config: SteerabilityConfig = PLAIN_STEERABILITY,
+    config: SteerabilityConfig = SteerabilityConfig(),
     *,
     vocabulary: str | Path | None = None,
-    study: StudyConfig = PLAIN_STUDY,
-    model: ModelOptions = PLAIN_MODEL,
+    study: StudyConfig = StudyConfig(),
+    model: ModelOptions = ModelOptions(),
     overwrite: bool = False,
-    on_progress: Report | None = None,
+    on_progress: Progress | None = None,
 ) -> Steerability:
     """Steerability of latents, beside that of the same number of dimensions of the stream.
 
@@ -140,7 +140,7 @@ def measure_steerability(
 
 
 def _steer(
-    study: Study, config: SteerabilityConfig, words: Sequence[str], on_progress: Report | None
+    study: Study, config: SteerabilityConfig, words: Sequence[str], on_progress: Progress | None
 ) -> list[SteeringRow]:
     classifier, seed = study.classifier, study.config.seed
     texts = study.towers.text.embed_classes(words, read_templates(study.config.templates))

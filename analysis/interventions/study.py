@@ -8,24 +8,31 @@ same command has written before, or else measures and writes it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError, open_stores
+from actcache.progress import Progress
 from actcache.prompts import Towers, open_towers
 from actcache.store import StoreGroup, Stores
-from analysis.classifier import Spliced, ZeroShot, batches, choose_tokens, open_zero_shot, splice
+from analysis.classifier import (
+    ClassifiedImages,
+    Spliced,
+    ZeroShot,
+    batches,
+    choose_classes,
+    choose_tokens,
+    open_zero_shot,
+    splice,
+)
 from analysis.config import ModelOptions, StudyConfig
 from analysis.lineage import name_parents, unseen_images
 from analysis.results import Head, Result, describe_result, find_result, finish_result
 from saetrain import SAE, CodeStore, Run
 
 R = TypeVar("R", bound=Result)
-Report = Callable[[int, int], None]
-"""Called with (done, in all)."""
-PLAIN_STUDY, PLAIN_MODEL = StudyConfig(), ModelOptions()
 
 
 @dataclass(frozen=True)
@@ -41,28 +48,17 @@ class Study:
     batch_size: int
 
     def batches(
-        self, images: NDArray[np.int64], on_progress: Report | None = None
+        self, images: NDArray[np.int64], on_progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
         """Images with their encoded stream; `on_progress` is called once the caller is done with a batch."""
-        done = 0
-        for part in batches(images, self.batch_size):
+        for part in batches(images, self.batch_size, on_progress):
             stream = self.classifier.read(part)
             yield part, splice(self.sae, stream, self.classifier.store.n_tokens, self.tokens)
-            done += len(part)
-            if on_progress:
-                on_progress(done, len(images))
 
     @property
-    def facts(self) -> "Facts":
-        return Facts(self.run.path.name, str(self.run.hook_point), self.tokens)
-
-
-class Facts(NamedTuple):
-    """What every result names after its head."""
-
-    run: str
-    hook_point: str
-    tokens: str
+    def facts(self) -> tuple[str, str, str]:
+        """What every result names after its head: run, hook_point, tokens."""
+        return self.run.path.name, str(self.run.hook_point), self.tokens
 
 
 def open_inputs(run: Run | str | Path, store: Stores | StoreGroup) -> tuple[Run, StoreGroup]:
@@ -92,25 +88,37 @@ def run_study(
         codes: a further parent.
 
     Raises:
-        SettingsError, ParentMismatchError: see `find_result`, `open_study`.
+        SettingsError, ParentMismatchError: see `find_result`, `choose_study_images`, and then, once the model is
+            loaded, `open_towers` and `open_zero_shot`.
     """
     head = describe_result(record, {**asdict(study), **settings}, name_parents(runs, store, codes))
     if (earlier := find_result(record, out, head, overwrite=overwrite)) is not None:
         return earlier
-    for run in runs:
-        run.check_store(store)
-        choose_tokens(run, study.tokens)
+    chosen = [choose_study_images(run, store, study) for run in runs]
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
-    studies = (open_study(run, store, towers, study, batch_size=model.batch_size) for run in runs)
+    studies = (
+        open_study(run, images, towers, study, batch_size=model.batch_size)
+        for run, images in zip(runs, chosen, strict=True)
+    )
     return finish_result(out, measure(head, studies))
 
 
-def open_study(run: Run, store: StoreGroup, towers: Towers, config: StudyConfig, *, batch_size: int) -> Study:
-    """Raises SettingsError: see `open_zero_shot`, `choose_tokens`."""
-    classifier = open_zero_shot(
-        store, run.hook_point, towers, templates=config.templates, where=config.where,
-        within=unseen_images(run, store), limit=config.limit, seed=config.seed,
+def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> ClassifiedImages:
+    """The images that a run is studied on, none of which it was trained on. This checks all settings without a model.
+
+    Raises ParentMismatchError for a store of another model, and SettingsError: see `choose_tokens`, `choose_classes`.
+    """
+    run.check_store(store)
+    choose_tokens(run, config.tokens)
+    return choose_classes(
+        store, run.hook_point, templates=config.templates, where=config.where, within=unseen_images(run, store),
+        limit=config.limit, seed=config.seed,
     )  # fmt: skip
+
+
+def open_study(run: Run, images: ClassifiedImages, towers: Towers, config: StudyConfig, *, batch_size: int) -> Study:
+    """Raises SettingsError: see `open_zero_shot`."""
+    classifier = open_zero_shot(images, towers)
     sae = run.sae().to(classifier.vision.device)
     return Study(run, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
 

@@ -5,7 +5,6 @@ Memory: one byte per pixel of every image with a mask.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from actcache import ImageFolder, SettingsError
 from actcache.artifacts import open_artifact
+from actcache.progress import Progress
 from actcache.sources import ImageSource, open_source, read_table, resize_mask
 from actcache.store import find_origin
 from analysis.heat_maps import check_patches
-from analysis.lineage import find_images, image_stores
+from analysis.lineage import find_images
 from analysis.query import choose_images
 from saetrain import CodeStore
 
@@ -94,7 +94,7 @@ def read_masks(
     images: str | Path | None = None,
     store: str | Path | None = None,
     where: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> PixelMasks:
     """Read the pixel masks of all images that have one.
 
@@ -114,8 +114,9 @@ def read_masks(
     check_patches(codes)
     chosen = np.flatnonzero(choose_images(codes, where))
     uris, preprocess = codes.images["uri"].take(chosen).to_pylist(), codes.preprocess
-    stores = image_stores(codes)[chosen]
-    sources = {n: _find_source(codes, masks, images, store, n) for n in sorted(set(stores.tolist()))}
+    places = find_images(codes, images=images, store=store)
+    stores = places.stores[chosen]
+    sources = {n: _find_source(codes, masks, places.folders[n], store, n) for n in sorted(set(stores.tolist()))}
     if masks or images:
         _check_names(uris, "--masks or --images")
     by_image: dict[int, NDArray[np.uint8]] = {}
@@ -141,10 +142,13 @@ def read_masks(
 
 
 def _find_source(
-    codes: CodeStore, masks: str | Path | None, images: str | Path | None, store: str | Path | None, number: int
+    codes: CodeStore, masks: str | Path | None, folder: Path | None, store: str | Path | None, number: int
 ) -> ImageSource:
-    """The reader of the masks of one store's images. The images may be missing if a folder of masks is given."""
-    folder = find_images(codes, images=images, store=store, number=number)
+    """The reader of the masks of one store's images. The images may be missing if a folder of masks is given.
+
+    Args:
+        folder: where the images are, if they could be found.
+    """
     if masks is None:
         name = f"store {number + 1}" if number else "store"
         origin = Path(store) if store is not None and not number else codes.artifact.parent_path(name)

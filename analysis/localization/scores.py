@@ -9,7 +9,7 @@ IoU: intersection over union of the mask and the heat map, which is upsampled bi
 mean over the images that contain the concept (as in network dissection, Bau et al. 2017, but image by image).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError
+from actcache.progress import Progress
 from analysis.heat_maps import heat_maps, upsample
 from analysis.lineage import image_stores
 from analysis.localization.pixel_masks import PixelMasks, read_masks
-from analysis.reduce import cut_latents, find_pairs, fold_pieces
+from analysis.reduce import cut_latents, find_pairs, fold_pieces, join_columns
 from analysis.results import LocalizedConcept, LocalizedConcepts, describe_result, find_result, finish_result
 from saetrain import CodeStore, LatentCodes
 
@@ -54,7 +55,7 @@ def localize(
     images: str | Path | None = None,
     store: str | Path | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> LocalizedConcepts:
     """The latents that localize each concept best, chosen by AP on one half of the images and judged on the other.
 
@@ -131,12 +132,8 @@ def score_latents(codes: CodeStore, masks: PixelMasks, *, latents: Sequence[int]
     else:
         pieces = [range(latent, latent + 1) for latent in latents]
     score = partial(_score_block, images=masks.images, coverage=coverage, centers=centers)
-    result: Localization = fold_pieces(codes, score, _join_blocks, pieces)
+    result: Localization = fold_pieces(codes, score, join_columns, pieces)
     return result
-
-
-def _join_blocks(parts: Sequence[Localization]) -> Localization:
-    return Localization._make(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _score_block(
@@ -162,9 +159,9 @@ def _score_block(
         columns.append((latent, slot[mine.row // codes.n_tokens], token[keep].astype(np.int64) - 1, mine.latent_value))
         pairs = find_pairs(mine, codes.n_tokens)
         peaks.append((pairs.latent.astype(np.int64), slot[pairs.image], pairs.peak_patch.astype(np.int64) - 1))
-    latent, image, patch, value = (np.concatenate(column) for column in zip(*columns, strict=True))
+    latent, image, patch, value = join_columns(columns)
     ap = average_precision(latent, value.astype(np.float32), coverage[image, patch], coverage, stop - start)
-    latent, image, patch = (np.concatenate(column) for column in zip(*peaks, strict=True))
+    latent, image, patch = join_columns(peaks)
     hits = np.zeros((stop - start, coverage.shape[2]))
     np.add.at(hits, latent, centers[image, patch])
     n_images = coverage.any(1).sum(0)

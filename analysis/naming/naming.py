@@ -12,7 +12,7 @@ latent's top images. The name is the word whose embedding has the largest cosine
 Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes: F latents, V words, E embedding, n top images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from actcache import SettingsError
 from actcache.artifacts import check_parent, digest
-from actcache.models import TextTower, read_templates
+from actcache.models import read_templates
+from actcache.progress import Progress
 from actcache.prompts import open_towers
 from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_stored_images
 from analysis.concepts import ConceptTable
@@ -52,7 +53,7 @@ def name_latents(
     pretrained: str | None = None,
     device: str = "auto",
     batch_size: int = BATCH_IMAGES,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> pa.Table:
     """Name the latents that fire, and keep names, methods and scores in the table's folder.
 
@@ -86,7 +87,8 @@ def name_latents(
     check_parent(opened_codes.artifact, "run", opened_run.artifact)
     stores = open_parents(opened_codes, store)
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
-    texts = embed_words(towers.text, words, text)
+    embedded_words = towers.text.embed([text.format(word) for word in words]).cpu()
+    empty = towers.text.embed([""])[0].cpu()
     latents = np.flatnonzero(concepts.table["n_images"].to_numpy() > 0)
     tables = []
     for method in methods:
@@ -101,7 +103,7 @@ def name_latents(
             )
             lists = np.where(top >= 0, np.searchsorted(shown, top), -1)
             vectors, clarity, polysemanticity = score_images(embedded, lists)
-        word, cosine, alignment = find_words(vectors, *texts)
+        word, cosine, alignment = find_words(vectors, embedded_words, empty)
         columns = {
             "latent": latents, "method": np.full(len(latents), method, dtype=object),
             "name": np.array(words, dtype=object)[word], "alignment": alignment, "cosine": cosine, "clarity": clarity,
@@ -115,11 +117,6 @@ def name_latents(
     }  # fmt: skip
     write_name_table(concepts, table, facts)
     return table
-
-
-def embed_words(tower: TextTower, words: Sequence[str], template: str) -> tuple[Tensor, Tensor]:
-    """(unit embeddings [V, E] of the words, [E] of the empty text). Raises SettingsError if a word is too long."""
-    return tower.embed([template.format(word) for word in words]).cpu(), tower.embed([""])[0].cpu()
 
 
 def top_lists(concepts: ConceptTable, latents: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache import SettingsError
+from analysis.config import TAU
 from analysis.query.where import choose_images, describe_images, image_rows, images_of_class, latent_pairs
-from analysis.reduce import TAU, fold_pieces
+from analysis.reduce import fold_pieces, join_columns
 from saetrain import CodeStore
 
 
@@ -97,7 +98,7 @@ def _count_latents(codes: CodeStore, images: NDArray[np.int64], *, tau: float) -
 
 
 def _add_counts(parts: Sequence[_Counts]) -> _Counts:
-    latent, n_tokens, n_images = (np.concatenate(column) for column in zip(*parts, strict=True))
+    latent, n_tokens, n_images = join_columns(parts)
     latents, group = np.unique(latent, return_inverse=True)
     sums = (np.bincount(group, weights, len(latents)).astype(np.int64) for weights in (n_tokens, n_images))
     return _Counts(latents, *sums)

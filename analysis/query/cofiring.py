@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.concepts import strongest_first
-from analysis.reduce import fold_pieces, tokens_per_image
+from analysis.reduce import fold_pieces, join_columns, tokens_per_image
 from saetrain import CodeStore
 
 TASK_PAIRS = 1 << 18
@@ -108,9 +108,9 @@ def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0,
     rows = sample_rows(codes, n_tokens, seed)
     cuts = np.searchsorted(rows, np.cumsum(codes.shard_sizes)[:-1] * codes.n_tokens)
     parts = [part for part in np.split(rows, cuts) if len(part)]
-    sample = _index(fold_pieces(codes, _read_rows, _join, parts), codes.n_latents)
+    sample = _index(fold_pieces(codes, _read_rows, join_columns, parts), codes.n_latents)
     find = partial(_find_partners, sample=sample, n_partners=n_partners)
-    latent, partner, both, jaccard = fold_pieces(codes, find, _join, _cut_work(sample))
+    latent, partner, both, jaccard = fold_pieces(codes, find, join_columns, _cut_work(sample))
     rank = np.arange(len(latent)) - np.searchsorted(latent, latent)
     share = both / np.diff(sample.latent_indptr)[latent]
     table = {"latent": latent, "rank": rank, "partner": partner, "n_tokens": both, "share": share, "jaccard": jaccard}
@@ -141,10 +141,6 @@ class _Sample(NamedTuple):
 def _read_rows(codes: CodeStore, rows: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
     entries = codes.read_rows(rows)
     return entries.row, entries.latent.astype(np.int32)
-
-
-def _join(parts: Sequence[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 def _index(entries: tuple[NDArray[Any], ...], n_latents: int) -> _Sample:
@@ -196,6 +192,6 @@ def _count_pairs(
 
 
 def _add_counts(parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    pair, both = _join(parts)
+    pair, both = join_columns(parts)
     pair, group = np.unique(pair, return_inverse=True)
     return pair, np.bincount(group, both).astype(np.int64)

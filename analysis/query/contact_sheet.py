@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from actcache import SettingsError
 from actcache.artifacts import write_atomic
 from analysis.heat_maps import heat_maps
+from analysis.lineage import find_images
 from analysis.pictures import Pictures, draw_heat_map
 from analysis.query.images import find_image
 from analysis.query.latents import query_latent
@@ -66,7 +67,7 @@ def draw_sheet(
     cells = choose_cells(codes, answer, latents=latents, images=positions, where=where)
     if not cells:
         raise SettingsError("The answer is empty, so there is nothing to draw. Ask without --sheet.")
-    source = Pictures(codes, images=folder, store=store)
+    source = Pictures(codes, find_images(codes, images=folder, store=store))
     pictures = {image: _fit(source.see(image)) for image in sorted({cell.image for cell in cells})}
     n_columns = max(np.bincount([cell.row for cell in cells]).max(), 1)
     n_rows = cells[-1].row + 1

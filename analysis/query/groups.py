@@ -11,7 +11,6 @@ that fire in either group.
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.query.where import choose_images
-from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, sum_images, tokens_per_image
+from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, join_columns, sum_images, tokens_per_image
 from saetrain import CodeStore
 
 BLOCK_ENTRIES = 1 << 24
@@ -88,7 +87,7 @@ def query_groups(
 def contrast_groups(codes: CodeStore, a: NDArray[np.bool_], b: NDArray[np.bool_], *, score: str = "mean") -> Contrast:
     """Compare two groups of images [I] that do not overlap, for every latent that fires in either."""
     blocks = cut_latents(codes, BLOCK_ENTRIES, at_most=1 << (62 - _score_bits(codes)))
-    result: Contrast = fold_pieces(codes, partial(_contrast_block, a=a, b=b, score=score), _join_blocks, blocks)
+    result: Contrast = fold_pieces(codes, partial(_contrast_block, a=a, b=b, score=score), join_columns, blocks)
     return result
 
 
@@ -119,10 +118,6 @@ def _contrast_block(
     return contrast._replace(latent=contrast.latent + block.start)
 
 
-def _join_blocks(parts: Sequence[Contrast]) -> Contrast:
-    return Contrast._make(np.concatenate(column) for column in zip(*parts, strict=True))
-
-
 def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:
     """Compare two groups latent by latent, given only the positive scores; all other images score 0.
 
@@ -136,7 +131,7 @@ def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: 
     near = key[RANK_PAIRS::RANK_PAIRS] >> (bits + 1) << (bits + 1)
     edges = np.unique([0, *np.searchsorted(key, near), len(key)]).tolist()
     parts = [_rank(key[i:j], bits, n_a=n_a, n_b=n_b, unit=unit) for i, j in pairwise(edges)]
-    return _join_blocks(parts) if parts else _rank(key, bits, n_a=n_a, n_b=n_b, unit=unit)
+    return join_columns(parts) if parts else _rank(key, bits, n_a=n_a, n_b=n_b, unit=unit)
 
 
 def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from actcache import SettingsError
+from analysis.config import SCORES
 from analysis.heat_maps import check_patches
 from analysis.query.where import choose_images, describe_images, latent_pairs
-from analysis.reduce import SCORES, image_scores
+from analysis.reduce import image_scores
 from saetrain import CodeStore
 
 

@@ -1,4 +1,3 @@
-from .constants import SCORES, TAU
 from .pairs import (
     UNIT,
     Pairs,
@@ -6,18 +5,16 @@ from .pairs import (
     cut_blocks,
     find_pairs,
     image_scores,
+    join_columns,
     split_rows,
     sum_images,
     tokens_per_image,
 )
 from .reduction import Statistic, cut_latents, reduce_latents, reduce_shards
-from .tasks import OnProgress, compute, fold_pieces, map_shards, open_codes, open_scheduler
+from .tasks import compute, fold_pieces, map_shards, open_codes, open_scheduler
 
 __all__ = [
-    "SCORES",
-    "TAU",
     "UNIT",
-    "OnProgress",
     "Pairs",
     "Piece",
     "Statistic",
@@ -27,6 +24,7 @@ __all__ = [
     "find_pairs",
     "fold_pieces",
     "image_scores",
+    "join_columns",
     "map_shards",
     "open_codes",
     "open_scheduler",

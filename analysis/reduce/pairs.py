@@ -5,11 +5,11 @@ sums, computed over blocks of entries that stay in the processor's cache. Values
 the smallest float16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,21 @@ class Pairs(NamedTuple):
     image: NDArray[np.integer[Any]]  # [N] stored position
     total: NDArray[np.float64]  # [N] sum over the image's tokens; exact
     peak: NDArray[np.float32]  # [N] maximum over the image's tokens
-    peak_patch: NDArray[
-        np.integer[Any]
-    ]  # [N] token of the largest patch value (the first, if tied); -1: only CLS fires
+    peak_patch: NDArray[np.integer[Any]]  # [N] token of the largest patch value (the first if tied); -1: only CLS fires
     n_above: NDArray[np.integer[Any]]  # [N] tokens above tau
     n_fired: NDArray[np.integer[Any]]  # [N] tokens on which it fires
     patch: NDArray[np.float32]  # [N] maximum over the image's patches; 0 when only CLS fires
     cls: NDArray[np.float32]  # [N] activation of CLS
     cls_fires: NDArray[np.bool_]  # [N]
+
+
+C = TypeVar("C", bound=tuple[Any, ...])
+
+
+def join_columns(parts: Sequence[C]) -> C:
+    """Join tables end to end, each a tuple of columns or a named tuple of columns."""
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return cast(C, getattr(type(parts[0]), "_make", tuple)(columns))
 
 
 def find_pairs(entries: ShardCodes | LatentCodes, n_tokens: int, *, tau: float = 0.0) -> Pairs:
@@ -45,9 +52,7 @@ def find_pairs(entries: ShardCodes | LatentCodes, n_tokens: int, *, tau: float =
     if not blocks:
         i4, f4 = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         return Pairs(i4, i4, np.empty(0), f4, i4, i4, i4, f4, f4, np.empty(0, dtype=np.bool_))
-    return (
-        blocks[0] if len(blocks) == 1 else Pairs._make(np.concatenate(column) for column in zip(*blocks, strict=True))
-    )
+    return blocks[0] if len(blocks) == 1 else join_columns(blocks)
 
 
 class Block(NamedTuple):
@@ -134,7 +139,7 @@ def last_bits(tau: float) -> int:
 
 def sum_images(entries: LatentCodes, n_tokens: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
     """(latent, image, total): three columns of `find_pairs`, with the total in units of 2^-24."""
-    parts = []
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = []
     for block in cut_blocks(entries):
         image, _ = split_rows(block.row, n_tokens)
         start = _find_starts(block, image)
@@ -144,8 +149,7 @@ def sum_images(entries: LatentCodes, n_tokens: int) -> tuple[NDArray[Any], NDArr
         parts.append((latent, image[start], total))
     if not parts:
         return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int64)
-    latent, image, total = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return latent, image, total
+    return join_columns(parts)
 
 
 @dataclass(frozen=True)

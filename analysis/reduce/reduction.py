@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import dask
 import numpy as np
 
+from actcache.progress import Progress
 from analysis.reduce.pairs import Piece
-from analysis.reduce.tasks import OnProgress, compute, map_shards, open_codes
+from analysis.reduce.tasks import compute, map_shards, open_codes
 from saetrain import CodeStore, LatentCodes
 
 R = TypeVar("R")
@@ -34,6 +35,10 @@ FIRST_ENTRIES, HELD_ENTRIES = 1 << 17, 1 << 20
 first time comes sooner: once there are top lists, little of what follows has to be sorted."""
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 @dataclass(frozen=True)
 class Statistic:
     """A reduction over pieces of the same latents. Its functions must be picklable and stateless: tasks may run twice.
@@ -41,12 +46,12 @@ class Statistic:
     Attributes:
         chunk: piece -> partial result.
         combine: several partial results, in shard order -> one partial result. It must be associative.
-        finalize: the last partial result -> the value that is returned.
+        finalize: the last partial result -> the value that is returned; by default the partial result itself.
     """
 
     chunk: Callable[[Piece], Any]
     combine: Callable[[Sequence[Any]], Any]
-    finalize: Callable[[Any], Any]
+    finalize: Callable[[Any], Any] = _unchanged
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,7 +65,7 @@ def reduce_latents(
     finish: Callable[[CodeStore, range, Any], R],
     *,
     tau: float = 0.0,
-    on_progress: OnProgress | None = None,
+    on_progress: Progress | None = None,
 ) -> list[R]:
     """Compute several statistics in one pass, one range of latents at a time; each entry is read once.
 
@@ -123,7 +128,7 @@ def _reduce_range(path: str, codes_id: str, latents: range, shared: tuple[Any, A
 
 
 def reduce_shards(
-    codes: CodeStore, statistics: Mapping[str, Statistic], *, tau: float = 0.0, on_progress: OnProgress | None = None
+    codes: CodeStore, statistics: Mapping[str, Statistic], *, tau: float = 0.0, on_progress: Progress | None = None
 ) -> Values:
     """Compute several statistics in one pass; each shard is read, and its pairs are found, once.
 

@@ -17,10 +17,8 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 
 from actcache import IncompleteError, ParentMismatchError, SettingsError
+from actcache.progress import Progress
 from saetrain import CodeStore
-
-OnProgress = Callable[[int, int], None]
-"""Called with (parts done, parts in all)."""
 
 CONNECT_S = 10
 """Seconds to wait for a dask scheduler."""
@@ -77,7 +75,7 @@ def map_shards(codes: CodeStore, function: Callable[..., Any], *shared: Any) -> 
     return [task(str(codes.path.absolute()), codes.codes_id, shard, *once) for shard in range(codes.n_shards)]
 
 
-def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProgress | None = None) -> Any:
+def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: Progress | None = None) -> Any:
     """Compute the value of `root` on the scheduler that is open.
 
     Args:
@@ -115,7 +113,7 @@ def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: OnProg
         last.cancel()
 
 
-def _count_finished(keys: set[str], on_progress: OnProgress | None, seen: list[str], key: str, *_: object) -> None:
+def _count_finished(keys: set[str], on_progress: Progress | None, seen: list[str], key: str, *_: object) -> None:
     if on_progress and key in keys:
         seen.append(key)
         on_progress(len(seen), len(keys))

@@ -215,10 +215,7 @@ def _concepts(
     return {
         title: [
             Strip(
-                latent,
-                latent in anchors,
-                counts[latent],
-                {name: shots.of(name, latent, N_PICTURES) for name in models},
+                latent, latent in anchors, counts[latent], {name: shots.of(name, latent, N_PICTURES) for name in models}
             )
             for latent in getattr(overlap.dataset, group)[:N_SHOWN]
         ]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
 from analysis.concepts import ConceptTable, find_codes
 from analysis.heat_maps import heat_maps
+from analysis.lineage import find_images
 from analysis.pictures import Pictures, draw_heat_map
 
 
@@ -34,7 +35,7 @@ class TopShots:
     def __init__(self, tables: Mapping[str, ConceptTable]) -> None:
         self.tables = tables
         self._codes = {name: find_codes(table) for name, table in tables.items()}
-        self._pictures = [Pictures(codes) for codes in self._codes.values() if codes is not None]
+        self._pictures = [Pictures(codes, find_images(codes)) for codes in self._codes.values() if codes is not None]
         self._picture = cache(self._find_picture)
 
     def of(self, name: str, latent: int, n: int) -> list[Shot]:

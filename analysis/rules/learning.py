@@ -14,7 +14,7 @@ Source: NeSyViT (Padalkar and Gupta 2025, arXiv 2505.06745) for rules as the cla
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
+from actcache.progress import Progress
 from analysis.concepts import ConceptTable
 from analysis.config import RulesConfig
 from analysis.intervals import wilson_interval
 from analysis.naming import read_names
-from analysis.reduce import Pairs, Piece, Statistic, reduce_shards
+from analysis.reduce import Pairs, Piece, Statistic, join_columns, reduce_shards
 from analysis.results import (
     ClassRules,
     Head,
@@ -41,11 +42,9 @@ from analysis.results import (
 from analysis.rules.rules import Rule, RuleSet, choose_candidates, conjunction, learn_class, rank_rules
 from saetrain import CodeStore
 
-Progress = Callable[[int, int], None]
 JUDGE_SHARE = 0.2
 """The last images of the stored order, which is random, are judged where no other codes are given."""
 EXPLAINED = ("label", "zero-shot")
-PLAIN_RULES = RulesConfig()
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Firing:
 def learn_rules(
     codes: CodeStore | str | Path,
     out: str | Path | None = None,
-    config: RulesConfig = PLAIN_RULES,
+    config: RulesConfig = RulesConfig(),
     *,
     judge: CodeStore | str | Path | None = None,
     concepts: ConceptTable | str | Path | None = None,
@@ -208,7 +207,7 @@ def count_classes(
         entries = (label[pairs.image[keep]], pairs.latent[keep])
         return csr_array((np.ones(len(entries[0]), np.int64), entries), shape=(n_classes, len(piece.latents)))
 
-    counted = Statistic(chunk, lambda parts: sum(parts[1:], parts[0]), lambda total: total)
+    counted = Statistic(chunk, lambda parts: sum(parts[1:], parts[0]))
     return reduce_shards(codes, {"counts": counted}, tau=firing.tau, on_progress=report)["counts"]
 
 
@@ -222,10 +221,7 @@ def read_firing(
         keep = firing(pairs) & np.isin(pairs.latent, latents)
         return pairs.latent[keep], pairs.image[keep]
 
-    def join(parts: Sequence[Any]) -> Any:
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-
-    joined = Statistic(chunk, join, lambda total: total)
+    joined = Statistic(chunk, join_columns)
     latent, image = reduce_shards(codes, {"pairs": joined}, tau=firing.tau, on_progress=report)["pairs"]
     order = np.argsort(latent, kind="stable")
     latent, image = latent[order], image[order]

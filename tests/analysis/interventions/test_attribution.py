@@ -14,7 +14,7 @@ from actcache import ActivationStore, SettingsError, open_stores
 from actcache.prompts import open_towers
 from analysis import DeletionConfig, ModelOptions, StudyConfig, delete_latents
 from analysis.interventions.attribution import METHODS, attribute
-from analysis.interventions.study import open_study
+from analysis.interventions.study import choose_study_images, open_study
 from saetrain import Run
 
 
@@ -23,7 +23,8 @@ def test_attributions_are_those_of_autograd_and_of_finite_differences(
 ) -> None:
     store = open_stores(middle_store)
     towers = open_towers(store.stores[0].artifact, device="cpu")
-    study = open_study(Run.open(middle_run), store, towers, StudyConfig(), batch_size=8)
+    run, config = Run.open(middle_run), StudyConfig()
+    study = open_study(run, choose_study_images(run, store, config), towers, config, batch_size=8)
     ((images, spliced),) = study.batches(study.classifier.images)
     targets = torch.arange(len(images)) % len(study.classifier.names)
     found = attribute(study.classifier, spliced, targets)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ParentMismatchError, SettingsError
-from analysis import draw_sheet, heat_maps, latent_masks, query_class, query_image, query_images, query_latent
+from analysis import draw_sheet, heat_maps, query_class, query_image, query_images, query_latent, threshold_heat_maps
 from analysis.query.contact_sheet import CELL, GAP, LINE, MARGIN, Cell, choose_cells
 from saetrain import CodeStore
 
@@ -70,7 +70,7 @@ def test_a_latent_mask_is_where_the_upsampled_heat_map_exceeds_the_threshold(cod
     latent = query_class(codes, "class0")["latent"][0].as_py()
     images = np.array([4, 0, 31])
     maps = heat_maps(codes, latent, images)
-    masks = latent_masks(codes, latent, images, size=(24, 24), threshold=0.5)
+    masks = threshold_heat_maps(codes, latent, images, size=(24, 24), threshold=0.5)
     centers = masks[:, 4::8, 4::8] & masks[:, 3::8, 3::8]  # around a patch's center the map is nearly its value
     assert (centers <= (maps > 0.4)).all()
     assert (masks[:, 4::8, 4::8] >= (maps > 0.75 * maps.max())).all()

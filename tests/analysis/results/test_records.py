@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from actcache import CorruptError, SchemaError, SettingsError
-from analysis.config import TAU, MaskingConfig, RulesConfig
-from analysis.reduce import TAU as TAU_OF_PAIRS
+from analysis import AnalyzeConfig, ComparisonConfig, MaskingConfig, RulesConfig
+from analysis.config import TAU
 from analysis.report.sections import SECTIONS
 from analysis.results import Deletion, Inspection, LocalizedConcepts, MaskingCurve, Result, read_result
 
@@ -64,7 +64,8 @@ def test_another_kind_and_a_newer_schema_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_thresholds_are_one() -> None:
-    assert TAU == TAU_OF_PAIRS == MaskingConfig().tau == RulesConfig().tau
+    configs = (AnalyzeConfig(), ComparisonConfig(), MaskingConfig(), RulesConfig())
+    assert {config.tau for config in configs} == {TAU}
 
 
 def test_inspect_and_localize_write_results(tmp_path: Path) -> None:
