@@ -6,7 +6,7 @@ and the footer of images.parquet; the sizes that a store claims are checked befo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
@@ -127,7 +127,7 @@ class ActivationStore:
     def n_tokens(self) -> int:
         return self.layout.n_tokens
 
-    def _check(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         """The manifest, checked against the settings; raises CorruptError before any memory is allocated for it."""
         try:
             failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has no keys()
