@@ -26,7 +26,6 @@ TEXTURES = ("solid", "striped", "dotted", "checkered")
 SIZES = {"small": (0.32, 0.38), "large": (0.55, 0.66)}
 """Diameter as a fraction of the image's width."""
 BACKGROUNDS = ("grass", "sky", "sand", "night", "brick")
-POSITIONS = ("left", "right", "top", "bottom", "center")
 
 
 @dataclass(frozen=True)

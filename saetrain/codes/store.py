@@ -74,11 +74,7 @@ class CodeStore:
         self.artifact = artifact
         self.path = artifact.path
         s = artifact.settings
-        self.n_images, self.n_tokens, self.n_latents = (
-            int(s["n_images"]),
-            int(s["n_tokens"]),
-            int(s["n_latents"]),
-        )
+        self.n_images, self.n_tokens, self.n_latents = (int(s[name]) for name in ("n_images", "n_tokens", "n_latents"))
         self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
         self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
         self.hook_point = HookPoint.parse(s["hook_point"])
@@ -141,10 +137,6 @@ class CodeStore:
         """The images of a shard."""
         first = int(self.shard_sizes[:shard].sum())
         return range(first, first + int(self.shard_sizes[shard]))
-
-    def find_shard(self, image: int) -> int:
-        """The shard that holds an image."""
-        return int(np.searchsorted(np.cumsum(self.shard_sizes), image, side="right"))
 
     def read_shard(self, shard: int) -> ShardCodes:
         """Read all arrays of a shard. Raises CorruptError if one is missing or their lengths disagree."""
