@@ -96,15 +96,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CorruptError(f"{path} could not be read as safetensors ({error}). Copy the file again.") from error
 
 
-def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
-    """Take the named tensors as float32 and check their shapes. `__` in a name stands for a dot, None for any size.
+def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Tensor]:
+    """Take the named tensors as float32 and check their shapes, in which None stands for any size.
 
     Raises:
         CorruptError: a tensor is missing, has another shape, holds integers, or is not finite.
     """
     taken = {}
     for name, shape in shapes.items():
-        name = name.replace("__", ".")
         value = tensors.get(name)
         if not isinstance(value, Tensor):
             raise CorruptError(
@@ -118,8 +117,8 @@ def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, 
             raise CorruptError(
                 f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
             )
-        taken[name.replace(".", "__")] = value.float()
-        if not taken[name.replace(".", "__")].isfinite().all():
+        taken[name] = value.float()
+        if not taken[name].isfinite().all():
             raise CorruptError(
                 f"{path}: {name} holds numbers that are not finite: the training diverged. Give an earlier checkpoint."
             )
