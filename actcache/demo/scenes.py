@@ -77,13 +77,7 @@ class Scene:
 
 def concept_names() -> tuple[str, ...]:
     """All concepts, sorted. Positions are not concepts, although known: a patch does not look `left`."""
-    families = {
-        "background": BACKGROUNDS,
-        "color": COLORS,
-        "shape": SHAPES,
-        "size": SIZES,
-        "texture": TEXTURES,
-    }
+    families = {"background": BACKGROUNDS, "color": COLORS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
     return tuple(sorted(f"{family}:{name}" for family, names in families.items() for name in names))
 
 

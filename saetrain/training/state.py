@@ -207,11 +207,7 @@ class Training:
 
     def checkpoint(self) -> None:
         if rank() == 0:
-            tensors = {
-                **self.sae.state_dict(),
-                **optimizer_tensors(self.sae, self.optimizer),
-                "silent": self.silent,
-            }
+            tensors = {**self.sae.state_dict(), **optimizer_tensors(self.sae, self.optimizer), "silent": self.silent}
             save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
 
     def finish(self) -> None:
