@@ -57,17 +57,10 @@ def main() -> None:
         codes = write_codes(path, n_images=given.images, grid=given.grid, n_latents=given.n_latents, l0=given.l0,
                             n_shards=-(-given.images // given.shard_images), n_classes=given.classes)  # fmt: skip
         limit = read_and_count(codes)
-        command = [
-            sys.executable,
-            "-c",
-            ANALYZE,
-            str(path),
-            str(Path(temporary) / "made.concepts"),
-            str(given.n_workers),
-        ]
+        made = Path(temporary) / "made.concepts"
+        command = [sys.executable, "-c", ANALYZE, str(path), str(made), str(given.n_workers)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-        made = Path(temporary) / "made.concepts"
         seconds, peak, worker_peak = json.loads(done.stdout)
         emit(
             given,

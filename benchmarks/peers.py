@@ -296,7 +296,7 @@ def note(line: str) -> None:
 def work_here() -> None:
     """Run as a worker in this environment."""
     worker = importlib.import_module("peer_worker")
-    options = worker.parser().parse_args(sys.argv[2:])
+    options = worker.make_parser().parse_args(sys.argv[2:])
     worker.work(options, our_peer if options.peer == "ours" else encoder_gemm)
 
 
