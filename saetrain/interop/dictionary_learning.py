@@ -6,7 +6,6 @@ W_enc, b_enc, W_dec, b_dec, threshold [F], without b_dec before the encoder. Gat
 encoder.weight, r_mag, gate_bias, mag_bias, decoder.weight.
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from actcache import HookPoint, SettingsError
 from saetrain.config import VARIANTS
-from saetrain.interop.files import load_tensors, read_config, read_k, take
+from saetrain.interop.files import load_tensors, read_config, read_k, take, torch_bytes
 from saetrain.interop.foreign import PLAIN, Foreign, Names, build_sae, fold, give_weights, keep_largest, take_weights
 from saetrain.model import SAE
 
@@ -90,6 +89,5 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "dict_class": kind, "activation_dim": sae.d_model, "dict_size": sae.config.n_latents,
         "layer": hook_point.layer, "submodule_name": str(hook_point), "lm_name": "", "k": sae.config.k,
     }  # fmt: skip
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {CONFIG: json.dumps({"trainer": trainer, "buffer": {}}, indent=2).encode(), WEIGHTS: buffer.getvalue()}
+    config = json.dumps({"trainer": trainer, "buffer": {}}, indent=2).encode()
+    return {CONFIG: config, WEIGHTS: torch_bytes(tensors)}

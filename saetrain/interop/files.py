@@ -63,6 +63,13 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
     return content
 
 
+def torch_bytes(content: object) -> bytes:
+    """The bytes of a file as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 def read_config(path: Path) -> dict[str, object]:
     """Read a JSON object. Raises CorruptError."""
     return _read_json(path, whole=True)[0]

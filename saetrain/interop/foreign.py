@@ -50,8 +50,8 @@ def take_weights(tensors: Mapping[str, object], path: Path, names: Names) -> dic
 
 
 def give_weights(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """The inverse of `take_weights`."""
-    return {name: _turned(name, weights[ours]) for ours, name in names.items()}
+    """The inverse of `take_weights`, contiguous."""
+    return {name: _turned(name, weights[ours]).contiguous() for ours, name in names.items()}
 
 
 def _turned(name: str, tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@
 The pickled object is read without running any code in the file.
 """
 
-import io
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from actcache import CorruptError, HookPoint, SettingsError
 from saetrain.interop import prisma
-from saetrain.interop.files import load_tensors
+from saetrain.interop.files import load_tensors, torch_bytes
 from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, refuse, take_weights
 from saetrain.model import SAE
 
@@ -54,7 +53,4 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "use_ghost_grads": True, "mse_cls_coefficient": 1.0, "class_token": False, "block_layer": hook_point.layer,
         "module_name": "resid", "model_name": "", "image_width": 224, "image_height": 224,
     }  # fmt: skip
-    tensors = give_weights(fold(sae), PLAIN)
-    buffer = io.BytesIO()
-    torch.save({"cfg": config, "state_dict": {n: value.contiguous() for n, value in tensors.items()}}, buffer)
-    return {WEIGHTS: buffer.getvalue()}
+    return {WEIGHTS: torch_bytes({"cfg": config, "state_dict": give_weights(fold(sae), PLAIN)})}

@@ -5,7 +5,6 @@ The activation is ReLU; a standard SAE may also keep the k largest and then appl
 each token by its own mean and deviation, which no SAE here can do.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import load_tensors, read_config, read_k
+from saetrain.interop.files import load_tensors, read_config, read_k, torch_bytes
 from saetrain.interop.foreign import (
     GATED,
     PLAIN,
@@ -96,6 +95,4 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "log_to_wandb": False, "dtype": {"__type__": "torch.dtype", "value": "torch.float32"},
         "device": {"__type__": "torch.device", "value": "cpu"},
     }  # fmt: skip
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: buffer.getvalue()}
+    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: torch_bytes(tensors)}

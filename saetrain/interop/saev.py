@@ -6,16 +6,14 @@ BatchTopK without a threshold, keep the k largest without a ReLU, so a code can 
 such codes, and the parity report shows whether the checkpoint has any.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import load_tensors, read_header, read_k, take
+from saetrain.interop.files import load_tensors, read_header, read_k, take, torch_bytes
 from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, keep_largest, refuse, take_weights
 from saetrain.model import SAE
 
@@ -97,6 +95,4 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "activation": {"cls": ACTIVATIONS[variant], "params": params},
     }  # fmt: skip
     header = {"schema": SCHEMA, "cfg": config, "commit": "unknown", "lib": "unknown"}
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {WEIGHTS: json.dumps(header).encode() + b"\n" + buffer.getvalue()}
+    return {WEIGHTS: json.dumps(header).encode() + b"\n" + torch_bytes(tensors)}

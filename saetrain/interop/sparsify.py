@@ -42,5 +42,4 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "num_latents": sae.config.n_latents, "k": sae.config.k, "multi_topk": False, "skip_connection": False,
         "transcode": False, "d_in": sae.d_model,
     }  # fmt: skip
-    weights = save({name: value.contiguous() for name, value in give_weights(fold(sae), NAMES).items()})
-    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: weights}
+    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: save(give_weights(fold(sae), NAMES))}
