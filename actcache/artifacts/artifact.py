@@ -119,7 +119,7 @@ def begin_artifact(
     settings: Mapping[str, Any],
     parents: Mapping[str, tuple[str, Path]],
     provenance: Mapping[str, Any],
-    prepare: Callable[[Path], None],
+    prepare: Callable[[Path], None] = lambda folder: None,
     overwrite: bool = False,
 ) -> Artifact:
     """Create the artifact, or open the one that was made with the same settings before, complete or not.

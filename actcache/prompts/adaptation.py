@@ -201,9 +201,8 @@ def _begin(
         "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
     }
     return begin_artifact(
-        path, "prompts", settings=settings, parents=parents, provenance=provenance, prepare=lambda folder: None,
-        overwrite=overwrite,
-    )  # fmt: skip
+        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

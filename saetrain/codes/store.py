@@ -71,11 +71,11 @@ class CodeStore:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.path = artifact.path
+        self.artifact, self.path, self.codes_id = artifact, artifact.path, artifact.id
         s = artifact.settings
         self.n_images, self.n_tokens, self.n_latents = (int(s[name]) for name in ("n_images", "n_tokens", "n_latents"))
         self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
+        self.n_shards = len(self.shard_sizes)
         self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
@@ -97,14 +97,6 @@ class CodeStore:
             f"CodeStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens, "
             f"{self.n_latents:,} latents, {self.n_entries:,} entries)"
         )
-
-    @property
-    def codes_id(self) -> str:
-        return self.artifact.id
-
-    @property
-    def n_shards(self) -> int:
-        return len(self.shard_sizes)
 
     @cached_property
     def summary(self) -> CodesSummary:

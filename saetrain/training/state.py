@@ -101,7 +101,6 @@ class Training:
                 "device": device.type,
                 "rows": [member.rows_id for member in store.stores],
             },
-            prepare=lambda folder: None,
             overwrite=overwrite and rank() == 0,
         )
         if not rank():
