@@ -671,9 +671,10 @@ def adapt(
             images, prompts, model=model, pretrained=pretrained, config=config, test=test, precision=precision,
             device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": adaptation.accuracy}
+    accuracy = adaptation.accuracy.to_json()
+    facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
     rows = [
-        {"classes": part, **{how: adaptation.accuracy[how][part] for how in ("zero_shot", "adapted")}}
+        {"classes": part, **{how: accuracy[how][part] for how in ("zero_shot", "adapted")}}
         for part in ("all", "base", "novel", "harmonic")
     ]
     emit(facts, draw_table([row for row in rows if row["zero_shot"] is not None]))

@@ -15,8 +15,7 @@ def option(default: T, help: str, *, sweep: bool = False, parser: Callable[[str]
         sweep: the flag may be given several times, and every combination of such values is run.
         parser: turns the flag's text into a value, if the value has a notation of its own.
     """
-    metadata: dict[str, Any] = {"help": help, "sweep": sweep, "parser": parser}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, "sweep": sweep, "parser": parser})
 
 
 def required(help: str) -> Any:

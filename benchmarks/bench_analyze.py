@@ -45,13 +45,7 @@ def read_and_count(codes: CodeStore) -> float:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--images", type=int, default=5_076)
-    options.add_argument("--grid", type=int, default=14)
-    options.add_argument("--n-latents", type=int, default=49_152)
-    options.add_argument("--l0", type=int, default=32)
-    options.add_argument("--shard-images", type=int, default=256)
-    options.add_argument("--classes", type=int, default=1000)
+    options = parser(__doc__, images=5_076, grid=14, n_latents=49_152, l0=32, shard_images=256, classes=1000)
     options.add_argument(
         "--n-workers", type=int, default=0, help="number of worker processes; 0 uses threads of one process"
     )
@@ -63,17 +57,10 @@ def main() -> None:
         codes = write_codes(path, n_images=given.images, grid=given.grid, n_latents=given.n_latents, l0=given.l0,
                             n_shards=-(-given.images // given.shard_images), n_classes=given.classes)  # fmt: skip
         limit = read_and_count(codes)
-        command = [
-            sys.executable,
-            "-c",
-            ANALYZE,
-            str(path),
-            str(Path(temporary) / "made.concepts"),
-            str(given.n_workers),
-        ]
+        made = Path(temporary) / "made.concepts"
+        command = [sys.executable, "-c", ANALYZE, str(path), str(made), str(given.n_workers)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-        made = Path(temporary) / "made.concepts"
         seconds, peak, worker_peak = json.loads(done.stdout)
         emit(
             given,

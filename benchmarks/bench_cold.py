@@ -7,12 +7,11 @@ several at a time.
 
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from bench_read import make_store, read_chunks
+from bench_read import read_chunks, temporary_store
 from common import emit, parser
 
 from actcache.store import aligned_empty
@@ -41,17 +40,11 @@ def forget(folder: Path) -> None:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--images", type=int, default=16384)
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--cache-gb", type=float, default=1.5)
-    arguments.add_argument("--threads", type=int, nargs="+", default=[2, 8])
-    arguments.add_argument("--passes", type=int, default=3)
-    arguments.add_argument("--folder", type=Path, default=Path())
+    arguments = parser(
+        __doc__, images=16384, grid=14, d_model=768, cache_gb=1.5, threads=[2, 8], passes=3, folder=Path()
+    )
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+    with temporary_store(options) as store:
         forget(store.path)
         limited = limit_cache(int(options.cache_gb * 1e9))
         layout = store.layout

@@ -16,13 +16,7 @@ from saetrain.model.exact_encoder import make_encoder
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--variant", default="topk")
-    arguments.add_argument("--n-latents", type=int, default=12288)
-    arguments.add_argument("--k", type=int, default=32)
-    arguments.add_argument("--rows", type=int, default=8192)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments = parser(__doc__, variant="topk", n_latents=12288, k=32, rows=8192, d_model=768, rounds=5)
     options = arguments.parse_args()
     config = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
     sae = SAE(config, options.d_model).requires_grad_(False)

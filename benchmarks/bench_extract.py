@@ -21,17 +21,13 @@ from actcache.sources import decode_image, open_source
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(
+        __doc__, model="ViT-B-16", pretrained="random:0", stop_layer=5, precision="auto", batch_size=32, pairs=3,
+        folder=Path(),
+    )  # fmt: skip
     arguments.add_argument("--images", type=Path, required=True)
-    arguments.add_argument("--model", default="ViT-B-16")
-    arguments.add_argument("--pretrained", default="random:0")
     arguments.add_argument("--layer", type=int, action="append")
-    arguments.add_argument("--stop-layer", type=int, default=5)
-    arguments.add_argument("--precision", default="auto")
-    arguments.add_argument("--batch-size", type=int, default=32)
     arguments.add_argument("--limit", type=int)
-    arguments.add_argument("--pairs", type=int, default=3)
-    arguments.add_argument("--folder", type=Path, default=Path())
     options = arguments.parse_args()
     layers = options.layer or [10]
     tower = load_vision_tower(options.model, options.pretrained, precision=options.precision)

@@ -6,12 +6,11 @@ store (where waiting for batches, and centering and scaling them in float32, cou
 """
 
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-from bench_read import make_store
+from bench_read import temporary_store
 from common import emit, parser
 
 from actcache import open_stores
@@ -22,27 +21,20 @@ from saetrain.training.state import Laps, Training
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--variant", default="topk")
-    arguments.add_argument("--n-latents", type=int, default=12288)
-    arguments.add_argument("--k", type=int, default=32)
-    arguments.add_argument("--images", type=int, default=4096)
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--batch-size", type=int, default=4096)
-    arguments.add_argument("--pool-tokens", type=int, default=1 << 19)
+    arguments = parser(
+        __doc__, variant="topk", n_latents=12288, k=32, images=4096, grid=14, d_model=768, batch_size=4096,
+        pool_tokens=1 << 19, rounds=2, folder=Path(),
+    )  # fmt: skip
     arguments.add_argument("--steps", type=int, default=60, help="number of steps in each turn")
-    arguments.add_argument("--rounds", type=int, default=2)
-    arguments.add_argument("--folder", type=Path, default=Path())
     options = arguments.parse_args()
     precision = "bfloat16" if has_cpu_bfloat16() else "float32"
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = open_stores(make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images)))
+    with temporary_store(options) as made:
+        store = open_stores(made)
         loader = ActivationLoader(store, batch_size=options.batch_size, pool_tokens=options.pool_tokens)
         sae = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
         config = TrainConfig(n_steps=10**6, batch_size=options.batch_size).resolve(sae, precision)
         data = TrainingData.split(store)
-        training = Training(Path(folder) / "run", data, store.hook_point(0), sae, config, torch.device("cpu"))
+        training = Training(made.path.with_name("run"), data, store.hook_point(0), sae, config, torch.device("cpu"))
         laps, fed, alone, waits = Laps(), [], [], []
         for turn in range(options.rounds + 1):  # the first touches memory
             stream = loader.batches(turn * options.steps)

@@ -27,17 +27,10 @@ N_MASKS = 21
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", default="ViT-B-16-quickgelu")
-    arguments.add_argument("--pretrained", default="random:0")
-    arguments.add_argument("--layer", type=int, default=10)
-    arguments.add_argument("--n-latents", type=int, default=12288)
-    arguments.add_argument("--k", type=int, default=32)
-    arguments.add_argument("--images", type=int, default=32)
-    arguments.add_argument("--pixels", type=int, default=224)
-    arguments.add_argument("--batch-size", type=int, default=32)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--folder", type=Path, default=Path())
+    arguments = parser(
+        __doc__, model="ViT-B-16-quickgelu", pretrained="random:0", layer=10, n_latents=12288, k=32, images=32,
+        pixels=224, batch_size=32, rounds=3, folder=Path(),
+    )  # fmt: skip
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

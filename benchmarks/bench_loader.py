@@ -6,13 +6,12 @@ all rows.
 """
 
 import itertools
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_read import make_store
+from bench_read import temporary_store
 from common import emit, parser
 
 from saetrain import ActivationLoader
@@ -25,21 +24,12 @@ def same_image_tokens(images: np.ndarray) -> float:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--images", type=int, default=16384)
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--batch-size", type=int, default=4096)
-    arguments.add_argument("--pool-tokens", type=int, default=1 << 19)
-    arguments.add_argument("--n-streams", type=int, default=8)
-    arguments.add_argument("--tokens", default="all")
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--seconds", type=float, default=5.0)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--folder", type=Path, default=Path())
+    arguments = parser(
+        __doc__, images=16384, grid=14, d_model=768, batch_size=4096, pool_tokens=1 << 19, n_streams=8, tokens="all",
+        threads=2, seconds=5.0, rounds=3, folder=Path(),
+    )  # fmt: skip
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+    with temporary_store(options) as store:
         loader = ActivationLoader(
             store, tokens=options.tokens, batch_size=options.batch_size, pool_tokens=options.pool_tokens,
             n_streams=options.n_streams, n_threads=options.threads,

@@ -139,13 +139,7 @@ def read_plainly(n_bytes: int, folder: Path) -> float:
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--images", type=int, default=50_762)
-    options.add_argument("--grid", type=int, default=14)
-    options.add_argument("--n-latents", type=int, default=49_152)
-    options.add_argument("--l0", type=int, default=32)
-    options.add_argument("--shards", type=int, default=40)
-    options.add_argument("--repeat", type=int, default=6)
+    options = parser(__doc__, images=50_762, grid=14, n_latents=49_152, l0=32, shards=40, repeat=6)
     options.add_argument(
         "--slow", action="store_true", help="also measure co-firing and two groups, which read much more"
     )

@@ -11,7 +11,9 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +22,80 @@ import pyarrow as pa
 from common import emit, memcpy_gb_s, parser, timed
 
 from actcache import ActivationStore, HookPoint, verify
+from actcache.artifacts import Artifact
 from actcache.sources import ImagePlan
 from actcache.sources.plan import IMAGES_SCHEMA
 from actcache.store import ChannelStatistics, StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
 
 
-def make_store(
-    path: Path, options: argparse.Namespace, n_images: int, n_hooks: int, shard_images: int, **other: Any
-) -> ActivationStore:
-    """Make a sealed store of random values, which are the same in every block."""
-    settings = StoreSettings.from_json({
+def make_settings(
+    options: argparse.Namespace, n_images: int, n_hooks: int, shard_images: int, **other: Any
+) -> StoreSettings:
+    return StoreSettings.from_json({
         "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(HookPoint(layer)) for layer in range(n_hooks)],
         "dtype": "float16", "precision": "float32", "codec": "raw", "n_images": n_images, "grid": [options.grid] * 2,
         "patch_size": [16, 16], "d_model": options.d_model, "n_extra": 0, "chunk_images": min(64, shard_images),
         "shard_images": shard_images, "preprocess": {}, "seed": 0, "limit": None, **other,
     })  # fmt: skip
-    layout = settings.layout
-    columns = [range(n_images), ["x"] * n_images, [-1] * n_images, [""] * n_images, [1] * n_images]
+
+
+def begin(path: Path, settings: StoreSettings) -> Artifact:
+    n = settings.layout.n_images
+    columns = [range(n), ["x"] * n, [-1] * n, [""] * n, [1] * n]
     table = pa.table(dict(zip(IMAGES_SCHEMA.names, columns, strict=True)), schema=IMAGES_SCHEMA)
-    artifact = begin_store(
-        path, plan=ImagePlan(table, "0" * 16, 0), images_path=path.parent, settings=settings, provenance={}
-    )
-    rng = np.random.default_rng(0)
-    rows, columns_ = layout.grid
-    patches = rng.normal(size=(rows, layout.chunk_images, columns_, layout.d_model)).astype(np.float16)
-    cls = rng.normal(size=(layout.chunk_images, layout.d_model)).astype(np.float16)
-    kinds = {"patch": ChannelStatistics.of(cls), "cls": ChannelStatistics.of(cls)}
-    for shard in range(layout.n_shards):
+    plan = ImagePlan(table, "0" * 16, 0)
+    return begin_store(path, plan=plan, images_path=path.parent, settings=settings, provenance={})
+
+
+class RandomBlock:
+    """Random values of one block, and their statistics; every block of a store has the same."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        layout, rng = settings.layout, np.random.default_rng(0)
+        self.settings, (rows, columns), n = settings, layout.grid, layout.chunk_images
+        self.patches = rng.normal(size=(rows, n, columns, layout.d_model)).astype(np.float16)
+        self.cls = rng.normal(size=(n, layout.d_model)).astype(np.float16)
+        self.statistics = dict.fromkeys(("patch", "cls"), ChannelStatistics.of(self.cls))
+
+    def write_shard(self, artifact: Artifact, shard: int) -> None:
+        blocks = range(self.settings.layout.n_blocks(shard))
         with ShardWriter(artifact, shard) as writer:
-            for block, hook in itertools.product(range(layout.n_blocks(shard)), range(n_hooks)):
-                writer.write(HookPoint(hook), block, patches, cls, statistics=kinds)
+            for block, hook in itertools.product(blocks, self.settings.hook_points):
+                writer.write(hook, block, self.patches, self.cls, statistics=self.statistics)
             writer.commit({})
+
+
+def make_store(path: Path, settings: StoreSettings) -> ActivationStore:
+    """Make a sealed store of random values."""
+    artifact, random = begin(path, settings), RandomBlock(settings)
+    for shard in range(settings.layout.n_shards):
+        random.write_shard(artifact, shard)
     seal_store(path)
     return ActivationStore.open(path)
 
 
+@contextmanager
+def temporary_store(options: argparse.Namespace) -> Iterator[ActivationStore]:
+    """A store of `options.images` images in a temporary folder of its own."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        settings = make_settings(options, options.images, 1, min(1024, options.images))
+        yield make_store(Path(folder) / "x.acts", settings)
+
+
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--images", type=int, default=2048)
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
+    arguments = parser(__doc__, images=2048, grid=14, d_model=768, repeat=7, folder=Path())
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     arguments.add_argument("--shards", type=int, default=1250, help="number of shards of the store that is only opened")
     arguments.add_argument(
         "--hook-points", type=int, default=12, help="number of hook points of the store that is only opened"
     )
-    arguments.add_argument("--repeat", type=int, default=7)
-    arguments.add_argument("--folder", type=Path, default=Path())
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+    with temporary_store(options) as store:
         result = measure(store, options)
         small = argparse.Namespace(grid=1, d_model=options.d_model)
-        many = make_store(Path(folder) / "many.acts", small, 16 * options.shards, options.hook_points, 16)
+        settings = make_settings(small, 16 * options.shards, options.hook_points, 16)
+        many = make_store(store.path.with_name("many.acts"), settings)
         result["open_s"] = statistics.median(
             timed(lambda: ActivationStore.open(many.path)) for _ in range(options.repeat)
         )

@@ -1,33 +1,26 @@
 """Measures training several SAEs on one stream, against training each of them alone: seconds, in alternation."""
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-from bench_read import make_store
+from bench_read import temporary_store
 from common import emit, parser
 
 from saetrain import SAEConfig, TrainConfig, sweep, train
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--members", type=int, default=8)
-    arguments.add_argument("--n-latents", type=int, default=4096)
-    arguments.add_argument("--steps", type=int, default=60)
-    arguments.add_argument("--batch-size", type=int, default=4096)
-    arguments.add_argument("--images", type=int, default=2048)
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--folder", type=Path, default=Path())
+    arguments = parser(
+        __doc__, members=8, n_latents=4096, steps=60, batch_size=4096, images=2048, grid=14, d_model=768, rounds=3,
+        folder=Path(),
+    )  # fmt: skip
     options = arguments.parse_args()
     config = TrainConfig(n_steps=options.steps, batch_size=options.batch_size)
     saes = [SAEConfig("topk", options.n_latents, 16 + 4 * i) for i in range(options.members)]
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        store = make_store(Path(folder) / "x.acts", options, options.images, 1, min(1024, options.images))
+    with temporary_store(options) as store:
+        folder = store.path.parent
         together, alone = [], []
         for _ in range(options.rounds):
             started = time.perf_counter()

@@ -26,19 +26,13 @@ from saetrain.training.state import Laps
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, n_latents=12288, k=32, batch_size=4096, d_model=768, dead_share=0.0, rounds=10)
     arguments.add_argument(
         "--variant", default="topk", help="an SAE variant, or matryoshka: batchtopk with nested prefixes"
     )
-    arguments.add_argument("--n-latents", type=int, default=12288)
-    arguments.add_argument("--k", type=int, default=32)
     arguments.add_argument("--l0", type=int, default=150, help="active latents per token for relu, gated and jumprelu")
-    arguments.add_argument("--batch-size", type=int, default=4096)
-    arguments.add_argument("--d-model", type=int, default=768)
     arguments.add_argument("--precision", default=None)
-    arguments.add_argument("--dead-share", type=float, default=0.0)
     arguments.add_argument("--warmup", type=int, default=10, help="number of steps before timing starts")
-    arguments.add_argument("--rounds", type=int, default=10)
     options = arguments.parse_args()
 
     nested = options.variant == "matryoshka"

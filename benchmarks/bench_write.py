@@ -12,62 +12,32 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import pyarrow as pa
+from bench_read import RandomBlock, begin, make_settings
 from common import emit, parser
-
-from actcache import HookPoint
-from actcache.sources import ImagePlan
-from actcache.sources.plan import IMAGES_SCHEMA
-from actcache.store import ChannelStatistics, StoreSettings
-from actcache.store.writer import ShardWriter, begin_store
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(__doc__, grid=14, d_model=768, hook_points=1, codec="raw", pairs=5)
     arguments.add_argument("--images", type=int, default=1024, help="number of images in one shard")
-    arguments.add_argument("--grid", type=int, default=14)
-    arguments.add_argument("--d-model", type=int, default=768)
-    arguments.add_argument("--hook-points", type=int, default=1)
-    arguments.add_argument("--codec", default="raw")
-    arguments.add_argument("--pairs", type=int, default=5)
     arguments.add_argument("--folder", type=Path, default=Path(), help="a folder on the disk to measure")
     options = arguments.parse_args()
 
-    hooks = [HookPoint(layer) for layer in range(options.hook_points)]
-    settings = StoreSettings.from_json({
-        "model_id": "0" * 16, "rows_id": "0" * 16, "hook_points": [str(hook) for hook in hooks], "dtype": "float16",
-        "precision": "float32", "codec": options.codec, "n_images": options.images, "grid": [options.grid] * 2,
-        "patch_size": [16, 16], "d_model": options.d_model, "n_extra": 0,
-        "chunk_images": 64 if options.images % 64 == 0 else 16, "shard_images": options.images,
-        "preprocess": {}, "seed": 0, "limit": None,
-    })  # fmt: skip
-    layout = settings.layout
-    n = layout.chunk_images
-    rng = np.random.default_rng(0)
-    patches = rng.normal(size=(options.grid, n, options.grid, options.d_model)).astype(np.float16)
-    cls = rng.normal(size=(n, options.d_model)).astype(np.float16)
-    statistics = {"patch": ChannelStatistics.of(cls), "cls": ChannelStatistics.of(cls)}
-    columns = [range(options.images), ["x"] * options.images, [-1] * options.images, [""] * options.images]
-    table = pa.table(
-        dict(zip(IMAGES_SCHEMA.names, [*columns, [1] * options.images], strict=True)), schema=IMAGES_SCHEMA
-    )
+    settings = make_settings(
+        options, options.images, options.hook_points, options.images, codec=options.codec,
+        chunk_images=64 if options.images % 64 == 0 else 16,
+    )  # fmt: skip
+    layout, random = settings.layout, RandomBlock(settings)
     n_bytes = options.hook_points * sum(layout.shard_bytes(array, 0) for array in layout.arrays())
-    plain = np.ascontiguousarray(patches).reshape(-1).view(np.uint8)
+    plain = random.patches.reshape(-1).view(np.uint8)
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
 
         def write_shard() -> float:
             shutil.rmtree(f"{folder}/x.acts", ignore_errors=True)
-            plan = ImagePlan(table, "0" * 16, 0)
-            path = Path(folder) / "x.acts"
-            store = begin_store(path, plan=plan, images_path=path.parent, settings=settings, provenance={})
+            artifact = begin(Path(folder) / "x.acts", settings)
             os.sync()
             started = time.perf_counter()
-            with ShardWriter(store, 0) as writer:
-                for block in range(layout.n_blocks(0)):
-                    for hook in hooks:
-                        writer.write(hook, block, patches, cls, statistics=statistics)
-                writer.commit({})
+            random.write_shard(artifact, 0)
             return time.perf_counter() - started
 
         def write_plain() -> float:

@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with --json and one flag per default, of the default's type; a list takes several values."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
+    for name, default in defaults.items():
+        first, n_values = (default[0], "+") if isinstance(default, list) else (default, None)
+        arguments.add_argument(f"--{name.replace('_', '-')}", type=type(first), nargs=n_values, default=default)
     return arguments
 
 

@@ -1,6 +1,6 @@
 """Trains one peer package for real steps in its own loop, and prints one JSON line. peers.py starts it, one at a time.
 
-Runs in the peers' environment (peers-env.sh) and imports nothing of this project. Every package gets the same rows,
+Runs in the peers' environment (peers-env.sh) and imports no package of this project. Every package gets the same rows,
 already centered and scaled, in the same order, and runs its own loop: SAELens `SAETrainer.fit`, dictionary_learning
 `trainSAE`, overcomplete `train_sae` (its AMP loop for bfloat16). A step is timed from the moment its batch is handed
 over until the loop asks for the next one. `dense` is PatchSAE's formula as plain float32 autograd on dense arrays, in
@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
+from common import parser
 from torch import Tensor, nn
 
 Weights = dict[str, np.ndarray]
@@ -69,22 +70,18 @@ def saelens(options: argparse.Namespace) -> Peer:
 
     F, D = options.n_latents, options.d_model
     shape = {"d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu"}
-    if options.variant == "topk":
-        config = saes.TopKTrainingSAEConfig(
-            k=options.k, use_sparse_activations=options.peer == "saelens-sparse", **shape
-        )
-        sae = saes.TopKTrainingSAE(config)
-    elif options.variant == "relu":
-        sae = saes.StandardTrainingSAE(saes.StandardTrainingSAEConfig(l1_coefficient=options.l1, **shape))
-    elif options.variant == "batchtopk":
-        sae = saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(k=options.k, **shape))
-    elif options.variant == "jumprelu":
-        sae = saes.JumpReLUTrainingSAE(saes.JumpReLUTrainingSAEConfig(**shape))
-    elif options.variant == "gated":
-        sae = saes.GatedTrainingSAE(saes.GatedTrainingSAEConfig(l1_coefficient=options.l1, **shape))
-    else:
-        config = MatryoshkaBatchTopKTrainingSAEConfig(k=options.k, matryoshka_widths=prefixes(F), **shape)
-        sae = MatryoshkaBatchTopKTrainingSAE(config)
+    top_k, penalty = {"k": options.k}, {"l1_coefficient": options.l1}
+    widths = {"matryoshka_widths": prefixes(F)}
+    sparse = {"use_sparse_activations": options.peer == "saelens-sparse"}
+    make_sae, make_config, extra = {
+        "topk": (saes.TopKTrainingSAE, saes.TopKTrainingSAEConfig, top_k | sparse),
+        "relu": (saes.StandardTrainingSAE, saes.StandardTrainingSAEConfig, penalty),
+        "batchtopk": (saes.BatchTopKTrainingSAE, saes.BatchTopKTrainingSAEConfig, top_k),
+        "jumprelu": (saes.JumpReLUTrainingSAE, saes.JumpReLUTrainingSAEConfig, {}),
+        "gated": (saes.GatedTrainingSAE, saes.GatedTrainingSAEConfig, penalty),
+        "matryoshka": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig, top_k | widths),
+    }[options.variant]
+    sae = make_sae(make_config(**extra, **shape))
     settings = SAETrainerConfig(
         total_training_samples=options.steps * options.batch_size,
         train_batch_size_samples=options.batch_size,
@@ -168,17 +165,14 @@ def overcomplete(options: argparse.Namespace) -> Peer:
     from overcomplete.sae.losses import mse_l1
     from overcomplete.sae.train import train_sae, train_sae_amp
 
-    shape = (options.d_model, options.n_latents)
-    if options.variant == "topk":
-        model = package.TopKSAE(*shape, top_k=options.k)
-    elif options.variant == "batchtopk":
-        model = package.BatchTopKSAE(*shape, top_k=options.k * options.batch_size)
-    elif options.variant == "jumprelu":
-        model = package.JumpSAE(*shape)
-    elif options.variant == "relu":
-        model = package.SAE(*shape)
-    else:
+    kinds = {
+        "topk": (package.TopKSAE, {"top_k": options.k}), "jumprelu": (package.JumpSAE, {}), "relu": (package.SAE, {}),
+        "batchtopk": (package.BatchTopKSAE, {"top_k": options.k * options.batch_size}),
+    }  # fmt: skip
+    if options.variant not in kinds:
         raise NotImplementedError(f"overcomplete has no {options.variant}")
+    make_sae, extra = kinds[options.variant]
+    model = make_sae(options.d_model, options.n_latents, **extra)
 
     def mse(x: Tensor, x_hat: Tensor, *rest: Tensor) -> Tensor:
         return (x - x_hat).square().mean()
@@ -275,33 +269,22 @@ def neutral(
     return {name: np.ascontiguousarray(value.detach().float().numpy()) for name, value in arrays.items()} | sparsity
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    made = parser(
+        __doc__, variant="topk", n_latents=12288, k=32, l1=8e-5, batch_size=4096, d_model=768, steps=5,
+        warmup_lr_steps=0, decay_steps=0, dead_tokens=10_000_000, seed=0, threads=2,
+    )  # fmt: skip
     made.add_argument("--peer", required=True)
-    made.add_argument("--variant", default="topk")
-    made.add_argument("--n-latents", type=int, default=12288)
-    made.add_argument("--k", type=int, default=32)
-    made.add_argument("--l1", type=float, default=8e-5)
     made.add_argument(
         "--l0", type=int, default=150, help="active latents per token of a timed relu, where that matters"
     )
-    made.add_argument("--batch-size", type=int, default=4096)
-    made.add_argument("--d-model", type=int, default=768)
     made.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--steps", type=int, default=5)
     made.add_argument("--warmup", type=int, default=1, help="number of steps before timing starts")
     made.add_argument(
-        "--lr",
-        type=float,
-        default=1e-7,
+        "--lr", type=float, default=1e-7,
         help="learning rate; the default leaves the weights, and so L0, nearly unchanged",
-    )
-    made.add_argument("--warmup-lr-steps", type=int, default=0)
-    made.add_argument("--decay-steps", type=int, default=0)
-    made.add_argument("--dead-tokens", type=int, default=10_000_000)
+    )  # fmt: skip
     made.add_argument("--data", required=True, help="a .npy of float16 rows [N, D], centered and scaled")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--threads", type=int, default=2)
     made.add_argument("--save", help="where to save the final weights (.npz)")
     return made
 
@@ -345,7 +328,7 @@ def work(options: argparse.Namespace, peer: Callable[[argparse.Namespace], Peer]
 
 
 def main() -> None:
-    options = parser().parse_args()
+    options = make_parser().parse_args()
     work(options, PEERS[options.peer])
 
 

@@ -296,39 +296,31 @@ def note(line: str) -> None:
 def work_here() -> None:
     """Run as a worker in this environment."""
     worker = importlib.import_module("peer_worker")
-    options = worker.parser().parse_args(sys.argv[2:])
+    options = worker.make_parser().parse_args(sys.argv[2:])
     worker.work(options, our_peer if options.peer == "ours" else encoder_gemm)
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(
+        __doc__, variant="topk", n_latents=12288, k=32, l1=8e-5, batch_size=4096, steps=5, rounds=3, threads=2,
+        timeout_s=1800.0, seeds=3, dead_tokens=250_000,
+    )  # fmt: skip
     arguments.add_argument(
         "--peers-python", type=Path, required=True, help="the Python of the environment made by peers-env.sh"
     )
     arguments.add_argument(
         "--entries", nargs="+", help="entries as peer:precision; the first is compared with the others"
     )
-    arguments.add_argument("--variant", default="topk")
-    arguments.add_argument("--n-latents", type=int, default=12288)
-    arguments.add_argument("--k", type=int, default=32)
-    arguments.add_argument("--l1", type=float, default=8e-5)
     arguments.add_argument(
         "--l0", type=int, default=150, help="active latents per token of our relu, gated and jumprelu"
     )
-    arguments.add_argument("--batch-size", type=int, default=4096)
     arguments.add_argument("--d-model", type=int, default=768, help="width of random rows")
-    arguments.add_argument("--steps", type=int, default=5)
     arguments.add_argument("--warmup", type=int, default=1, help="number of steps before timing starts")
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--threads", type=int, default=2)
-    arguments.add_argument("--timeout-s", type=float, default=1800)
     arguments.add_argument("--data", type=Path, help="a .npy of rows, or a store; random rows by default")
     arguments.add_argument("--layer", type=int, help="layer of the store")
     arguments.add_argument("--quality", action="store_true")
     arguments.add_argument("--held-out", type=Path, help="a .npy or a store of other images, for --quality")
     arguments.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="learning rates for --quality")
-    arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--dead-tokens", type=int, default=250_000)
     options = arguments.parse_args()
 
     default = QUALITY if options.quality else SPEED.get(options.variant, OTHERS)

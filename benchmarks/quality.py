@@ -48,18 +48,13 @@ def measure(options: Any, fields: dict[str, Any], seed: int, *, reference: bool)
 
 
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = parser(
+        __doc__, n_latents=1536, k=16, steps=1000, batch_size=2048, lr=1e-3, dead_tokens=250_000, seeds=3
+    )
     arguments.add_argument("--store", type=Path, required=True)
     arguments.add_argument("--held-out", type=Path, required=True, help="a store of other images")
     arguments.add_argument("--layer", type=int)
     arguments.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    arguments.add_argument("--n-latents", type=int, default=1536)
-    arguments.add_argument("--k", type=int, default=16)
-    arguments.add_argument("--steps", type=int, default=1000)
-    arguments.add_argument("--batch-size", type=int, default=2048)
-    arguments.add_argument("--lr", type=float, default=1e-3)
-    arguments.add_argument("--dead-tokens", type=int, default=250_000)
-    arguments.add_argument("--seeds", type=int, default=3)
     options = arguments.parse_args()
 
     table = {}

@@ -159,10 +159,6 @@ class ResolvedSAEConfig(SAEConfig):
     normalize: str = field()
 
     @property
-    def size(self) -> int:
-        return self.n_latents
-
-    @property
     def top_k(self) -> bool:
         """Whether k gives the number of active latents, so that there is no penalty."""
         return VARIANTS[self.variant].top_k

@@ -62,8 +62,8 @@ class Run:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.path = artifact.path
+        self.artifact, self.path, self.run_id = artifact, artifact.path, artifact.id
+        self.model_id = str(artifact.settings["model_id"])
         self.sae_config = ResolvedSAEConfig(**artifact.settings["sae"])
         # an SAE that another package trained has the defaults here, with None in them
         self.train_config = TrainConfig(**artifact.settings["train"])
@@ -84,14 +84,6 @@ class Run:
     def __repr__(self) -> str:
         c = self.sae_config
         return f"Run({self.path.name}: {c.variant}, {c.n_latents:,} latents at {self.hook_point}, fvu {self.fvu:.3f})"
-
-    @property
-    def run_id(self) -> str:
-        return self.artifact.id
-
-    @property
-    def model_id(self) -> str:
-        return str(self.artifact.settings["model_id"])
 
     @cached_property
     def quality(self) -> "Quality":

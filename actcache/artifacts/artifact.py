@@ -119,7 +119,7 @@ def begin_artifact(
     settings: Mapping[str, Any],
     parents: Mapping[str, tuple[str, Path]],
     provenance: Mapping[str, Any],
-    prepare: Callable[[Path], None],
+    prepare: Callable[[Path], None] = lambda folder: None,
     overwrite: bool = False,
 ) -> Artifact:
     """Create the artifact, or open the one that was made with the same settings before, complete or not.
@@ -281,7 +281,7 @@ def seal_artifact(path: Path, **summary: Any) -> None:
     write_json(path / MANIFEST_FILE, {**body, "digest": digest(body)})
 
 
-def read_manifest(artifact: Artifact) -> dict[str, Any]:
+def read_manifest(artifact: Artifact) -> Mapping[str, Any]:
     """Read the seal. Raises CorruptError when it differs from what was written."""
     return read_signed(
         artifact.path / MANIFEST_FILE,

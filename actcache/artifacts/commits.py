@@ -41,7 +41,7 @@ def _refuse_link(path: Path) -> None:
         raise CorruptError(f"{path / COMMITS} is a link, but an artifact contains no links. {_REPAIR.format(path)}")
 
 
-def read_record(path: Path, shard: int) -> dict[str, Any]:
+def read_record(path: Path, shard: int) -> Mapping[str, Any]:
     """Raises CorruptError when the record differs from what was written, or is another shard's."""
     _refuse_link(path)
     record = read_signed(record_path(path, shard), _REPAIR.format(path))
@@ -50,7 +50,7 @@ def read_record(path: Path, shard: int) -> dict[str, Any]:
     return record
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path) -> Iterator[Mapping[str, Any]]:
     for shard in sorted(committed_shards(path)):
         yield read_record(path, shard)
 

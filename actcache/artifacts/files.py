@@ -249,7 +249,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"it contains {name}")
 
 
-def read_signed(path: Path, advice: str) -> dict[str, Any]:
+def read_signed(path: Path, advice: str) -> Mapping[str, Any]:
     """A JSON object, without its field `digest`, which must be that of the others. Raises CorruptError."""
     fields = read_json(path, advice)
     try:

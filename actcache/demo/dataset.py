@@ -53,12 +53,7 @@ class Truth:
 
 
 def write_demo(
-    out: str | Path,
-    *,
-    n_images: int,
-    seed: int = 0,
-    image_size: int = IMAGE_SIZE,
-    on_progress: Progress | None = None,
+    out: str | Path, *, n_images: int, seed: int = 0, image_size: int = IMAGE_SIZE, on_progress: Progress | None = None
 ) -> Truth:
     """Write `n_images` scenes; the folder appears complete or not at all. The same call again returns it.
 

@@ -26,7 +26,6 @@ TEXTURES = ("solid", "striped", "dotted", "checkered")
 SIZES = {"small": (0.32, 0.38), "large": (0.55, 0.66)}
 """Diameter as a fraction of the image's width."""
 BACKGROUNDS = ("grass", "sky", "sand", "night", "brick")
-POSITIONS = ("left", "right", "top", "bottom", "center")
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,7 @@ class Scene:
 
 def concept_names() -> tuple[str, ...]:
     """All concepts, sorted. Positions are not concepts, although known: a patch does not look `left`."""
-    families = {
-        "background": BACKGROUNDS,
-        "color": COLORS,
-        "shape": SHAPES,
-        "size": SIZES,
-        "texture": TEXTURES,
-    }
+    families = {"background": BACKGROUNDS, "color": COLORS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
     return tuple(sorted(f"{family}:{name}" for family, names in families.items() for name in names))
 
 

@@ -36,7 +36,7 @@ class Clip:
 
     module: Any
     name: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     model_id: str
     preprocess: Preprocess
     transform: Callable[[Any], Tensor]
@@ -55,11 +55,10 @@ def load_clip(model: str, pretrained: str) -> Clip:
     """
     name, config, fields = _read_config(model)
     source = _find_weights(name, config, pretrained)
-    fields |= source.preprocess
     module = _build(config, name, source.seed)
     if source.path is not None:
         _load_weights(module, source.path, name)
-    preprocess = Preprocess.from_json(fields | {"size": module.visual.image_size})
+    preprocess = Preprocess.from_json({**fields, **source.preprocess, "size": module.visual.image_size})
     transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess.to_json()), False)
     model_id = digest({"config": config, "weights": hash_weights(module), "preprocess": preprocess.to_json()})
     return Clip(module.requires_grad_(False).eval(), name, config, model_id, preprocess, transform)
@@ -69,7 +68,7 @@ def load_clip(model: str, pretrained: str) -> Clip:
 # Architecture
 
 
-def _read_config(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _read_config(model: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     """(name, model config, preprocessing) for an open_clip name or config JSON."""
     preprocess = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), {})
     if model.endswith(".json"):
@@ -94,7 +93,7 @@ def _read_config(model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return model, config, preprocess
 
 
-def _build(config: dict[str, Any], name: str, seed: int | None) -> Any:
+def _build(config: Mapping[str, Any], name: str, seed: int | None) -> Any:
     vision = config["vision_cfg"]
     if "timm_model_name" in vision or isinstance(vision.get("layers"), list | tuple):
         raise ModelError(f"{name}'s image tower is not open_clip's VisionTransformer. Choose a plain ViT-*.")
@@ -122,10 +121,10 @@ def _build(config: dict[str, Any], name: str, seed: int | None) -> Any:
 class _WeightSource:
     path: str | None
     seed: int | None
-    preprocess: dict[str, Any]
+    preprocess: Mapping[str, Any]
 
 
-def _find_weights(name: str, config: dict[str, Any], pretrained: str) -> _WeightSource:
+def _find_weights(name: str, config: Mapping[str, Any], pretrained: str) -> _WeightSource:
     if pretrained.startswith("random:"):
         try:
             return _WeightSource(None, int(pretrained.removeprefix("random:")), {})

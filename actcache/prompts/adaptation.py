@@ -4,7 +4,7 @@ In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact
 accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,44 @@ BATCH_TEXTS = 512
 
 
 @dataclass(frozen=True)
-class Adaptation:
-    """A finished `x.prompts`.
+class ClassAccuracy:
+    """Accuracy for all classes, the base classes and the novel classes; None where it was not measured.
+
+    As usual, base and novel images are classified among the classes of their own half.
 
     Attributes:
-        accuracy: `zero_shot` and `adapted`: {all, base, novel, harmonic, per_class}; None if not measured.
-        loss: the training loss, thinned to at most 100 points.
+        per_class: the accuracy of each class that has images, when all classes are candidates.
+        harmonic: the harmonic mean of base and novel (Xian et al. 2017).
     """
 
+    all: float | None
+    per_class: Mapping[str, float]
+    base: float | None
+    novel: float | None
+    harmonic: float | None
+
+
+@dataclass(frozen=True)
+class AdaptationAccuracy:
+    """Accuracy without prompts and with them, on the same images."""
+
+    zero_shot: ClassAccuracy
+    adapted: ClassAccuracy
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "AdaptationAccuracy":
+        return cls(ClassAccuracy(**fields["zero_shot"]), ClassAccuracy(**fields["adapted"]))
+
+    def to_json(self) -> dict[str, dict[str, object]]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A finished `x.prompts`, with the training loss thinned to at most 100 points."""
+
     artifact: Artifact
-    accuracy: dict[str, dict[str, Any]]
+    accuracy: AdaptationAccuracy
     loss: list[float]
 
     @classmethod
@@ -52,7 +80,7 @@ class Adaptation:
         """Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         artifact = open_artifact(path, "prompts", complete=True)
         manifest = read_manifest(artifact)
-        return cls(artifact, manifest["accuracy"], manifest["loss"])
+        return cls(artifact, AdaptationAccuracy.from_json(manifest["accuracy"]), manifest["loss"])
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -60,7 +88,7 @@ class Adaptation:
     def __repr__(self) -> str:
         parts = []
         for name in ("all", "base", "novel", "harmonic"):
-            before, after = (self.accuracy[how][name] for how in ("zero_shot", "adapted"))
+            before, after = getattr(self.accuracy.zero_shot, name), getattr(self.accuracy.adapted, name)
             if before is not None and after is not None:
                 parts.append(f"{name} {before:.1%} -> {after:.1%}")
         method = self.artifact.settings["config"]["method"]
@@ -122,7 +150,8 @@ def adapt(
     write_prompts(artifact, trained.tensors)
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
     every = max(1, -(-training.n_steps // N_CURVE))
-    seal_artifact(artifact.path, accuracy=accuracy, loss=training.losses[::every].tolist(), n_test=len(uris))
+    loss = training.losses[::every].tolist()
+    seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
     return Adaptation.open(artifact.path)
 
 
@@ -172,9 +201,8 @@ def _begin(
         "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
     }
     return begin_artifact(
-        path, "prompts", settings=settings, parents=parents, provenance=provenance, prepare=lambda folder: None,
-        overwrite=overwrite,
-    )  # fmt: skip
+        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,14 +212,10 @@ def _begin(
 def measure(
     towers: Towers, prompts: Prompts, config: PromptConfig, split: ClassSplit, pixels: Pixels,
     label_names: Sequence[str], *, on_progress: ProgressWithNote | None = None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Accuracy without and with prompts, for all classes, the base classes and the novel classes.
-
-    `harmonic` is the harmonic mean of base and novel (Xian et al. 2017). As usual, base and novel images are classified
-    among the classes of their own half. Prompts for specific classes cannot be evaluated on others: None.
-    """
-    adapted = bool(prompts.n_vision)
-    total, done = len(pixels) * (1 + adapted), 0
+) -> AdaptationAccuracy:  # fmt: skip
+    """Measure the accuracy without and with prompts. Prompts for specific classes cannot be evaluated on others."""
+    adapts_images = bool(prompts.n_vision)
+    total, done = len(pixels) * (1 + adapts_images), 0
 
     def report(n: int) -> None:
         nonlocal done
@@ -199,30 +223,29 @@ def measure(
         if on_progress:
             on_progress(done, total, "measuring")
 
+    labels = np.array(label_names)
     plain = embed_all(towers, None, pixels, on_batch=report)
-    images = embed_all(towers, prompts, pixels, on_batch=report) if adapted else plain
-    labels = np.asarray(label_names, dtype=object)
-    accuracy: dict[str, dict[str, Any]] = {"zero_shot": {}, "adapted": {}}
-    for how, own, embedded in (("zero_shot", None, plain), ("adapted", prompts, images)):
-        for classes in ("all", "base", "novel"):
-            names = getattr(split, classes)
-            tied = own is not None and own.n_classes is not None and names != split.choose(config.classes)
-            mine = np.flatnonzero(np.isin(labels, np.array(names, dtype=object)))
-            if tied or len(names) < 2 or not len(mine):
-                accuracy[how][classes] = None
+    images = embed_all(towers, prompts, pixels, on_batch=report) if adapts_images else plain
+
+    def score(prompts: Prompts | None, embedded: Tensor) -> ClassAccuracy:
+        accuracy: dict[str, float | None] = {}
+        per_class: dict[str, float] = {}
+        for part in ("all", "base", "novel"):
+            names = getattr(split, part)
+            tied = prompts is not None and prompts.n_classes is not None and names != split.choose(config.classes)
+            rows = np.flatnonzero(np.isin(labels, np.array(names, dtype=str)))
+            if tied or len(names) < 2 or not len(rows):
+                accuracy[part] = None
                 continue
-            truth = np.searchsorted(np.array(names), labels[mine].astype(str))
-            guess = predict(towers, own, embedded[torch.from_numpy(mine)], names, config.template)
-            accuracy[how][classes] = float((guess == truth).mean())
-            if classes == "all":
-                accuracy[how]["per_class"] = {
-                    name: float((guess == truth)[truth == i].mean())
-                    for i, name in enumerate(names)
-                    if (truth == i).any()
-                }
-        accuracy[how]["harmonic"] = harmonic_mean(accuracy[how]["base"], accuracy[how]["novel"])
-        accuracy[how].setdefault("per_class", {})
-    return accuracy
+            truth = np.searchsorted(names, labels[rows])
+            right = predict(towers, prompts, embedded[torch.from_numpy(rows)], names, config.template) == truth
+            accuracy[part] = float(right.mean())
+            if part == "all":
+                per_class = {name: float(right[truth == i].mean()) for i, name in enumerate(names) if i in truth}
+        harmonic = harmonic_mean(accuracy["base"], accuracy["novel"])
+        return ClassAccuracy(**accuracy, per_class=per_class, harmonic=harmonic)
+
+    return AdaptationAccuracy(score(None, plain), score(prompts, images))
 
 
 @torch.no_grad()

@@ -1,21 +1,21 @@
 """describe(): what an artifact is, from its own JSON files alone. It works on incomplete artifacts too."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from actcache.artifacts import Artifact, committed_shards, is_remote, list_files, open_artifact, read_manifest
 from actcache.store.settings import StoreSettings
 
 
-def describe(path: str | Path) -> dict[str, Any]:
+def describe(path: str | Path) -> Mapping[str, object]:
     """Facts about any artifact, JSON-able: kind, id, completeness, settings, parents and whether they are in place.
 
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError.
     """
     artifact = open_artifact(path)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "path": str(path),
         "kind": artifact.kind,
         "id": artifact.id,

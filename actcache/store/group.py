@@ -35,7 +35,7 @@ class StoreGroup:
             [0, *(store.n_images for store in stores)]
         )  # group-wide number of each store's first image
         self.layout, self.dtype, self.path = stores[0].layout, stores[0].dtype, stores[0].path
-        self.n_images, self.n_tokens = int(self.starts[-1]), stores[0].n_tokens
+        self.n_images, self.n_tokens, self.model_id = int(self.starts[-1]), stores[0].n_tokens, stores[0].model_id
         for store in stores[1:]:
             if store.model_id != stores[0].model_id:
                 raise ParentMismatchError(
@@ -54,10 +54,6 @@ class StoreGroup:
                     )
         if len({store.store_id for store in stores}) < len(stores):
             raise SettingsError(f"A store was given twice: {', '.join(str(store.path) for store in stores)}.")
-
-    @property
-    def model_id(self) -> str:
-        return self.stores[0].model_id
 
     @property
     def rows_id(self) -> str:

@@ -6,7 +6,7 @@ and the footer of images.parquet; the sizes that a store claims are checked befo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
@@ -84,6 +84,9 @@ class ActivationStore:
         self.settings = StoreSettings.from_json(artifact.settings)
         self.layout, self.hook_points = self.settings.layout, self.settings.hook_points
         self.dtype = self.settings.stored_dtype
+        self.n_images, self.n_tokens = self.layout.n_images, self.layout.n_tokens
+        self.store_id, self.model_id = artifact.id, self.settings.model_id
+        self.rows_id = self.settings.rows_id  # of the images and their order: stores with equal ids join row by row
         require_complete(artifact, self.layout.n_shards, "extract")
         self._manifest = self._check(read_manifest(artifact))
         self._files = ShardFiles(self.path, self.layout)
@@ -106,28 +109,7 @@ class ActivationStore:
             f"{self.layout.d_model}, {', '.join(map(str, self.hook_points))})"
         )
 
-    @property
-    def store_id(self) -> str:
-        return self.artifact.id
-
-    @property
-    def model_id(self) -> str:
-        return self.settings.model_id
-
-    @property
-    def rows_id(self) -> str:
-        """Hash of the images and their order: stores with equal ids join row by row."""
-        return self.settings.rows_id
-
-    @property
-    def n_images(self) -> int:
-        return self.layout.n_images
-
-    @property
-    def n_tokens(self) -> int:
-        return self.layout.n_tokens
-
-    def _check(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         """The manifest, checked against the settings; raises CorruptError before any memory is allocated for it."""
         try:
             failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has no keys()

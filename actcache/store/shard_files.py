@@ -114,15 +114,7 @@ class ShardFiles:
                 raise self.corrupt(path, shard, f"has a malformed chunk at byte {offset:,}")
 
     def read(
-        self,
-        hook: HookPoint,
-        array: str,
-        shard: int,
-        row: int,
-        first: int,
-        out: NDArray[Any],
-        *,
-        direct: bool = False,
+        self, hook: HookPoint, array: str, shard: int, row: int, first: int, out: NDArray[Any], *, direct: bool = False
     ) -> None:
         """Read token row `row` of consecutive images into `out` [n, columns, D], n <= IOV_MAX.
 

@@ -338,7 +338,7 @@ def _zarr_metadata(settings: StoreSettings) -> dict[str, bytes]:
     import zarr
 
     layout = settings.layout
-    files: dict[str, Any] = {}
+    files: dict[str, zarr.core.buffer.Buffer] = {}
     group = zarr.create_group(files, attributes={GROUP: {**settings.to_json(), "complete": False}}, zarr_format=3)
     names = {
         "patches": ("image", "patch", "channel"),

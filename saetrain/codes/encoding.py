@@ -60,11 +60,7 @@ def encode(
         codes,
         "codes",
         settings=codes_settings(run.artifact, store, run.hook_point),
-        parents={
-            **store.parents(),
-            "run": (run.run_id, run.path),
-            **store.image_parents(),
-        },
+        parents={**store.parents(), "run": (run.run_id, run.path), **store.image_parents()},
         provenance={
             "torch": torch.__version__,
             "quality": run.quality,

@@ -71,15 +71,11 @@ class CodeStore:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        self.artifact = artifact
-        self.path = artifact.path
+        self.artifact, self.path, self.codes_id = artifact, artifact.path, artifact.id
         s = artifact.settings
-        self.n_images, self.n_tokens, self.n_latents = (
-            int(s["n_images"]),
-            int(s["n_tokens"]),
-            int(s["n_latents"]),
-        )
+        self.n_images, self.n_tokens, self.n_latents = (int(s[name]) for name in ("n_images", "n_tokens", "n_latents"))
         self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
+        self.n_shards = len(self.shard_sizes)
         self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
@@ -101,14 +97,6 @@ class CodeStore:
             f"CodeStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens, "
             f"{self.n_latents:,} latents, {self.n_entries:,} entries)"
         )
-
-    @property
-    def codes_id(self) -> str:
-        return self.artifact.id
-
-    @property
-    def n_shards(self) -> int:
-        return len(self.shard_sizes)
 
     @cached_property
     def summary(self) -> CodesSummary:
@@ -141,10 +129,6 @@ class CodeStore:
         """The images of a shard."""
         first = int(self.shard_sizes[:shard].sum())
         return range(first, first + int(self.shard_sizes[shard]))
-
-    def find_shard(self, image: int) -> int:
-        """The shard that holds an image."""
-        return int(np.searchsorted(np.cumsum(self.shard_sizes), image, side="right"))
 
     def read_shard(self, shard: int) -> ShardCodes:
         """Read all arrays of a shard. Raises CorruptError if one is missing or their lengths disagree."""

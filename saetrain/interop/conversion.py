@@ -191,7 +191,7 @@ def _import(
     artifact = begin_artifact(
         dst, "run", settings=settings, parents=group.parents(),
         provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
-        prepare=lambda folder: None, overwrite=overwrite,
+        overwrite=overwrite,
     )  # fmt: skip
     if not artifact.complete:
         _, held_out = split_images([member.n_images for member in group.stores])

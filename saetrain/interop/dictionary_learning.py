@@ -6,7 +6,6 @@ W_enc, b_enc, W_dec, b_dec, threshold [F], without b_dec before the encoder. Gat
 encoder.weight, r_mag, gate_bias, mag_bias, decoder.weight.
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -14,16 +13,27 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import load_tensors, read_config, read_k, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest
+from saetrain.config import VARIANTS
+from saetrain.interop.files import load_tensors, read_config, read_k, take, torch_bytes
+from saetrain.interop.foreign import PLAIN, Foreign, Names, build_sae, fold, give_weights, keep_largest, take_weights
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
-CLASSES = {
-    "relu": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE", "jumprelu": "JumpReluAutoEncoder",
-    "gated": "GatedAutoEncoder",
+_LINEAR = {"encoder": "encoder.weight", "decoder": "decoder.weight"}
+_TOP_K = {**_LINEAR, "b_dec": "b_dec", "b_enc": "encoder.bias"}
+CLASSES: dict[str, tuple[str, Names]] = {
+    "AutoEncoder": ("relu", {**_LINEAR, "b_dec": "bias", "b_enc": "encoder.bias"}),
+    "AutoEncoderTopK": ("topk", _TOP_K),
+    "BatchTopKSAE": ("batchtopk", _TOP_K),
+    "JumpReluAutoEncoder": ("jumprelu", PLAIN),
+    "GatedAutoEncoder": (
+        "gated", {**_LINEAR, "b_dec": "decoder_bias", "b_enc": "gate_bias", "b_mag": "mag_bias", "log_scale": "r_mag"},
+    ),
+    "MatryoshkaBatchTopKSAE": ("batchtopk", PLAIN),
 }  # fmt: skip
-READABLE = (*CLASSES.values(), "MatryoshkaBatchTopKSAE")
+"""dict_class -> the variant and the names of its tensors. A variant is written as its first class."""
+UNCENTERED = ("JumpReluAutoEncoder",)
+"""These do not subtract b_dec before the encoder."""
 
 
 def read(path: Path) -> Foreign:
@@ -31,43 +41,29 @@ def read(path: Path) -> Foreign:
     file = path / WEIGHTS
     trainer = read_config(path / CONFIG).get("trainer")
     kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if kind not in READABLE:
-        raise SettingsError(f"{path} has dict_class {kind!r}. Give an SAE of one of {', '.join(READABLE)}.")
-    tensors, weights = load_tensors(file), {}
-    if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
-        got = take(tensors, file, W_enc=(None, None))
-        d_model, n_latents = got["W_enc"].shape
-        got |= take(tensors, file, W_dec=(n_latents, d_model), b_dec=(d_model,), b_enc=(n_latents,))
-        weights = {"encoder": got["W_enc"].T, "decoder": got["W_dec"], "b_dec": got["b_dec"], "b_enc": got["b_enc"]}
-    else:
-        got = take(tensors, file, encoder__weight=(None, None))
-        n_latents, d_model = got["encoder__weight"].shape
-        offset = {"AutoEncoder": "bias", "GatedAutoEncoder": "decoder_bias"}.get(kind, "b_dec")
-        got |= take(tensors, file, decoder__weight=(d_model, n_latents), **{offset: (d_model,)})
-        names = ("gate_bias", "mag_bias", "r_mag") if kind == "GatedAutoEncoder" else ("encoder__bias",)
-        got |= take(tensors, file, **dict.fromkeys(names, (n_latents,)))
-        b_enc = got["gate_bias" if kind == "GatedAutoEncoder" else "encoder__bias"]
-        weights = {
-            "encoder": got["encoder__weight"], "decoder": got["decoder__weight"].T, "b_dec": got[offset],
-            "b_enc": b_enc,
-        }  # fmt: skip
-    k, threshold = None, None
-    if kind in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        k = read_k(float(take(tensors, file, k=())["k"]), n_latents, file)
-    if kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"):
-        shape = (n_latents,) if kind == "JumpReluAutoEncoder" else ()
-        threshold = take(tensors, file, threshold=shape)["threshold"]
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise SettingsError(f"{path} has dict_class {kind!r}. Give an SAE of one of {', '.join(CLASSES)}.")
+    variant, names = CLASSES[kind]
+    tensors = load_tensors(file)
+    weights = take_weights(tensors, file, names)
+    n_latents, k, threshold = len(weights["encoder"]), None, None
+    if VARIANTS[variant].top_k:
+        k = read_k(float(take(tensors, file, {"k": ()})["k"]), n_latents, file)
+    shapes: dict[str, tuple[int, ...]] = {"batchtopk": (), "jumprelu": (n_latents,)}
+    if variant in shapes:
+        threshold = take(tensors, file, {"threshold": shapes[variant]})["threshold"]
         if threshold.dim() == 0 and threshold < 0:
             raise SettingsError(
                 f"{path} has a threshold below 0: it was saved before its threshold was set. Give a later checkpoint."
             )
-    centered = kind != "JumpReluAutoEncoder"
+    centered = kind not in UNCENTERED
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         x = x - weights["b_dec"] if centered else x
         product = x @ weights["encoder"].T
         if kind == "GatedAutoEncoder":
-            codes = (product + got["gate_bias"] > 0) * (got["r_mag"].exp() * product + got["mag_bias"]).relu()
+            scale = weights["log_scale"].exp()
+            codes = (product + weights["b_enc"] > 0) * (scale * product + weights["b_mag"]).relu()
         else:
             z = product + weights["b_enc"]
             codes = keep_largest(z.relu(), k) if k and kind == "AutoEncoderTopK" else z.relu()
@@ -75,39 +71,23 @@ def read(path: Path) -> Foreign:
                 codes = codes * (z > threshold)
         return codes, codes @ weights["decoder"] + weights["b_dec"]
 
-    variant = next((name for name, of in CLASSES.items() if of == kind), "batchtopk")
-    parts: dict[str, Tensor] = {"b_enc": weights["b_enc"]}
     if threshold is not None:
-        parts["threshold"] = threshold.clamp_min(0)  # a threshold below 0 has the effect of ReLU
-    if variant == "gated":
-        parts |= {"log_scale": got["r_mag"], "b_mag": got["mag_bias"]}
-    sae = build_sae(variant, weights["encoder"], weights["decoder"], weights["b_dec"], parts, centered=centered, k=k)
-    return Foreign("dictionary_learning", sae, forward)
+        weights["threshold"] = threshold.clamp_min(0)  # a threshold below 0 has the effect of ReLU
+    return Foreign("dictionary_learning", build_sae(variant, weights, centered=centered, k=k), forward)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
-    folded, variant = fold(sae), sae.config.variant
-    encoder, decoder, b_dec, b_enc = (folded[name] for name in ("encoder", "decoder", "b_dec", "b_enc"))
-    if variant == "jumprelu":  # this class does not subtract b_dec
-        tensors = {
-            "W_enc": encoder.T, "W_dec": decoder, "b_dec": b_dec, "b_enc": b_enc - encoder @ b_dec,
-            "threshold": folded["threshold"],
-        }  # fmt: skip
-    else:
-        offset = {"relu": "bias", "gated": "decoder_bias"}.get(variant, "b_dec")
-        tensors = {"encoder.weight": encoder, "decoder.weight": decoder.T, offset: b_dec}
-        if variant == "gated":
-            tensors |= {"gate_bias": b_enc, "mag_bias": folded["b_mag"], "r_mag": folded["log_scale"]}
-        else:
-            tensors["encoder.bias"] = b_enc
-    if variant in ("topk", "batchtopk"):
-        unset = torch.tensor(-1.0)
-        tensors |= {"k": torch.tensor(sae.config.k, dtype=torch.int), "threshold": folded.get("threshold", unset)}
+    kind = next(kind for kind, (variant, _) in CLASSES.items() if variant == sae.config.variant)
+    folded = fold(sae, centered=kind not in UNCENTERED)
+    tensors = give_weights(folded, CLASSES[kind][1])
+    if sae.config.top_k:
+        tensors |= {"k": torch.tensor(sae.config.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}  # -1: not set
+    if "threshold" in folded:
+        tensors["threshold"] = folded["threshold"]
     trainer: dict[str, object] = {
-        "dict_class": CLASSES[variant], "activation_dim": sae.d_model, "dict_size": sae.config.n_latents,
+        "dict_class": kind, "activation_dim": sae.d_model, "dict_size": sae.config.n_latents,
         "layer": hook_point.layer, "submodule_name": str(hook_point), "lm_name": "", "k": sae.config.k,
     }  # fmt: skip
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {CONFIG: json.dumps({"trainer": trainer, "buffer": {}}, indent=2).encode(), WEIGHTS: buffer.getvalue()}
+    config = json.dumps({"trainer": trainer, "buffer": {}}, indent=2).encode()
+    return {CONFIG: config, WEIGHTS: torch_bytes(tensors)}

@@ -63,6 +63,13 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
     return content
 
 
+def torch_bytes(content: object) -> bytes:
+    """The bytes of a file as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 def read_config(path: Path) -> dict[str, object]:
     """Read a JSON object. Raises CorruptError."""
     return _read_json(path, whole=True)[0]
@@ -96,15 +103,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CorruptError(f"{path} could not be read as safetensors ({error}). Copy the file again.") from error
 
 
-def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, ...]) -> dict[str, Tensor]:
-    """Take the named tensors as float32 and check their shapes. `__` in a name stands for a dot, None for any size.
+def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Tensor]:
+    """Take the named tensors as float32 and check their shapes, in which None stands for any size.
 
     Raises:
         CorruptError: a tensor is missing, has another shape, holds integers, or is not finite.
     """
     taken = {}
     for name, shape in shapes.items():
-        name = name.replace("__", ".")
         value = tensors.get(name)
         if not isinstance(value, Tensor):
             raise CorruptError(
@@ -118,8 +124,8 @@ def take(tensors: Mapping[str, object], path: Path, **shapes: tuple[int | None, 
             raise CorruptError(
                 f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
             )
-        taken[name.replace(".", "__")] = value.float()
-        if not taken[name.replace(".", "__")].isfinite().all():
+        taken[name] = value.float()
+        if not taken[name].isfinite().all():
             raise CorruptError(
                 f"{path}: {name} holds numbers that are not finite: the training diverged. Give an earlier checkpoint."
             )

@@ -1,18 +1,29 @@
 """Foreign: a checkpoint of another package as an SAE of ours, with the package's own forward pass to compare it with.
 
-`build_sae` makes the SAE from foreign tensors; `fold` prepares an SAE of ours for export by folding its normalization
-into the weights.
+`take_weights` and `build_sae` make the SAE from foreign tensors; `fold` and `give_weights` prepare an SAE of ours for
+export, with its normalization folded into the weights.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from actcache import SettingsError
 from saetrain.config import SAEConfig
+from saetrain.interop.files import take
 from saetrain.model import SAE
+
+Names = Mapping[str, str]
+"""Our name of a tensor -> its name in a format."""
+_SHARED = {"encoder": "W_enc", "decoder": "W_dec", "b_dec": "b_dec"}
+PLAIN: Names = {**_SHARED, "b_enc": "b_enc"}
+GATED: Names = {**_SHARED, "b_enc": "b_gate", "log_scale": "r_mag", "b_mag": "b_mag"}
+"""The names that most packages use."""
+TRANSPOSED = ("W_enc", "decoder.weight")
+"""These are [D, F]; an encoder or decoder of another name is [F, D]."""
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Activations [B, D] -> (codes [B, F], reconstruction [B, D]), dense, by the package's own formulas."""
@@ -27,45 +38,62 @@ class Foreign:
     forward: Forward
 
 
-def build_sae(
-    variant: str, encoder: Tensor, decoder: Tensor, b_dec: Tensor, parts: Mapping[str, Tensor], *,
-    centered: bool = True, k: int | None = None,
-) -> SAE:  # fmt: skip
+def take_weights(tensors: Mapping[str, object], path: Path, names: Names) -> dict[str, Tensor]:
+    """Encoder and decoder [F, D], b_dec [D] and the biases and scales [F], under our names. Raises as `take`."""
+    encoder = _turned(names["encoder"], take(tensors, path, {names["encoder"]: (None, None)})[names["encoder"]])
+    n_latents, d_model = encoder.shape
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names.values(), (n_latents,))
+    for ours, shape in (("encoder", (n_latents, d_model)), ("decoder", (n_latents, d_model)), ("b_dec", (d_model,))):
+        shapes[names[ours]] = shape[::-1] if names[ours] in TRANSPOSED else shape
+    taken = take(tensors, path, shapes)
+    return {ours: _turned(name, taken[name]) for ours, name in names.items()}
+
+
+def give_weights(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The inverse of `take_weights`, contiguous."""
+    return {name: _turned(name, weights[ours]).contiguous() for ours, name in names.items()}
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    return tensor.T if name in TRANSPOSED else tensor
+
+
+def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = True, k: int | None = None) -> SAE:
     """An SAE of ours from encoder [F, D], decoder [F, D], b_dec [D] and the variant's own parts [F].
 
     Args:
         centered: whether b_dec is subtracted before the encoder. If it is not, the biases absorb it, because
             E x + b = E (x - b_dec) + (b + E b_dec); for gated, b_mag absorbs it too, times exp(log_scale).
     """
-    n_latents, d_model = encoder.shape
+    weights, (n_latents, d_model) = dict(weights), weights["encoder"].shape
     config = SAEConfig(variant, n_latents, n_latents if k is None else k, normalize="none").resolve(d_model)
-    parts = dict(parts)
     if not centered:
-        shift = encoder @ b_dec
-        parts["b_enc"] = parts["b_enc"] + shift
-        if "b_mag" in parts:
-            parts["b_mag"] = parts["b_mag"] + parts["log_scale"].exp() * shift
+        shift = weights["encoder"] @ weights["b_dec"]
+        weights["b_enc"] = weights["b_enc"] + shift
+        if "b_mag" in weights:
+            weights["b_mag"] = weights["b_mag"] + weights["log_scale"].exp() * shift
     sae = SAE(config, d_model).requires_grad_(False)
-    tensors = {"encoder": encoder, "decoder": decoder, "b_dec": b_dec, **parts}
-    sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in tensors.items()}})
+    sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in weights.items()}})
     return sae.eval()
 
 
 @torch.no_grad()
-def fold(sae: SAE) -> dict[str, Tensor]:
+def fold(sae: SAE, *, centered: bool = True) -> dict[str, Tensor]:
     """The same function on raw activations: encoder and decoder [F, D], b_enc, b_dec and the variant's own parts.
 
     (x - mean) scale - b = scale (x - (mean + b / scale)), and (D f + b) / scale + mean = (D / scale) f + (mean + b /
     scale). Codes keep their values, so thresholds stay.
+
+    Args:
+        centered: as for `build_sae`; not for gated.
     """
     tensors = {name: value.detach().clone() for name, value in sae.state_dict().items()}
     mean, scale = tensors.pop("mean"), tensors.pop("scale")
-    return {
-        **tensors,
-        "encoder": tensors["encoder"] * scale,
-        "decoder": tensors["decoder"] / scale,
-        "b_dec": tensors["b_dec"] / scale + mean,
-    }
+    tensors["encoder"], tensors["decoder"] = tensors["encoder"] * scale, tensors["decoder"] / scale
+    tensors["b_dec"] = tensors["b_dec"] / scale + mean
+    if not centered:
+        tensors["b_enc"] = tensors["b_enc"] - tensors["encoder"] @ tensors["b_dec"]
+    return tensors
 
 
 def keep_largest(z: Tensor, k: int) -> Tensor:

@@ -4,7 +4,6 @@
 The pickled object is read without running any code in the file.
 """
 
-import io
 from pathlib import Path
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from actcache import CorruptError, HookPoint, SettingsError
 from saetrain.interop import prisma
-from saetrain.interop.files import load_tensors, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, refuse
+from saetrain.interop.files import load_tensors, torch_bytes
+from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, refuse, take_weights
 from saetrain.model import SAE
 
 WEIGHTS = "out.pt"
@@ -36,30 +35,22 @@ def read(path: Path) -> Foreign:
         raise SettingsError(
             f"{path} normalizes each token (normalize_activations), which is not supported. Give an SAE without it."
         )
-    got = take(tensors, path, W_enc=(None, None))
-    d_model, n_latents = got["W_enc"].shape
-    got |= take(tensors, path, W_dec=(n_latents, d_model), b_enc=(n_latents,), b_dec=(d_model,))
+    weights = take_weights(tensors, path, PLAIN)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = ((x - got["b_dec"]) @ got["W_enc"] + got["b_enc"]).relu()
-        return codes, codes @ got["W_dec"] + got["b_dec"]
+        codes = ((x - weights["b_dec"]) @ weights["encoder"].T + weights["b_enc"]).relu()
+        return codes, codes @ weights["decoder"] + weights["b_dec"]
 
-    sae = build_sae("relu", got["W_enc"].T, got["W_dec"], got["b_dec"], {"b_enc": got["b_enc"]})
-    return Foreign("patchsae", sae, forward)
+    return Foreign("patchsae", build_sae("relu", weights), forward)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes. The settings are a plain dict, which PatchSAE's loader accepts too."""
     refuse(sae, "patchsae", ("relu",))
-    folded = fold(sae)
     config = {
         "d_in": sae.d_model, "d_sae": sae.config.n_latents, "expansion_factor": sae.config.n_latents / sae.d_model,
         "l1_coefficient": sae.config.l1, "dtype": torch.float32, "device": "cpu", "gated_sae": False,
         "use_ghost_grads": True, "mse_cls_coefficient": 1.0, "class_token": False, "block_layer": hook_point.layer,
         "module_name": "resid", "model_name": "", "image_width": 224, "image_height": 224,
     }  # fmt: skip
-    tensors = {"W_enc": folded["encoder"].T, "b_enc": folded["b_enc"], "W_dec": folded["decoder"]}
-    tensors["b_dec"] = folded["b_dec"]
-    buffer = io.BytesIO()
-    torch.save({"cfg": config, "state_dict": {n: value.contiguous() for n, value in tensors.items()}}, buffer)
-    return {WEIGHTS: buffer.getvalue()}
+    return {WEIGHTS: torch_bytes({"cfg": config, "state_dict": give_weights(fold(sae), PLAIN)})}

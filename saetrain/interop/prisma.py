@@ -5,7 +5,6 @@ The activation is ReLU; a standard SAE may also keep the k largest and then appl
 each token by its own mean and deviation, which no SAE here can do.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,26 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import load_tensors, read_config, read_k, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest, refuse
+from saetrain.interop.files import load_tensors, read_config, read_k, torch_bytes
+from saetrain.interop.foreign import (
+    GATED,
+    PLAIN,
+    Foreign,
+    Names,
+    build_sae,
+    fold,
+    give_weights,
+    keep_largest,
+    refuse,
+    take_weights,
+)
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "config.json", "weights.pt"
+KINDS: dict[str, tuple[str, str, Names]] = {
+    "relu": ("standard", "relu", PLAIN), "topk": ("standard", "topk", PLAIN), "gated": ("gated", "relu", GATED),
+}  # fmt: skip
+"""Variant -> architecture, activation, and the names of its tensors."""
 
 
 def read(path: Path) -> Foreign:
@@ -33,7 +47,8 @@ def read(path: Path) -> Foreign:
 def read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> Foreign:
     """Read a state dict and its settings. Raises CorruptError, and SettingsError for what is not supported."""
     architecture, activation = config.get("architecture", "standard"), config.get("activation_fn_str", "relu")
-    if (architecture, activation) not in (("standard", "relu"), ("standard", "topk"), ("gated", "relu")):
+    variant = next((name for name, kind in KINDS.items() if kind[:2] == (architecture, activation)), None)
+    if variant is None:
         raise SettingsError(
             f"{file} is a {architecture} SAE with {activation}, which is not supported. Give a standard SAE with "
             "relu or topk, or a gated one with relu."
@@ -45,52 +60,39 @@ def read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Path
         raise SettingsError(
             f"{file} normalizes each token ({normalization}), which is not supported. Give an SAE without it."
         )
-    got = take(tensors, file, W_enc=(None, None))
-    d_model, n_latents = got["W_enc"].shape
-    names = ("b_gate", "r_mag", "b_mag") if architecture == "gated" else ("b_enc",)
-    got |= take(tensors, file, W_dec=(n_latents, d_model), b_dec=(d_model,), **dict.fromkeys(names, (n_latents,)))
-    k = None
+    weights, k = take_weights(tensors, file, KINDS[variant][2]), None
     if activation == "topk":
         arguments = config.get("activation_fn_kwargs")
-        k = read_k(arguments.get("k") if isinstance(arguments, dict) else None, n_latents, file)
+        k = read_k(arguments.get("k") if isinstance(arguments, dict) else None, len(weights["encoder"]), file)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        product = (x - got["b_dec"]) @ got["W_enc"]
+        product = (x - weights["b_dec"]) @ weights["encoder"].T
         if architecture == "gated":
-            codes = (product + got["b_gate"] > 0) * (product * got["r_mag"].exp() + got["b_mag"]).relu()
+            scale = weights["log_scale"].exp()
+            codes = (product + weights["b_enc"] > 0) * (product * scale + weights["b_mag"]).relu()
         else:
-            z = product + got["b_enc"]
+            z = product + weights["b_enc"]
             codes = keep_largest(z, k).relu() if k else z.relu()
-        return codes, codes @ got["W_dec"] + got["b_dec"]
+        return codes, codes @ weights["decoder"] + weights["b_dec"]
 
-    if architecture == "gated":
-        variant, parts = "gated", {"b_enc": got["b_gate"], "log_scale": got["r_mag"], "b_mag": got["b_mag"]}
-    else:
-        variant, parts = "topk" if k else "relu", {"b_enc": got["b_enc"]}
-    sae = build_sae(variant, got["W_enc"].T, got["W_dec"], got["b_dec"], parts, k=k)
-    return Foreign("prisma", sae, forward)
+    return Foreign("prisma", build_sae(variant, weights, k=k), forward)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes. The loader of ViT-Prisma accepts a plain config.json beside plain weights."""
-    refuse(sae, "prisma", ("relu", "topk", "gated"))
-    folded, variant = fold(sae), sae.config.variant
-    tensors = {"W_enc": folded["encoder"].T, "W_dec": folded["decoder"], "b_dec": folded["b_dec"]}
-    if variant == "gated":  # ViT-Prisma's gated SAE has a b_enc too, but does not use it
-        tensors |= {"b_gate": folded["b_enc"], "r_mag": folded["log_scale"], "b_mag": folded["b_mag"]}
-    tensors["b_enc"] = torch.zeros_like(folded["b_enc"]) if variant == "gated" else folded["b_enc"]
+    refuse(sae, "prisma", tuple(KINDS))
+    architecture, activation, names = KINDS[sae.config.variant]
+    tensors = give_weights(fold(sae), names)
+    tensors.setdefault("b_enc", torch.zeros(sae.config.n_latents))  # its gated SAE has one too, but does not use it
     factor, rest = divmod(sae.config.n_latents, sae.d_model)
     config = {
-        "architecture": "gated" if variant == "gated" else "standard",
-        "d_in": sae.d_model, "d_sae": sae.config.n_latents,
+        "architecture": architecture, "d_in": sae.d_model, "d_sae": sae.config.n_latents,
         "expansion_factor": [sae.config.n_latents / sae.d_model] if rest else factor,  # a single number gives d_sae
-        "activation_fn_str": "topk" if variant == "topk" else "relu",
-        "activation_fn_kwargs": {"k": sae.config.k} if variant == "topk" else {},
+        "activation_fn_str": activation,
+        "activation_fn_kwargs": {"k": sae.config.k} if sae.variant.exact_k else {},
         "normalize_activations": "none", "hook_point_layer": hook_point.layer,
         "layer_subtype": f"hook_{hook_point.site}", "l1_coefficient": sae.config.l1, "use_ghost_grads": False,
         "log_to_wandb": False, "dtype": {"__type__": "torch.dtype", "value": "torch.float32"},
         "device": {"__type__": "torch.device", "value": "cpu"},
     }  # fmt: skip
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: buffer.getvalue()}
+    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: torch_bytes(tensors)}

@@ -14,13 +14,22 @@ from torch import Tensor
 
 from actcache import HookPoint, SettingsError
 from saetrain.interop.files import read_config, read_k, read_safetensors, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest
+from saetrain.interop.foreign import GATED, PLAIN, Foreign, build_sae, fold, give_weights, keep_largest, take_weights
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"
 """The version from which on SAELens reads a folder without conversion."""
-ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
+ARCHITECTURES = {
+    "standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "batchtopk": "batchtopk",
+    "matryoshka_batchtopk": "batchtopk",
+}  # fmt: skip
+"""Architecture -> variant."""
+EXPORTS = {
+    "relu": ("standard", PLAIN), "topk": ("topk", PLAIN), "jumprelu": ("jumprelu", PLAIN),
+    "batchtopk": ("jumprelu", PLAIN), "gated": ("gated", GATED),
+}  # fmt: skip
+"""Variant -> the architecture that it is written as, and the names of its tensors."""
 
 
 def read(path: Path) -> Foreign:
@@ -28,7 +37,7 @@ def read(path: Path) -> Foreign:
     file, config = path / WEIGHTS, read_config(path / CONFIG)
     tensors = read_safetensors(file)
     architecture = config.get("architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise SettingsError(
             f"{path} has architecture {architecture!r}. Give an SAE of one of {', '.join(ARCHITECTURES)}."
         )
@@ -38,11 +47,8 @@ def read(path: Path) -> Foreign:
             f"{path} normalizes its input ({normalization}). Fold it into the weights with SAELens "
             "(fold_activation_norm_scaling_factor) and save it again."
         )
-    got = take(tensors, file, W_enc=(None, None))
-    d_model, n_latents = got["W_enc"].shape
-    got |= take(tensors, file, W_dec=(n_latents, d_model), b_dec=(d_model,))
-    biases = ("b_gate", "b_mag", "r_mag") if architecture == "gated" else ("b_enc",)
-    got |= take(tensors, file, **dict.fromkeys(biases, (n_latents,)))
+    weights = take_weights(tensors, file, GATED if architecture == "gated" else PLAIN)
+    n_latents = len(weights["encoder"])
     centered = bool(config.get("apply_b_dec_to_input", True))
     rescaled = architecture in ("topk", "batchtopk", "matryoshka_batchtopk") and bool(
         config.get("rescale_acts_by_decoder_norm", False)
@@ -52,65 +58,50 @@ def read(path: Path) -> Foreign:
         k = read_k(config.get("k"), n_latents, path / CONFIG)
     if architecture == "jumprelu":
         if "log_threshold" in tensors:
-            threshold = take(tensors, file, log_threshold=(n_latents,))["log_threshold"].exp()
+            threshold = take(tensors, file, {"log_threshold": (n_latents,)})["log_threshold"].exp()
         else:
-            threshold = take(tensors, file, threshold=(n_latents,))["threshold"]
+            threshold = take(tensors, file, {"threshold": (n_latents,)})["threshold"]
     if "batchtopk" in architecture:
-        threshold = take(tensors, file, topk_threshold=())["topk_threshold"]
+        threshold = take(tensors, file, {"topk_threshold": ()})["topk_threshold"]
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x - got["b_dec"] if centered else x
-        norm = got["W_dec"].norm(dim=1) if rescaled else torch.ones(n_latents)
+        x = x - weights["b_dec"] if centered else x
+        norm = weights["decoder"].norm(dim=1) if rescaled else torch.ones(n_latents)
         if architecture == "gated":
-            open_ = x @ got["W_enc"] + got["b_gate"] > 0
-            codes = open_ * (x @ (got["W_enc"] * got["r_mag"].exp()) + got["b_mag"]).relu()
+            is_open = x @ weights["encoder"].T + weights["b_enc"] > 0
+            codes = is_open * (x @ (weights["encoder"].T * weights["log_scale"].exp()) + weights["b_mag"]).relu()
         else:
-            z = (x @ got["W_enc"] + got["b_enc"]) * norm
+            z = (x @ weights["encoder"].T + weights["b_enc"]) * norm
             codes = keep_largest(z, k).relu() if k and architecture == "topk" else z.relu()
             if threshold is not None:
                 codes = codes * (z > threshold)
-        return codes, (codes / norm) @ got["W_dec"] + got["b_dec"]
+        return codes, (codes / norm) @ weights["decoder"] + weights["b_dec"]
 
-    return Foreign("saelens", _sae(architecture, got, k, threshold, centered=centered, rescaled=rescaled), forward)
+    ours = _rescale(weights) if rescaled else dict(weights)
+    if threshold is not None:
+        ours["threshold"] = threshold.clamp_min(0)  # a threshold below 0 has the effect of ReLU
+    return Foreign("saelens", build_sae(ARCHITECTURES[architecture], ours, centered=centered, k=k), forward)
 
 
-def _sae(
-    architecture: str, got: dict[str, Tensor], k: int | None, threshold: Tensor | None, *, centered: bool,
-    rescaled: bool,
-) -> SAE:  # fmt: skip
-    encoder, decoder = got["W_enc"].T, got["W_dec"]
-    if architecture == "gated":
-        parts = {"b_enc": got["b_gate"], "log_scale": got["r_mag"], "b_mag": got["b_mag"]}
-        return build_sae("gated", encoder, decoder, got["b_dec"], parts, centered=centered)
-    b_enc = got["b_enc"]
-    if rescaled:  # (z r) selects, and z r (W_dec / r) decodes
-        norm = decoder.norm(dim=1)
-        if not norm.all():
-            raise SettingsError(
-                "The checkpoint scales by the norms of its decoder rows, and one of them is 0. Give another checkpoint."
-            )
-        encoder, b_enc, decoder = encoder * norm[:, None], b_enc * norm, decoder / norm[:, None]
-    variant = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}.get(architecture, "batchtopk")
-    parts = {"b_enc": b_enc}
-    if threshold is not None:  # a threshold below 0 has the effect of ReLU
-        parts["threshold"] = threshold.clamp_min(0)
-    return build_sae(variant, encoder, decoder, got["b_dec"], parts, centered=centered, k=k)
+def _rescale(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Fold the norms r of the decoder rows into the weights: (z r) selects, and z r (W_dec / r) decodes."""
+    norm = weights["decoder"].norm(dim=1)
+    if not norm.all():
+        raise SettingsError(
+            "The checkpoint scales by the norms of its decoder rows, and one of them is 0. Give another checkpoint."
+        )
+    encoder, decoder = weights["encoder"] * norm[:, None], weights["decoder"] / norm[:, None]
+    return {**weights, "encoder": encoder, "b_enc": weights["b_enc"] * norm, "decoder": decoder}
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
-    folded, variant = fold(sae), sae.config.variant
-    tensors = {"W_enc": folded["encoder"].T, "W_dec": folded["decoder"], "b_dec": folded["b_dec"]}
-    more: dict[str, object] = {}
-    if variant == "gated":
-        tensors |= {"b_gate": folded["b_enc"], "b_mag": folded["b_mag"], "r_mag": folded["log_scale"]}
-    else:
-        tensors["b_enc"] = folded["b_enc"]
-    if variant == "topk":
-        more = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
-    if variant in ("jumprelu", "batchtopk"):
+    architecture, names = EXPORTS[sae.config.variant]
+    folded = fold(sae)
+    tensors = give_weights(folded, names)
+    if "threshold" in folded:
         tensors["threshold"] = folded["threshold"].expand(sae.config.n_latents)
-    architecture = {"relu": "standard", "batchtopk": "jumprelu"}.get(variant, variant)
+    more = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False} if sae.variant.exact_k else {}
     config = {
         "architecture": architecture, "d_in": sae.d_model, "d_sae": sae.config.n_latents, "dtype": "float32",
         "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",

@@ -6,22 +6,21 @@ BatchTopK without a threshold, keep the k largest without a ReLU, so a code can 
 such codes, and the parity report shows whether the checkpoint has any.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import load_tensors, read_header, read_k, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest, refuse
+from saetrain.interop.files import load_tensors, read_header, read_k, take, torch_bytes
+from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, keep_largest, refuse, take_weights
 from saetrain.model import SAE
 
 WEIGHTS = "sae.pt"
 SCHEMA = 5
 ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
+KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}
 
 
 def read(path: Path) -> Foreign:
@@ -40,17 +39,15 @@ def read(path: Path) -> Foreign:
             f"{file} has activation {name!r}. Give an SAE with one of {', '.join(ACTIVATIONS.values())}."
         )
     tensors = load_tensors(file, skip=skip)
-    got = take(tensors, file, W_enc=(None, None))
-    d_model, n_latents = got["W_enc"].shape
-    got |= take(tensors, file, W_dec=(n_latents, d_model), b_enc=(n_latents,), b_dec=(d_model,))
+    weights = take_weights(tensors, file, PLAIN)
     threshold = None
     if name == "BatchTopK" and "activation.threshold" in tensors:
-        threshold = take(tensors, file, activation__threshold=())["activation__threshold"].clamp_min(0)
-    k = None if name == "Relu" else read_k(params.get("top_k"), n_latents, file)
+        threshold = take(tensors, file, {"activation.threshold": ()})["activation.threshold"].clamp_min(0)
+    k = None if name == "Relu" else read_k(params.get("top_k"), len(weights["encoder"]), file)
     centered = schema is None
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - got["b_dec"] if centered else x) @ got["W_enc"] + got["b_enc"]
+        z = (x - weights["b_dec"] if centered else x) @ weights["encoder"].T + weights["b_enc"]
         if name == "Relu":
             codes = z.relu()
         elif threshold is not None:
@@ -58,12 +55,11 @@ def read(path: Path) -> Foreign:
         else:
             assert k is not None
             codes = keep_largest(z, k)
-        return codes, codes @ got["W_dec"] + got["b_dec"]
+        return codes, codes @ weights["decoder"] + weights["b_dec"]
 
     variant = {"Relu": "relu"}.get(name, "topk" if threshold is None else "batchtopk")
-    parts = {"b_enc": got["b_enc"]} | ({} if threshold is None else {"threshold": threshold})
-    sae = build_sae(variant, got["W_enc"].T, got["W_dec"], got["b_dec"], parts, centered=centered, k=k)
-    return Foreign("saev", sae, forward)
+    ours = weights if threshold is None else {**weights, "threshold": threshold}
+    return Foreign("saev", build_sae(variant, ours, centered=centered, k=k), forward)
 
 
 def _activation(header: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
@@ -83,25 +79,20 @@ def _activation(header: Mapping[str, object]) -> tuple[str, Mapping[str, object]
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
     refuse(sae, "saev", tuple(ACTIVATIONS))
-    folded, variant = fold(sae), sae.config.variant
-    tensors = {
-        "W_dec": folded["decoder"], "b_dec": folded["b_dec"], "W_enc": folded["encoder"].T,
-        "b_enc": folded["b_enc"] - folded["encoder"] @ folded["b_dec"],
-    }  # fmt: skip
-    none = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
-    auxiliary = {"cls": "AuxK", "params": {"key": "auxk"}}
-    params: dict[str, object] = {"key": "top-k", "top_k": sae.config.k, "sparsity": none, "aux": auxiliary}
-    if variant == "relu":
-        penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.l1}}
-        params = {"key": "relu", "sparsity": penalty, "aux": {"cls": "NoAux", "params": {"key": "no-aux"}}}
-    if variant == "batchtopk":
+    variant, folded = sae.config.variant, fold(sae, centered=False)
+    tensors = give_weights(folded, PLAIN)
+    if "threshold" in folded:
         tensors["activation.threshold"] = folded["threshold"]
-        params["key"] = "batch-top-k"
+    if sae.config.top_k:
+        sparsity: dict[str, object] = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
+        auxiliary, count = {"cls": "AuxK", "params": {"key": "auxk"}}, {"top_k": sae.config.k}
+    else:
+        sparsity = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": sae.config.l1}}
+        auxiliary, count = {"cls": "NoAux", "params": {"key": "no-aux"}}, {}
+    params = {"key": KEYS[variant], **count, "sparsity": sparsity, "aux": auxiliary}
     config = {
         "d_model": sae.d_model, "d_sae": sae.config.n_latents, "normalize_w_dec": False,
         "activation": {"cls": ACTIVATIONS[variant], "params": params},
     }  # fmt: skip
     header = {"schema": SCHEMA, "cfg": config, "commit": "unknown", "lib": "unknown"}
-    buffer = io.BytesIO()
-    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
-    return {WEIGHTS: json.dumps(header).encode() + b"\n" + buffer.getvalue()}
+    return {WEIGHTS: json.dumps(header).encode() + b"\n" + torch_bytes(tensors)}

@@ -9,11 +9,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop.files import read_config, read_k, read_safetensors, take
-from saetrain.interop.foreign import Foreign, build_sae, fold, keep_largest, refuse
+from saetrain.interop.files import read_config, read_k, read_safetensors
+from saetrain.interop.foreign import Foreign, build_sae, fold, give_weights, keep_largest, refuse, take_weights
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+NAMES = {"encoder": "encoder.weight", "b_enc": "encoder.bias", "decoder": "W_dec", "b_dec": "b_dec"}
 
 
 def read(path: Path) -> Foreign:
@@ -22,33 +23,23 @@ def read(path: Path) -> Foreign:
     activation = config.get("activation", "topk")
     if activation != "topk" or config.get("transcode") or config.get("skip_connection"):
         raise SettingsError(f"{path} is a transcoder or has activation {activation}. Give a TopK SAE.")
-    tensors = read_safetensors(file)
-    got = take(tensors, file, encoder__weight=(None, None))
-    n_latents, d_model = got["encoder__weight"].shape
-    got |= take(tensors, file, encoder__bias=(n_latents,), W_dec=(n_latents, d_model), b_dec=(d_model,))
-    k = read_k(config.get("k"), n_latents, path / CONFIG)
+    weights = take_weights(read_safetensors(file), file, NAMES)
+    k = read_k(config.get("k"), len(weights["encoder"]), path / CONFIG)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = ((x - got["b_dec"]) @ got["encoder__weight"].T + got["encoder__bias"]).relu()
+        z = ((x - weights["b_dec"]) @ weights["encoder"].T + weights["b_enc"]).relu()
         codes = keep_largest(z, k)
-        return codes, codes @ got["W_dec"] + got["b_dec"]
+        return codes, codes @ weights["decoder"] + weights["b_dec"]
 
-    sae = build_sae("topk", got["encoder__weight"], got["W_dec"], got["b_dec"], {"b_enc": got["encoder__bias"]}, k=k)
-    return Foreign("sparsify", sae, forward)
+    return Foreign("sparsify", build_sae("topk", weights, k=k), forward)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
     refuse(sae, "sparsify", ("topk",))
-    folded = fold(sae)
     config = {
         "activation": "topk", "expansion_factor": sae.config.n_latents // sae.d_model, "normalize_decoder": False,
         "num_latents": sae.config.n_latents, "k": sae.config.k, "multi_topk": False, "skip_connection": False,
         "transcode": False, "d_in": sae.d_model,
     }  # fmt: skip
-    tensors = {
-        "encoder.weight": folded["encoder"], "encoder.bias": folded["b_enc"], "W_dec": folded["decoder"],
-        "b_dec": folded["b_dec"],
-    }  # fmt: skip
-    weights = save({name: value.contiguous() for name, value in tensors.items()})
-    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: weights}
+    return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: save(give_weights(fold(sae), NAMES))}

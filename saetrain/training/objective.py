@@ -23,17 +23,7 @@ from torch.nn import functional as F
 
 from saetrain.config import ResolvedTrainConfig
 from saetrain.distributed import all_sum
-from saetrain.model import (
-    SAE,
-    Code,
-    Lap,
-    decode,
-    gradient,
-    nested_error,
-    no_lap,
-    preactivations,
-    select_topk,
-)
+from saetrain.model import SAE, Code, Lap, decode, gradient, nested_error, no_lap, preactivations, select_topk
 
 DENSE_ROWS = 1024
 DENSE_SHARE = {"bfloat16": 0.04, "float32": 0.15}

@@ -101,7 +101,6 @@ class Training:
                 "device": device.type,
                 "rows": [member.rows_id for member in store.stores],
             },
-            prepare=lambda folder: None,
             overwrite=overwrite and rank() == 0,
         )
         if not rank():
@@ -207,11 +206,7 @@ class Training:
 
     def checkpoint(self) -> None:
         if rank() == 0:
-            tensors = {
-                **self.sae.state_dict(),
-                **optimizer_tensors(self.sae, self.optimizer),
-                "silent": self.silent,
-            }
+            tensors = {**self.sae.state_dict(), **optimizer_tensors(self.sae, self.optimizer), "silent": self.silent}
             save_checkpoint(self.path, Checkpoint(self.step, self.weight, tensors))
 
     def finish(self) -> None:

@@ -35,10 +35,7 @@ Opener = Callable[[Training], Tracker]
 
 def choose_trackers(log_to: Sequence[str], wandb_project: str | None) -> list[Opener]:
     """Look up trackers by name, each once. Raises SettingsError if one is unknown or not installed."""
-    openers: dict[str, Opener] = {
-        "tensorboard": open_tensorboard,
-        "wandb": partial(open_wandb, project=wandb_project),
-    }
+    openers: dict[str, Opener] = {"tensorboard": open_tensorboard, "wandb": partial(open_wandb, project=wandb_project)}
     for name in log_to:
         if name not in openers:
             raise SettingsError(f"--log-to must be {' or '.join(openers)}, got {name!r}.")

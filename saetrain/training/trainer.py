@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +171,9 @@ def _make_loader(
 
 
 def _train(
-    trainings: list[Training],
-    log_every: int,
-    checkpoint_every: int,
-    openers: Sequence[Opener],
+    trainings: list[Training], log_every: int, checkpoint_every: int, openers: Sequence[Opener],
     on_progress: TrainingProgress | None,
-) -> list[NonFiniteError]:
+) -> list[NonFiniteError]:  # fmt: skip
     """Train the members of one stream, starting from the least advanced; the others join when it has caught up.
 
     Returns:
@@ -185,40 +182,22 @@ def _train(
     hook_points = list(dict.fromkeys(training.hook_point for training in trainings if not training.complete))
     if not hook_points:
         return []
-    loader = _make_loader(trainings[0].data, hook_points, trainings[0].config, trainings[0].device)
-    going = [training.path for training in trainings if not training.complete]
-    with lock_runs(going if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped:
-        for training in trainings:
-            training.start()
-        return _loop(trainings, loader, hook_points, stopped, log_every, checkpoint_every, on_progress)
-
-
-def _loop(
-    trainings: list[Training],
-    loader: ActivationLoader,
-    hook_points: list[HookPoint],
-    stopped: Callable[[], bool],
-    log_every: int,
-    checkpoint_every: int,
-    on_progress: TrainingProgress | None,
-) -> list[NonFiniteError]:
-    device, laps, rate = trainings[0].device, Laps(), trainings[0].config.batch_size
+    device, config = trainings[0].device, trainings[0].config
+    loader = _make_loader(trainings[0].data, hook_points, config, device)
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
-
-    def finish(training: Training) -> None:
-        try:
-            training.finish()
-        except NonFiniteError as error:
-            failed[training.path] = error
-
-    for training in trainings:
-        if training.done and not training.complete:  # it was stopped after its last step
-            finish(training)
+    incomplete = [training.path for training in trainings if not training.complete]
     active = [training for training in trainings if not training.done]
     step = first_step = min((training.step for training in active), default=0)
-    started, batches = time.perf_counter(), loader.batches(step)
-    try:
+    with (
+        lock_runs(incomplete if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped,
+        closing(loader.batches(step)) as batches,
+    ):  # fmt: skip
+        for training in trainings:
+            training.start()
+            if training.done and not training.complete:  # it was stopped after its last step
+                _finish(training, failed)
+        started, laps = time.perf_counter(), Laps()
         while active:
             laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
             batch = next(batches)
@@ -241,7 +220,7 @@ def _loop(
                     lines.append((training, loss))
             step += 1
             if lines:
-                speed = (step - first_step) * rate / (time.perf_counter() - started)
+                speed = (step - first_step) * config.batch_size / (time.perf_counter() - started)
                 seconds = {name: round(value, 4) for name, value in laps.take().items()}
                 logged = [training.log(loss, tokens_per_s=speed, seconds=seconds) for training, loss in lines]
                 if on_progress:
@@ -254,11 +233,16 @@ def _loop(
                 raise KeyboardInterrupt
             for training in turn:
                 if training.done:
-                    finish(training)
+                    _finish(training, failed)
             active = [training for training in active if not training.done and training.path not in failed]
-    finally:
-        batches.close()
     return list(failed.values())
+
+
+def _finish(training: Training, failed: dict[Path, NonFiniteError]) -> None:
+    try:
+        training.finish()
+    except NonFiniteError as error:
+        failed[training.path] = error
 
 
 def _raise(errors: list[NonFiniteError], n_members: int) -> None:

@@ -110,10 +110,10 @@ def test_every_method_learns_and_is_measured(
     with torch.no_grad():
         images = make_vision_tower(clip, precision="float32", device="cpu").visual(pixels)
         plain = (images @ text.embed_classes(["class0", "class1", "class2"]).T).argmax(1).tolist()
-    assert made.accuracy["zero_shot"]["all"] == np.mean([p == t for p, t in zip(plain, truth, strict=True)])
+    assert made.accuracy.zero_shot.all == np.mean([p == t for p, t in zip(plain, truth, strict=True)])
     assert (prompts.method, prompts.n_vision) == (method, 0 if method in ("coop", "cocoop") else 4)
-    assert set(made.accuracy["adapted"]["per_class"]) == {"class0", "class1", "class2"}
-    assert made.accuracy["adapted"]["novel"] is None  # one class only
+    assert set(made.accuracy.adapted.per_class) == {"class0", "class1", "class2"}
+    assert made.accuracy.adapted.novel is None  # one class only
     assert adapt(tiny_images, made.artifact.path, **tiny_model, config=config, test=test, precision="float32") == made
 
 
@@ -155,13 +155,15 @@ def test_base_and_novel_are_told_apart(
     images = make_images(tmp_path / "images", 48, n_classes=4)
     base = adapt(images, tmp_path / "base.prompts", **tiny_model, config=PromptConfig(**QUICK, classes="base"))
     assert base.artifact.settings["classes"] == ["class0", "class1"]
-    accuracy = base.accuracy["adapted"]
-    b, n = accuracy["base"], accuracy["novel"]
-    assert accuracy["harmonic"] == pytest.approx(2 * b * n / (b + n) if b + n else 0)
+    accuracy = base.accuracy.adapted
+    b, n = accuracy.base, accuracy.novel
+    assert b is not None
+    assert n is not None
+    assert accuracy.harmonic == pytest.approx(2 * b * n / (b + n) if b + n else 0)
     config = PromptConfig(**QUICK | {"lr": 1.0}, method="coop", classes="novel", class_specific=True)
     tied = adapt(images, tmp_path / "novel.prompts", **tiny_model, config=config)
-    assert (tied.accuracy["adapted"]["all"], tied.accuracy["adapted"]["base"]) == (None, None)
-    assert tied.accuracy["adapted"]["novel"] is not None
+    assert (tied.accuracy.adapted.all, tied.accuracy.adapted.base) == (None, None)
+    assert tied.accuracy.adapted.novel is not None
     assert "harmonic" not in repr(tied)
 
 

@@ -104,7 +104,7 @@ def first_weights(store: ActivationStore, sae: SAEConfig, config: TrainConfig) -
 
     resolved = sae.resolve(store.layout.d_model)
     made = _new_sae(store, store.hook_point(None), resolved, config).requires_grad_(False)  # type: ignore[arg-type]
-    bound = (6 / resolved.size) ** 0.5  # kaiming uniform over the latents
+    bound = (6 / resolved.n_latents) ** 0.5  # kaiming uniform over the latents
     assert float(made.encoder.abs().max()) <= bound
     assert float(made.encoder.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
     assert not made.b_enc.any()
