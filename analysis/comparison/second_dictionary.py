@@ -30,9 +30,9 @@ COUNTERPART = 0.7
 
 def check_second(first: Run, second: Run, k: int) -> None:
     """Raise ParentMismatchError or SettingsError unless the second reads what the first reads and has k latents."""
-    if second.sae_config.size <= k:
+    if second.sae_config.n_latents <= k:
         raise SettingsError(
-            f"{second.path} has {second.sae_config.size:,} latents, but --k {k} keeps more. Lower --n-top."
+            f"{second.path} has {second.sae_config.n_latents:,} latents, but --k {k} keeps more. Lower --n-top."
         )
     if second.run_id == first.run_id:
         raise SettingsError(f"{second.path} is the run of the concept tables. Give another run as --second-run.")
@@ -64,7 +64,7 @@ def cross_dictionaries(
     for name, run in zip(("first", "second"), runs, strict=True):
         sae, tokens = run.sae(), run.train_config.token_kind
         outcomes = classify_masked(classifiers, sae, tokens, images, batch_size=batch_size, report=report)
-        fired = np.zeros(sae.config.size, dtype=np.bool_)
+        fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
         for model, classifier in classifiers.items():
             quality = evaluate(run.sae(), classifier.store, run.hook_point, images.tolist(), tokens=tokens)[tokens]
             spliced = outcomes[Condition(model, "all", "all")].scores()

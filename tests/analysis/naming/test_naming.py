@@ -193,6 +193,7 @@ def test_errors_say_what_to_do(
         set_name(table, 64, name="x")
     with pytest.raises(SettingsError, match="one line"):
         set_name(table, 3, name="two\nlines")
+    (table.path / NOTES).mkdir(exist_ok=True)
     (table.path / NOTES / OWN_FILE).write_text('{"a": {}}')
     with pytest.raises(CorruptError, match="Repair it by hand"):
         read_names(table)
