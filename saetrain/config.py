@@ -287,13 +287,6 @@ class ResolvedTrainConfig(TrainConfig):
     clip_norm: float = field()
     precision: str = field()
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of the update that follows `step` finished ones."""
-        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        n_decay = self.decay_fraction * self.n_steps
-        decay = min(1.0, (self.n_steps - step) / n_decay) if n_decay else 1.0
-        return self.lr * warmup * decay
-
 
 def _nested_sizes(prefixes: tuple[float, ...], n_latents: int) -> tuple[int, ...]:
     return tuple(round(share * n_latents) for share in prefixes)

@@ -20,7 +20,7 @@ from .files import describe_result, find_result, finish_result, read_result
 from .inspection import Coherence, Gap, InspectedRun, Inspection, Matching
 from .localization import LocalizedConcept, LocalizedConcepts
 from .masking import MaskingCurve, MaskMargin, MaskRecall, MaskScores
-from .records import Head, Result
+from .result import Head, Result
 from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
 from .steering import Steerability, Steering, SteeringRow, SteeringSummary
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from analysis.results.fidelity import Scores
-from analysis.results.records import Result
+from analysis.results.result import Result
 
 Counts = tuple[tuple[int, ...], ...]
 """[C][C] images: a row per true class, a column per predicted class."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from analysis.results.records import Result, Row
+from analysis.results.result import Result, Row
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from actcache import SchemaError, SettingsError
 from actcache.artifacts import Artifact, digest, read_json, write_atomic
-from analysis.results.records import Head, Result, ResultParent
+from analysis.results.result import Head, Result, ResultParent
 
 SCHEMA = 1
 R = TypeVar("R", bound=Result)

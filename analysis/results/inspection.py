@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from analysis.results.records import Result, Row
+from analysis.results.result import Result, Row
 
 
 @dataclass(frozen=True)

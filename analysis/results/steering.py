@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from analysis.results.fidelity import Scores
-from analysis.results.records import Result, Row
+from analysis.results.result import Result, Row
 
 
 @dataclass(frozen=True)

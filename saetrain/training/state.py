@@ -41,6 +41,7 @@ from saetrain.training.optimizer import (
     optimizer_tensors,
     reset_latents,
 )
+from saetrain.training.schedule import learning_rate
 
 STEER_RATE = 0.01
 """How fast the weight of the penalty reacts to an l0 that is e times too high: by 1 % per step."""
@@ -165,9 +166,9 @@ class Training:
                 f"The loss is {loss.total.item()} at batch {self.step:,}, not a finite number. The state before this "
                 f"batch is kept in {self.path}. Train a new run with a lower --lr."
             )
-        learning_rate = config.learning_rate(self.step)
+        rate = learning_rate(config, self.step)
         limit = config.clip_norm / self.sae.d_model  # E||x'||^2 = d_model is 1 in the loss
-        apply_update(self.sae, self.optimizer, learning_rate=learning_rate, clip_norm=limit)
+        apply_update(self.sae, self.optimizer, learning_rate=rate, clip_norm=limit)
         if config.aux:
             lower_thresholds(self.sae, self.dead)
         self.silent = torch.where(loss.fired, 0, self.silent + config.batch_size)
@@ -193,7 +194,7 @@ class Training:
             "fvu": float(loss.squared_error / loss.variance),
             "l0": float(loss.n_active / loss.n_rows),
             "dead": float(self.dead.float().mean()),
-            "lr": self.config.learning_rate(self.step - 1),
+            "lr": learning_rate(self.config, self.step - 1),
             **({"weight": self.weight} if self.sae.config.steering_target is not None else {}),  # type: ignore[typeddict-item]
             "tokens_per_s": tokens_per_s,
             "seconds": seconds,

@@ -176,7 +176,7 @@ def test_a_raw_shard_is_read_by_arithmetic_alone(name: str, request: pytest.Fixt
                     assert not got[n:].any()  # padding
 
 
-def test_records_add_up_to_the_statistics_of_the_seal(tiny_store: Path) -> None:
+def test_result_add_up_to_the_statistics_of_the_seal(tiny_store: Path) -> None:
     records = [read(file) for file in sorted((tiny_store / "commits").glob("*.json"))]
     assert [record["images"] for record in records] == [[0, 16], [16, 32], [32, 48], [48, 64], [64, 75]]
     group: Any = zarr.open_group(tiny_store / "activations.zarr", mode="r")

@@ -596,7 +596,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(member)
 
 
-def test_records_are_still_understood(stores: dict[str, Path]) -> None:
+def test_result_are_still_understood(stores: dict[str, Path]) -> None:
     record = json.loads((stores["raw"] / "commits" / "000000.json").read_text())
     assert read_statistics(record)[HOOK]["cls"].count == 32
 
