@@ -26,7 +26,7 @@ STUDIES = {
     "steer": measure_steerability,
 }
 BAD_SETTINGS = {
-    "--where names 'color'": StudyConfig(where="color == 'red'"),
+    "--where names the unknown column 'color'": StudyConfig(where="color == 'red'"),
     "No labeled image of .* is selected": StudyConfig(where="label_name == 'class9'"),
     "have one class, class": StudyConfig(limit=1),
     "limit must be at least 1": StudyConfig(limit=0),
@@ -60,7 +60,7 @@ def test_bad_settings_are_refused_before_a_model_is_loaded(
 def test_the_images_to_choose_on_are_checked_before_a_model_is_loaded(
     middle_run: Path, middle_store: Path, no_model: ModelOptions
 ) -> None:
-    with pytest.raises(SettingsError, match="--chosen-where names 'color'"):
+    with pytest.raises(SettingsError, match="--chosen-where names the unknown column 'color'"):
         mask_latents(middle_run, middle_store, None, MaskingConfig(chosen_where="color == 'red'"), model=no_model)
 
 
