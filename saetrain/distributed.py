@@ -6,6 +6,8 @@ In a run of one process these functions do nothing.
 import atexit
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from torch import distributed as dist
 
 from actcache import SettingsError
 from actcache.workers import find_worker
+
+LEAVE_S = 10
+"""Seconds that a process waits for the others before it leaves the group."""
 
 
 def world_size() -> int:
@@ -70,12 +75,17 @@ def join_processes(device: torch.device) -> torch.device:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
-        atexit.register(_leave_processes)  # gloo's threads abort a process that exits while they run (one in twelve)
+        atexit.register(_leave_processes)
     return device
 
 
 def _leave_processes() -> None:
+    """Leave the group before the process exits, and together: gloo's threads abort a process that exits while they run
+    (1 start in 12), or, less often, one whose neighbor has left before it (3 in 49)."""
     if dist.is_initialized():
+        if dist.get_backend() == "gloo":
+            with suppress(RuntimeError):  # a neighbor that failed does not come
+                dist.monitored_barrier(timeout=timedelta(seconds=LEAVE_S))
         dist.destroy_process_group()
 
 
