@@ -271,7 +271,8 @@ def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Mar
     return trust(
         f'<svg class="strengths" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="histogram of activation">'
         f"<title>tokens by activation, both axes logarithmic; the fullest bin has {int(counts.max()):,}</title>"
-        f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="currentColor" opacity="0.3"/>{axis}</svg>'
+        f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="currentColor" opacity="0.3"/>'
+        f"{axis}</svg>"
     )
 
 

@@ -160,6 +160,8 @@ def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
         plot = start_plot(title, height=220, x_axis_label="step", y_axis_type=scale, tools="", toolbar_location=None)
         plot.line(curves["step"], curves[name], color=BAR, line_width=1.5)
         plot.xaxis.ticker.desired_num_ticks = 4
+        if scale == "linear":  # bokeh would show a constant 0 between -1 and 1
+            plot.y_range.start, plot.y_range.end = 0, 1.1 * max(curves[name], default=0) or 0.1
         if name == "dead":
             plot.yaxis.formatter = NumeralTickFormatter(format="0.0%")
         plots.append(finish_plot(plot, caption, "small"))

@@ -11,7 +11,6 @@ from analysis.report.overview import draw_overview, draw_training
 from analysis.report.page import write_page
 from analysis.report.sections import draw_sections
 
-
 PER_PAGE = 20
 """Latents on one page of the gallery: 320 pictures, which Chromium draws in 0.1 s; 1,000 latents at once took 33 s."""
 

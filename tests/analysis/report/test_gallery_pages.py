@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_codes import write_codes
 
 from analysis import AnalyzeConfig, ConceptTable, analyze, write_report
+from analysis.report.overview import draw_training
 from analysis.report.report import PER_PAGE
-from small_codes import write_codes
 
 N_LATENTS, N_IMAGES, GRID = 70, 90, (7, 7)
 LONG_NAME = "a" * 200
@@ -54,7 +55,8 @@ def ask(tmp_path_factory: pytest.TempPathFactory, page: Path) -> Callable[..., A
 
     def run(script: str, *flags: str, content: str | None = None) -> Any:
         folder = tmp_path_factory.mktemp("browser")
-        answer = f"document.body.dataset.answer = JSON.stringify((() => {{ try {{ {script} }} catch (error) {{ return String(error.stack); }} }})())"
+        guarded = f"try {{ {script} }} catch (error) {{ return String(error.stack); }}"
+        answer = f"document.body.dataset.answer = JSON.stringify((() => {{ {guarded} }})())"
         text = (content or page.read_text()).replace(
             "</body>", f"<script>window.addEventListener('load', () => {{ {answer} }})</script></body>"
         )
@@ -76,7 +78,8 @@ def test_the_gallery_is_turned_page_by_page(ask: Callable[..., Any], concepts: C
     seen = ask(
         f"""
         const entries = () => [...document.querySelectorAll("#gallery section")].map(e => +e.id.slice(7));
-        const drawn = () => [...document.querySelectorAll("#gallery .view img:not(.heat)")].every(i => i.src.length > 500);
+        const pictures = () => [...document.querySelectorAll("#gallery .view img:not(.heat)")];
+        const drawn = () => pictures().every(i => i.src.length > 500);
         const turn = value => document.querySelector(`#turn button[value="${{value}}"]`).click();
         const text = () => document.querySelector("#turn span").textContent;
         const seen = {{pages: [], drawn: []}};
@@ -135,7 +138,10 @@ def test_the_page_does_not_scroll_sideways(ask: Callable[..., Any], page: Path, 
 
 def test_the_page_is_dark_where_the_reader_wants_it_dark(ask: Callable[..., Any]) -> None:
     script = """
-        const light = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(Number); return (2 * r + 5 * g + b) / 8 / 255; };
+        const light = color => {
+          const [r, g, b] = color.match(/[\\d.]+/g).map(Number);
+          return (2 * r + 5 * g + b) / 8 / 255;
+        };
         const style = query => getComputedStyle(document.querySelector(query));
         return ["body", ".card", ".latent", ".index th", ".contents", "#search"].map(
           query => [light(style(query).color), light(style(query).backgroundColor)]);"""
@@ -150,3 +156,17 @@ def test_the_contents_lead_to_each_part(page: Path) -> None:
     links = re.findall(r'<a href="#(.*?)">(.*?)</a>', contents)
     assert [name for _, name in links] == re.findall(r"<h2.*?>(.*?)</h2>", text)
     assert all(f'id="{anchor}"' in text for anchor, _ in links)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.25, 0.25], [0.0, 1.0], [3.0, 64.0]])
+def test_shares_and_counts_are_drawn_from_0(values: list[float]) -> None:
+    """A constant is not drawn in the middle of an axis from -100 % to 100 %."""
+    plots = draw_training(dict.fromkeys(("step", "loss", "fvu", "l0", "dead"), values))
+    for plot in plots[2:]:
+        ranges = re.findall(
+            r'"y_range":{"type":"object","name":"DataRange1d","id":"\w+"(,"attributes":{.*?})', plot.html
+        )
+        (attributes,) = ranges
+        low, high = (float(re.search(rf'"{end}":([\d.]+)', attributes)[1]) for end in ("start", "end"))  # type: ignore[index]
+        assert low == 0
+        assert max(values) < high <= max(0.1, 1.1 * max(values))
