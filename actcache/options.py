@@ -98,7 +98,7 @@ def check_number(
     raise SettingsError(f"{_flag(name)} must be {what}{' and '.join(ranges)}, got {_show(value)}.")
 
 
-def check_options(config: Any) -> None:
+def check_options(config: object) -> None:
     """Turn the values of a frozen configuration into plain Python, and hold them to their types and ranges.
 
     Every configuration calls this in `__post_init__`. numpy's scalars become Python's; a whole number given for a float
@@ -129,7 +129,7 @@ _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 
 
 @cache
-def _rules(config: type[Any]) -> Mapping[str, tuple[str, _Kind, Mapping[str, Any]]]:
+def _rules(config: type[object]) -> Mapping[str, tuple[str, _Kind, Mapping[str, Any]]]:
     """The flag of each field, what it holds, and its range, which a subclass that declares it anew inherits.
 
     A flag that may be repeated is singular.
@@ -192,7 +192,7 @@ def _plain(value: Any) -> Any:
 def _show(value: Any) -> str:
     """A value in one short line."""
     value = _plain(value)
-    if isinstance(value, Integral) and abs(value) > 10**40:  # Python refuses to write out more than 4,300 digits
+    if isinstance(value, Integral) and abs(int(value)) > 10**40:  # Python refuses to write out more than 4,300 digits
         return "a number of more than 40 digits"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
