@@ -98,7 +98,7 @@ def check_number(
     raise SettingsError(f"{_flag(name)} must be {what}{' and '.join(ranges)}, got {_show(value)}.")
 
 
-def check_options(config: object) -> None:
+def check_options(config: Any) -> None:
     """Turn the values of a frozen configuration into plain Python, and hold them to their types and ranges.
 
     Every configuration calls this in `__post_init__`. numpy's scalars become Python's; a whole number given for a float
@@ -106,7 +106,8 @@ def check_options(config: object) -> None:
 
     Raises SettingsError with the flag of the first field that is wrong, what was expected, and what was given.
     """
-    for name, (flag, kind, bounds) in _rules(type(config)).items():
+    class_: type = type(config)
+    for name, (flag, kind, bounds) in _rules(class_).items():
         object.__setattr__(config, name, _check_value(flag, getattr(config, name), kind, bounds))
 
 
@@ -129,7 +130,7 @@ _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 
 
 @cache
-def _rules(config: type[object]) -> Mapping[str, tuple[str, _Kind, Mapping[str, Any]]]:
+def _rules(config: Any) -> Mapping[str, tuple[str, _Kind, Mapping[str, Any]]]:
     """The flag of each field, what it holds, and its range, which a subclass that declares it anew inherits.
 
     A flag that may be repeated is singular.
