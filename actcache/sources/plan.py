@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actcache.artifacts import digest
-from actcache.errors import ImageSourceError, SettingsError
+from actcache.errors import ImageSourceError
+from actcache.options import check_number
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -52,10 +53,8 @@ def plan_images(
         ImageSourceError: nothing is left.
         SettingsError: `limit` is below 1 or `seed` below 0.
     """
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit must be at least 1, got {limit}.")
-    if seed < 0:
-        raise SettingsError(f"--seed must not be negative, got {seed}.")
+    limit = None if limit is None else check_number("limit", limit, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
     identity: dict[str, object] = {"seed": seed, "limit": limit}
     listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
     if exclude:
