@@ -35,7 +35,8 @@ LONG_LIST = 1000
 _TEXT = r"""'''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*\""""
 _VALUE = r"""(?:-?\d++(?:\.\d*+)?(?:[eE][+-]?\d++)?|'[^'\\\n]*+'|"[^"\\\n]*+")"""
 _PIECES = re.compile(
-    rf"(?P<list>\bin\s*+(?P<open>[(\[])\s*+(?P<values>{_VALUE}(?:\s*+,\s*+{_VALUE}){{{LONG_LIST - 1},}}+)\s*+,?\s*+[)\]])"
+    rf"(?P<list>\bin\s*+(?P<open>[(\[])\s*+"
+    rf"(?P<values>{_VALUE}(?:\s*+,\s*+{_VALUE}){{{LONG_LIST - 1},}}+)\s*+,?\s*+[)\]])"
     rf"|(?P<text>{_TEXT})|`(?P<name>(?:[^`]|``)*)`",
     re.DOTALL,
 )
