@@ -3,8 +3,8 @@
 A plan depends on names, sizes, seed, limit and excluded images; no pixels are read.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +27,34 @@ IMAGES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The images in their stored order. `rows_id` identifies both: plans with equal ids join row by row."""
+    """The images in their stored order. `rows_id` identifies both: plans with equal ids join row by row.
+
+    Attributes:
+        left_out: how many files and folders of the source were left out, by kind.
+    """
 
     table: pa.Table
     rows_id: str
     seed: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_images(self) -> int:
         return int(self.table.num_rows)
 
+    @property
+    def classes(self) -> list[str]:
+        """The sorted names of the classes."""
+        return sorted(set(pc.unique(self.table["label_name"]).to_pylist()) - {""})
+
 
 def plan_images(
-    listing: pa.Table, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()
+    listing: pa.Table,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    exclude: Collection[str] = (),
+    left_out: Mapping[str, int] | None = None,
 ) -> ImagePlan:
     """Put a source's images in a seeded random order (source order is often class order).
 
@@ -47,6 +62,7 @@ def plan_images(
         listing: in source order: uri, label, label_name, bytes, and any further columns, which are kept.
         limit: keep only the first `limit` images of that order, which is a random sample.
         exclude: uris to leave out, because another store has them.
+        left_out: what the listing lacks of the source, see `ImagePlan`.
 
     Raises:
         ImageSourceError: nothing is left.
@@ -72,4 +88,4 @@ def plan_images(
     first = [listing[field.name].cast(field.type) for field in IMAGES_SCHEMA]
     names = [name for name in listing.column_names if name not in IMAGES_SCHEMA.names]
     table = pa.table([*first, *(listing[name] for name in names)], names=[*IMAGES_SCHEMA.names, *names])
-    return ImagePlan(table.take(pa.array(order)).combine_chunks(), digest(identity), seed)
+    return ImagePlan(table.take(pa.array(order)).combine_chunks(), digest(identity), seed, left_out or {})

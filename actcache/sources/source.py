@@ -12,8 +12,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache.errors import ImageSourceError
-from actcache.sources.folder import ImageFolder, is_image
+from actcache.errors import ImageSourceError, SettingsError
+from actcache.sources.folder import ImageFolder
+from actcache.sources.formats import is_image, is_system_name
 from actcache.sources.hugging_face import HuggingFaceDataset
 from actcache.sources.plan import ImagePlan
 from actcache.sources.table import TABLE_SUFFIXES, ImageTable
@@ -38,7 +39,9 @@ class ImageSource(Protocol):
         """Pixel mask [H, W] of class or object numbers; None if the image has none. Raises ImageSourceError."""
 
 
-def open_source(images: str | Path | ImageSource, *, masks: str | Path | None = None) -> ImageSource:
+def open_source(
+    images: str | Path | ImageSource, *, masks: str | Path | None = None, class_level: int | None = None
+) -> ImageSource:
     """Open the image source at a path.
 
     - a directory written by `datasets.Dataset.save_to_disk` -> HuggingFaceDataset
@@ -49,17 +52,29 @@ def open_source(images: str | Path | ImageSource, *, masks: str | Path | None = 
     Args:
         images: the path; a source that is already open is returned unchanged.
         masks: a folder of PNG pixel masks; each kind of source documents how files are matched with images.
+        class_level: which folder of a path is the class, see `ImageFolder`; only a folder of images has one.
 
     Raises:
         ImageSourceError: there is nothing, nothing of a known kind, or two kinds at once.
+        SettingsError: `class_level` for a source that is no folder of images.
     """
+    source = _open(images, masks, class_level)
+    if class_level is not None and getattr(source, "class_level", None) != class_level:
+        raise SettingsError(
+            f"--class-level {class_level} is for folders of images, but {source.path.name} is another kind of source, "
+            "which has labels of its own. Leave the flag out."
+        )
+    return source
+
+
+def _open(images: str | Path | ImageSource, masks: str | Path | None, class_level: int | None) -> ImageSource:
     if not isinstance(images, (str, Path)):
         if masks is not None:
             raise ImageSourceError("--masks needs a path as the source. Pass the masks when you create the source.")
         return images
     path = Path(images)
     if path.is_dir():
-        return _open_directory(path, masks)
+        return _open_directory(path, masks, class_level)
     if not path.exists():
         raise ImageSourceError(f"{path} does not exist. Expected {EXPECTED}; check the path.")
     suffix = path.suffix.lower()
@@ -81,7 +96,7 @@ def _advice(name: str) -> str:
     return ""
 
 
-def _open_directory(path: Path, masks: str | Path | None) -> ImageSource:
+def _open_directory(path: Path, masks: str | Path | None, class_level: int | None) -> ImageSource:
     names = {entry.name for entry in os.scandir(path)}
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         if masks is not None:
@@ -95,14 +110,18 @@ def _open_directory(path: Path, masks: str | Path | None) -> ImageSource:
                 f"{path} holds both .tar files and images. Move one kind elsewhere, or give one .tar file."
             )
         return ImageTars(path, masks=masks)
-    return ImageFolder(path, masks=masks)
+    return ImageFolder(path, masks=masks, class_level=class_level)
 
 
 def _has_images(path: Path) -> bool:
     """Whether a folder or one of its direct subfolders contains an image. Stops at the first."""
     folders = [str(path)]
     with os.scandir(path) as entries:
-        folders += [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        folders += [
+            entry.path
+            for entry in entries
+            if not entry.name.startswith(".") and not is_system_name(entry.name) and entry.is_dir()
+        ]
     for folder in folders:
         with os.scandir(folder) as entries:
             if any(is_image(entry.name) for entry in entries):

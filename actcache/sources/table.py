@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.sources.files import read_file
 from actcache.sources.images import decode_mask
-from actcache.sources.listing import MaskFolder, UriIndex, check_columns, encode_labels, measure_files, read_file
+from actcache.sources.listing import MaskFolder, UriIndex, check_columns, encode_labels, measure_files
 from actcache.sources.plan import ImagePlan, plan_images
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")

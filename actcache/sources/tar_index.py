@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actcache.errors import ImageSourceError
+from actcache.sources.files import open_regular
 
 BLOCK = 512
 WINDOW = 4096
@@ -39,7 +40,7 @@ def walk_tar(path: Path, *, wanted: tuple[str, ...] = ()) -> Iterator[Member]:
         ImageSourceError: this is not a tar, or it is damaged, compressed or truncated.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read ahead into payloads
             yield from _walk(_Reader(file.fileno(), path.name), wanted)

@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.folder import SUFFIXES
+from actcache.sources.files import open_regular
+from actcache.sources.formats import SUFFIXES
 from actcache.sources.listing import MaskFolder, UriIndex, check_columns, check_text, encode_labels
 from actcache.sources.plan import ImagePlan, plan_images
 from actcache.sources.tar_index import walk_tar
@@ -246,11 +247,11 @@ class _OpenFiles:
             return _pread(descriptor, offset, size)
         with self._lock:
             if path not in self._open and len(self._open) < self._most:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[path] = open_regular(path)
             descriptor = self._open.get(path)
         if descriptor is not None:
             return _pread(descriptor, offset, size)
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             return _pread(file.fileno(), offset, size)
 
 
