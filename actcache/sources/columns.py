@@ -26,8 +26,8 @@ IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp
 
 LABEL_COLUMNS = (
     "label", "labels", "class", "classes", "classname", "classlabel", "category", "categoryname", "categories",
-    "target", "targets", "finelabel", "finelabels", "coarselabel", "coarselabels", "labelid", "classid", "classidx", "classindex",
-    "categoryid",
+    "target", "targets", "finelabel", "finelabels", "coarselabel", "coarselabels", "labelid", "classid",
+    "classidx", "classindex", "categoryid",
 )  # fmt: skip
 """Names of columns of labels; the first one that a table has, and that can be a label, is used."""
 
@@ -64,8 +64,11 @@ def choose_path(table: pa.Table, given: str | None, source: str) -> str:
     named = _in_order(names, PATH_COLUMNS)
     texts = [name for name in named if is_text(table.schema.field(name).type)]
     if not named:
-        like = next((name for name in names if _holds_paths(table[name])), None)
-        advice = "" if like is None else f" Its column {like!r} holds such paths: choose it with --path-column."
+        like = [(name, "paths") for name in names if _holds_paths(table[name])]
+        like += [(name, "bytes") for name in names if holds_images(table.schema.field(name).type)]
+        advice = "".join(
+            f" Its column {name!r} holds such {what}: choose it with --path-column." for name, what in like[:1]
+        )
         raise ImageSourceError(
             f"{source} has no column of image paths. Expected one of path, image, file, filename, uri; its columns are "
             f"{list_names(names)}.{advice or ' Choose one with --path-column.'}"
@@ -91,7 +94,7 @@ def choose_image(schema: pa.Schema, given: str | None, source: str, features: "F
     candidates = [name for name in schema.names if holds_images(schema.field(name).type) and name != "mask"]
     declared = [name for name in candidates if name in features.images]
     structs = [name for name in candidates if pa.types.is_struct(schema.field(name).type)]
-    for several in (_in_order(candidates, IMAGE_COLUMNS), declared, structs, candidates):
+    for several in (_in_order(candidates, IMAGE_COLUMNS), declared, structs):
         if several and (several[0] == "image" or len(several) == 1):
             return several[0]
     if not candidates or not (structs or declared or _in_order(candidates, IMAGE_COLUMNS)):
@@ -210,6 +213,8 @@ def plain_table(table: pa.Table, source: str) -> tuple[pa.Table, tuple[str, ...]
         try:
             columns[position] = _plain(column)
             columns[position].slice(0, 1).take(pa.array([0][: len(column)], pa.int64()))  # some types cannot be sorted
+            if pa.types.is_nested(column.type):
+                columns[position].validate(full=True)  # a list view cast to a list may not be one
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError):
             lost.append(f"{name} ({column.type})"[:80])
             columns.pop(position, None)

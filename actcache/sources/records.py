@@ -30,8 +30,9 @@ def parse_object(data: bytes, what: str = "it") -> dict[str, Any]:
         text = data.decode(json.detect_encoding(data))
         values = json.loads(text)
         if not isinstance(values, dict):
-            raise ValueError(f"{what} is not an object")
-        fields = {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in values.items()}
+            values = None
+        else:
+            values |= {key: json.dumps(value) for key, value in values.items() if isinstance(value, dict | list)}
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -39,7 +40,10 @@ def parse_object(data: bytes, what: str = "it") -> dict[str, Any]:
     except ValueError as error:
         if "int_max_str_digits" in str(error):
             raise ValueError(f"{what} holds a number of more than 4,300 digits") from error
-        raise
+        raise ValueError(f"{what} is not JSON ({error})") from error
+    if values is None:
+        raise ValueError(f"{what} is not an object")
+    fields: dict[str, Any] = values
     if "\\u" in text:  # only an escape can make half of a character
         for item in fields.items():
             for part in item:

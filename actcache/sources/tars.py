@@ -1,8 +1,9 @@
 """Webdataset tars: samples in .tar files, read at their byte offsets.
 
-In: a .tar, or a directory of them. A sample consists of the members with the same key, which is the path up to the first
-dot of its last part: `a/0001.jpg`, `a/0001.cls` (the class, as a number or text), `a/0001.json` (columns), `a/0001.txt`
-(column `text`). Out: a plan whose uris are `<tar>/<member>`. Headers are read once (`tar_index`); an image is one pread.
+In: a .tar, or a directory of them. A sample consists of the members with the same key, which is the path up to the
+first dot of its last part: `a/0001.jpg`, `a/0001.cls` (the class, as a number or text), `a/0001.json` (columns),
+`a/0001.txt` (column `text`). Out: a plan whose uris are `<tar>/<member>`. Headers are read once (`tar_index`); an image
+is one pread.
 """
 
 import os

@@ -702,7 +702,6 @@ def test_datasets_that_cannot_be_used_are_refused(tmp_path: Path, make_dataset: 
         r"must have one image column.* It has none among label, score": dataset.remove_columns("image"),
         r"must have one image column.* It has several: left, right": two,
         "a column 'bytes', which is a reserved name": dataset.rename_column("score", "bytes"),
-        "two columns 'split'": dataset.rename_column("score", "split"),
         "cannot be read as a dataset": dataset.select([]),  # there is no file to read columns from
     }
     for i, (message, case) in enumerate(cases.items()):
