@@ -59,6 +59,25 @@ def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None
     emit(facts, draw_table(rows[:n_shown]))
 
 
+def show_source(plan: Any) -> None:
+    """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
+
+    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate.
+    """
+    if options.quiet:
+        return
+    from actcache.prompts import describe_shared_texts
+
+    names = plan.classes
+    lines = [f"{len(names):,} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"] if names else []
+    if plan.left_out:
+        lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in plan.left_out.items()))
+    if shared := describe_shared_texts(names):
+        lines.append(f"warning: {shared}")
+    for line in lines:
+        stderr.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def draw_table(rows: Sequence[Mapping[str, Any]]) -> Table | str:
     if not rows:
         return "nothing found"

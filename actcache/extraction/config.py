@@ -8,6 +8,7 @@ from pathlib import Path
 from actcache.errors import SettingsError
 from actcache.hook_point import HookPoint
 from actcache.options import option, required
+from actcache.preprocess import MAX_PIXELS
 from actcache.store import check_codec, check_dtype
 
 
@@ -33,19 +34,30 @@ class ExtractConfig:
     limit: int | None = option(None, "Number of images to sample at random; all by default.")
     seed: int = option(0, "Random seed for the order in which images are stored.")
     not_in: Sequence[str | Path] = option((), "Store whose images are left out; repeatable.")
+    class_level: int | None = option(
+        None,
+        "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
+        "first, or the second where the first ones are called train, val, test ...",
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
+    )
+    max_pixels: int = option(MAX_PIXELS, "Number of pixels above which an image is not decoded.")
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 
     def __post_init__(self) -> None:
         for name in ("model", "pretrained"):
             object.__setattr__(self, name, str(getattr(self, name)))
-        for name in ("seed", "limit", "shard_images"):  # numpy's integers are not JSON
+        for name in ("seed", "limit", "shard_images", "class_level", "max_pixels"):  # numpy's integers are not JSON
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else int(value))
         for name in ("layers", "sites", "not_in"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_dtype(self.dtype)
         check_codec(self.codec)
+        if self.max_pixels < 1:
+            raise SettingsError(f"--max-pixels must be at least 1, got {self.max_pixels}.")
         if not self.hook_points:
             raise SettingsError("No layer is given. Name at least one with --layer.")
 

@@ -1,6 +1,6 @@
 from .folder import ImageFolder
 from .hugging_face import HuggingFaceDataset
-from .images import MAX_PIXELS, decode_image, describe_failures
+from .images import decode_image, describe_failures
 from .plan import ImagePlan
 from .resizing import resize_image, resize_mask
 from .source import ImageSource, open_source
@@ -8,7 +8,6 @@ from .table import ImageTable, read_table
 from .tars import ImageTars
 
 __all__ = [
-    "MAX_PIXELS",
     "HuggingFaceDataset",
     "ImageFolder",
     "ImagePlan",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 STRIP_RATIO = 32
 """An image whose longer side is more than this many times its shorter one is a strip. At this ratio the resized form
-for a 336-pixel model takes 14 MB. A strip may differ from open_clip's transform in rounding, since Pillow chooses by the
-size of an image whether it resizes rows or columns first."""
+for a 336-pixel model takes 14 MB. A strip may differ from open_clip's transform in rounding, since Pillow chooses by
+the size of an image whether it resizes rows or columns first."""
 
 
 def is_strip(width: int, height: int) -> bool:
