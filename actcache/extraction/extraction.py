@@ -136,7 +136,7 @@ def _check_names(plan: ExtractionPlan) -> None:
 
 
 def _check_not_empty(plan: ExtractionPlan, remove: bool) -> None:
-    """Raise ImageSourceError, and `remove` the store, if every shard is written and none of its images could be read."""
+    """Raise ImageSourceError, and `remove` the store, if every shard is written and no image could be read."""
     if missing_shards(plan.path, plan.layout.n_shards):
         return
     failed: dict[str, str] = {}
@@ -149,8 +149,8 @@ def _check_not_empty(plan: ExtractionPlan, remove: bool) -> None:
     uris = plan.images.table["uri"]
     shown = describe_failures([(uris[int(image)].as_py(), reason) for image, reason in failed.items()], 3)
     raise ImageSourceError(
-        f"None of the {plan.images.n_images:,} images of {plan.source.path} can be read, so nothing was stored: {shown} "
-        "Repair them, or give another source."
+        f"None of the {plan.images.n_images:,} images of {plan.source.path} can be read, so nothing was stored: "
+        f"{shown} Repair them, or give another source."
     )
 
 
