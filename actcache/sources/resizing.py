@@ -56,8 +56,11 @@ def _seen_box(
 
 def _scaled_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
     rows, columns = preprocess.size
-    short = min(width, height)
-    return int(columns * width / short), int(rows * height / short)
+    if rows == columns:
+        short = min(width, height)
+        return int(columns * width / short), int(rows * height / short)
+    ratio = min(width / columns, height / rows)  # as open_clip has it for models whose input is not square
+    return round(width / ratio), round(height / ratio)
 
 
 def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
