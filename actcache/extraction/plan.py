@@ -76,14 +76,19 @@ class ExtractionEstimate:
 
 
 def plan_extraction(
-    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str
-) -> ExtractionPlan:
-    """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
+    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str, *,
+    preprocess: Mapping[str, object] | None = None,
+) -> ExtractionPlan:  # fmt: skip
+    """List the images, load the tower and choose the layout. Raises the same errors as `extract`.
+
+    Args:
+        preprocess: the preprocessing that an existing store recorded; by default the model's.
+    """
     path = artifact_path(store)
     source = open_source(images, masks=config.masks)
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
-    clip = load_clip(config.model, config.pretrained)
+    clip = load_clip(config.model, config.pretrained, preprocess=preprocess)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
     tower = compile_tower(tower) if config.compile else tower
@@ -118,7 +123,8 @@ def plan_extraction(
     )
     provenance = {
         "model": name,
-        "pretrained": Path(config.pretrained).name,
+        "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         **({"prompts": Path(config.prompts).name} if config.prompts else {}),
         "images": source.path.name,
         "open_clip": open_clip.__version__,
@@ -127,7 +133,7 @@ def plan_extraction(
         "paths": remember_paths(
             path,
             model=config.model,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained or config.model,  # a folder or repository has its own weights
             prompts=config.prompts,
             masks=config.masks,
             not_in=config.not_in,

@@ -26,7 +26,8 @@ FIELDS = Fields(
         "create_dataloader device seed dtype b_dec_init_method expansion_factor from_pretrained_path topk_k topk_aux_k "
         "topk_aux_coefficient jumprelu_bandwidth jumprelu_init_threshold jumprelu_l0_coefficient matryoshka_sae "
         "matryoshka_levels matryoshka_min_group_fraction l1_coefficient lr lr_scheduler_name lr_warm_up_steps "
-        "batch_size mse_cls_coefficient use_ghost_grads feature_sampling_window feature_sampling_method resample_batches "
+        "batch_size mse_cls_coefficient use_ghost_grads feature_sampling_window feature_sampling_method "
+        "resample_batches "
         "feature_reinit_scale dead_feature_window dead_feature_estimation_method dead_feature_threshold log_to_wandb "
         "wandb_project wandb_entity wandb_log_frequency n_checkpoints checkpoint_path run_name experiment_metadata"
     ),
