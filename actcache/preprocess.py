@@ -7,6 +7,9 @@ from typing import Any
 
 from actcache.errors import CorruptError
 
+MAX_PIXELS = 178_956_970
+"""Default for the number of pixels above which an image is not decoded. RGB of this size takes 683 MiB, as Pillow needs
+four bytes per pixel. It is the number at which Pillow calls an image a decompression bomb."""
 INTERPOLATIONS = ("bicubic", "bilinear")
 """Any other name would be taken as bicubic by open_clip's transform."""
 RESIZE_MODES = ("shortest", "squash", "longest")
