@@ -15,7 +15,7 @@ def load(path: Path) -> Forward:
     p = as_floats(load_file(path / "sae_weights.safetensors"))
     activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     kind = "topk" if activation == "topk" else cfg.get("architecture", "standard")
-    k = int((cfg.get("activation_fn_kwargs") or cfg).get("k", cfg.get("k"))) if kind == "topk" else 0
+    k = int((cfg.get("activation_fn_kwargs") or cfg).get("k", cfg.get("k", 0))) if kind == "topk" else 0
     c = 1.0
     if cfg.get("normalize_activations") in (True, "expected_average_only_in"):
         c = json.loads((path / "activation_scaler.json").read_bytes())["scaling_factor"]
