@@ -11,6 +11,7 @@ modules and refuses every other name, and of the program only one question is as
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def _read(path: Path) -> Weights:
                 raise ValueError(f"it would unpack to {unpacked:,} bytes")
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 return _read_torchscript(archive)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what it then refuses
+        content = torch.load(path, map_location="cpu", weights_only=True)
     return _name(_unwrap(content), "state dict")
 
 

@@ -32,7 +32,7 @@ def is_transformers_clip(fields: object) -> bool:
 def read_activation(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json says QuickGELU. Raises ModelError for another activation, or two of them."""
     towers = [defaults | _object(fields, key) for key, defaults in (("vision_config", VISION), ("text_config", TEXT))]
-    names = {str(tower["hidden_act"]) for tower in towers}
+    names = {ascii(tower["hidden_act"])[1:-1][:40] for tower in towers}
     if len(names) != 1 or not names <= set(ACTIVATIONS):
         raise ModelError(
             f"config.json has hidden_act {' and '.join(sorted(names))[:80]}. Expected quick_gelu or gelu in both."
@@ -46,7 +46,9 @@ def open_clip_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     text: dict[str, Any] = TEXT | _object(fields, "text_config")
     try:
         if vision["num_channels"] != 3:
-            raise ModelError(f"config.json has num_channels {vision['num_channels']}. Only color images are known.")
+            raise ModelError(
+                f"config.json has num_channels {ascii(vision['num_channels'])[:40]}. Only color images are known."
+            )
         return {
             "embed_dim": fields.get("projection_dim", 512),
             "quick_gelu": read_activation(fields),

@@ -7,10 +7,12 @@ classes with a known name become plain objects that hold their fields.
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import safetensors
 import torch
@@ -51,7 +53,9 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
             raise ValueError(f"it would unpack to {unpacked:,} bytes")
         if isinstance(source, io.BytesIO):
             source.seek(0)
-        with torch.serialization.safe_globals([(Config, name) for name in CONFIGS]):
+        shells: list[Any] = [(Config, name) for name in CONFIGS]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(shells):
+            warnings.simplefilter("ignore")  # torch warns of what it then refuses
             content = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip

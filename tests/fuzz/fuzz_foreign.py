@@ -63,7 +63,8 @@ def mutate_tensors(rng: random.Random, tensors: dict[str, torch.Tensor]) -> None
     elif kind == 2:
         tensors[name] = value.T.contiguous() if value.ndim == 2 else value[None]
     elif kind == 3:
-        tensors[name] = value.to(rng.choice([torch.float16, torch.float64, torch.int32, torch.bool, torch.complex64]))
+        dtype = rng.choice([torch.float16, torch.float64, torch.int32, torch.bool, torch.complex64])
+        tensors[name] = value if value.is_complex() else value.to(dtype)
     elif kind == 4 and value.is_floating_point():
         flat = value.flatten()
         flat[rng.randrange(len(flat))] = rng.choice([float("nan"), float("inf"), 3e38, -1e20, 1e-45])

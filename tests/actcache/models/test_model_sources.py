@@ -190,7 +190,12 @@ def test_a_config_beside_the_weights_contradicts_another_one(
 
 
 def test_a_size_that_is_not_the_towers_is_refused(folder: Callable[..., Path]) -> None:
-    refused("48.*image_size is 24 x 24", str(folder({"size": 48})))
+    path = folder({"size": 48})
+    refused("48.*image_size is 24 x 24", str(path))
+    config = json.loads((path / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["size"] = "4\n8"
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    refused("size", str(path))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +231,8 @@ OFFLINE = """
 import sys, time
 from actcache import PipelineError
 from actcache.models import load_clip
+clip = load_clip("hf-hub:lab/tiny")
+print(clip.model_id, clip.preprocess.mean[0], clip.preprocess.resize_mode)
 began = time.monotonic()
 for model, pretrained in (("hf-hub:x/y", None), ("hf-hub:x/y", "random:0"), ("ViT-B-32", "laion2b_s34b_b79k"),
                           (sys.argv[1], "hf-hub:x/y")):
@@ -239,33 +246,23 @@ print(time.monotonic() - began)
 
 
 @pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "closed port"])
-def test_without_a_network_the_hub_is_one_line_at_once(tmp_path: Path, tiny_model: dict[str, str], way: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
-    environment |= {"HF_HUB_OFFLINE": "1"} if way == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    command = [sys.executable, "-c", OFFLINE, tiny_model["model"]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    *lines, seconds = done.stdout.splitlines()
-    assert len(lines) == 4
-    assert all(line.startswith("ModelError") and "hub" in line for line in lines)
-    assert float(seconds) < 10
-
-
-def test_a_cached_repository_needs_no_network(
-    folder: Callable[..., Path], tmp_path: Path, tiny_model: dict[str, str]
+def test_without_a_network_the_cache_is_used_and_the_rest_is_one_line_at_once(
+    folder: Callable[..., Path], tmp_path: Path, tiny_model: dict[str, str], way: str
 ) -> None:
     path = folder(PREPROCESS["half"])
     snapshot = tmp_path / "hub" / "models--lab--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(path, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
-    code = (
-        "from actcache.models import load_clip\n"
-        "clip = load_clip('hf-hub:lab/tiny')\n"
-        "print(clip.model_id, clip.preprocess.mean[0], clip.preprocess.resize_mode)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [load_clip(str(path)).model_id, "0.5", "squash"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment |= {"HF_HUB_OFFLINE": "1"} if way == "HF_HUB_OFFLINE" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", OFFLINE, tiny_model["model"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    cached, *lines, seconds = done.stdout.splitlines()
+    assert cached.split() == [load_clip(str(path)).model_id, "0.5", "squash"]
+    assert len(lines) == 4
+    assert all(line.startswith("ModelError") and "hub" in line for line in lines)
+    assert float(seconds) < 10
 
 
 @pytest.mark.parametrize("where", ["config", "folder"])
