@@ -26,7 +26,7 @@ ORDER = {
 
 LIBRARIES = {
     "actcache/artifacts": "google_crc32c upath",
-    "actcache/models": "open_clip torch",
+    "actcache/models": "huggingface_hub open_clip safetensors torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",

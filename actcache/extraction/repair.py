@@ -66,7 +66,7 @@ def repair(
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
     config = _find_config(artifact, settings, source, model, pretrained, prompts)
-    plan = plan_extraction(source, artifact.path, config, device)
+    plan = plan_extraction(source, artifact.path, config, device, preprocess=settings.preprocess)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
          "Name the right folder with --images."),

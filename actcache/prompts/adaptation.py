@@ -102,7 +102,7 @@ def adapt(
     prompts: str | Path,
     *,
     model: str,
-    pretrained: str,
+    pretrained: str | None = None,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
     precision: str = "auto",
@@ -194,7 +194,7 @@ def _test_table(
 def _begin(
     path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
     PromptConfig,
-    names: Sequence[str], model: str, pretrained: str, overwrite: bool,
+    names: Sequence[str], model: str, pretrained: str | None, overwrite: bool,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
     if test_source is not None:
@@ -211,10 +211,11 @@ def _begin(
     }
     provenance = {
         "model": Path(model).name,
-        "pretrained": Path(pretrained).name,
+        "pretrained": Path(pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         "torch": torch.__version__,
         "device": towers.vision.device.type,
-        "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
+        "paths": remember_paths(Path(path), model=model, pretrained=pretrained or model),
     }
     return begin_artifact(
         path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite

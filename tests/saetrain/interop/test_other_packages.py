@@ -39,10 +39,11 @@ def rows_of(planted_store: Path) -> Tensor:
 
 
 def dense(run: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes in the units of the package that they came from, reconstruction)."""
     sae = Run.open(run).sae()
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
 
 
 def saev_file(path: Path, header: object, tensors: object) -> Path:
