@@ -34,6 +34,10 @@ class ExtractConfig:
     seed: int = option(0, "Random seed for the order in which images are stored.")
     not_in: Sequence[str | Path] = option((), "Store whose images are left out; repeatable.")
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
+    path_column: str | None = option(
+        None, "Column of a table that holds the images' paths, or the images; found by its name by default."
+    )
+    label: str | None = option(None, "Column of a table that holds the labels; found by its name by default.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 
     def __post_init__(self) -> None:

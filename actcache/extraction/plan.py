@@ -80,7 +80,7 @@ def plan_extraction(
 ) -> ExtractionPlan:
     """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks)
+    source = open_source(images, masks=config.masks, path_column=config.path_column, label=config.label)
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
     clip = load_clip(config.model, config.pretrained)
@@ -115,6 +115,7 @@ def plan_extraction(
         preprocess=tower.preprocess.to_json(),
         compile=config.compile,
         prompts=prompts.description if prompts else None,
+        columns=plan.columns,
     )
     provenance = {
         "model": name,

@@ -126,6 +126,8 @@ def _find_config(
         seed=settings.seed,
         not_in=[whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
         masks=find_origin(artifact, "masks") if "masks" in recorded else None,
+        path_column=settings.columns.get("path"),
+        label=settings.columns.get("label"),
         compile=settings.compile,
     )
 

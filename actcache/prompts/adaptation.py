@@ -103,6 +103,8 @@ def adapt(
     pretrained: str,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
+    path_column: str | None = None,
+    label: str | None = None,
     precision: str = "auto",
     device: str = "auto",
     checkpoint_every: int = 200,
@@ -117,6 +119,7 @@ def adapt(
         model, pretrained: see `load_clip`.
         config: how to train; None takes MaPLe's usual values.
         test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
+        path_column, label: the columns of the images and of the labels of tables, as in `open_source`.
         precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
         checkpoint_every: number of steps between checkpoints.
         on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
@@ -125,7 +128,8 @@ def adapt(
         SettingsError: a bad value, a class with too few images, or other classes in `test`.
         ModelError, ImageSourceError, NonFiniteError: see `load_clip`, `open_source`, `PromptTraining.run`.
     """
-    source, test_source = open_source(images), None if test is None else open_source(test)
+    columns = {"path_column": path_column, "label": label}
+    source, test_source = open_source(images, **columns), None if test is None else open_source(test, **columns)
     config = config or PromptConfig()
     table = source.plan().table
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
