@@ -1,6 +1,6 @@
 from .folder import ImageFolder
 from .hugging_face import HuggingFaceDataset
-from .images import MAX_PIXELS, decode_image, describe_failures
+from .images import decode_image, describe_failures
 from .parquet_images import ImageParquet
 from .plan import ImagePlan
 from .resizing import resize_image, resize_mask
@@ -10,7 +10,6 @@ from .table_file import read_table
 from .tars import ImageTars
 
 __all__ = [
-    "MAX_PIXELS",
     "HuggingFaceDataset",
     "ImageFolder",
     "ImageParquet",

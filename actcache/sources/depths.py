@@ -129,8 +129,8 @@ def find_levels(image: "Image.Image", depth: Depth) -> Levels | None:
     if depth.white is not None and depth.black is not None:
         if not (depth.black <= low and high <= depth.white and depth.black < depth.white < float("inf")):
             raise ValueError(
-                f"its values go from {low:g} to {high:g}, but it calls {depth.black:g} black and {depth.white:g} white. "
-                f"{_ADVICE}, or correct its tags"
+                f"its values go from {low:g} to {high:g}, but it calls {depth.black:g} black and {depth.white:g} "
+                f"white. {_ADVICE}, or correct its tags"
             )
         bits = int(min(depth.white, 1 << 32)).bit_length()
         whole = values.dtype.kind in "iu" and bits >= 8 and (depth.black, depth.white) == (0, (1 << bits) - 1)
@@ -156,7 +156,7 @@ def find_levels(image: "Image.Image", depth: Depth) -> Levels | None:
 def _check_cut(image: "Image.Image", depth: Depth) -> None:
     extrema = image.getextrema()
     bands = list(zip(image.getbands(), extrema, strict=True)) if isinstance(extrema[0], tuple) else []
-    high = max((int(band[1]) for name, band in bands if name != "A"), default=255)  # type: ignore[index]
+    high = max((int(band[1]) for name, band in bands if name != "A"), default=255)
     used = 8 + high.bit_length()
     declared = depth.bits or 16 - UNUSED_BITS
     if declared < 16 and used <= max(declared, 8):

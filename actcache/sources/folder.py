@@ -21,9 +21,10 @@ from actcache.sources.formats import SUFFIXES
 from actcache.sources.listing import MaskFolder, check_text, encode_labels, list_files, measure_files
 from actcache.sources.plan import ImagePlan, plan_images
 
-SPLITS = frozenset(
-    "train training val valid validate validation dev test testing eval evaluation holdout held_out unlabeled".split()
-)
+SPLITS = frozenset({
+    "train", "training", "val", "valid", "validate", "validation", "dev", "test", "testing", "eval", "evaluation",
+    "holdout", "held_out", "unlabeled",
+})  # fmt: skip
 """Names, in lower case, of folders that hold a part of a data set rather than a class."""
 
 
@@ -105,11 +106,9 @@ def _folder_at(uris: Any, level: int) -> Any:
     if level == 0:
         return pa.repeat("", len(uris))
     between = f"(?:[^/]*/){{{abs(level) - 1}}}"
-    if level > 0:
-        pattern = f"(?s)^{between}(?P<folder>[^/]*)/.*$"
-    else:
-        pattern = f"(?s)^(?:.*/)?(?P<folder>[^/]*)/{between}[^/]*$"
-    return pc.fill_null(pc.struct_field(pc.extract_regex(uris, pattern), "folder"), "")
+    ahead, behind = (between, ".*") if level > 0 else ("(?:.*/)?", f"{between}[^/]*")
+    found = pc.extract_regex(uris, f"(?s)^{ahead}(?P<folder>[^/]*)/{behind}$")
+    return pc.fill_null(pc.struct_field(found, "folder"), "")
 
 
 def _are_splits(first: Any, uris: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.preprocess import Preprocess
+from actcache.preprocess import MAX_PIXELS, Preprocess
 from actcache.sources.depths import find_levels, read_depth, reduce_depth
 from actcache.sources.files import read_file
 from actcache.sources.formats import FORMATS, open_image
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 T = TypeVar("T")
-
-MAX_PIXELS = 178_956_970
-"""Default for the number of pixels above which an image is not decoded: 512 MiB of RGB, the number at which Pillow
-calls an image a decompression bomb."""
 
 MIN_SIDE = 4
 """A shorter side counts as this many pixels: Pillow keeps a pointer of 8 bytes for each row, however short it is."""
@@ -106,7 +102,7 @@ def decode_mask(mask: str | Path | bytes, *, name: str | None = None) -> NDArray
 
 
 def _load_upright(opened: Any) -> "Image.Image":
-    """Load the pixels and turn them as the EXIF orientation says. EXIF that cannot be read is ignored, not rewritten."""
+    """Load the pixels and turn them as the EXIF orientation says. Unreadable EXIF is ignored; none is rewritten."""
     from PIL import Image
 
     turns = {

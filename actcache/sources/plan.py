@@ -5,14 +5,15 @@ A plan depends on names, sizes, seed, limit and excluded images; no pixels are r
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actcache.artifacts import digest
-from actcache.errors import ImageSourceError, SettingsError
+from actcache.errors import ImageSourceError
+from actcache.options import check_number
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,14 @@ class ImagePlan:
     def n_images(self) -> int:
         return int(self.table.num_rows)
 
+    def rename_classes(self, texts: Mapping[str, str]) -> "ImagePlan":
+        """The same images in the same order, with other names for some classes; their numbers stay."""
+        names = self.table["label_name"]
+        known = pc.index_in(names, value_set=pa.array(list(texts), pa.string()))
+        renamed = pc.coalesce(pa.array(list(texts.values()), pa.string()).take(known.combine_chunks()), names)
+        place = self.table.column_names.index("label_name")
+        return replace(self, table=self.table.set_column(place, "label_name", renamed).combine_chunks())
+
     @property
     def classes(self) -> list[str]:
         """The sorted names of the classes."""
@@ -83,21 +92,19 @@ def plan_images(
         ImageSourceError: nothing is left.
         SettingsError: `limit` is below 1 or `seed` below 0.
     """
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit must be at least 1, got {limit}.")
-    if seed < 0:
-        raise SettingsError(f"--seed must not be negative, got {seed}.")
+    limit = None if limit is None else check_number("limit", limit, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
     identity: dict[str, object] = {"seed": seed, "limit": limit}
     listing = listing.add_column(0, "source_index", pa.array(np.arange(listing.num_rows, dtype=np.int64)))
     if exclude:
         excluded = pc.is_in(listing["uri"], value_set=pa.array(exclude, pa.string()))
-        left_out, listing = listing["uri"].filter(excluded), listing.filter(pc.invert(excluded))
+        elsewhere, listing = listing["uri"].filter(excluded), listing.filter(pc.invert(excluded))
         if not listing.num_rows:
             raise ImageSourceError(
-                f"All {len(left_out):,} images are already in other stores. Nothing is left to extract."
+                f"All {len(elsewhere):,} images are already in other stores. Nothing is left to extract."
             )
-        if len(left_out):
-            identity["exclude"] = digest(sorted(left_out.to_pylist()))
+        if len(elsewhere):
+            identity["exclude"] = digest(sorted(elsewhere.to_pylist()))
     identity["images"] = list(zip(listing["uri"].to_pylist(), listing["bytes"].to_pylist(), strict=True))
     order = np.random.Generator(np.random.Philox(seed)).permutation(listing.num_rows)[:limit]
     first = [listing[field.name].cast(field.type) for field in IMAGES_SCHEMA]

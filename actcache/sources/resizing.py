@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 STRIP_RATIO = 32
 """An image whose longer side is more than this many times its shorter one is a strip. At this ratio the resized form
-for a 336-pixel model takes 14 MB. A strip may differ from open_clip's transform in rounding, since Pillow chooses by the
-size of an image whether it resizes rows or columns first."""
+for a 336-pixel model takes 14 MB. A strip may differ from open_clip's transform in rounding, since Pillow chooses by
+the size of an image whether it resizes rows or columns first."""
 
 
 def is_strip(width: int, height: int) -> bool:
@@ -56,8 +56,11 @@ def _seen_box(
 
 def _scaled_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
     rows, columns = preprocess.size
-    short = min(width, height)
-    return int(columns * width / short), int(rows * height / short)
+    if rows == columns:
+        short = min(width, height)
+        return int(columns * width / short), int(rows * height / short)
+    ratio = min(width / columns, height / rows)  # as open_clip has it for models whose input is not square
+    return round(width / ratio), round(height / ratio)
 
 
 def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":

@@ -1,4 +1,4 @@
-"""Whatever a decoder raises is the failure of that image, in one line; and what is around the pixels does not matter."""
+"""Whatever a decoder raises is the failure of that image, in one line; what is around its pixels is not."""
 
 import io
 import os
@@ -72,7 +72,7 @@ def test_unreadable_exif_around_fine_pixels_is_ignored(kind: str, container: str
     np.testing.assert_array_equal(decoded, expected)
 
 
-@pytest.mark.parametrize("number", range(0, 10))
+@pytest.mark.parametrize("number", range(10))
 @pytest.mark.parametrize("container", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_every_orientation_turns_the_pixels_as_pillow_does(number: int, container: str) -> None:
     from PIL import ImageOps
@@ -95,12 +95,15 @@ def test_damaged_bytes_of_every_format_are_decoded_or_named_in_one_line(data: st
         at = data.draw(st.integers(0, len(file) - 1) | st.integers(0, min(len(file), 200) - 1))
         file[at] = data.draw(st.integers(0, 255))
     file = file[: data.draw(st.just(len(file)) | st.integers(1, len(file)))]
+    said = ""
     try:
         decoded = decode_image(bytes(file), name="a/b.jpg", max_pixels=1 << 22, preprocess=Preprocess((24, 24)))
     except ImageSourceError as error:
-        assert str(error).startswith("a/b.jpg cannot be read: ")
-        assert "\n" not in str(error)
-        assert "BytesIO" not in str(error)
+        said = str(error)
+    if said:
+        assert said.startswith("a/b.jpg cannot be read: ")
+        assert "\n" not in said
+        assert "BytesIO" not in said
     else:
         assert decoded.mode == "RGB"
 
@@ -220,4 +223,5 @@ def test_masks_are_regular_files_too(tmp_path: Path, make: Callable[[Path], None
     make(tmp_path / "masks" / "b.png")
     source = open_source(tmp_path / "photos", masks=tmp_path / "masks")
     assert sorted(source.plan().table["mask"].to_pylist()) == ["", "a.png"]
-    assert within(5, lambda: source.read_mask("b.jpg")) == [] and source.read_mask("b.jpg") is None
+    assert within(5, lambda: source.read_mask("b.jpg")) == []
+    assert source.read_mask("b.jpg") is None

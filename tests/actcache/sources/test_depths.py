@@ -63,7 +63,8 @@ def refuse(data: bytes, *words: str) -> None:
     with pytest.raises(ImageSourceError) as caught:
         decode_image(data, name="a.tif")
     text = str(caught.value)
-    assert text.startswith("a.tif cannot be read: ") and "\n" not in text
+    assert text.startswith("a.tif cannot be read: ")
+    assert "\n" not in text
     assert "Convert it to" in text  # what to do
     for word in words:
         assert word in text
@@ -117,7 +118,7 @@ def test_a_tiff_is_scaled_between_the_values_it_calls_black_and_white(dtype: Any
         check(write_tiff(values, black=(280, SHORT, low), white=(281, SHORT, high)), GRAY)
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (1e-6, 1e6), (0.0, 1e38)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (1e-6, 1e6), (0.0, 1e38)])
 def test_floating_point_images_are_refused_unless_they_say_what_is_white(low: float, high: float) -> None:
     values = (low + RAMP * (high - low)).astype(np.float32)
     refuse(write_tiff(values), "mode F", "black and white")
@@ -138,7 +139,7 @@ def test_values_beyond_black_and_white_are_never_clipped(value: float) -> None:
     refuse(write_tiff(values, black=(340, FLOAT, 0.0), white=(341, FLOAT, 1.0)), "0 black and 1 white")
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 0.0), (1.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (1.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])
 def test_senseless_levels_are_refused(low: float, high: float) -> None:
     refuse(write_tiff(np.zeros((4, 4), np.float32), black=(340, FLOAT, low), white=(341, FLOAT, high)))
 
@@ -185,7 +186,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("kind, mode", [(kind, mode) for kind, modes in MODES.items() for mode in modes.split()])
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes.split()])
 def test_modes_of_eight_bits_become_rgb_as_pillow_converts_them(kind: str, mode: str) -> None:
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8))
     image = rgb.quantize(16) if mode == "P" else rgb.quantize(16).convert("PA") if mode == "PA" else rgb.convert(mode)

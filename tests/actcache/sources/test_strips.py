@@ -24,8 +24,12 @@ MODES = ("shortest", "squash", "longest")
 def resize_whole(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """The plain order: resize all of the image, then crop."""
     (height, width), method = preprocess.size, Image.Resampling[preprocess.interpolation.upper()]
-    short = min(image.size)
-    scaled = (int(width * image.width / short), int(height * image.height / short))
+    if width == height:
+        short = min(image.size)
+        scaled = (int(width * image.width / short), int(height * image.height / short))
+    else:
+        ratio = min(image.width / width, image.height / height)
+        scaled = (round(image.width / ratio), round(image.height / ratio))
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
     return image.resize(scaled, method).crop((left, top, left + width, top + height))
 
@@ -82,6 +86,28 @@ def test_a_strip_is_decoded_as_it_is_resized(mode: str, shape: tuple[int, int], 
     assert expected.size == (24, 24)
     kept = decode_image(buffer.getvalue(), preprocess=preprocess)
     np.testing.assert_array_equal(np.asarray(kept), np.asarray(expected))
+
+
+@pytest.mark.parametrize("size", [(24, 24), (24, 48), (40, 16), (31, 32)])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(90, 60), (61, 200), (48, 48), (20, 33)])
+def test_models_whose_input_is_not_square_see_what_their_own_transform_shows(
+    size: tuple[int, int], mode: str, shape: tuple[int, int]
+) -> None:
+    import open_clip
+
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8))
+    config = open_clip.transform.PreprocessCfg(size=size, resize_mode=mode)
+    expected = image
+    for step in open_clip.transform.image_transform_v2(config, is_train=False).transforms:
+        after = step(expected)
+        if not isinstance(after, Image.Image):
+            break
+        expected = after
+    preprocess = Preprocess.from_json(vars(config))
+    resized = resize_image(image, preprocess)
+    np.testing.assert_array_equal(np.asarray(resized), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(resize_image(resized, preprocess)), np.asarray(expected))
 
 
 CHILD = """
@@ -153,7 +179,8 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path: Path
     write_png(tmp_path / "large.png", *size)
     said, grown = measure(tmp_path / "large.png", "shortest")
     assert said.startswith(f"large.png cannot be read: it has {size[0]:,} x {size[1]:,} pixels")
-    assert "the limit is 178,956,970" in said and "--max-pixels" in said
+    assert "the limit is 178,956,970" in said
+    assert "--max-pixels" in said
     assert grown < 50
 
 
