@@ -249,6 +249,8 @@ ResultFile = Annotated[Path | None, Option(help="JSON file to write the result t
 TablePath = Annotated[Path | None, Option(help="File to write the answer to: .csv or .parquet.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output.")]
 
+PathColumn = Annotated[str | None, Option(help="Column of a table that holds the images' paths, or the images.")]
+LabelColumn = Annotated[str | None, Option(help="Column of a table that holds the labels.")]
 Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")]
 BatchImages = Annotated[int, Option(help="Images per forward pass. Affects speed only.")]
 Workers = Annotated[int | None, Option(help="Number of local dask worker processes. Affects speed only.")]
@@ -688,6 +690,8 @@ def adapt(
     test: Annotated[
         Path | None, Option(help="Images to measure accuracy on; by default, all images that are not shots.")
     ] = None,
+    path_column: PathColumn = None,
+    label: LabelColumn = None,
     precision: Annotated[str, Option(help="Precision of the computation: auto, float32 or bfloat16.")] = "auto",
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 200,
@@ -699,8 +703,9 @@ def adapt(
     """
     with show_progress("adapt", "steps") as on_progress:
         adaptation = actcache.adapt(
-            images, prompts, model=model, pretrained=pretrained, config=config, test=test, precision=precision,
-            device=device, checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
+            images, prompts, model=model, pretrained=pretrained, config=config, test=test, path_column=path_column,
+            label=label, precision=precision, device=device, checkpoint_every=checkpoint_every, overwrite=overwrite,
+            on_progress=on_progress,
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}

@@ -50,6 +50,10 @@ class ExtractConfig:
     )
     max_pixels: int = option(MAX_PIXELS, "Number of pixels above which an image is not decoded.", at_least=1)
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
+    path_column: str | None = option(
+        None, "Column of a table that holds the images' paths, or the images; found by its name by default."
+    )
+    label: str | None = option(None, "Column of a table that holds the labels; found by its name by default.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 
     def __post_init__(self) -> None:

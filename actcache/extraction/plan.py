@@ -104,7 +104,13 @@ def plan_extraction(
         preprocess: the preprocessing that an existing store recorded; by default the model's.
     """
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks, class_level=config.class_level)
+    source = open_source(
+        images,
+        masks=config.masks,
+        class_level=config.class_level,
+        path_column=config.path_column,
+        label=config.label,
+    )
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
     if config.class_names is not None:
@@ -143,6 +149,7 @@ def plan_extraction(
         preprocess=tower.preprocess.to_json(),
         compile=config.compile,
         prompts=prompts.description if prompts else None,
+        columns=plan.columns,
     )
     provenance = {
         "model": name,

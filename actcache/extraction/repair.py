@@ -132,6 +132,8 @@ def _find_config(
         class_level=_find_class_level(artifact, source),
         class_names=find_origin(artifact, "class_names") if "class_names" in recorded else None,
         max_pixels=artifact.provenance.get("max_pixels", MAX_PIXELS),
+        path_column=settings.columns.get("path"),
+        label=settings.columns.get("label"),
         compile=settings.compile,
     )
 

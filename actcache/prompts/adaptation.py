@@ -105,6 +105,8 @@ def adapt(
     pretrained: str | None = None,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
+    path_column: str | None = None,
+    label: str | None = None,
     precision: str = "auto",
     device: str = "auto",
     checkpoint_every: int = 200,
@@ -119,6 +121,7 @@ def adapt(
         model, pretrained: see `load_clip`.
         config: how to train; None takes MaPLe's usual values.
         test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
+        path_column, label: the columns of the images and of the labels of tables, as in `open_source`.
         precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
         checkpoint_every: number of steps between checkpoints.
         on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
@@ -129,8 +132,10 @@ def adapt(
     """
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
     config = config or PromptConfig()
-    source = open_source(images, class_level=config.class_level)
-    test_source = None if test is None else open_source(test, class_level=config.class_level)
+    source = open_source(images, class_level=config.class_level, path_column=path_column, label=label)
+    test_source = None
+    if test is not None:
+        test_source = open_source(test, class_level=config.class_level, path_column=path_column, label=label)
     table = _list_images(source, config)
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
     names = split.choose(config.classes)

@@ -72,7 +72,10 @@ def encode(
             "quality": run.quality,
             "curves": run.curves(),
             "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
-            "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+            "source": {
+                **{key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+                **({"columns": dict(columns)} if (columns := store.stores[0].settings.columns) else {}),
+            },
         },
         prepare=lambda folder: prepare_codes(folder, store),
         overwrite=overwrite,
