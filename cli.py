@@ -6,6 +6,13 @@ Results go to stdout, progress goes to stderr. Exit codes: 0 done, 1 one of our 
 The flags of a verb come from the fields of its configuration classes (`with_flags`), so an option is written down once.
 """
 
+import os
+import signal
+import threading
+
+if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
+    _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 import inspect as signatures
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +31,7 @@ import analysis
 import saetrain
 from actcache.errors import PipelineError, SettingsError
 from actcache.extraction import ExtractConfig
+from actcache.interrupts import interrupt, leave, on_interrupt
 from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
 from analysis.concepts import AnalyzeConfig
@@ -64,18 +72,28 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with on_interrupt(interrupt):
+                return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:
                 raise
             stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt as error:
             stderr.print("interrupted; the same command resumes")
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(130) from error
 
 
-app = typer.Typer(
+class Program(typer.Typer):
+    """The whole program, which Ctrl-C ends quietly before a verb begins and after it has ended."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, leave)  # it stays: what follows this call is the end of the process
+        return super().__call__(*args, **options)
+
+
+app = Program(
     name="patchsae",
     cls=Verbs,
     no_args_is_help=True,
@@ -368,7 +386,9 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
+    n_underflowed = opened.summary["n_underflowed"]
+    underflow = {} if n_underflowed is None else {"n_underflowed": n_underflowed}
+    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries, **underflow}, repr(opened))
 
 
 @verb(PATH, "analyze val.codes val.concepts")
@@ -831,6 +851,9 @@ def hook_point(layer: int | None, site: str | None) -> Any:
         raise SettingsError("--site needs --layer.")
     return actcache.HookPoint(layer, site)
 
+
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, _before)
 
 if __name__ == "__main__":
     app()

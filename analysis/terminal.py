@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,6 +15,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+
+from actcache.interrupts import interrupt
 
 stdout, stderr = Console(), Console(stderr=True)
 
@@ -161,10 +164,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     """
     seen = False
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal seen
         seen = True
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
     before = signal.signal(signal.SIGINT, note) if threading.current_thread() is threading.main_thread() else None
     try:

@@ -23,6 +23,7 @@ from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.models import VisionTower
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.sources import ImagePlan, ImageSource, describe_failures
 from actcache.store import (
@@ -77,8 +78,8 @@ def extract(
     """
     if on_error not in ON_ERROR:
         raise SettingsError(f"--on-error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
-    if batch_size < 1:
-        raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
+    batch_size = check_number("batch_size", batch_size, int, at_least=1)
+    n_threads = None if n_threads is None else check_number("n_threads", n_threads, int, at_least=1)
     if overwrite and not find_worker().alone:
         raise SettingsError(
             "--overwrite with several workers would delete what the others write. Remove the store first."

@@ -19,6 +19,7 @@ from actcache.artifacts import artifact_path, is_remote, missing_shards, open_ar
 from actcache.errors import PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
+from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
 from actcache.prompts import open_prompts, prompt_vision, read_class_names
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
@@ -173,7 +174,7 @@ def estimate(
     Args:
         config, options: as for `extract`.
     """
-    worker = find_worker()
+    worker, batch_size = find_worker(), check_number("batch_size", batch_size, int, at_least=1)
     plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
     path = plan.path
     shards = range(plan.layout.n_shards)

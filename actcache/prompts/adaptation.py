@@ -17,6 +17,7 @@ from torch import Tensor
 from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
 from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
+from actcache.options import check_number
 from actcache.progress import ProgressWithNote
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.class_names import class_words, read_class_names, warn_about_shared_texts
@@ -126,6 +127,7 @@ def adapt(
         SettingsError: a bad value, a class with too few images, or other classes in `test`.
         ModelError, ImageSourceError, NonFiniteError: see `load_clip`, `open_source`, `PromptTraining.run`.
     """
+    checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
     config = config or PromptConfig()
     source = open_source(images, class_level=config.class_level)
     test_source = None if test is None else open_source(test, class_level=config.class_level)

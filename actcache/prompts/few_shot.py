@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError, SettingsError
+from actcache.options import check_number
 
 CLASSES = ("all", "base", "novel")
 
@@ -59,8 +60,7 @@ def choose_shots(
     Raises:
         SettingsError: `shots` is below 1, or a class has fewer images.
     """
-    if shots < 1:
-        raise SettingsError(f"--shots must be at least 1, got {shots}.")
+    shots = check_number("shots", shots, int, at_least=1)
     labels, order = np.asarray(label_names, dtype=object), np.argsort(np.asarray(uris, dtype=object), kind="stable")
     generator = np.random.Generator(np.random.Philox(seed))
     chosen = []

@@ -70,6 +70,8 @@ def encode_labels(
         label = label.cast(label.type.value_type)
     if pa.types.is_null(label.type):
         label = label.cast(pa.int32())
+    if pa.types.is_boolean(label.type) and label_name is None:
+        label_name = pc.if_else(label, "true", "false")
     if _is_text(label.type):
         if label_name is not None:
             raise ImageSourceError(
@@ -79,10 +81,14 @@ def encode_labels(
         classes = pa.array(sorted(set(pc.unique(names).to_pylist()) - {""}), pa.string())
         return pc.index_in(names, value_set=classes).fill_null(-1).cast(pa.int32()), names
     try:
-        index = label.cast(pa.float64() if pa.types.is_floating(label.type) else pa.int64()).cast(pa.int32())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if pa.types.is_floating(label.type):  # a column of whole numbers with gaps, as pandas writes it
+            label = label.cast(pa.float64())
+            label = pc.if_else(pc.is_nan(label), None, label)
+        index = label.cast(pa.int64()).cast(pa.int32())
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
         raise ImageSourceError(
-            f"{source} has a label that is not a class: {error}. Expected text or integers below 2,147,483,648."
+            f"{source} has a label that is not a class: {reason}. Expected text or integers below 2,147,483,648."
         ) from error
     index = index.fill_null(-1)
     if pc.any(pc.less(index, -1)).as_py():

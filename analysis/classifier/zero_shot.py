@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.prompts import (
     Towers,
@@ -183,8 +184,7 @@ def choose_images(
         images = np.intersect1d(images, within)
     if not len(images):
         raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit must be at least 1, got {limit}.")
+    limit = None if limit is None else check_number("limit", limit, int, at_least=1)
     return sample_images(images, limit, seed)
 
 
