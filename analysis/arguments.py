@@ -195,7 +195,9 @@ Adapted = Annotated[
     ),
     Takes("concepts"),
 ]
-CompareOut = Annotated[Path, Argument(metavar="OUT", help="JSON file to write; an HTML page is written beside it.")]
+CompareOut = Annotated[
+    Path, Argument(metavar="OUT", help="JSON file to write; an HTML page is written beside it."), JSON
+]
 SecondRun = Annotated[
     Path | None,
     Option(help="Run trained on the adapted model's activations, to compare both dictionaries."),
@@ -219,7 +221,15 @@ ConvertStore = Annotated[
 ]
 ConvertLayer = Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")]
 Repair = Annotated[bool, Option("--repair", help="Extract only the damaged shards again.")]
-VerifyImages = Annotated[Path | None, Option(help="With --repair: where the images are, if they have moved.")]
-VerifyModel = Annotated[str | None, Option(help="With --repair: the architecture, if its config file has moved.")]
-VerifyPretrained = Annotated[str | None, Option(help="With --repair: the weights, if they have moved.")]
-VerifyPrompts = Annotated[str | None, Option(help="With --repair: the prompts, if they have moved.")]
+VerifyImages = Annotated[
+    Path | None, Option(help="With --repair: where the images are, if they have moved."), takes_images
+]
+VerifyModel = Annotated[
+    str | None, Option(help="With --repair: the architecture, if its config file has moved."), takes_model
+]
+VerifyPretrained = Annotated[str | None, Option(help="With --repair: the weights, if they have moved."), takes_weights]
+VerifyPrompts = Annotated[
+    str | None,
+    Option(help="With --repair: the prompts, if they have moved."),
+    Reads("x.prompts or a checkpoint", folder=None),
+]
