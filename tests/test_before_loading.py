@@ -35,7 +35,9 @@ WRONG = {
     "model": "ViT-B-61", "pretrained": "nowhere/weights.pt", "templates": "nothing", "template": "nothing",
     "scheduler": "nowhere", "dtype": "float8", "codec": "gzip", "variant": "magic", "sites": "nowhere",
     "tokens": "none", "method": "none", "explain": "nothing", "score": "median", "show": "nothing", "rank": "none",
-    "normalize": "nothing", "penalty": "nothing", "init": "nothing", "classes": "some", "where": " ", "group": " ", "versus": " ", "chosen_where": " ",
+    "normalize": "nothing",
+    "penalty": "nothing", "init": "nothing", "classes": "some",
+    "where": " ", "group": " ", "versus": " ", "chosen_where": " ",
     "n_workers": "0", "n_threads": "0", "log_every": "0", "checkpoint_every": "0", "batch_size": "0",
     "n_images": "0", "n_tokens": "0",
 }  # fmt: skip
@@ -73,12 +75,7 @@ def wrong_commands() -> dict[str, list[str]]:
         arguments = [each for each in command.params if each.param_type_name == "argument"][:n_arguments]
         for place, each in enumerate(arguments):
             if names := [type(check).__name__ for _, check in checks.get(each.name, [])]:
-                if names == ["Makes"]:
-                    bad = "words.txt" if each.name != "run" else "words.txt"
-                elif names == ["Writes"]:
-                    bad = "new.xyz"
-                else:
-                    bad = "nowhere/there"
+                bad = {"Makes": "words.txt", "Writes": "new.xyz"}.get(names[0], "nowhere/there")
                 commands[f"{verb}.{each.name}"] = [verb, *words[:place], bad, *words[place + 1 :]]
         for each in command.params:
             if each.param_type_name != "option" or each.name in ("help", *(a.name for a in arguments)):

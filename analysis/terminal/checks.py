@@ -208,7 +208,8 @@ FIELDS: dict[str, Check] = {
     "model": takes_model, "pretrained": takes_weights, "device": takes_device, "precision": OneOf(PRECISIONS),
     "tokens": OneOf(TOKENS), "templates": takes_templates, "template": takes_template, "not_in": Takes("acts"),
     "prompts": Reads("x.prompts or a checkpoint", folder=None), "masks": Reads("a folder of PNG masks", folder=True),
-    "classes": OneOf(("all", "base", "novel")), "explain": OneOf(("label", "zero-shot")), "score": OneOf(("mean", "max")), "where": takes_condition,
+    "classes": OneOf(("all", "base", "novel")),
+    "explain": OneOf(("label", "zero-shot")), "score": OneOf(("mean", "max")), "where": takes_condition,
     "group": takes_condition, "versus": takes_condition, "chosen_where": takes_condition, "batch_size": at_least_one,
 }  # fmt: skip
 """Checks of the fields of configurations, by their names."""

@@ -41,6 +41,7 @@ class State:
     done: int = 0
     total: int | None = None
     note: str = ""
+    closed: bool = False
     history: deque[tuple[float, int]] = field(default_factory=deque)
 
     def update(self, done: int, total: int, note: str, now: float) -> None:
@@ -65,7 +66,7 @@ class State:
     def clock(self, now: float) -> str:
         """The time that the task took, has left, or has taken so far; the word says which."""
         if self.finished:
-            return f"took {show_time(now - self.started)}"
+            return f"{'took' if self.closed else 'finishing,'} {show_time(now - self.started)}"
         rate = self.rate
         if rate is None or self.total is None:
             return f"{show_time(now - self.started)} so far"
@@ -144,7 +145,8 @@ class Display:
     def close(self) -> None:
         """Leave the last line on the screen, if there was one."""
         self._closed.set()
-        if options.quiet or not self._thread.is_alive():
+        self.state.closed = True
+        if self._erase not in before_message:  # --quiet, or closed before
             return
         self._thread.join()
         with lock:
