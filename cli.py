@@ -290,9 +290,8 @@ def query(
             opened, table, sheet, latents=question.latents, images=question.image, where=question.where, folder=images,
             store=store, names=known,
         )  # fmt: skip
-    drawn = {} if sheet is None else {"sheet": str(sheet)}
     n_shown = 20 if question.sample is not None else None
-    emit_answer(opened, table, out, n_shown=n_shown, names=known, asked=question.named_latents, **drawn)
+    emit_answer(opened, table, out, n_shown=n_shown, names=known, asked=question.named_latents, sheet=sheet)
     show_written(out, sheet)
     show_next_question(codes, question, table)
 

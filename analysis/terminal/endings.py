@@ -59,12 +59,11 @@ def emit_answer(
     table = add_names(table, codes, names)
     rows = table.to_pylist()
     facts = {"rows": rows, "bytes_read": codes.bytes_read, **more}  # bytes of codes.zarr
-    if out is not None:
-        facts["out"] = str(out)
-        if not is_written:
-            write_answer(table, out)
+    facts["out"] = None if out is None else str(out)
+    if out is not None and not is_written:
+        write_answer(table, out)
     called = {latent: names[latent] for latent in asked if latent in names}
-    if called:
+    if asked:
         facts["names"] = called
     head: list[Any] = [f"latent {latent}: {name}" for latent, name in called.items()]
     hidden = {"row", "column"} if rows and "at" in rows[0] else set()  # `at` says both, and CLS

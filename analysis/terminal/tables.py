@@ -118,7 +118,7 @@ def draw_estimate(estimate: Any) -> list[str | Text]:
         {
             "images": estimate.n_images,
             "tokens": estimate.n_tokens,
-            "hook points": estimate.settings["hook_points"],
+            "hook points": list(map(str, estimate.settings.hook_points)),
             "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
             f"{estimate.n_missing_shards:,} to be written",
             "free on that disk": free
