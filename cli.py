@@ -123,7 +123,7 @@ def quickstart(
     """
     with show_steps() as show:
         result = analysis.quickstart(out, n_images=n_images, seed=seed, on_step=show)
-    emit(result.to_json(), "\n".join(result.lines()))
+    emit(result.to_json(), result.lines())
     show_written(*sorted(out.iterdir()))
     show_next("query", out / "scenes.codes", "--latent", result.concepts[0].latent)
 
@@ -646,7 +646,7 @@ def verify(
     if checked.problems and not repair:
         remake = "the command that made it, with --overwrite"
         advice = [f"  to repair it: {f'patchsae verify {path} --repair' if checked.kind == 'acts' else remake}"]
-    emit(facts, "\n".join([text, *(f"  {problem}" for problem in checked.problems), *advice]))
+    emit(facts, [text, *(f"  {problem}" for problem in checked.problems), *advice])
     if not checked.ok:
         raise typer.Exit(1)
 

@@ -156,11 +156,22 @@ def choose_images(
         raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
     if where is not None:
         mask &= select_images(store.images, where)
+        if not mask.any():
+            raise SettingsError(
+                f"--where {where!r} holds for none of the {store.n_images:,} images of {store.path} that have a label. "
+                "Relax the condition."
+            )
     images = np.flatnonzero(mask)
     if within is not None:
         images = np.intersect1d(images, within)
     if not len(images):
-        raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
+        which = (
+            "None of its labeled images" if where is None else f"None of the images for which --where {where!r} holds"
+        )
+        raise SettingsError(
+            f"{which} in {store.path} is left, because the run was trained on all of them. "
+            "Give a store of other images, or relax --where."
+        )
     if limit is not None and limit < 1:
         raise SettingsError(f"--limit must be at least 1, got {limit}.")
     return sample_images(images, limit, seed)

@@ -42,8 +42,7 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
             }
         else:
             info, *own = getattr(hint, "__metadata__", (None,))
-            shown = info.metavar if isinstance(info, typer.models.ArgumentInfo) and info.metavar else flag_name(name)
-            checks[name] = [(shown.strip("[].") if shown[0] != "-" else shown, check) for check in own]
+            checks[name] = [(shown_name(name, info), check) for check in own]
             parameters.append(parameter.replace(annotation=hint, kind=signatures.Parameter.KEYWORD_ONLY))
 
     def run(**given: Any) -> None:
@@ -69,6 +68,14 @@ def check_value(name: str, value: Any, check: Check) -> None:
     for each in value if isinstance(value, list | tuple) else [value]:
         if each is not None:
             check(name, each)
+
+
+def shown_name(name: str, info: Any) -> str:
+    """An argument as people write it: RUN, OUT, --result."""
+    if isinstance(info, typer.models.ArgumentInfo):
+        return str(info.metavar or name).strip("[].")
+    flags = [text for text in getattr(info, "param_decls", None) or () if text.startswith("--")]
+    return flags[0] if flags else flag_name(name)
 
 
 def flag_name(name: str) -> str:

@@ -49,14 +49,13 @@ before_message: list[Callable[[], None]] = []
 
 
 def emit(facts: Mapping[str, Any], lines: str | Iterable[str | Text]) -> None:
-    """Print the result: one JSON object, or what people read (a text, or lines that fit the width of the screen)."""
+    """Print the result: one JSON object, or what people read: a line, or several. A newline within one is escaped."""
     with lock:
         if options.json:
             print(to_json(facts))
             return
         for line in [lines] if isinstance(lines, str) else lines:
-            for part in line.split("\n") if isinstance(line, str) else [line]:
-                stdout.print(Text(visible(part)) if isinstance(part, str) else part, soft_wrap=True)
+            stdout.print(Text(visible(line)) if isinstance(line, str) else line, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
