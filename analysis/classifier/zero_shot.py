@@ -165,13 +165,7 @@ def choose_images(
     if within is not None:
         images = np.intersect1d(images, within)
     if not len(images):
-        which = (
-            "None of its labeled images" if where is None else f"None of the images for which --where {where!r} holds"
-        )
-        raise SettingsError(
-            f"{which} in {store.path} is left, because the run was trained on all of them. "
-            "Give a store of other images, or relax --where."
-        )
+        raise SettingsError(f"No labeled image of {store.path} is selected. Select others with --where.")
     if limit is not None and limit < 1:
         raise SettingsError(f"--limit must be at least 1, got {limit}.")
     return sample_images(images, limit, seed)

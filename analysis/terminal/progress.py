@@ -27,6 +27,8 @@ FIRST_LINE_S = 5.0
 """Without a terminal, the first line comes after this time, and each later one after twice the time."""
 WINDOW_S = 30.0
 """The rate is that of the last half minute."""
+UNITS = {"train": "steps", "adapt": "steps", "analyze": "tasks", "compare with the truth": "steps"}
+"""What `show_steps` counts in a step; images in all others."""
 BAR = (6, 24)
 """The fewest and the most columns of the bar."""
 
@@ -210,19 +212,19 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def show_steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show several tasks one after the other, as `on_step(name, done, total)` names them."""
+def show_steps() -> Iterator[Callable[..., None]]:
+    """Show several tasks one after the other, as `on_step(name, done, total, note)` names them."""
     with interrupts() as interrupted:
         display = Display("starting", "steps")
 
-        def show(step: str, done: int, total: int) -> None:
+        def show(step: str, done: int, total: int, note: str = "") -> None:
             nonlocal display
             if interrupted():
                 raise KeyboardInterrupt
             if step != display.state.name:
                 display.close()
-                display = Display(step, "steps")
-            display.update(done, total)
+                display = Display(step, UNITS.get(step, "images"))
+            display.update(done, total, note)
 
         try:
             yield show
