@@ -8,6 +8,13 @@ The flags of a verb come from the fields of its configuration classes, and argum
 annotations (`with_flags`), before the library is loaded.
 """
 
+import os
+import signal
+import threading
+
+if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
+    _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +43,7 @@ from analysis.config import (
 )
 from analysis.query import Question
 from analysis.terminal import (
+    Program,
     Verb,
     Verbs,
     describe_codes,
@@ -55,6 +63,7 @@ from analysis.terminal import (
     show_next_of,
     show_next_question,
     show_progress,
+    show_source,
     show_steps,
     show_written,
     split_pair,
@@ -62,7 +71,7 @@ from analysis.terminal import (
 )
 from saetrain.config import SAEConfig, TrainConfig
 
-app = typer.Typer(
+app = Program(
     name="patchsae",
     cls=Verbs,
     no_args_is_help=True,
@@ -146,22 +155,28 @@ def extract(
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
-        emit(
-            {**vars(estimate), "settings": estimate.settings.to_json(), "fits": estimate.fits}, draw_estimate(estimate)
-        )
+        facts = {**vars(estimate), "settings": estimate.settings.to_json(), "fits": estimate.fits}
+        show_source(estimate)
+        emit(facts, draw_estimate(estimate))
         if not estimate.fits:
             raise typer.Exit(1)
         return
+    plans: list[Any] = []
+
+    def on_plan(plan: Any) -> None:
+        plans.append(plan)
+        show_source(plan)
+
     with show_progress("extract", "images") as on_progress:
         try:
             opened = actcache.extract(
                 images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
-                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress, on_plan=on_plan,
             )  # fmt: skip
         except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
-    facts = describe_store(store, opened)
+    facts = {**describe_store(store, opened), "classes": plans[0].classes, "left_out": dict(plans[0].left_out)}
     emit(facts, [repr(opened), *(f"  skipped: {image['reason']}" for image in facts["skipped"])])
     show_written(store)
     show_next_of(store)
@@ -663,6 +678,9 @@ def hook_point(layer: int | None, site: str | None) -> Any:
         raise SettingsError("--site needs --layer.")
     return actcache.HookPoint(layer, site)
 
+
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, _before)
 
 if __name__ == "__main__":
     app()

@@ -1,11 +1,13 @@
 """The answer to a question, as a pyarrow table, and that table as a file."""
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -70,9 +72,11 @@ def _parse_axis(text: str) -> int | slice:
 
 
 def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) -> Path:
-    """Write a table, or a list of rows, as .csv, .parquet or .json. An existing file is replaced.
+    """Write a table, or a list of rows, as .csv, .parquet or .json, and return the path. A file there is replaced.
 
     The JSON is a list of rows, with null for a number that does not exist.
+
+    In a .csv, texts that a spreadsheet would run as a formula begin with an apostrophe; numbers are as they are.
 
     Raises SettingsError for another suffix.
     """
@@ -80,7 +84,7 @@ def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) 
     table = pa.Table.from_pylist(list(map(dict, table))) if isinstance(table, list) else table
     sink = io.BytesIO()
     if out.suffix.lower() == ".csv":
-        pyarrow.csv.write_csv(table, sink)
+        pyarrow.csv.write_csv(_disarm_formulas(table), sink)
     elif out.suffix.lower() == ".parquet":
         pq.write_table(table, sink)
     elif out.suffix.lower() == ".json":
@@ -89,3 +93,17 @@ def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) 
         raise SettingsError(f"--out must end in .csv, .parquet or .json, got {out.name!r}.")
     write_atomic(out, sink.getvalue(), parents=True)
     return out
+
+
+FORMULA = r"^([=+\-@\t\r])"
+"""How a text begins that spreadsheets run; names and labels may come from somebody else."""
+
+
+def _disarm_formulas(table: pa.Table) -> pa.Table:
+    """Put an apostrophe, which spreadsheets do not show, before such texts, in the names of columns too."""
+    columns: list[Any] = []
+    for column in table.columns:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        columns.append(pc.replace_substring_regex(column.cast(kind), FORMULA, r"'\1") if is_text else column)
+    return pa.table(columns, names=[re.sub(FORMULA, r"'\1", name) for name in table.column_names])

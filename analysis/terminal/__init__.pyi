@@ -24,18 +24,20 @@ from .endings import (
     show_next,
     show_next_of,
     show_next_question,
+    show_source,
     show_written,
 )
 from .flags import read_values, split_pair, with_flags
 from .progress import show_progress, show_steps
 from .screen import emit, options
 from .tables import draw_estimate, draw_facts, draw_table
-from .verbs import Verb, Verbs, program_version
+from .verbs import Program, Verb, Verbs, program_version
 
 __all__ = [
     "WORDS",
     "Makes",
     "OneOf",
+    "Program",
     "Reads",
     "Takes",
     "Verb",
@@ -59,6 +61,7 @@ __all__ = [
     "show_next_of",
     "show_next_question",
     "show_progress",
+    "show_source",
     "show_steps",
     "show_written",
     "split_pair",

@@ -9,7 +9,7 @@ from typing import Any
 
 from actcache.artifacts import MANIFEST_FILE, Artifact, open_artifact
 from actcache.errors import PipelineError
-from analysis.terminal.screen import STARTED, emit, show_note
+from analysis.terminal.screen import STARTED, emit, options, show_line, show_note, show_warning
 from analysis.terminal.tables import draw_facts, draw_table
 
 
@@ -139,6 +139,24 @@ def _near(path: Path) -> str:
     return str(path) if relative.startswith("../../..") else relative
 
 
+def show_source(plan: Any) -> None:
+    """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
+
+    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate.
+    """
+    if options.quiet:
+        return
+    from actcache.prompts import describe_shared_texts
+
+    names = plan.classes
+    if names:
+        show_line(f"{len(names):,} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
+    if plan.left_out:
+        show_line("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in plan.left_out.items()))
+    if shared := describe_shared_texts(names):
+        show_warning(shared)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Facts about artifacts, for --json
 
@@ -148,7 +166,7 @@ def describe_store(path: str, store: Any) -> dict[str, Any]:
     return {
         "store": str(path), "store_id": store.store_id, "complete": True, "n_images": store.n_images,
         "n_tokens": store.n_tokens, "d_model": store.layout.d_model, "hook_points": list(map(str, store.hook_points)),
-        "skipped": _skipped(store.images, store.failed),
+        "n_skipped": len(store.failed), "skipped": _skipped(store.images, store.failed),
     }  # fmt: skip
 
 
@@ -164,8 +182,8 @@ def describe_codes(codes: Any) -> dict[str, Any]:
     """Codes, and which images have none because they could not be read."""
     return {
         "codes": str(codes.path), "codes_id": codes.codes_id, "n_images": codes.n_images, "n_tokens": codes.n_tokens,
-        "n_latents": codes.n_latents, "n_entries": codes.n_entries,
-        "skipped": _skipped(codes.images, codes.summary["failed"]),
+        "n_latents": codes.n_latents, "n_entries": codes.n_entries, "n_underflowed": codes.summary["n_underflowed"],
+        "n_skipped": len(codes.summary["failed"]), "skipped": _skipped(codes.images, codes.summary["failed"]),
     }  # fmt: skip
 
 

@@ -14,9 +14,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 
 from rich.filesize import decimal
 
+from actcache.interrupts import interrupt
 from actcache.text import visible
 from analysis.terminal.screen import before_message, lock, options
 
@@ -240,10 +242,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     """
     seen = False
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal seen
         seen = True
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
     before = signal.signal(signal.SIGINT, note) if threading.current_thread() is threading.main_thread() else None
     try:

@@ -104,13 +104,13 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if options.traceback or record.name.split(".")[0] in OURS:
             with suppress(Exception):  # a message that cannot be formatted must not end the program
-                _warn(record.getMessage())
+                show_warning(record.getMessage())
 
 
 def _show_warning(message: Any, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     if options.traceback or any(f"/{package}/" in filename for package in OURS):
-        _warn(f"{category.__name__}: {message}" if options.traceback else message)
+        show_warning(f"{category.__name__}: {message}" if options.traceback else message)
 
 
-def _warn(message: object) -> None:
+def show_warning(message: object) -> None:
     _tell(Text.assemble(("warning: ", "bold yellow"), visible(message)))

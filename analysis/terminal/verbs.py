@@ -1,5 +1,7 @@
 """How the command line behaves as a whole: global flags anywhere, one line for an error, usage that is explained."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from actcache.errors import PipelineError
+from actcache.interrupts import interrupt, leave, on_interrupt
 from actcache.text import visible
 from analysis.terminal.checks import Makes, Takes, explain_missing, find_unquoted
 from analysis.terminal.screen import options, prepare_screen, show_error, show_line
@@ -32,16 +35,25 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with escaped_usage(ctx):
+            with on_interrupt(interrupt), escaped_usage(ctx):
                 return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:
                 raise
             show_error(error)
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt as error:
             show_line("interrupted; the same command resumes")
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(130) from error
+
+
+class Program(typer.Typer):
+    """The whole program, which Ctrl-C ends quietly before a verb begins and after it has ended."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, leave)  # it stays: what follows this call is the end of the process
+        return super().__call__(*args, **options)
 
 
 class Verb(TyperCommand):
