@@ -16,11 +16,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors interrupts options progress preprocess workers hook_point artifacts models sources "
+    "actcache": "errors interrupts options text progress preprocess workers hook_point artifacts models sources "
     "store prompts extraction demo",
     "saetrain": "distributed config model metrics run data training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
-    "localization naming dictionary rules interventions comparison report terminal tour",
+    "localization naming dictionary rules interventions comparison report terminal arguments tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
@@ -51,8 +51,9 @@ LIBRARIES = {
     "analysis/interventions": "torch",
     "analysis/comparison": "torch",
     "analysis/report": "bokeh jinja2 markupsafe",
-    "analysis/terminal": "rich",
-    "cli": "rich typer",
+    "analysis/terminal": "rich typer",
+    "analysis/arguments": "typer",
+    "cli": "typer",
 }
 """Which room may import which library. A room that is not listed takes the standard library and EVERYWHERE only."""
 

@@ -179,6 +179,11 @@ def choose_images(
         raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
     if where is not None:
         mask &= select_images(store.images, where)
+        if not mask.any():
+            raise SettingsError(
+                f"--where {where!r} holds for none of the {store.n_images:,} images of {store.path} that have a label. "
+                "Relax the condition."
+            )
     images = np.flatnonzero(mask)
     if within is not None:
         images = np.intersect1d(images, within)

@@ -72,9 +72,9 @@ def analyze(
     places, made_by = find_images(codes, images=images, store=store), find_run(codes, run)
     left_out = {}
     if not places.all_there():
-        left_out["pictures"] = "the images were not found; give them with --images"
+        left_out["pictures"] = "the images were not found; analyze again with --images and --overwrite"
     if not isinstance(made_by, Run):
-        left_out["nearest"] = f"{made_by}; give the run with --run"
+        left_out["nearest"] = f"{made_by}; analyze again with --run and --overwrite"
     embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
     if embedded is not None:
         check_embeddings(codes, embedded)

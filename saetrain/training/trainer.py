@@ -29,7 +29,10 @@ from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
 TrainingProgress = Callable[[int, int, MetricsLine], None]
-"""Called with (steps done, steps in all, metrics of the last logged step)."""
+"""Called with (steps done, steps in all, metrics of that step), with every logged step and otherwise each second."""
+
+REPORT_S = 1.0
+"""Seconds between reports of progress where no step is logged. A report waits for the device."""
 
 
 def train(
@@ -209,6 +212,7 @@ def _train(
             if training.done and not training.complete:  # it was stopped after its last step
                 _finish(training, failed)
         started, laps = time.perf_counter(), Laps()
+        reported = started
         while active:
             laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
             batch = next(batches)
@@ -216,7 +220,7 @@ def _train(
             laps("wait")
             shared: dict[tuple[HookPoint, str | None], Tensor] = {}
             turn = [training for training in active if training.step == step]
-            lines = []
+            lines, losses, logged = [], [], list[MetricsLine]()
             for training in turn:
                 key = training.hook_point, training.sae.config.normalize
                 if key not in shared:
@@ -227,6 +231,7 @@ def _train(
                 except NonFiniteError as error:
                     failed[training.path] = error
                     continue
+                losses.append((training, loss))
                 if training.step % log_every == 0 or training.done:
                     lines.append((training, loss))
             step += 1
@@ -234,8 +239,12 @@ def _train(
                 speed = (step - first_step) * config.batch_size / (time.perf_counter() - started)
                 seconds = {name: round(value, 4) for name, value in laps.take().items()}
                 logged = [training.log(loss, tokens_per_s=speed, seconds=seconds) for training, loss in lines]
-                if on_progress:
-                    on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+            elif on_progress and losses and time.perf_counter() - reported > REPORT_S:
+                speed = (step - first_step) * config.batch_size / (time.perf_counter() - started)
+                logged = [training.measure(loss, tokens_per_s=speed, seconds={}) for training, loss in losses[-1:]]
+            if on_progress and logged:
+                on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+                reported = time.perf_counter()
             stop = any_of_all(stopped(), device)
             for training in turn:
                 if training.path not in failed and (stop or (step % checkpoint_every == 0 and not training.done)):

@@ -36,7 +36,7 @@ VALUES: list[Any] = [
 TYPES = [
     pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view(), pa.int64(), pa.float64(),
     pa.bool_(),
-    pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()), 
+    pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()),
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     pa.date32(), pa.timestamp("us", "UTC"), pa.decimal128(20, 2), pa.null(), pa.map_(pa.string(), pa.int64()),
 ]  # fmt: skip
