@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actcache.artifacts import missing_shards, remove_litter
+from actcache.artifacts import OutputLock, missing_shards
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
@@ -73,14 +73,15 @@ def extract(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
     plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
-    return run_plan(
-        plan, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
-        on_progress=on_progress,
-    )  # fmt: skip
+    with OutputLock(plan.path, shared=not find_worker().alone) as lock:
+        return run_plan(
+            plan, lock, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
+            on_progress=on_progress,
+        )  # fmt: skip
 
 
 def run_plan(
-    plan: ExtractionPlan, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
+    plan: ExtractionPlan, lock: OutputLock, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
     overwrite: bool = False, on_progress: Progress | None = None,
 ) -> ActivationStore:  # fmt: skip
     """Write what is missing of the planned store, seal it, and open it. `skip` images that cannot be read."""
@@ -92,9 +93,9 @@ def run_plan(
         settings=plan.settings,
         provenance=plan.provenance,
         overwrite=overwrite,
+        lock=lock,
     )
     if not artifact.complete:
-        remove_litter(plan.path)
         missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
         check_space(plan, missing)
         writers = (ShardWriter(artifact, shard) for shard in missing)

@@ -14,7 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
+from actcache.artifacts import (
+    Artifact,
+    OutputLock,
+    begin_artifact,
+    open_artifact,
+    read_manifest,
+    seal_artifact,
+    storage_errors,
+)
 from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
 from actcache.progress import ProgressWithNote
@@ -135,23 +143,26 @@ def adapt(
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
-    artifact = _begin(prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite)
-    if artifact.complete:
-        return Adaptation.open(artifact.path)
-    remove_litter(artifact.path)
-    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
-    labels = np.repeat(np.arange(len(names)), config.shots)
-    shots = Shots(pixels, labels, tuple(map(class_words, names)))
-    training = PromptTraining(towers, shots, resolved, artifact.path)
-    trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
-    uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
-    measured = Pixels(test_source or source, uris, clip.transform)
-    accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
-    write_prompts(artifact, trained.tensors)
-    (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
-    every = max(1, -(-training.n_steps // N_CURVE))
-    loss = training.losses[::every].tolist()
-    seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
+    with OutputLock(prompts) as lock:
+        artifact = _begin(
+            prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite, lock
+        )
+        if artifact.complete:
+            return Adaptation.open(artifact.path)
+        pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
+        labels = np.repeat(np.arange(len(names)), config.shots)
+        shots = Shots(pixels, labels, tuple(map(class_words, names)))
+        training = PromptTraining(towers, shots, resolved, artifact.path)
+        trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
+        uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
+        measured = Pixels(test_source or source, uris, clip.transform)
+        accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
+        write_prompts(artifact, trained.tensors)
+        with storage_errors(artifact.path):
+            (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+        every = max(1, -(-training.n_steps // N_CURVE))
+        loss = training.losses[::every].tolist()
+        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
     return Adaptation.open(artifact.path)
 
 
@@ -180,6 +191,7 @@ def _begin(
     path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
     PromptConfig,
     names: Sequence[str], model: str, pretrained: str, overwrite: bool,
+    lock: OutputLock,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
     if test_source is not None:
@@ -201,7 +213,7 @@ def _begin(
         "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
     }
     return begin_artifact(
-        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite
+        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite, lock=lock
     )
 
 

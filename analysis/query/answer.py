@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
 from analysis.query.classes import query_class, query_firing, query_selection
 from analysis.query.cofiring import query_co_firing, sample_partners
 from analysis.query.groups import query_groups
@@ -82,5 +82,4 @@ def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) 
         pq.write_table(table, sink)
     else:
         raise SettingsError(f"--out must end in .csv or .parquet, got {out.name!r}.")
-    write_atomic(out, sink.getvalue(), parents=True)
-    return out
+    return write_output(out, sink.getvalue())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
 from analysis.heat_maps import heat_maps
 from analysis.lineage import find_images
 from analysis.pictures import Pictures, draw_heat_map
@@ -91,9 +91,7 @@ def draw_sheet(
             draw.text((left, top + CELL + 1 + line * LINE), _shorten(text, draw, font), fill="#222222", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
-    out = Path(out)
-    write_atomic(out, buffer.getvalue(), parents=True)
-    return out
+    return write_output(out, buffer.getvalue())
 
 
 def choose_cells(

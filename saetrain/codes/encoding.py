@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import NonFiniteError, SettingsError, open_stores
-from actcache.artifacts import begin_artifact, missing_shards, read_records, remove_litter, seal_artifact
+from actcache.artifacts import OutputLock, begin_artifact, missing_shards, read_records, seal_artifact
 from actcache.models import choose_device
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
@@ -56,48 +56,49 @@ def encode(
     run = run if isinstance(run, Run) else Run.open(run)
     store = open_stores(store)
     run.check_store(store)
-    artifact = begin_artifact(
-        codes,
-        "codes",
-        settings=codes_settings(run.artifact, store, run.hook_point),
-        parents={**store.parents(), "run": (run.run_id, run.path), **store.image_parents()},
-        provenance={
-            "torch": torch.__version__,
-            "quality": run.quality,
-            "curves": run.curves(),
-            "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
-            "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
-        },
-        prepare=lambda folder: prepare_codes(folder, store),
-        overwrite=overwrite,
-    )
-    if not artifact.complete:
-        remove_litter(artifact.path)
-        encoder = make_encoder(run.sae().to(choose_device(device)))
-        shards = store.shards()
-        todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
-        total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
-        done = total - sum(len(shards[shard]) for shard in todo)
-        with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
-            written: list[Future[None]] = []
-            for shard in todo:
-                before = done
+    with OutputLock(codes, shared=not worker.alone) as lock:
+        artifact = begin_artifact(
+            codes,
+            "codes",
+            settings=codes_settings(run.artifact, store, run.hook_point),
+            parents={**store.parents(), "run": (run.run_id, run.path), **store.image_parents()},
+            provenance={
+                "torch": torch.__version__,
+                "quality": run.quality,
+                "curves": run.curves(),
+                "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
+                "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+            },
+            prepare=lambda folder: prepare_codes(folder, store),
+            overwrite=overwrite,
+            lock=lock,
+        )
+        if not artifact.complete:
+            encoder = make_encoder(run.sae().to(choose_device(device)))
+            shards = store.shards()
+            todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
+            total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
+            done = total - sum(len(shards[shard]) for shard in todo)
+            with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
+                written: list[Future[None]] = []
+                for shard in todo:
+                    before = done
 
-                def report(n_images: int, before: int = before) -> None:
-                    if on_progress:
-                        on_progress(before + n_images, total)
+                    def report(n_images: int, before: int = before) -> None:
+                        if on_progress:
+                            on_progress(before + n_images, total)
 
-                arrays = _encode_shard(encoder, run, store, shards[shard], report)
-                if written:  # one shard is written while the next one is encoded
-                    written.pop().result()
-                written.append(pool.submit(write_shard, artifact, shard, arrays))
-                done += len(shards[shard])
-            for last in written:
-                last.result()
-        worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
-        n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
-        failed = {str(image): reason for image, reason in store.failed.items()}
-        seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
+                    arrays = _encode_shard(encoder, run, store, shards[shard], report)
+                    if written:  # one shard is written while the next one is encoded
+                        written.pop().result()
+                    written.append(pool.submit(write_shard, artifact, shard, arrays))
+                    done += len(shards[shard])
+                for last in written:
+                    last.result()
+            worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
+            n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
+            failed = {str(image): reason for image, reason in store.failed.items()}
+            seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
     return CodeStore.open(artifact.path)
 
 

@@ -1,0 +1,39 @@
+"""What the operating system refuses, in one line that names the output and says what to do."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actcache.errors import PipelineError, StorageError
+
+_AGAIN = ", then run the same command again: it resumes."
+_REPAIR = f"Repair the disk{_AGAIN}"
+_ADVICE = {
+    errno.ENOSPC: f"Free space{_AGAIN}",
+    errno.EDQUOT: f"Free quota{_AGAIN}",
+    errno.EFBIG: f"Raise the limit of the size of files (ulimit -f){_AGAIN}",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"Raise the limit of open files (ulimit -n){_AGAIN}"),
+    **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), f"Free memory or raise the limits of this process{_AGAIN}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"Correct the permissions{_AGAIN}"),
+    errno.EROFS: "Choose a path on a disk that can be written.",
+    errno.ENOENT: "It was removed or replaced while it was written. Run the same command again.",
+    errno.ENOTEMPTY: "Another process wrote it at the same time. Run the same command again.",
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL),
+        "Choose another path, or remove what is there.",
+    ),
+}
+"""Advice for each error of the operating system."""
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into a StorageError that names `path`, the output, and says what to do."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or str(error).splitlines()[0]).rstrip(".")
+        raise StorageError(f"{path} cannot be written: {reason}. {_ADVICE.get(error.errno or 0, _REPAIR)}") from error
