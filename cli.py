@@ -69,6 +69,14 @@ class Verbs(TyperGroup):
                 raise
             stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from error
+        except (OSError, MemoryError, RuntimeError) as error:
+            from actcache.artifacts import describe_refusal
+
+            text = describe_refusal(error)
+            if text is None or options.traceback:
+                raise
+            stderr.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             stderr.print("interrupted; the same command resumes")
             raise typer.Exit(130) from interrupt
@@ -762,6 +770,10 @@ def verify(
 
     The exit code is 1 if something is wrong.
     """
+    if repair:
+        from actcache.artifacts import remove_remnants
+
+        remove_remnants(path)
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)
     if repair and not checked.ok:

@@ -1,4 +1,4 @@
-from .advice import storage_errors
+from .advice import describe_refusal, storage_errors
 from .artifact import (
     ARTIFACT_FILE,
     MANIFEST_FILE,
@@ -58,6 +58,7 @@ __all__ = [
     "committed_shards",
     "crc32c",
     "create_temporary",
+    "describe_refusal",
     "digest",
     "encode_json",
     "encode_table",

@@ -37,3 +37,26 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error).splitlines()[0]).rstrip(".")
         raise StorageError(f"{path} cannot be written: {reason}. {_ADVICE.get(error.errno or 0, _REPAIR)}") from error
+
+
+def describe_refusal(error: BaseException) -> str | None:
+    """One line for an error of the operating system, or of a library, that says that a limit was met.
+
+    Returns:
+        None for any other error, which is a mistake of ours.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+        return None
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}. {_ADVICE.get(error.errno, 'Repair the disk or the connection')}"
+    if isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+        return f"The memory is not enough ({text[:200] or 'out of memory'}). Free memory or raise the limit{_AGAIN}"
+    if "start new thread" in text:
+        return f"No more threads can be started. Raise the limit of processes (ulimit -u){_AGAIN}"
+    return None
+
+
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
+"""What torch and dask say, in a RuntimeError."""

@@ -123,7 +123,8 @@ def write_output(out: str | Path, data: bytes) -> Path:
 
 def write_new(path: Path, data: bytes | memoryview) -> None:
     """Write a file in a folder of `build_folder`, which flushes it and names the output in errors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True)
     with open(path, "xb") as file:
         file.write(data)
 
