@@ -62,14 +62,17 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, [*first, *(arg for arg in own if arg not in first), *args[len(own) :]])
 
     def invoke(self, ctx: Any) -> Any:
+        from actcache.artifacts import check_threads
+
         try:
+            check_threads()
             return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:
                 raise
             stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from error
-        except (OSError, MemoryError, RuntimeError) as error:
+        except (OSError, MemoryError, RuntimeError, ImportError) as error:
             from actcache.artifacts import describe_refusal
 
             text = describe_refusal(error)

@@ -12,7 +12,7 @@ from .artifact import (
     require_complete,
     seal_artifact,
 )
-from .beginning import begin_artifact, remove_remnants
+from .beginning import begin_artifact, check_apart, remove_remnants
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
     FileDigest,
@@ -39,6 +39,7 @@ from .files import (
     write_output,
 )
 from .locks import OutputLock
+from .processes import check_threads
 from .tables import encode_table
 
 __all__ = [
@@ -52,9 +53,11 @@ __all__ = [
     "artifact_path",
     "begin_artifact",
     "build_folder",
+    "check_apart",
     "check_file",
     "check_parent",
     "check_place",
+    "check_threads",
     "committed_shards",
     "crc32c",
     "create_temporary",

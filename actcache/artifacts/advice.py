@@ -39,6 +39,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"{path} cannot be written: {reason}. {_ADVICE.get(error.errno or 0, _REPAIR)}") from error
 
 
+_OUT_OF_MEMORY = (
+    "not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory", "cannot allocate memory",
+    "failed to map segment",
+)  # fmt: skip
+"""What torch and dask say in a RuntimeError, and Python in an ImportError of a library that does not fit."""
+
+
 def describe_refusal(error: BaseException) -> str | None:
     """One line for an error of the operating system, or of a library, that says that a limit was met.
 
@@ -56,7 +63,3 @@ def describe_refusal(error: BaseException) -> str | None:
     if "start new thread" in text:
         return f"No more threads can be started. Raise the limit of processes (ulimit -u){_AGAIN}"
     return None
-
-
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
-"""What torch and dask say, in a RuntimeError."""

@@ -31,6 +31,7 @@ from actcache.errors import (
     IncompleteError,
     ParentMismatchError,
     SchemaError,
+    StorageError,
 )
 
 SCHEMA = 1
@@ -184,7 +185,14 @@ def seal_artifact(path: Path, **summary: Any) -> None:
     """Write `manifest.json`: a digest of every file (of shards through their records), `summary`, and its own digest.
 
     Idempotent: sealing twice writes the same bytes.
+
+    Raises:
+        StorageError: the artifact was removed while it was written, or a file cannot be written.
     """
+    if not (path / ARTIFACT_FILE).is_file():
+        raise StorageError(
+            f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed while it was written. Run the same command again."
+        )
     recorded = {name for record in read_records(path) for name in record["files"]}
     files = {}
     for name in sorted(list_files(path)):

@@ -102,7 +102,7 @@ def begin_artifact(
         with suppress(OSError):
             forget_overwriting(path)
         return begun
-    _check_apart(path, {name: where for name, (_, where) in parents.items()})
+    check_apart(path, {name: where for name, (_, where) in parents.items() if not name.startswith("images")})
     if lock is None:
         return _begin(path, body, prepare, overwrite)
     deadline = time.monotonic() + SHARED_WAIT_S
@@ -217,14 +217,14 @@ def _are_remains(path: Path) -> bool:
     return bool(names) and all(name in _OUR_FILES or name.endswith(".tmp") for name in names)
 
 
-def _check_apart(path: Path, parents: Mapping[str, Path]) -> None:
+def check_apart(path: Path, parents: Mapping[str, Path]) -> None:
     """Raise SettingsError if the artifact would lie inside an artifact or a parent, or a parent inside it."""
     check_place(path)
     if is_remote(path):
         return
     inside = Path(os.path.realpath(path))
     for name, where in parents.items():
-        if is_remote(where) or (name.startswith("images") and "store" in parents):  # those of its store
+        if is_remote(where):
             continue
         parent = Path(os.path.realpath(where))
         if inside == parent:

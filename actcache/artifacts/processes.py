@@ -6,9 +6,12 @@ In: numbers of processes, descriptors of files. Out: whether a process runs and 
 import hashlib
 import os
 import platform
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from actcache.errors import SettingsError
 
 try:
     import fcntl
@@ -49,6 +52,28 @@ def started_at(process: int) -> float | None:
 def _booted_at() -> float:
     lines = Path("/proc/stat").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+
+
+def check_threads() -> None:
+    """Raise SettingsError unless a few more threads can be started.
+
+    pyarrow waits for ever for threads that the system did not start: 8 that read files, and one per processor.
+    """
+    n_threads, ended = 8 + (os.cpu_count() or 1), threading.Event()
+    threads = [threading.Thread(target=ended.wait, daemon=True) for _ in range(n_threads)]
+    try:
+        for thread in threads:  # 1 ms
+            thread.start()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{n_threads} more threads are needed, but the system does not start them. Raise the limit of processes "
+            "(ulimit -u) or of memory (ulimit -v), then run the same command again."
+        ) from error
+    finally:
+        ended.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 def lock_file(fd: int, *, exclusive: bool) -> bool | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actcache.artifacts import OutputLock, missing_shards
+from actcache.artifacts import ARTIFACT_FILE, OutputLock, check_apart, missing_shards
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
@@ -86,6 +86,8 @@ def run_plan(
 ) -> ActivationStore:  # fmt: skip
     """Write what is missing of the planned store, seal it, and open it. `skip` images that cannot be read."""
     worker, n_shards = find_worker(), plan.layout.n_shards
+    if not (plan.path / ARTIFACT_FILE).exists():  # its images would not be the same the next time
+        check_apart(plan.path, {"images": plan.source.path})
     artifact = begin_store(
         plan.path,
         plan=plan.images,

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache.artifacts import (
+    ARTIFACT_FILE,
     Artifact,
     OutputLock,
     begin_artifact,
+    check_apart,
     open_artifact,
     read_manifest,
     seal_artifact,
@@ -212,6 +214,8 @@ def _begin(
         "device": towers.vision.device.type,
         "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
     }
+    if not (Path(path) / ARTIFACT_FILE).exists():
+        check_apart(Path(path), {name: where for name, (_, where) in parents.items()})
     return begin_artifact(
         path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite, lock=lock
     )

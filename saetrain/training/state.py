@@ -236,6 +236,8 @@ class Training:
         with storage_errors(self.path):
             if (self.path / CHECKPOINTS).is_dir():
                 shutil.rmtree(self.path / CHECKPOINTS)
+            else:
+                (self.path / CHECKPOINTS).unlink(missing_ok=True)
         seal_artifact(self.path, quality=quality)
 
 

@@ -38,6 +38,17 @@ def disk(memory_folder: Path) -> Iterator[Path]:
     path.rmdir()
 
 
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 12))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+
 def assert_one_line(done: Attempt, *words: str) -> None:
     assert done.code == 1, done
     lines = done.stderr.strip().splitlines()
@@ -54,13 +65,7 @@ def test_a_disk_that_is_full_for_a_while(forked: Forked, disk: Path, name: str) 
     verb, out = VERBS[name], disk / "out"
     put_copies(verb, forked.inputs, out)
     for free in (0, 4, 40):
-        with open(disk / "filler", "wb") as filler:
-            try:
-                while True:
-                    filler.write(bytes(1 << 12))
-                    filler.flush()
-            except OSError as error:
-                assert error.errno == errno.ENOSPC  # noqa: PT017
+        fill(disk / "filler")
         os.truncate(disk / "filler", os.stat(disk / "filler").st_size // 4096 * 4096 - free * 1024)
         done = forked.run(verb.command.format(o=out), out)
         if done.code:
@@ -103,10 +108,10 @@ def test_a_folder_that_belongs_to_somebody_else(forked: Forked, memory_folder: P
 
 UNREADABLE = {
     "train": "a.acts/activations.zarr/blocks.1.hook_resid_post/patches/c/0/0/0", "encode": "run/sae.safetensors",
-    "analyze": "a.codes/codes.zarr/1/latent/c/0", "convert": "run/sae.safetensors",
+    "analyze": "a.codes/codes.zarr/1/row/c/0", "convert": "run/sae.safetensors",
     "report": "a.concepts/gallery.parquet",
     "query-parquet": "a.codes/codes.zarr/0/row/c/0", "evaluate": "model/tiny.safetensors",
-    "import": "a.acts/commits/000001.json",
+    "import": "a.acts/activations.zarr/blocks.1.hook_resid_post/patches/c/0/0/0",
 }  # fmt: skip
 
 

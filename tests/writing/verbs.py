@@ -6,6 +6,7 @@ that an attempt takes a fraction of a second. In the child, a call of the operat
 """
 
 import ctypes
+import faulthandler
 import gc
 import io
 import json
@@ -244,6 +245,7 @@ def _fork(cli: Any, inputs: Path, command: str, root: str, trouble: dict[str, An
             os.dup2(os.open(report / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         facts = os.open(report / "facts", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        faulthandler.register(signal.SIGUSR1, file=2)
         from dask import threaded
 
         threaded.default_pool = None  # its threads stayed in the forking process
@@ -283,6 +285,8 @@ def _wait(inputs: Path, process: int, timeout_s: float) -> dict[str, Any]:
             break
         time.sleep(0.005)
     if status is None:
+        os.kill(process, signal.SIGUSR1)  # it prints where it stands
+        time.sleep(0.5)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         status = 124
