@@ -191,7 +191,7 @@ def seal_artifact(path: Path, **summary: Any) -> None:
     """
     if not (path / ARTIFACT_FILE).is_file():
         raise StorageError(
-            f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed while it was written. Run the same command again."
+            f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed. Run the same command again."
         )
     recorded = {name for record in read_records(path) for name in record["files"]}
     files = {}

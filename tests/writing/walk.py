@@ -129,6 +129,7 @@ def main() -> None:
                     if wrong:
                         n_wrong += 1
                         print(f"{name} {error} at {at} of {walk.undisturbed(name)[1]}: {'; '.join(wrong)}", flush=True)
+            print(f"{name}: {n_attempts} attempts so far", flush=True)
         print(f"{n_wrong} of {n_attempts} attempts went wrong")
         forked.close()
     sys.exit(bool(n_wrong))
