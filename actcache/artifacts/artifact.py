@@ -190,9 +190,7 @@ def seal_artifact(path: Path, **summary: Any) -> None:
         StorageError: the artifact was removed while it was written, or a file cannot be written.
     """
     if not (path / ARTIFACT_FILE).is_file():
-        raise StorageError(
-            f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed. Run the same command again."
-        )
+        raise StorageError(f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed. Run the same command again.")
     recorded = {name for record in read_records(path) for name in record["files"]}
     files = {}
     for name in sorted(list_files(path)):

@@ -5,6 +5,7 @@ Out: the artifact, begun or complete, with the lock held if there is something t
 finished is replaced without --overwrite; whatever a killed command left can be taken over by the same command.
 """
 
+import errno
 import json
 import os
 import random
@@ -142,7 +143,9 @@ def _begin(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None],
         remove_litter(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         _create(path, body, prepare, overwrite)
-        return open_artifact(path, kind)
+        if (begun := open_artifact(path, kind)).id != body["id"]:  # a writer without a lock was faster
+            raise SettingsError(_differences(begun, body))
+        return begun
     if not path.is_dir():
         raise SettingsError(f"{path} is a file. Expected a new or empty directory; choose another path.")
     try:
@@ -158,12 +161,14 @@ def _begin(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None],
             raise SettingsError(_differences(artifact, body))
         if artifact.id == body["id"] and (not overwrite or _is_overwriting(path)):
             return artifact
-    _create(path, body, prepare, overwrite)
+    _create(path, body, prepare, overwrite, replace=True)
     return open_artifact(path, kind)
 
 
-def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool) -> None:
-    """Make the directory and everything that never changes, instead of what is there."""
+def _create(
+    path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool, *, replace: bool = False
+) -> None:
+    """Make the directory and everything that never changes; `replace` what is there, if it is not empty."""
     if is_remote(path):  # folders cannot be renamed there: artifact.json is written last and makes this an artifact
         if path.exists():
             path.rmdir(recursive=True)  # type: ignore[call-arg]
@@ -176,14 +181,17 @@ def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]
     real = Path(os.path.realpath(path))  # a link stays a link
     with storage_errors(path):
         try:
-            with build_folder(real, replace=True) as folder:
+            with build_folder(real, replace=replace) as folder:
                 (folder / COMMITS).mkdir()
                 prepare(folder)
                 write_new(folder / ARTIFACT_FILE, encode_json(body))
                 if overwrite:
                     write_new(folder / OVERWRITING, b"")
-        except StorageError as error:  # it names the link's target
-            raise error.__cause__ or error from None
+        except StorageError as error:
+            reason = error.__cause__
+            if not replace and isinstance(reason, OSError) and reason.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return  # another writer's directory is there
+            raise reason or error from None  # the error names the link's target
 
 
 def _is_overwriting(path: Path) -> bool:

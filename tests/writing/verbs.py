@@ -18,8 +18,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,10 @@ VERBS = {
     "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --device cpu",
                     ("x.json", "x.html"), changing=("x.html",)),
     "convert": Verb("convert run {o}/x --to saelens --store a.acts", ("x",)),
+    "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),
     "import": Verb("convert foreign {o}/run --store a.acts", ("run",)),
 }  # fmt: skip
-"""`quickstart` calls the functions of extract, train, encode, analyze and report; its images are in `demo`."""
+"""`quickstart` calls the functions of extract, train, encode, analyze and report; `demo` stands for its images."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,16 @@ def put_copies(verb: Verb, inputs: Path, folder: Path) -> None:
 
 
 def _call(cli: Any, words: list[str]) -> int:
+    if words[0] == "demo":
+        from actcache import PipelineError
+        from actcache.demo import write_demo
+
+        try:
+            write_demo(words[1], n_images=4)
+        except PipelineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
     try:
         cli.app(["--quiet", *words], prog_name="patchsae")
     except SystemExit as ended:
@@ -256,23 +267,46 @@ def _fork(cli: Any, inputs: Path, command: str, root: str, trouble: dict[str, An
             os.setgroups([])
             os.setgid(trouble["user"])
             os.setuid(trouble["user"])
-        shim = ctypes.CDLL(None) if "LD_PRELOAD" in os.environ else None
-        if shim:
-            shim.failed_call.restype = ctypes.c_char_p
-            shim.fail_at.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
-            shim.fail_at(root.encode(), *(int(trouble[name]) for name in ("at", "error", "signal", "lasting")))
-        code = _call(cli, command.split())
+        with _armed(root, trouble) as count:
+            code = _call(cli, command.split())
         sys.stdout.flush()
         sys.stderr.flush()
-        if shim:
-            failed = shim.failed_call()
-            text = json.dumps([shim.n_calls(), failed.decode()])
-            os.write(facts, text.encode())
+        os.write(facts, json.dumps(count()).encode())
     except BaseException:
         code = 70
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
+
+
+@contextmanager
+def _armed(root: str, trouble: Mapping[str, Any]) -> Iterator[Callable[[], tuple[int, str]]]:
+    """Let a call fail, and yield a function that says how many there were and which one failed."""
+    if "failing_calls" in os.environ.get("LD_PRELOAD", ""):
+        shim = ctypes.CDLL(None)
+        shim.failed_call.restype = ctypes.c_char_p
+        shim.fail_at.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        shim.fail_at(root.encode(), *(int(trouble[name]) for name in ("at", "error", "signal", "lasting")))
+        yield lambda: (shim.n_calls(), shim.failed_call().decode())
+        return
+    if not trouble["at"]:
+        yield lambda: (0, "")
+        return
+    from small_store import watched_calls  # without a C compiler: calls that Python makes
+
+    made = [0, ""]
+
+    def act(n: int, name: str) -> None:
+        made[0] = n
+        if n == trouble["at"]:
+            made[1] = name
+            if trouble["signal"]:
+                os.kill(os.getpid(), trouble["signal"])
+        if n == trouble["at"] or (n > trouble["at"] and trouble["lasting"] and name not in ("unlink", "rmdir")):
+            raise OSError(trouble["error"], os.strerror(trouble["error"]))
+
+    with watched_calls(act):
+        yield lambda: (int(made[0]), str(made[1]))
 
 
 def _wait(inputs: Path, process: int, timeout_s: float) -> dict[str, Any]:
@@ -333,4 +367,5 @@ def spread(n: int, wanted: int | None) -> Iterator[int]:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(HERE.parent / "actcache"))  # small_store
     serve(Path(sys.argv[1]), sys.argv[2])
