@@ -12,7 +12,7 @@ from .artifact import (
     require_complete,
     seal_artifact,
 )
-from .beginning import begin_artifact, check_apart, remove_remnants
+from .beginning import begin_artifact, check_apart, remove_artifact, remove_remnants
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
     FileDigest,
@@ -82,6 +82,7 @@ __all__ = [
     "read_records",
     "record_path",
     "relative_path",
+    "remove_artifact",
     "remove_remnants",
     "require_complete",
     "seal_artifact",

@@ -38,6 +38,7 @@ from actcache.artifacts.files import (
     check_place,
     encode_json,
     is_remote,
+    remove_folder,
     write_atomic,
     write_json,
     write_new,
@@ -126,6 +127,15 @@ def remove_remnants(path: str | Path) -> None:
     if not is_remote(path):  # a failed PUT leaves nothing
         remove_stale_lock(path)
         remove_litter(path)
+
+
+def remove_artifact(path: Path) -> None:
+    """Delete an artifact that this process has begun. Raises StorageError."""
+    if is_remote(path):
+        path.rmdir(recursive=True)  # type: ignore[call-arg]
+        return
+    with storage_errors(path):
+        remove_folder(Path(os.path.realpath(path)))
 
 
 def _find_begun(path: Path, body: Mapping[str, Any]) -> Artifact | None:

@@ -177,6 +177,13 @@ def build_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder under another name, so that it is gone at once; the next command deletes what is left of it."""
+    old = old_path(path)
+    os.replace(path, old)
+    shutil.rmtree(old)
+
+
 def check_place(out: Path) -> None:
     """Raise SettingsError if an output would lie inside an artifact, which is sealed and holds its own files only.
 

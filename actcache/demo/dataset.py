@@ -29,6 +29,7 @@ from actcache.artifacts import (
 )
 from actcache.demo.scenes import caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
+from actcache.options import check_number
 from actcache.progress import Progress
 
 IMAGE_SIZE = 64
@@ -67,13 +68,14 @@ def write_demo(
         SettingsError: the folder was written with other settings, or contains something else.
     """
     out = Path(out)
+    n_images = check_number("n_images", n_images, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
+    image_size = check_number("image_size", image_size, int, at_least=16)
     settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
     check_place(out)
     remove_remnants(out)
     if (existing := _find_demo(out, settings)) is not None:
         return existing
-    if n_images < 1:
-        raise SettingsError(f"A demo needs at least 1 image, got {n_images}.")
     with OutputLock(out) as lock:
         lock.acquire()
         if (existing := _find_demo(out, settings)) is not None:  # another process was faster

@@ -61,8 +61,10 @@ def prepare_codes(folder: Path, store: StoreGroup) -> None:
     write_new(folder / CODES / "zarr.json", _zarr_metadata({})["zarr.json"])
 
 
-def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]], n_underflowed: int = 0) -> None:
     """Write the group of a shard, which appears whole and flushed, and its commit record.
+
+    n_underflowed: codes that are 0 in float16, which the arrays leave out.
 
     Raises:
         StorageError: nothing is recorded; the same command resumes.
@@ -82,7 +84,8 @@ def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any
     files = {
         os.path.relpath(file, artifact.path): file_digest(file) for file in sorted(final.rglob("*")) if file.is_file()
     }
-    write_record(artifact.path, shard, {"files": files, "n_entries": int(arrays["latent"].size)})
+    counts = {"n_entries": int(arrays["latent"].size), "n_underflowed": n_underflowed}
+    write_record(artifact.path, shard, {"files": files, **counts})
 
 
 def _zarr_metadata(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
