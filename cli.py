@@ -646,6 +646,10 @@ def verify(
 
     The exit code is 1 if something is wrong.
     """
+    if repair:
+        from actcache.artifacts import remove_remnants
+
+        remove_remnants(path)
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)
     if repair and not checked.ok:

@@ -8,7 +8,7 @@ prompts;
 the others save the whole model: `image_encoder.X` is open_clip's `visual.X`, `text_encoder.X` its `X`.
 """
 
-import os
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actcache.artifacts import temporary_path
+from actcache.artifacts import write_output
 from actcache.errors import ModelError, SettingsError
 from actcache.models import Clip
 from actcache.prompts.prompts import TEMPLATE, Prompts, guess_method, is_prompt
@@ -91,11 +91,9 @@ def write_prompt_checkpoint(
         state |= _frozen_weights(clip)
     dtype = torch.float16 if half else torch.float32
     state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in state.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(target)
-    torch.save({"state_dict": state, "epoch": epoch}, temporary)
-    os.replace(temporary, target)
-    return target
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state, "epoch": epoch}, buffer)
+    return write_output(target, buffer.getvalue())
 
 
 def _load(path: Path) -> dict[str, Tensor]:

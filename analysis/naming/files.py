@@ -7,19 +7,32 @@ Computing names again replaces names.parquet only. What a person wrote is change
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actcache import CorruptError, PipelineError, SettingsError
-from actcache.artifacts import check_parent, open_artifact, read_json, write_atomic, write_json
+from actcache.artifacts import (
+    OutputLock,
+    check_parent,
+    encode_table,
+    make_folders,
+    open_artifact,
+    read_json,
+    remove_remnants,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from actcache.options import check_number
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore
 
 NOTES = "notes"
+WAIT_S = 10
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
 METHODS = ("images", "lens")
@@ -98,10 +111,20 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"naming": json.dumps(facts)}), sink)
-    (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_atomic(concepts.path / NOTES / NAMES_FILE, sink.getvalue().to_pybytes())
+    data = encode_table(table.replace_schema_metadata({"naming": json.dumps(facts)}))
+    with _lock_notes(concepts):
+        write_atomic(concepts.path / NOTES / NAMES_FILE, data)
+
+
+@contextmanager
+def _lock_notes(concepts: ConceptTable) -> Iterator[None]:
+    """Let one process at a time change the notes, each of which takes milliseconds."""
+    remove_remnants(concepts.path)
+    with OutputLock(concepts.path) as lock:
+        lock.acquire(WAIT_S)
+        with storage_errors(concepts.path):
+            make_folders(concepts.path / NOTES, within=concepts.path)
+        yield
 
 
 def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, str]]:
@@ -125,18 +148,14 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
     n_latents, latent = concepts.table.num_rows, check_number("latent", latent, int)
     if not 0 <= latent < n_latents:
         raise SettingsError(f"A latent must lie in 0..{n_latents - 1}, got {latent}.")
-    own = read_own_names(concepts)
-    entry = own.get(latent, {})
-    for key, text in (("name", name), ("note", note)):
-        if text is None:
-            continue
+    given = {key: text.strip() for key, text in (("name", name), ("note", note)) if text is not None}
+    for key, text in given.items():
         if "\n" in text:
             raise SettingsError(f"A {key} must be one line, got {text!r}.")
-        entry[key] = text.strip()
-    kept = {key: text for key, text in entry.items() if text}
-    own = {**own, latent: kept}
-    (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
+    with _lock_notes(concepts):
+        own = read_own_names(concepts)
+        own[latent] = {key: text for key, text in {**own.get(latent, {}), **given}.items() if text}
+        write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

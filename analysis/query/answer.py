@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
 from actcache.text import to_json
 from analysis.query.classes import query_class, query_firing, query_selection
 from analysis.query.cofiring import list_pairs, query_co_firing, sample_partners
@@ -93,8 +93,7 @@ def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) 
         sink.write((to_json(table.to_pylist()) + "\n").encode())
     else:
         raise SettingsError(f"--out must end in .csv, .parquet or .json, got {out.name!r}.")
-    write_atomic(out, sink.getvalue(), parents=True)
-    return out
+    return write_output(out, sink.getvalue())
 
 
 FORMULA = r"^([=+\-@\t\r])"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
 from actcache.text import visible
 from analysis.heat_maps import heat_maps
 from analysis.lineage import find_images
@@ -106,8 +106,7 @@ def draw_sheet(
             draw.text((left, top + CELL + 1 + line * LINE), shown, fill="#222222", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, **FORMATS[out.suffix.lower()])
-    write_atomic(out, buffer.getvalue(), parents=True)
-    return out
+    return write_output(out, buffer.getvalue())
 
 
 def choose_cells(

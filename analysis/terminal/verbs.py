@@ -34,13 +34,22 @@ class Verbs(TyperGroup):
             return super().parse_args(ctx, [*first, *(arg for arg in own if arg not in first), *args[len(own) :]])
 
     def invoke(self, ctx: Any) -> Any:
+        from actcache.artifacts import check_threads, describe_refusal
+
         try:
+            check_threads()
             with on_interrupt(interrupt), escaped_usage(ctx):
                 return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:
                 raise
             show_error(error)
+            raise typer.Exit(1) from error
+        except (OSError, MemoryError, RuntimeError, ImportError) as error:
+            refusal = describe_refusal(error)
+            if refusal is None or options.traceback:
+                raise
+            show_error(refusal)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             show_line("interrupted; the same command resumes")

@@ -6,8 +6,6 @@ float32 rounding, that is an error and nothing is kept.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +15,17 @@ import torch
 from torch import Tensor
 
 from actcache import ActivationStore, CorruptError, HookPoint, SettingsError, open_stores
-from actcache.artifacts import begin_artifact, crc32c, seal_artifact, write_atomic
+from actcache.artifacts import (
+    OutputLock,
+    begin_artifact,
+    build_folder,
+    check_place,
+    crc32c,
+    remove_remnants,
+    seal_artifact,
+    write_atomic,
+    write_new,
+)
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
 from saetrain.interop import dictionary_learning, formulas, patchsae, prisma, saelens, saev, sparsify
@@ -162,6 +170,8 @@ def _export(
 ) -> Conversion:  # fmt: skip
     if to not in WRITERS:
         raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
+    check_place(dst)
+    remove_remnants(dst)
     if dst.exists():
         existing = _find_export(dst, run, to)
         if existing is not None and not overwrite:
@@ -173,21 +183,16 @@ def _export(
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
     rows, name = _rows(sae, store, hook_point)
-    folder = dst.with_name(f".{dst.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        for file, data in WRITERS[to](sae, run.hook_point).items():
-            write_atomic(folder / file, data)
-        parity = _checked(
-            sae, read_foreign(folder).forward, rows, name
-        )  # compares what was written, by reading it again
-        report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
-        write_atomic(folder / PARITY_FILE, json.dumps(report, indent=2).encode())
-        if dst.exists():
-            shutil.rmtree(dst)
-        folder.rename(dst)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with OutputLock(dst) as lock:
+        lock.acquire()
+        with build_folder(dst, replace=overwrite) as folder:
+            for file, data in WRITERS[to](sae, run.hook_point).items():
+                write_new(folder / file, data)
+            parity = _checked(
+                sae, read_foreign(folder).forward, rows, name
+            )  # compares what was written, by reading it again
+            report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
+            write_new(folder / PARITY_FILE, json.dumps(report, indent=2).encode())
     return Conversion(dst, to, parity)
 
 
@@ -224,17 +229,18 @@ def _import(
     weights = save(sae.state_dict())
     settings = run_settings(group, hook_point, sae.config, TrainConfig())
     settings["imported"] = {"format": foreign.format, "crc32c": crc32c(weights), "bytes": len(weights)}
-    artifact = begin_artifact(
-        dst, "run", settings=settings, parents=group.parents(),
-        provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
-        overwrite=overwrite,
-    )  # fmt: skip
-    if not artifact.complete:
-        _, held_out = split_images([member.n_images for member in group.stores])
-        quality = evaluate(sae, group, hook_point, held_out)
-        quality["dead"] = quality["silent"]
-        write_atomic(artifact.path / SAE_FILE, weights)
-        seal_artifact(artifact.path, quality=quality)
+    with OutputLock(dst) as lock:
+        artifact = begin_artifact(
+            dst, "run", settings=settings, parents=group.parents(),
+            provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
+            overwrite=overwrite, lock=lock,
+        )  # fmt: skip
+        if not artifact.complete:
+            _, held_out = split_images([member.n_images for member in group.stores])
+            quality = evaluate(sae, group, hook_point, held_out)
+            quality["dead"] = quality["silent"]
+            write_atomic(artifact.path / SAE_FILE, weights)
+            seal_artifact(artifact.path, quality=quality)
     return Conversion(dst, foreign.format, parity)
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
+from actcache.artifacts import OutputLock
 from actcache.models import choose_device, choose_precision
 from actcache.options import check_number
 from actcache.store import StoreGroup, Stores
 from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
 from saetrain.data import ActivationLoader, TrainingData
 from saetrain.distributed import any_of_all, join_processes, rank, world_size
-from saetrain.run import MetricsLine, Run, lock_runs
+from saetrain.run import MetricsLine, Run
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
@@ -70,8 +71,9 @@ def train(
     log_every, checkpoint_every = check_intervals(log_every, checkpoint_every)
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
-    training = _begin(run, stores, layer, sae, config, target, overwrite)
-    _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
+    with OutputLock(run) as lock:
+        training = _begin(run, stores, layer, sae, config, target, overwrite, lock)
+        _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
     return Run.open(training.path)
 
 
@@ -104,24 +106,25 @@ def sweep(
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
     names = name_runs(members)
-    trainings = [
-        _begin(Path(runs) / name, stores, layer, sae, config, target, overwrite)
-        for name, (layer, sae, config) in zip(names, members, strict=True)
-    ]
-    streams: dict[tuple[Any, ...], list[Training]] = {}
-    for training in trainings:
-        streams.setdefault(_stream(training.config), []).append(training)
-    before, total = 0, sum(training.config.n_steps for training in trainings)
+    with ExitStack() as held:
+        trainings = []
+        for name, (layer, sae, config) in zip(names, members, strict=True):
+            lock = held.enter_context(OutputLock(Path(runs) / name))
+            trainings.append(_begin(Path(runs) / name, stores, layer, sae, config, target, overwrite, lock))
+        streams: dict[tuple[Any, ...], list[Training]] = {}
+        for training in trainings:
+            streams.setdefault(_stream(training.config), []).append(training)
+        before, total = 0, sum(training.config.n_steps for training in trainings)
 
-    def report(done: int, _: int, line: MetricsLine) -> None:
-        if on_progress:
-            on_progress(before + done, total, line)
+        def report(done: int, _: int, line: MetricsLine) -> None:
+            if on_progress:
+                on_progress(before + done, total, line)
 
-    failed: list[NonFiniteError] = []
-    for group in streams.values():
-        failed += _train(group, log_every, checkpoint_every, openers, report)
-        before += sum(training.config.n_steps for training in group)
-    _raise(failed, len(trainings))
+        failed: list[NonFiniteError] = []
+        for group in streams.values():
+            failed += _train(group, log_every, checkpoint_every, openers, report)
+            before += sum(training.config.n_steps for training in group)
+        _raise(failed, len(trainings))
     return [Run.open(training.path) for training in trainings]
 
 
@@ -158,12 +161,13 @@ def _begin(
     config: TrainConfig | None,
     device: torch.device,
     overwrite: bool,
+    lock: OutputLock,
 ) -> Training:
     resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
     settings = (config or TrainConfig()).resolve(resolved, choose_precision("auto", device))
     data, hook_point = TrainingData.split(stores, settings.where), stores.hook_point(layer)
     _make_loader(data, [hook_point], settings, device)  # refuses what cannot be trained before anything is written
-    return Training(run, data, hook_point, resolved, settings, device, overwrite=overwrite)
+    return Training(run, data, hook_point, resolved, settings, device, lock=lock, overwrite=overwrite)
 
 
 def _make_loader(
@@ -200,13 +204,9 @@ def _train(
     loader = _make_loader(trainings[0].data, hook_points, config, device)
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
-    incomplete = [training.path for training in trainings if not training.complete]
     active = [training for training in trainings if not training.done]
     step = first_step = min((training.step for training in active), default=0)
-    with (
-        lock_runs(incomplete if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped,
-        closing(loader.batches(step)) as batches,
-    ):  # fmt: skip
+    with tracked(trainings, openers), _signals() as stopped, closing(loader.batches(step)) as batches:
         for training in trainings:
             training.start()
             if training.done and not training.complete:  # it was stopped after its last step
