@@ -111,8 +111,8 @@ def resolve_model(
     size = image_size(described.config)
     if preprocess is None and "size" in fields and _pair(fields["size"]) != size:
         raise ModelError(
-            f"The preprocessing of {described.name} gives images of size {ascii(fields['size'])[:60]} ({origin}), but its "
-            f"image_size is {size[0]} x {size[1]}. Correct the one that is wrong."
+            f"The preprocessing of {described.name} gives images of size {ascii(fields['size'])[:60]} ({origin}), but "
+            f"its image_size is {size[0]} x {size[1]}. Correct the one that is wrong."
         )
     tokenizer, tokenizer_origin = _choose_tokenizer(described)
     return ModelSource(

@@ -28,7 +28,7 @@ from actcache.artifacts import (
 )
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
-from saetrain.interop import dictionary_learning, formulas, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
 from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward
 from saetrain.metrics import evaluate
@@ -41,12 +41,12 @@ WRITERS: dict[str, Callable[[SAE, HookPoint], dict[str, bytes]]] = {
 }  # fmt: skip
 READERS: dict[str, Callable[[Path], SAE]] = {
     "saelens": saelens.read, "dictionary_learning": dictionary_learning.read, "sparsify": sparsify.read,
-    "saev": saev.read, "prisma": prisma.read, "patchsae": patchsae.read,
+    "saev": saev.read, "prisma": prisma.read, "patchsae": patchsae.read, "overcomplete": overcomplete.read,
 }  # fmt: skip
 FORMULAS: dict[str, Callable[[Path], Forward]] = {
     "saelens": formulas.saelens.load, "dictionary_learning": formulas.dictionary_learning.load,
     "sparsify": formulas.sparsify.load, "saev": formulas.saev.load, "prisma": formulas.prisma.load,
-    "patchsae": formulas.patchsae.load,
+    "patchsae": formulas.patchsae.load, "overcomplete": formulas.overcomplete.load,
 }  # fmt: skip
 FOLDERS = {
     saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
@@ -146,13 +146,14 @@ def _recognize(path: Path) -> tuple[str, Path]:
         return ("saev" if first == b"{" else _recognize_file(path)), path
     for weights, name in FOLDERS.items():
         if (path / weights).is_file():
-            return name, path
+            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
+                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
     if (path / patchsae.WEIGHTS).is_file():
         return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
     raise SettingsError(
         f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev), "
-        "or a .pt file (PatchSAE, ViT-Prisma)."
+        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
+        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
     )
 
 

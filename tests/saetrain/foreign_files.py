@@ -81,6 +81,25 @@ def write_patchsae(path: Path, config: Config, tensors: Tensors) -> Path:
     return path
 
 
+def write_overcomplete(path: Path, config: Config, tensors: Tensors) -> Path:
+    path.mkdir(parents=True)
+    torch.save(tensors, path / "sae.pt")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def overcomplete_tensors(*, norm: bool = False, **more: Tensor) -> Tensors:
+    tensors = plain_tensors()
+    block = "encoder.final_block."
+    norms = {"weight": torch.linspace(0.5, 2, F), "bias": torch.linspace(-1, 1, F),
+             "running_mean": torch.linspace(-2, 2, F), "running_var": torch.linspace(0.1, 3, F)}  # fmt: skip
+    return {
+        f"{block}0.weight": tensors["W_enc"].T, f"{block}0.bias": tensors["b_enc"],
+        "dictionary._weights": tensors["W_dec"], "dictionary.multiplier": torch.tensor(0.4),
+        **({f"{block}1.{name}": value for name, value in norms.items()} if norm else {}), **more,
+    }  # fmt: skip
+
+
 def saelens_6(architecture: str, **more: Any) -> Config:
     metadata = {"sae_lens_version": "6.54.12", "hook_name": "blocks.1.hook_resid_post", "model_name": "x"}
     return {
@@ -209,6 +228,21 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
     ),
     "prisma gated": (
         write_prisma, lambda: {"architecture": "gated", "normalize_activations": "none", "d_in": D}, gated_tensors,
+    ),
+    "overcomplete topk": (
+        write_overcomplete, lambda: {"architecture": "topk", "k": K, "d_model": D, "dict_size": F, "seed": 0},
+        overcomplete_tensors,
+    ),
+    "overcomplete topk with BatchNorm": (
+        write_overcomplete, lambda: {"sae_type": "topk", "k": K}, lambda: overcomplete_tensors(norm=True),
+    ),
+    "overcomplete batchtopk": (
+        write_overcomplete, lambda: {"activation": "batchtopk", "k": K, "threshold": 1.1, "backbone": "clip_vitb16"},
+        overcomplete_tensors,
+    ),
+    "overcomplete jumprelu": (
+        write_overcomplete, lambda: {"architecture": "jumprelu"},
+        lambda: overcomplete_tensors(thresholds=torch.linspace(-3, 0.5, F)),
     ),
     "patchsae": (
         write_patchsae, lambda: {"d_in": D, "d_sae": F, "gated_sae": False, "dtype": torch.float32, "block_layer": 10},
