@@ -20,6 +20,8 @@ from actcache.text import visible
 GAP = 2
 MIN_TEXT = 12
 """Columns of the screen that a shortened text keeps."""
+MAX_HEAD = 24
+"""Columns of the screen that the head of a column of numbers may take where there is too little room."""
 WIDE = 10_000
 """The width of what is not a terminal."""
 
@@ -37,7 +39,12 @@ def draw_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> l
     cells = [[show_value(row.get(name)) for name in rows[0]] for row in rows]
     is_text = [any(isinstance(row.get(name), str) for row in rows) for name in rows[0]]
     full = [max(cell_len(text) for text in column) for column in zip(names, *cells, strict=True)]
-    widths = _shrink(full, is_text, width)
+    numbers = [max(cell_len(text) for text in column) for column in zip(*cells, strict=True)]
+    floors = [
+        MIN_TEXT if text else max(number, min(cell_len(name), MAX_HEAD))
+        for text, number, name in zip(is_text, numbers, names, strict=True)
+    ]
+    widths = _shrink(full, floors, width)
     lines: list[str | Text] = []
     for block in _blocks(widths, width):
         head = _join([(names[i], widths[i], is_text[i]) for i in block])
@@ -46,14 +53,14 @@ def draw_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> l
     return lines
 
 
-def _shrink(full: Sequence[int], is_text: Sequence[bool], width: int) -> list[int]:
-    """Take what is too much from the widest texts, down to MIN_TEXT; numbers keep their width."""
+def _shrink(full: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
+    """Take what is too much from the widest columns, down to their floors."""
     widths = list(full)
     while sum(widths) + GAP * (len(widths) - 1) > width:
-        texts = [i for i, text in enumerate(is_text) if text and widths[i] > MIN_TEXT]
-        if not texts:
+        longer = [i for i, floor in enumerate(floors) if widths[i] > floor]
+        if not longer:
             break
-        widths[max(texts, key=lambda i: widths[i])] -= 1
+        widths[max(longer, key=lambda i: widths[i])] -= 1
     return widths
 
 
