@@ -55,6 +55,7 @@ from analysis.terminal import (
     options,
     show_progress,
     show_steps,
+    show_wait,
     stderr,
     stdout,
 )
@@ -398,7 +399,7 @@ def analyze(
     with show_progress("analyze", "tasks") as on_progress:
         opened = analysis.analyze(
             codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
-            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress, on_wait=show_wait,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
@@ -425,7 +426,7 @@ def query(
     opened = saetrain.CodeStore.open(codes)
     if store is not None:
         analysis.find_images(opened, store=store)
-    with analysis.open_scheduler(n_workers, scheduler):
+    with analysis.open_scheduler(n_workers, scheduler, on_wait=show_wait):
         table = analysis.answer_question(opened, question)
     if names is not None:
         table = analysis.add_names(table, opened, names)
@@ -634,7 +635,10 @@ def localize(
     images with masks and judged on the other half.
     """
     opened = saetrain.CodeStore.open(codes)
-    with analysis.open_scheduler(n_workers, scheduler), show_progress("read masks", "images") as on_progress:
+    with (
+        analysis.open_scheduler(n_workers, scheduler, on_wait=show_wait),
+        show_progress("read masks", "images") as on_progress,
+    ):
         result_file = out if out is not None and out.suffix.lower() == ".json" else None
         result = analysis.localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,

@@ -137,6 +137,12 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
                 bar.stop()
 
 
+def show_wait(what: str) -> None:
+    """Say on stderr what is waited for, where progress is shown."""
+    if not options.quiet:
+        stderr.print(what, soft_wrap=True, highlight=False, markup=False)
+
+
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGINT has come.
