@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actcache.errors import ImageSourceError
+from actcache.machine import expect_random_reads
 
 BLOCK = 512
 WINDOW = 4096
@@ -40,8 +41,7 @@ def walk_tar(path: Path, *, wanted: tuple[str, ...] = ()) -> Iterator[Member]:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read ahead into payloads
+            expect_random_reads(file.fileno())  # do not read ahead into payloads
             yield from _walk(_Reader(file.fileno(), path.name), wanted)
     except OSError as error:
         raise ImageSourceError(f"{path} cannot be read: {error.strerror}. Check the path.") from error

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from actcache.artifacts import begin_artifact, file_digest, remove_litter, seal_artifact
+from actcache.machine import available_bytes, check_memory
 from actcache.progress import Progress
 from actcache.store import IMAGES_FILE
 from analysis.concepts.config import AnalyzeConfig
@@ -93,6 +94,12 @@ def _analyze(
     embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
     if embedded is not None:
         check_embeddings(codes, embedded)
+
+    decoder_bytes = 4 * made_by.sae_config.n_latents * made_by.d_model if isinstance(made_by, Run) else 0
+    check_memory(
+        decoder_bytes + 8 * codes.n_latents * (codes.n_tokens + N_BINS), available_bytes(), f"Analyzing {codes.path}",
+        "Take a machine with more memory.",
+    )  # fmt: skip
 
     def copy_images(path: Path) -> None:
         shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)

@@ -98,7 +98,10 @@ def _check_answer(address: str) -> None:
     from distributed.security import Security
 
     async def greet() -> None:
-        comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+        try:
+            comm = await connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+        except MemoryError as error:  # the first bytes of another protocol, read as a length
+            raise OSError("it answers, but not as a dask scheduler does") from error
         await comm.close()
 
     _within(CONNECT_S + 1, lambda: asyncio.run(greet()), "it accepts connections and stays silent")

@@ -120,12 +120,12 @@ def test_a_scheduler_that_dies_in_the_middle_is_one_line(
     monkeypatch.setattr(cluster, "CONNECT_S", 40)
     task = dask.delayed(time.sleep)(30)
     with scheduler(tmp_path) as (child, address), process(*WORKER, address, folder=tmp_path):
-        killer = threading.Timer(1, child.kill)
+        killer = threading.Timer(6, child.kill)
+        killer.start()
         with (
             pytest.raises(IncompleteError, match=f"The dask scheduler at {address} stopped .*repeat the same command"),
             open_scheduler(scheduler=address),
         ):
-            killer.start()
             compute(task)
         killer.join()
     assert "Traceback" not in capfd.readouterr().err
