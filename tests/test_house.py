@@ -25,7 +25,7 @@ ORDER = {
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
 LIBRARIES = {
-    "actcache/artifacts": "google_crc32c upath",
+    "actcache/artifacts": "fsspec google_crc32c s3fs upath",
     "actcache/models": "open_clip torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
