@@ -62,6 +62,7 @@ from analysis.terminal import (
     show_next,
     show_next_of,
     show_next_question,
+    show_note,
     show_progress,
     show_source,
     show_steps,
@@ -270,7 +271,7 @@ def analyze(
     with show_progress("analyze", "tasks") as on_progress:
         opened = analysis.analyze(
             codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
-            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
+            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress, on_wait=show_note,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
@@ -297,7 +298,7 @@ def query(
     opened = saetrain.CodeStore.open(codes)
     if store is not None:
         analysis.find_images(opened, store=store)
-    with analysis.open_scheduler(n_workers, scheduler):
+    with analysis.open_scheduler(n_workers, scheduler, on_wait=show_note):
         table = analysis.answer_question(opened, question)
     known = analysis.find_names(opened, names)
     if sheet is not None:
@@ -495,7 +496,10 @@ def localize(
     images with masks and judged on the other half.
     """
     opened = saetrain.CodeStore.open(codes)
-    with analysis.open_scheduler(n_workers, scheduler), show_progress("read masks", "images") as on_progress:
+    with (
+        analysis.open_scheduler(n_workers, scheduler, on_wait=show_note),
+        show_progress("read masks", "images") as on_progress,
+    ):
         result_file = out if out is not None and out.suffix.lower() == ".json" else None
         result = analysis.localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,

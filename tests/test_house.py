@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors interrupts options text progress preprocess workers hook_point artifacts models sources "
-    "store prompts extraction demo",
+    "actcache": "errors interrupts machine options text progress preprocess workers hook_point artifacts models "
+    "sources store prompts extraction demo",
     "saetrain": "distributed config model metrics run data training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions comparison report terminal arguments tour",
@@ -25,7 +25,7 @@ ORDER = {
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
 LIBRARIES = {
-    "actcache/artifacts": "google_crc32c upath",
+    "actcache/artifacts": "fsspec google_crc32c s3fs upath",
     "actcache/models": "huggingface_hub open_clip safetensors torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",

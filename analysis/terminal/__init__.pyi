@@ -29,7 +29,7 @@ from .endings import (
 )
 from .flags import read_values, split_pair, with_flags
 from .progress import show_progress, show_steps
-from .screen import emit, options
+from .screen import emit, options, show_note
 from .tables import draw_estimate, draw_facts, draw_table
 from .verbs import Program, Verb, Verbs, program_version
 
@@ -60,6 +60,7 @@ __all__ = [
     "show_next",
     "show_next_of",
     "show_next_question",
+    "show_note",
     "show_progress",
     "show_source",
     "show_steps",

@@ -26,6 +26,7 @@ from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
 from saetrain.data import ActivationLoader, TrainingData
 from saetrain.distributed import any_of_all, join_processes, rank, world_size
 from saetrain.run import MetricsLine, Run
+from saetrain.training.memory import check_memory_of, stream_of
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
@@ -71,6 +72,7 @@ def train(
     log_every, checkpoint_every = check_intervals(log_every, checkpoint_every)
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
+    check_memory_of([(run, sae or SAEConfig(), config or TrainConfig())], stores, target)
     with OutputLock(run) as lock:
         training = _begin(run, stores, layer, sae, config, target, overwrite, lock)
         _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
@@ -106,6 +108,11 @@ def sweep(
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
     names = name_runs(members)
+    check_memory_of(
+        [(Path(runs) / name, sae, config) for name, (_, sae, config) in zip(names, members, strict=True)],
+        stores,
+        target,
+    )
     with ExitStack() as held:
         trainings = []
         for name, (layer, sae, config) in zip(names, members, strict=True):
@@ -113,7 +120,7 @@ def sweep(
             trainings.append(_begin(Path(runs) / name, stores, layer, sae, config, target, overwrite, lock))
         streams: dict[tuple[Any, ...], list[Training]] = {}
         for training in trainings:
-            streams.setdefault(_stream(training.config), []).append(training)
+            streams.setdefault(stream_of(training.config), []).append(training)
         before, total = 0, sum(training.config.n_steps for training in trainings)
 
         def report(done: int, _: int, line: MetricsLine) -> None:
@@ -146,11 +153,6 @@ def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainCo
             f"Two SAEs of the sweep have the same settings: {', '.join(sorted(names))}. Remove the repeated value."
         )
     return [name.replace("/", "_").replace(" ", "") for name in names]
-
-
-def _stream(config: ResolvedTrainConfig) -> tuple[Any, ...]:
-    """The settings that two runs must share to be fed by one stream."""
-    return (config.tokens, config.batch_size, config.pool_tokens, config.n_streams, config.seed, config.where)
 
 
 def _begin(

@@ -1,4 +1,4 @@
-"""What is printed: any text, any facts and any table come out as lines that fit, without control, and as strict JSON."""
+"""What is printed: any text, any facts and any table come out as lines that fit, and as strict JSON."""
 
 import json
 import math
@@ -12,7 +12,8 @@ from actcache.text import to_json, visible
 from analysis.terminal.checks import find_unquoted
 from analysis.terminal.tables import draw_facts, draw_table
 
-SIGNS = ["\x1b[2J", "\x1b]0;x\x07", "\u202e", "\u200b", "[red]", ":smile:", "\n", "\r", "\t", "\x9b", "\udcff", "猫", "é",
+SIGNS = ["\x1b[2J", "\x1b]0;x\x07", "\u202e", "\u200b", "[red]", ":smile:", "\n", "\r", "\t", "\x9b", "\udcff", "猫",
+    "é",
          "😀", "👨\u200d👩", "\u3164", "a", " ", "1,234", "…", "\x00", "\U000e0041", "\ufeff", "{}", "%s"]  # fmt: skip
 
 
@@ -25,7 +26,14 @@ def attempt(rng: random.Random, folder: Path, state: None) -> None:
         return "".join(rng.choice(SIGNS) for _ in range(rng.randint(0, 12)))
 
     def value() -> Any:
-        numbers = [rng.random() * 10 ** rng.randint(-9, 9), rng.randint(-(10**9), 10**9), math.nan, math.inf, None, True]
+        numbers = [
+            rng.random() * 10 ** rng.randint(-9, 9),
+            rng.randint(-(10**9), 10**9),
+            math.nan,
+            math.inf,
+            None,
+            True,
+        ]
         return rng.choice([*numbers, text(), text()])
 
     names = [text() for _ in range(rng.randint(1, 9))]
