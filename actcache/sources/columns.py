@@ -50,6 +50,11 @@ def normalize(name: str) -> str:
     return re.sub(r"[\s_\-.]+", "", name).lower()
 
 
+def show_name(name: str) -> str:
+    """A name from somebody else as a message shows it: on one line, and not of a thousand letters."""
+    return name if name.isprintable() and len(name) <= 300 else repr(name[:300])
+
+
 def list_names(names: Sequence[str], limit: int = 12) -> str:
     """Names of columns for a message: on one line, and not all of a thousand."""
     shown = [name if name.isprintable() and len(name) <= 60 else repr(name[:60]) for name in names[:limit]]

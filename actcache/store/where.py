@@ -125,8 +125,8 @@ def _is_word(name: str) -> bool:
 def _evaluate(node: ast.expr, names: Names, images: pa.Table) -> Any:
     """An Arrow array with a value for each image, a constant, or a list of constants."""
     match node:
-        case ast.BoolOp(op=op, values=values):
-            join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
+        case ast.BoolOp(op=joint, values=values):
+            join = pc.and_kleene if isinstance(joint, ast.And) else pc.or_kleene
             whole = check_boolean(_evaluate(values[0], names, images))
             for value in values[1:]:  # one after the other: Arrow's own expressions overflow the stack at 9,000 terms
                 whole = join(whole, check_boolean(_evaluate(value, names, images)))

@@ -17,8 +17,9 @@ NAMES = [
     "path", "image", "file_name", "label", "label_name", "class", "Finding Labels", "mask", "uri", "bytes", "", "a b",
     "Unnamed: 0", "split", "\0", "é", "x", "__index_level_0__", "category", "x\ny", "fine_label", "coarse_label",
 ]  # fmt: skip
-CELLS = ["a.png", "b.png", "c/d.png", "/a.png", "../a.png", "", "0", "1", "-1", "001", "1.0", "1.10", "true", "NA", "x,y",
-         "x;y", "\t", "é", '"', "1e5", "2024-01-31", " 5", "9" * 25, "\0", "line\nline", "NaN", "\r"]  # fmt: skip
+CELLS = ["a.png", "b.png", "c/d.png", "/a.png", "../a.png", "", "0", "1", "-1", "001", "1.0", "1.10", "true", "NA",
+         "x,y", "x;y", "\t", "é", '"', "1e5", "2024-01-31",
+         " 5", "9" * 25, "\0", "line\nline", "NaN", "\r"]  # fmt: skip
 VALUES: list[Any] = [
     *CELLS,
     None,
@@ -36,7 +37,7 @@ VALUES: list[Any] = [
 TYPES = [
     pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view(), pa.int64(), pa.float64(),
     pa.bool_(),
-    pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()), 
+    pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()),
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     pa.date32(), pa.timestamp("us", "UTC"), pa.decimal128(20, 2), pa.null(), pa.map_(pa.string(), pa.int64()),
 ]  # fmt: skip
