@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import check_given, list_names
+from actcache.sources.arrow_types import list_names
+from actcache.sources.columns import check_given
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.plan import ImagePlan, announce, plan_images

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import show_name
+from actcache.sources.arrow_types import show_name
 from actcache.sources.files import NOT_REGULAR, read_file
 from actcache.sources.formats import is_system_name
 from actcache.sources.images import decode_mask

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import Features, choose_image, holds_images, is_text, list_names, read_features
+from actcache.sources.arrow_types import holds_images, is_text, list_names
+from actcache.sources.columns import Features, choose_image, read_features
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.listing import check_text, list_files

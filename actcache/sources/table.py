@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import choose_path, show_name
+from actcache.sources.arrow_types import show_name
+from actcache.sources.columns import choose_path
 from actcache.sources.files import read_file
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import label_columns

@@ -18,7 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, normalize, plain_table
+from actcache.sources.arrow_types import plain_table
+from actcache.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, normalize
 from actcache.sources.files import open_regular, read_file
 from actcache.sources.records import Records, parse_object
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import show_name
+from actcache.sources.arrow_types import show_name
 from actcache.sources.files import open_regular
 from actcache.sources.formats import SUFFIXES
 from actcache.sources.labels import label_columns
