@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import is_binary, list_names, name_classes, plain_table
+from actcache.sources.arrow_types import is_binary, list_names, plain_table
+from actcache.sources.columns import name_classes
 from actcache.sources.labels import LabeledColumns, label_columns
 
 NUMBERS = "\0numbers of "

@@ -18,8 +18,8 @@ NAMES = [
     "Unnamed: 0", "split", "\0", "é", "x", "__index_level_0__", "category", "x\ny", "fine_label", "coarse_label",
 ]  # fmt: skip
 CELLS = ["a.png", "b.png", "c/d.png", "/a.png", "../a.png", "", "0", "1", "-1", "001", "1.0", "1.10", "true", "NA",
-    "x,y",
-         "x;y", "\t", "é", '"', "1e5", "2024-01-31", " 5", "9" * 25, "\0", "line\nline", "NaN", "\r"]  # fmt: skip
+         "x,y", "x;y", "\t", "é", '"', "1e5", "2024-01-31",
+         " 5", "9" * 25, "\0", "line\nline", "NaN", "\r"]  # fmt: skip
 VALUES: list[Any] = [
     *CELLS,
     None,

@@ -142,6 +142,36 @@ def test_a_folder_with_images_or_tars_stays_what_it_was(tmp_path: Path) -> None:
     assert "x.parquet holds no images, but the columns path. Give a table of paths as a file." in message
 
 
+def test_files_that_are_there_count_before_previews_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(9))
+    path = write(tmp_path / "x.parquet", 1, filename=["a.png"])
+    assert open_source(path).read("a.png") == png(9)
+    assert open_source(path, path_column="image").read("all/000000") == png(0)
+    path = write(tmp_path / "y.parquet", 1, filename=["gone.png"])
+    assert open_source(path).read("all/000000") == png(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_damaged_dataset_is_read_or_one_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    import datasets
+
+    folder = tmp_path_factory.mktemp("damaged") / "saved"
+    own = {"label": ([0, 1], datasets.ClassLabel(names=["cat", "dog"])), "own": (["x", "é"], datasets.Value("string"))}
+    dataset(2, **own).save_to_disk(folder)
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    whole = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(whole)
+    try:
+        source = HuggingFaceDataset(folder)
+        message = f"{source.plan().n_images} {source.read('all/000001')!r}"
+    except ImageSourceError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
 def test_masks_and_rows_without_an_image(tmp_path: Path) -> None:
     masks = pa.array([{"bytes": png(5, "L"), "path": None}, None, {"bytes": None, "path": "x"}])
     path = write(tmp_path / "x.parquet", 3, mask=masks)
