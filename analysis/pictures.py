@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
+from actcache.artifacts import exists
 from actcache.sources import ImageSource, decode_image, open_source, resize_image
 from analysis.lineage import ImagePlaces
 from saetrain import CodeStore
@@ -58,9 +59,12 @@ class Pictures:
     def _source(self, number: int) -> ImageSource:
         if number not in self._sources:
             name = f"images {number + 1}" if number else "images"
-            place = self._places.folders[number] or self._codes.artifact.parent_path(name)
-            if not place.exists():
-                raise SettingsError(f"{place} no longer exists. Give the new path of the images with --images.")
+            place = self._places.folders[number]
+            if place is None or not exists(place):
+                recorded = place or self._codes.artifact.parent(name).path
+                raise SettingsError(
+                    f"{recorded} no longer exists, or lies on other storage. Give the path of the images with --images."
+                )
             self._sources[number] = open_source(place)
         return self._sources[number]
 

@@ -30,8 +30,9 @@ from actcache.store import (
     Verification,
     find_image_source,
     find_origin,
+    recorded_list,
+    records,
     verify,
-    whole_path,
 )
 
 
@@ -111,7 +112,6 @@ def _find_config(
     artifact: Artifact, settings: StoreSettings, model: str | None, pretrained: str | None, prompts: str | None
 ) -> ExtractConfig:
     """What `extract` was called with, its paths made absolute again."""
-    recorded = artifact.provenance.get("paths", {})
     return ExtractConfig(
         model=find_origin(artifact, "model", model),
         pretrained=find_origin(artifact, "pretrained", pretrained),
@@ -124,8 +124,8 @@ def _find_config(
         shard_images=settings.layout.shard_images,
         limit=settings.limit,
         seed=settings.seed,
-        not_in=[whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
-        masks=find_origin(artifact, "masks") if "masks" in recorded else None,
+        not_in=recorded_list(artifact, "not_in"),
+        masks=find_origin(artifact, "masks") if records(artifact, "masks") else None,
         compile=settings.compile,
     )
 

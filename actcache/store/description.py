@@ -4,7 +4,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from actcache.artifacts import Artifact, committed_shards, is_remote, list_files, open_artifact, read_manifest
+from actcache.artifacts import (
+    Artifact,
+    committed_shards,
+    exists,
+    is_elsewhere,
+    is_remote,
+    list_files,
+    open_artifact,
+    read_seal,
+    recorded_places,
+)
+from actcache.errors import PipelineError
 from actcache.store.settings import StoreSettings
 
 
@@ -27,9 +38,10 @@ def describe(path: str | Path) -> Mapping[str, object]:
         facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
     facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
     for name, parent in artifact.parents.items():
-        facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
+        recorded = parent.path.encode(errors="backslashreplace").decode()
+        facts[f"made from {name}"] = f"{parent.id} ({recorded}, {_state(artifact, name)})"
     if artifact.complete:
-        manifest = read_manifest(artifact)
+        manifest = read_seal(artifact)
         if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
             facts["skipped images"] = len(manifest["failed"])
         facts |= {key: manifest[key] for key in ("quality", "n_entries", "n_tokens", "n_alive") if key in manifest}
@@ -43,12 +55,19 @@ def _size(path: Path) -> int:
 
 
 def _state(artifact: Artifact, name: str) -> str:
-    """Whether a parent is at the path that the artifact recorded."""
-    try:
-        path = artifact.parent_path(name)
-        if name == "images":
-            return "there" if path.is_dir() else "not there"
-        parent = open_artifact(path)
-    except Exception:  # the path may be anything, and file systems raise many kinds of errors
-        return "not there"
-    return "there" if parent.id == artifact.parents[name].id else "another artifact is there"
+    """Where a parent is now: at the path that the artifact recorded, at another one, or nowhere that is looked at."""
+    parent = artifact.parents[name]
+    if is_elsewhere(artifact.path, parent.path):
+        return "on other storage, not looked for"
+    places = recorded_places(artifact.path, "parents", name, parent.path)
+    holds_images = "images" in name  # `images 2`, `test images`: an image source is no artifact
+    state = "not there"
+    for number, place in enumerate(places):
+        try:
+            right = exists(place) if holds_images else open_artifact(place).id == parent.id
+        except PipelineError:
+            continue
+        if right:
+            return "there" if number == 0 else f"there, at {place}"
+        state = state if holds_images else "another artifact is there"
+    return state

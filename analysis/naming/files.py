@@ -8,19 +8,23 @@ Computing names again replaces names.parquet only. What a person wrote is change
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actcache import CorruptError, SettingsError
-from actcache.artifacts import check_parent, open_artifact, read_json, write_atomic, write_json
+from actcache import SettingsError
+from actcache.artifacts import check_parent, digest, open_artifact, read_json, read_signed, write_atomic, write_json
+from actcache.schema import parse
+from actcache.store import read_signed_table, sign_table, table_errors
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore
 
 NOTES = "notes"
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
+_COLUMNS = {"latent": pa.int64(), "method": pa.string(), "name": pa.string()}
 METHODS = ("images", "lens")
 """The most trusted method first: before the last block, a direction that looks like a word need not act like it."""
 
@@ -56,18 +60,28 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
     file = _path(concepts) / NOTES / NAMES_FILE
     if not file.is_file():
         return None
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run `name` again.") from error
+    table = read_signed_table(file, "Run `name` again.")
+    with table_errors(file, "Run `name` again."):
+        for column, kind in _COLUMNS.items():
+            if column not in table.column_names or table[column].null_count:
+                raise ValueError(f"it has no column {column}, or nulls in it")
+            table[column].cast(kind)
+    return table
 
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"naming": json.dumps(facts)}), sink)
+    pq.write_table(sign_table(table.replace_schema_metadata({"naming": json.dumps(facts)})), sink)
     (concepts.path / NOTES).mkdir(exist_ok=True)
     write_atomic(concepts.path / NOTES / NAMES_FILE, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class _OwnNames:
+    """Latent -> what a person wrote on it."""
+
+    names: Mapping[int, Mapping[str, str]]
 
 
 def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, str]]:
@@ -75,12 +89,12 @@ def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, s
     file = _path(concepts) / NOTES / OWN_FILE
     if not file.is_file():
         return {}
-    advice = "Repair it by hand, because these names are stored nowhere else."
+    advice = "Repair it by hand, because these names are stored nowhere else, and remove its field digest."
     content = read_json(file, advice)
-    try:
-        return {int(latent): {str(key): str(text) for key, text in own.items()} for latent, own in content.items()}
-    except (AttributeError, ValueError) as error:
-        raise CorruptError(f"{file} is malformed ({error}). {advice}") from error
+    if isinstance(content, dict) and "digest" in content:  # absent where an older version or a person wrote it
+        content = read_signed(file, advice)
+    own = parse(_OwnNames, {"names": content}, file, advice)
+    return {latent: dict(texts) for latent, texts in own.names.items()}
 
 
 def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None) -> None:
@@ -102,7 +116,8 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
     kept = {key: text for key, text in entry.items() if text}
     own = {**own, latent: kept}
     (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
+    content = {str(n): own[n] for n in sorted(own) if own[n]}
+    write_json(concepts.path / NOTES / OWN_FILE, {**content, "digest": digest(content)})
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

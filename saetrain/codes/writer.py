@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actcache import HookPoint
 from actcache.artifacts import Artifact, file_digest, fsync_directory, fsync_tree, temporary_path, write_record
 from actcache.store import IMAGES_FILE, StoreGroup
-from saetrain.codes.store import CODES, COLUMNS
+from saetrain.codes.checks import CODES, COLUMNS
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
