@@ -137,7 +137,8 @@ def _parse_fields(record: type, value: Mapping[str, object], place: str) -> Any:
     except MalformedError:
         raise
     except (PipelineError, ValueError, TypeError, OverflowError) as error:  # a relation between fields does not hold
-        raise MalformedError(f"{place}: {error}".removeprefix(": ").rstrip(".")) from error
+        reason = str(error) if len(str(error)) <= 5 * _SHOWN else f"{str(error)[: 5 * _SHOWN]} ..."
+        raise MalformedError(f"{place}: {reason}".removeprefix(": ").rstrip(".")) from error
 
 
 def _parse_dictionary(kind: Any, value: dict[str, object], place: str) -> dict[str, object]:

@@ -68,7 +68,7 @@ class Adaptation:
             before, after = getattr(self.accuracy.zero_shot, name), getattr(self.accuracy.adapted, name)
             if before is not None and after is not None:
                 parts.append(f"{name} {before:.1%} -> {after:.1%}")
-        method = self.artifact.settings["config"]["method"]
+        method = read_settings(self.artifact, PromptSettings).method
         return f"Adaptation({self.artifact.path.name}: {method}, accuracy {', '.join(parts)})"
 
 

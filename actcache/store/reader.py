@@ -8,10 +8,10 @@ and the footer of images.parquet; the sizes that a store claims are checked befo
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -55,13 +55,18 @@ _THREADED_BYTES = 1 << 22
 """Smaller reads are done by the calling thread: handing work to another one costs as much as reading 1 MB."""
 
 
-class _Statistics(TypedDict):
+_SUM = {"at_least": -1e100, "at_most": 1e100}
+"""The square of the largest float32, a billion times, is 1e86."""
+
+
+@dataclass(frozen=True)
+class _Statistics:
     """ChannelStatistics, as the manifest holds them."""
 
-    count: int
-    sum: list[float]
-    sum_squares: list[float]
-    absmax: float
+    count: int = field(metadata={"at_least": 0})
+    sum: tuple[float, ...] = field(metadata=_SUM)
+    sum_squares: tuple[float, ...] = field(metadata=_SUM)
+    absmax: float = field(metadata={"at_least": 0, "at_most": 1e40})
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class ActivationStore:
         d_model = self.layout.d_model
         for hook in self.hook_points:
             kinds = summary.statistics.get(str(hook), {})
-            lengths = {len(kinds[kind][name]) for kind in ("cls", "patch") if kind in kinds for name in _SUMS}
+            lengths = {len(getattr(kinds[kind], name)) for kind in ("cls", "patch") if kind in kinds for name in _SUMS}
             if not {"cls", "patch"} <= kinds.keys() or lengths != {d_model}:
                 raise CorruptError(
                     f"{self.path / MANIFEST_FILE} lacks the statistics of {hook} by kind (cls, patch), with {d_model} "
@@ -175,7 +180,7 @@ class ActivationStore:
     def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
         """Statistics of the stored values of one hook point, merged from the commit records."""
         kinds = self._summary.statistics[str(self.hook_point(layer))]
-        parts = [ChannelStatistics.from_json(kinds[k]) for k in ("cls", "patch") if tokens in ("all", k)]
+        parts = [ChannelStatistics.from_json(vars(kinds[k])) for k in ("cls", "patch") if tokens in ("all", k)]
         return parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
     def n_read_tokens(self, tokens: Tokens) -> int:

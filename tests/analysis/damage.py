@@ -1,0 +1,199 @@
+"""Damage for artifacts: every field of their JSON removed or replaced, every file with changed bytes; and readers.
+
+Checksums and ids are made right again after a change of a field, so that it is the schema that has to refuse it.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from actcache import PipelineError
+from actcache.artifacts import digest, file_digest
+from actcache.artifacts.files import encode_json
+from actcache.artifacts.opening import Parent, artifact_id
+
+REMOVED = object()
+DEEP: Any = "end"
+for _ in range(300):
+    DEEP = [DEEP]
+VALUES: list[Any] = [
+    REMOVED, None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**400, 0.5, -0.5, 1e308, "", "x", "x" * 100_000, "\0",
+    "\ud800", "../../..", [], {}, [[1]], [-1], {"a": None}, {"0": 1}, DEEP, float("nan"), float("inf"),
+]  # fmt: skip
+"""What a field is replaced by."""
+
+ARTIFACTS = ("a.acts", "b.acts", "adapted.acts", "a.prompts", "run", "runs/variantgated", "a.codes", "a.concepts")
+RESULTS = (
+    "evaluate", "evaluate-runs", "intervene", "intervene-set", "attribute", "steer", "rules", "compare",
+)  # fmt: skip
+
+
+def json_files(artifact: Path) -> list[Path]:
+    return [artifact / "artifact.json", artifact / "manifest.json", *sorted((artifact / "commits").glob("*.json"))[:1]]
+
+
+def spots(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every field, at any depth; of long lists and large objects the first and the last entry."""
+    if place:
+        yield place
+    keys: list[Any] = list(value) if isinstance(value, dict) else []
+    if isinstance(value, list):
+        keys = [0, len(value) - 1] if len(value) > 2 else list(range(len(value)))
+    for key in keys if len(keys) <= 24 else [*keys[:2], keys[-1]]:
+        yield from spots(value[key], (*place, key))
+
+
+def replace(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a JSON value with one field replaced, or removed."""
+    if not place:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(place) == 1 and new is REMOVED:
+        del copy[place[0]]
+    else:
+        copy[place[0]] = replace(copy[place[0]], place[1:], new)
+    return copy
+
+
+def reseal(artifact: Path, changed: Path, value: Any) -> None:
+    """Write a JSON file of an artifact with another content, and make ids, digests and checksums right again."""
+    if changed.name == "artifact.json":
+        try:
+            parents = {name: Parent(parent["id"], parent["path"]) for name, parent in value["parents"].items()}
+            value = {**value, "id": artifact_id(value["kind"], value["settings"], parents, value["schema"])}
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+            pass  # such fields have no hash
+    elif isinstance(value, dict):
+        value = _signed(value)
+    changed.write_text(json.dumps(value) if not isinstance(value, dict) else _encode(value))
+    manifest = artifact / "manifest.json"
+    if changed != manifest and manifest.exists():
+        seal = json.loads(manifest.read_text())
+        seal["files"][str(changed.relative_to(artifact))] = file_digest(changed)
+        manifest.write_bytes(encode_json(_signed(seal)))
+
+
+def _signed(value: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: field for name, field in value.items() if name != "digest"}
+    try:
+        return {**fields, "digest": digest(fields)}
+    except (ValueError, RecursionError):
+        return value
+
+
+def _encode(value: dict[str, Any]) -> str:
+    try:
+        return encode_json(value).decode()
+    except ValueError:  # NaN
+        return json.dumps(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Readers
+
+
+def use_store(path: Path) -> None:
+    from actcache import ActivationStore
+
+    store = ActivationStore.open(path)
+    repr(store)
+    store.read(images=[0, 17], check=True)
+    store.statistics(None).variance.sum()
+    store.images["label_name"].to_pylist()
+    store.valid.sum()
+
+
+def use_run(path: Path) -> None:
+    from saetrain import Run
+
+    run = Run.open(path)
+    repr(run)
+    run.curves()
+    run.sae()
+
+
+def use_prompts(path: Path) -> None:
+    from actcache import Adaptation
+    from analysis.report.sections import show_adaptation
+
+    adaptation = Adaptation.open(path)
+    repr(adaptation)
+    adaptation.prompts()
+    show_adaptation(path)
+
+
+def use_codes(path: Path) -> None:
+    from analysis import find_images, query_latent
+    from saetrain import CodeStore
+
+    codes = CodeStore.open(path)
+    repr(codes)
+    codes.read_shard(0)
+    codes.read_by_latent(1)
+    codes.valid.sum()
+    repr(codes.preprocess)
+    query_latent(codes, 19)
+    find_images(codes)
+
+
+def use_concepts(path: Path) -> None:
+    from analysis import ConceptTable, read_names
+    from analysis.concepts import find_codes
+
+    concepts = ConceptTable.open(path)
+    repr(concepts)
+    repr((concepts.config, concepts.quality, concepts.sae, concepts.source, concepts.left_out))
+    for table in (concepts.top_images, concepts.top_patches, concepts.class_counts, concepts.gallery):
+        table.to_pylist()
+    concepts.histogram.counts.sum()
+    concepts.position_map.sum()
+    concepts.image_embeddings.sum()
+    concepts.nearest(19)
+    for image in set(concepts.gallery["image"].to_pylist()):
+        concepts.thumbnail(image)
+    read_names(concepts)
+    find_codes(concepts)
+
+
+def use_any(path: Path) -> None:
+    from actcache import describe, verify
+
+    str(describe(path))
+    verify(path, n_threads=1)
+
+
+USES: dict[str, Callable[[Path], None]] = {
+    "a.acts": use_store, "b.acts": use_store, "adapted.acts": use_store, "a.prompts": use_prompts, "run": use_run,
+    "runs/variantgated": use_run, "a.codes": use_codes, "a.concepts": use_concepts,
+}  # fmt: skip
+"""What reads each golden artifact in the library."""
+
+
+def attempt(use: Callable[[Path], None], path: Path) -> str | None:
+    """Read an artifact. Returns the message of our error, or None where it could be read; raises anything else."""
+    message = None
+    try:
+        use(path)
+    except PipelineError as error:
+        message = str(error)
+    if message is not None:
+        assert "\n" not in message.strip(), message
+        assert len(message) < 2_000, message[:200]
+    return message
+
+
+def change_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flip a bit, cut, or replace a piece."""
+    if not data:
+        return b"\1"
+    changed, place = bytearray(data), rng.randrange(len(data))
+    kind = rng.randrange(4)
+    if kind <= 1:
+        changed[place] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        del changed[place:]
+    else:
+        changed[place : place + 8] = rng.randbytes(8)
+    return bytes(changed)
