@@ -161,8 +161,12 @@ class Run:
         """Read the finished SAE. Raises CorruptError unless its file is what was written and fits the settings."""
         from saetrain.model import SAE
 
+        return SAE.load(self.weights(), self.sae_config, self.d_model)
+
+    def weights(self) -> Path:
+        """The file of the finished SAE, once it has been compared with its checksum. Raises CorruptError."""
         check_whole(self.artifact, SAE_FILE)
-        return SAE.load(self.path / SAE_FILE, self.sae_config, self.d_model)
+        return self.path / SAE_FILE
 
     def check_store(self, store: StoreGroup) -> None:
         """Raise ParentMismatchError unless the store holds this model's activations, and the hook point."""

@@ -63,7 +63,7 @@ def read_prompts(artifact: Artifact) -> Prompts:
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, CorruptError):
             raise
-        raise CorruptError(f"{file} cannot be read ({error}). {artifact.remedy}") from error
+        raise CorruptError(f"{file} cannot be read ({str(error)[:200]}). {artifact.remedy}") from error
 
 
 def write_prompts(artifact: Artifact, tensors: Mapping[str, Any]) -> None:

@@ -27,14 +27,14 @@ from actcache.artifacts import (
 from actcache.errors import CorruptError
 from actcache.store.image_table import table_errors
 
-NOTES = "notes"
+NOTES, OWN_NAMES = "notes", "notes/own.json"
 DIGEST = b"digest"
 """Key of a table's own digest in its metadata."""
 
 _REMEDIES: Mapping[str, str] = {
     PLACES_FILE: "delete it: parents are then looked for by their relative paths",
     f"{NOTES}/names.parquet": "run `name` again",
-    f"{NOTES}/own.json": "repair it by hand, because these names are stored nowhere else, and remove its field digest",
+    OWN_NAMES: "repair it by hand, because these names are stored nowhere else, and remove its field digest",
 }
 
 
@@ -103,6 +103,10 @@ def check_beside(path: Path) -> tuple[list[Problem], int, int]:
                 read_signed_table(file, "")
             elif name.endswith(".json"):
                 content = read_json(file, "")
+                if name == OWN_NAMES and (
+                    strange := [key for key in content if key != "digest" and not key.isdecimal()]
+                ):
+                    raise CorruptError(f"{file} names {strange[0][:40]!r}, expected numbers of latents.")
                 if (isinstance(content, dict) and "digest" in content) or name == PLACES_FILE:
                     read_signed(file, "")
                     problems += check_spelling(path, name, None)

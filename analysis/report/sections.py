@@ -11,7 +11,7 @@ from actcache.artifacts import open_artifact, read_settings, read_summary
 from actcache.prompts import PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
-from analysis.report.page import Section, draw_level, draw_line, finish_plot, start_plot
+from analysis.report.page import Section, contradictions, draw_level, draw_line, finish_plot, start_plot
 from analysis.results import (
     Comparison,
     Deletion,
@@ -53,7 +53,8 @@ def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list
             sections.append(show_adaptation(path))
             continue
         result = read_result(path, *SECTIONS)
-        sections.append(SECTIONS[type(result)](result, concepts, path.parent))
+        with contradictions(path):
+            sections.append(SECTIONS[type(result)](result, concepts, path.parent))
     return sections
 
 

@@ -14,6 +14,9 @@ from actcache.artifacts import digest, file_digest
 from actcache.artifacts.files import encode_json
 from actcache.artifacts.opening import Parent, artifact_id
 
+Answer = list[Any]
+"""What a reader returns, for comparison."""
+
 REMOVED = object()
 DEEP: Any = "end"
 for _ in range(300):
@@ -94,93 +97,80 @@ def _encode(value: dict[str, Any]) -> str:
 # Readers
 
 
-def use_store(path: Path) -> None:
+def use_store(path: Path) -> Answer:
     from actcache import ActivationStore
 
     store = ActivationStore.open(path)
-    repr(store)
-    store.read(images=[0, 17], check=True)
-    store.statistics(None).variance.sum()
-    store.images["label_name"].to_pylist()
-    store.valid.sum()
+    numbers = [store.read(images=[0, 17, 47], check=True).tobytes(), store.statistics(None).variance.tobytes()]
+    return [repr(store), *numbers, store.images.to_pydict(), store.valid.tolist()]
 
 
-def use_run(path: Path) -> None:
+def use_run(path: Path) -> Answer:
     from saetrain import Run
 
     run = Run.open(path)
-    repr(run)
-    run.curves()
-    run.sae()
+    return [repr(run), run.curves(), {name: value.tolist() for name, value in run.sae().state_dict().items()}]
 
 
-def use_prompts(path: Path) -> None:
+def use_prompts(path: Path) -> Answer:
     from actcache import Adaptation
     from analysis.report.sections import show_adaptation
 
     adaptation = Adaptation.open(path)
-    repr(adaptation)
-    adaptation.prompts()
-    show_adaptation(path)
+    prompts = {name: value.tolist() for name, value in adaptation.prompts().tensors.items()}
+    return [repr(adaptation), adaptation.loss, prompts, show_adaptation(path)]
 
 
-def use_codes(path: Path) -> None:
-    from analysis import find_images, query_latent
+def use_codes(path: Path) -> Answer:
+    from analysis import find_images, query_image, query_latent
     from saetrain import CodeStore
 
     codes = CodeStore.open(path)
-    repr(codes)
-    codes.read_shard(0)
-    codes.read_by_latent(1)
-    codes.valid.sum()
-    repr(codes.preprocess)
-    query_latent(codes, 19)
+    shards = [codes.read_shard(shard) for shard in range(codes.n_shards)]
+    arrays = [array.tobytes() for shard in shards for array in (shard.indptr, shard.latent, shard.value)]
+    by_latent = [array.tobytes() for array in vars(codes.read_by_latent(1)).values()]
+    tables = [query_latent(codes, 19).to_pydict(), query_image(codes, 3).to_pydict(), codes.images.to_pydict()]
     find_images(codes)
+    return [repr(codes), *arrays, *by_latent, *tables, codes.valid.tolist(), repr(codes.preprocess)]
 
 
-def use_concepts(path: Path) -> None:
+def use_concepts(path: Path) -> Answer:
     from analysis import ConceptTable, read_names
     from analysis.concepts import find_codes
 
     concepts = ConceptTable.open(path)
-    repr(concepts)
-    repr((concepts.config, concepts.quality, concepts.sae, concepts.source, concepts.left_out))
-    for table in (concepts.top_images, concepts.top_patches, concepts.class_counts, concepts.gallery):
-        table.to_pylist()
-    concepts.histogram.counts.sum()
-    concepts.position_map.sum()
-    concepts.image_embeddings.sum()
-    concepts.nearest(19)
-    for image in set(concepts.gallery["image"].to_pylist()):
-        concepts.thumbnail(image)
-    read_names(concepts)
+    facts = repr((concepts.config, concepts.quality, concepts.sae, concepts.source, concepts.left_out))
+    tables = [concepts.table, concepts.top_images, concepts.top_patches, concepts.class_counts, concepts.gallery]
+    arrays = [concepts.histogram.counts, concepts.histogram.edges, concepts.position_map, concepts.image_embeddings]
+    pictures = [concepts.thumbnail(image) for image in sorted(set(concepts.gallery["image"].to_pylist()))]
     find_codes(concepts)
+    return [
+        repr(concepts), facts, [str(table.to_pydict()) for table in tables], [array.tobytes() for array in arrays],
+        pictures, concepts.nearest(19), read_names(concepts), concepts.images.to_pydict(),
+    ]  # fmt: skip
 
 
-def use_any(path: Path) -> None:
+def use_any(path: Path) -> Answer:
     from actcache import describe, verify
 
-    str(describe(path))
-    verify(path, n_threads=1)
+    return [str(describe(path)), verify(path, n_threads=1).ok]
 
 
-USES: dict[str, Callable[[Path], None]] = {
+USES: dict[str, Callable[[Path], Answer]] = {
     "a.acts": use_store, "b.acts": use_store, "adapted.acts": use_store, "a.prompts": use_prompts, "run": use_run,
     "runs/variantgated": use_run, "a.codes": use_codes, "a.concepts": use_concepts,
 }  # fmt: skip
 """What reads each golden artifact in the library."""
 
 
-def attempt(use: Callable[[Path], None], path: Path) -> str | None:
-    """Read an artifact. Returns the message of our error, or None where it could be read; raises anything else."""
-    message = None
+def attempt(use: Callable[[Path], Answer], path: Path) -> Answer | str:
+    """Read an artifact. Returns what was read, or the message of our error; raises anything else."""
     try:
-        use(path)
+        return use(path)
     except PipelineError as error:
         message = str(error)
-    if message is not None:
-        assert "\n" not in message.strip(), message
-        assert len(message) < 2_000, message[:200]
+    assert "\n" not in message.strip(), message
+    assert len(message) < 2_000, message[:200]
     return message
 
 
@@ -197,3 +187,11 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
     else:
         changed[place : place + 8] = rng.randbytes(8)
     return bytes(changed)
+
+
+def sign_shard(artifact: Path, shard: int) -> None:
+    """Make the checksums of a shard's files, its record and the manifest right again."""
+    record = artifact / "commits" / f"{shard:06d}.json"
+    value = json.loads(record.read_text())
+    value["files"] = {name: file_digest(artifact / name) for name in value["files"]}
+    reseal(artifact, record, value)
