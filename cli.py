@@ -357,7 +357,9 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
+    n_underflowed = opened.summary["n_underflowed"]
+    underflow = {} if n_underflowed is None else {"n_underflowed": n_underflowed}
+    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries, **underflow}, repr(opened))
 
 
 @verb(PATH, "analyze val.codes val.concepts")

@@ -11,7 +11,7 @@ no type names is ignored. A trailing underscore is not part of the name.
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import MappingProxyType, NoneType, UnionType
@@ -21,7 +21,7 @@ from actcache.errors import CorruptError, PipelineError
 
 T = TypeVar("T")
 
-_COMPARE = {
+_COMPARE: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
     "at_most": (lambda value, bound: value <= bound, "at most"),
     "above": (lambda value, bound: value > bound, "above"),

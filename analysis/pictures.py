@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
-from actcache.artifacts import exists
+from actcache.artifacts import exists, is_elsewhere
 from actcache.sources import ImageSource, decode_image, open_source, resize_image
 from analysis.lineage import ImagePlaces
 from saetrain import CodeStore
@@ -61,10 +61,9 @@ class Pictures:
             name = f"images {number + 1}" if number else "images"
             place = self._places.folders[number]
             if place is None or not exists(place):
-                recorded = place or self._codes.artifact.parent(name).path
-                raise SettingsError(
-                    f"{recorded} no longer exists, or lies on other storage. Give the path of the images with --images."
-                )
+                recorded = self._codes.artifact.parent(name).path
+                gone = "lies on other storage" if is_elsewhere(self._codes.path, recorded) else "no longer exists"
+                raise SettingsError(f"{place or recorded} {gone}. Give the new path of the images with --images.")
             self._sources[number] = open_source(place)
         return self._sources[number]
 

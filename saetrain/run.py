@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
 
 from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
 from actcache.artifacts import (
@@ -283,7 +283,7 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 def _is_line(line: object) -> TypeGuard[MetricsLine]:
     """Whether the step is a count and the curves are numbers; a loss may be NaN, which no schema of a file allows."""
-    numbers = [line.get(name) for name in CURVES] if isinstance(line, dict) else [None]
+    numbers: list[Any] = [line.get(name) for name in CURVES] if isinstance(line, dict) else [None]
     if any(type(number) not in (int, float) or abs(number) > sys.float_info.max for number in numbers):
         return False
     return type(numbers[0]) is int and numbers[0] >= 0

@@ -102,7 +102,7 @@ def _equals(data: bytes, digest: Mapping[str, Any]) -> bool:
     for n_bytes, _ in digest["pieces"]:
         pieces.append([n_bytes, crc32c(data[start : start + n_bytes])])
         start += n_bytes
-    return len(data) == digest["bytes"] and pieces == digest["pieces"]
+    return bool(len(data) == digest["bytes"] and pieces == digest["pieces"])
 
 
 def _state(path: Path) -> State | None:

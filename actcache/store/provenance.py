@@ -44,7 +44,7 @@ def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
     return whole_path(artifact, name, value)
 
 
-def _recorded_paths(artifact: Artifact) -> Mapping[str, object]:
+def _recorded_paths(artifact: Artifact) -> Mapping[str, str | tuple[str, ...]]:
     return read_provenance(artifact, _Provenance).paths
 
 
@@ -59,7 +59,8 @@ def recorded_list(artifact: Artifact, name: str) -> list[str]:
     """The values of a recorded path that may be given several times, as paths that exist now. Raises SettingsError."""
     values = _recorded_paths(artifact).get(name, ())
     flag = name.replace("_", "-")
-    return [whole_path(artifact, flag, value) for value in ([values] if isinstance(values, str) else values)]
+    listed = [values] if isinstance(values, str) else list(values)
+    return [whole_path(artifact, flag, value) for value in listed]
 
 
 def records(artifact: Artifact, name: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from actcache.store import load_images, table_errors
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import Histogram
 from saetrain import CodeStore
-from saetrain.quality import Quality, TokenQuality
+from saetrain.quality import TokenQuality
 
 EMBEDDINGS_FILE = "image_embeddings.npy"
 
@@ -92,11 +92,20 @@ class SourceFacts:
     pretrained: str = "unknown"
 
 
+class RecordedQuality(TypedDict, total=False):
+    """The held-out quality of the SAE that made the codes, as far as it is known."""
+
+    all: TokenQuality
+    cls: TokenQuality
+    patch: TokenQuality
+    dead: float
+
+
 @dataclass(frozen=True)
 class CodesProvenance:
     """What codes, and a table made from them, record of their origin; codes of other programs may record nothing."""
 
-    quality: Quality | None = None
+    quality: RecordedQuality = field(default_factory=RecordedQuality)
     sae: SAEFacts = SAEFacts()
     source: SourceFacts = SourceFacts()
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -159,8 +168,8 @@ class ConceptTable:
     @property
     def quality(self) -> dict[str, TokenQuality]:
         """The SAE's quality by kind of token: `all`, `cls` and `patch`, as far as they were encoded and measured."""
-        recorded = self.provenance.quality or {}
-        return {kind: recorded[kind] for kind in ("all", "cls", "patch") if kind in recorded}  # type: ignore[literal-required]
+        recorded = self.provenance.quality
+        return {kind: recorded[kind] for kind in ("all", "cls", "patch") if kind in recorded}
 
     @property
     def sae(self) -> SAEFacts:

@@ -7,6 +7,7 @@ anyway, by `analyze` where the page cache holds the codes, and at every first to
 less than 15 ms.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ class ArrayChecks:
             if not is_digest(digest):
                 raise self.corrupt(shard, f"has no checksum of its array {column}")
             if problem := check_once(Path(f"{self.artifact.path}/{name}"), digest):
-                raise self.corrupt(shard, f"has an array {column} that {problem}")
+                there = os.path.exists(f"{self.artifact.path}/{name}")
+                what = f"has an array {column} that {problem}" if there else f"has no readable array {column}"
+                raise self.corrupt(shard, what)
 
     def check_pointers(self, shard: int, pointers: NDArray[np.int64], n_entries: int, *, whole: bool) -> None:
         """Raise CorruptError unless pointers ascend within 0..n_entries, and reach both ends if they are `whole`."""

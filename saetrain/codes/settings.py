@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -64,12 +64,21 @@ class CodesSettings:
         return known
 
 
+class CodesSummary(TypedDict):
+    """What is known of codes once they are complete."""
+
+    n_entries: int
+    failed: dict[str, str]  # image -> why it could not be read
+    n_underflowed: int | None  # codes that are 0 in float16 and were left out; None: the writer did not count them
+
+
 @dataclass(frozen=True)
-class CodesSummary:
+class CodesSeal:
     """What the manifest says of codes: image -> why it could not be read."""
 
     failed: Mapping[int, str]
     n_entries: int = field(metadata={"at_least": 0})
+    n_underflowed: int | None = field(default=None, metadata={"at_least": 0})  # None: the writer did not count them
 
 
 @dataclass(frozen=True)
@@ -78,3 +87,4 @@ class CodesRecord:
 
     files: Mapping[str, object]
     n_entries: int = field(metadata={"at_least": 0})
+    n_underflowed: int | None = field(default=None, metadata={"at_least": 0})

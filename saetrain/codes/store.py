@@ -8,10 +8,10 @@ row = image * n_tokens + token, over the whole store. Reading codes needs no tor
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from actcache.artifacts import (
 from actcache.preprocess import Preprocess
 from actcache.store import IMAGES_FILE, available_bytes, check_images_footer, load_images, table_errors
 from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks
-from saetrain.codes.settings import CodesSettings, CodesSummary
+from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class LatentCodes:
     latent_indptr: NDArray[np.int64]  # [n latents + 1]
     row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
     latent_value: NDArray[np.float16]  # [nnz]
+
+
+SomeCodes = TypeVar("SomeCodes", ShardCodes, LatentCodes)
 
 
 class RowCodes(NamedTuple):
@@ -78,9 +81,10 @@ class CodeStore:
         self.grid, self.tokens, self.dtypes = settings.grid, settings.tokens, settings.numpy_dtypes
         self.hook_point = HookPoint.parse(settings.hook_point)
         self.bytes_read = 0  # of codes.zarr, by this object
+        self._zeros: dict[int, bool] = {}
         require_complete(artifact, self.n_shards, "encode")
-        self.summary = read_summary(artifact, CodesSummary)
-        if outside := [image for image in self.summary.failed if image >= self.n_images]:
+        self._seal = read_summary(artifact, CodesSeal)
+        if outside := [image for image in self._seal.failed if image >= self.n_images]:
             raise CorruptError(
                 f"{self.path / MANIFEST_FILE} lists image {outside[0]} as failed, but there are {self.n_images:,} "
                 f"images. {artifact.remedy}"
@@ -104,8 +108,14 @@ class CodeStore:
         )
 
     @property
+    def summary(self) -> CodesSummary:
+        """What the seal says."""
+        failed = {str(image): reason for image, reason in self._seal.failed.items()}
+        return {"n_entries": self._seal.n_entries, "failed": failed, "n_underflowed": self._seal.n_underflowed}
+
+    @property
     def n_entries(self) -> int:
-        return self.summary.n_entries
+        return self._seal.n_entries
 
     @cached_property
     def images(self) -> pa.Table:
@@ -124,7 +134,7 @@ class CodeStore:
         """[I]: whether the image was read and encoded."""
         check_images_footer(self.artifact, self.n_images)  # before memory is allocated for what the settings claim
         valid = np.ones(self.n_images, dtype=bool)
-        valid[list(self.summary.failed)] = False
+        valid[list(self._seal.failed)] = False
         return valid
 
     def shard_range(self, shard: int) -> range:
@@ -147,7 +157,7 @@ class CodeStore:
         self._check_entries(shard, columns["row"], columns["latent_value"])
         self._checks.check_numbers(shard, columns["latent"], 0, self.n_latents)
         self._checks.check_values(shard, columns["value"])
-        return ShardCodes(first_row=images.start * self.n_tokens, **columns)
+        return _drop_zeros(ShardCodes(first_row=images.start * self.n_tokens, **columns))
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Read the rows and values of one latent in all shards, and nothing but its own entries.
@@ -171,7 +181,8 @@ class CodeStore:
         self._checks.check_pointers(shard, indptr, row.size, whole=True)
         self._check_entries(shard, row, value)
         self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
-        return LatentCodes(indptr, row, value)
+        codes = LatentCodes(indptr, row, value)
+        return _drop_zeros(codes) if self._has_zeros(shard) else codes
 
     def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
         """Read the entries of the latents start to stop - 1 in one shard. Raises as `read_latent`."""
@@ -189,14 +200,24 @@ class CodeStore:
             return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
         row, value = (self._read(shard, name, first, last) for name in ("row", "latent_value"))
         self._check_entries(shard, row, value)
-        return LatentCodes(latent_indptr=indptr - first, row=row, latent_value=value)
+        return _drop_zeros(LatentCodes(indptr - first, row, value))
 
     def count_latents(self, shard: int) -> NDArray[np.int64]:
         """Count the entries of each latent in one shard: [F]."""
+        if self._has_zeros(shard):
+            return np.diff(self.read_latents(shard, 0, self.n_latents).latent_indptr)
         self._checks.touch(shard)
         pointers = self._read(shard, "latent_indptr", 0, self.n_latents + 1)
         self._checks.check_pointers(shard, pointers, int(pointers[-1]), whole=True)
         return np.diff(pointers)
+
+    def _has_zeros(self, shard: int) -> bool:
+        """Whether a shard holds entries of value 0. `encode` writes none since it counts them; others may have."""
+        if self._seal.n_underflowed is not None:
+            return False
+        if shard not in self._zeros:
+            self._zeros[shard] = not self._map(shard, "latent_value").all()
+        return self._zeros[shard]
 
     def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
         """Read the entries of some tokens, and nothing else.
@@ -228,6 +249,8 @@ class CodeStore:
         codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
         self._checks.check_numbers(shard, codes.latent, 0, self.n_latents)
         self._checks.check_values(shard, codes.value)
+        if not codes.value.all():
+            codes = RowCodes._make(column[codes.value != 0] for column in codes)
         n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
         self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
         return codes
@@ -282,3 +305,22 @@ class CodeStore:
 
     def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
         return self._checks.corrupt(shard, f"has no readable array {column} ({error})")
+
+
+def _drop_zeros(codes: SomeCodes) -> SomeCodes:
+    """Leave out entries whose value is 0: a latent that does not fire is not an entry, whoever wrote the file."""
+    if codes.latent_value.all():
+        return codes
+    by_latent, by_row = codes.latent_value != 0, {}
+    if isinstance(codes, ShardCodes):
+        keep = codes.value != 0
+        before = np.concatenate([[0], np.cumsum(keep)])
+        by_row = {"indptr": before[codes.indptr], "latent": codes.latent[keep], "value": codes.value[keep]}
+    before = np.concatenate([[0], np.cumsum(by_latent)])
+    return replace(
+        codes,
+        latent_indptr=before[codes.latent_indptr],
+        row=codes.row[by_latent],
+        latent_value=codes.latent_value[by_latent],
+        **by_row,
+    )

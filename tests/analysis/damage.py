@@ -195,3 +195,11 @@ def sign_shard(artifact: Path, shard: int) -> None:
     value = json.loads(record.read_text())
     value["files"] = {name: file_digest(artifact / name) for name in value["files"]}
     reseal(artifact, record, value)
+
+
+def sign_file(artifact: Path, name: str) -> None:
+    """Make the checksum of a file in the manifest right again."""
+    manifest = artifact / "manifest.json"
+    seal = json.loads(manifest.read_text())
+    seal["files"][name] = file_digest(artifact / name)
+    reseal(artifact, manifest, seal)
