@@ -35,7 +35,9 @@ def describe(path: str | Path) -> Mapping[str, object]:
     sizes = artifact.settings.get("shard_sizes")  # a code store has these
     if artifact.kind == "acts" or isinstance(sizes, list):
         n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
-        facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
+        n_committed = len(committed_shards(artifact.path))
+        facts["shards"] = f"{n_committed} of {n_shards}"
+        facts["complete"] = artifact.complete and n_committed >= n_shards  # records may have been deleted
     facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
     for name, parent in artifact.parents.items():
         recorded = parent.path.encode(errors="backslashreplace").decode()
