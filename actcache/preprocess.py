@@ -12,6 +12,10 @@ MAX_PIXELS = 1 << 13
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
 ResizeMode = Literal["shortest", "squash", "longest"]
 
+MAX_PIXELS = 178_956_970
+"""Default for the number of pixels above which an image is not decoded. RGB of this size takes 683 MiB, as Pillow needs
+four bytes per pixel. It is the number at which Pillow calls an image a decompression bomb."""
+
 
 @dataclass(frozen=True)
 class Preprocess:

@@ -73,11 +73,11 @@ def test_the_verb_that_reads_a_changed_byte_refuses(golden: Path, file: str, com
     ("name", "file", "remedy"),
     [
         ("a.acts", "images.parquet", "verify a.acts --repair"),
-        ("run", "sae.safetensors", "run `train` again with --overwrite"),
-        ("a.prompts", "prompts.safetensors", "run `adapt` again with --overwrite"),
-        ("a.codes", "codes.zarr/0/value/c/0", "run `encode` again with --overwrite"),
-        ("a.concepts", "gallery.parquet", "run `analyze` again with --overwrite"),
-        ("a.concepts", "notes/names.parquet", "run `name` again"),
+        ("run", "sae.safetensors", "run `patchsae train` again with --overwrite"),
+        ("a.prompts", "prompts.safetensors", "run `patchsae adapt` again with --overwrite"),
+        ("a.codes", "codes.zarr/0/value/c/0", "run `patchsae encode` again with --overwrite"),
+        ("a.concepts", "gallery.parquet", "run `patchsae analyze` again with --overwrite"),
+        ("a.concepts", "notes/names.parquet", "run `patchsae name` again"),
     ],
 )
 def test_verify_says_which_verb_writes_a_damaged_file_anew(golden: Path, name: str, file: str, remedy: str) -> None:

@@ -126,7 +126,7 @@ def test_names_and_notes_carry_their_own_checksum(golden: Path) -> None:
     name_latents(concepts, vocabulary=golden / "words.txt", methods=["lens"], **model, device="cpu")
     set_name(concepts, 19, name="stripes of a tiger")
     right, rng = read_names(concepts), random.Random(0)
-    for file, verb in ((concepts.path / "notes/names.parquet", "run `name` again"),
+    for file, verb in ((concepts.path / "notes/names.parquet", "run `patchsae name` again"),
                        (concepts.path / "notes/own.json", "repair it by hand")):  # fmt: skip
         data = file.read_bytes()
         for changed in {change_bytes(data, rng) for _ in range(60)} - {data}:

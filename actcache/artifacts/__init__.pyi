@@ -1,4 +1,4 @@
-from .artifact import begin_artifact, list_files, require_complete, seal_artifact
+from .artifact import begin_artifact, list_files, remove_artifact, require_complete, seal_artifact
 from .checksums import check_once, check_whole, open_checked, read_seal, read_summary
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
@@ -81,6 +81,7 @@ __all__ = [
     "record_path",
     "recorded_places",
     "relative_path",
+    "remove_artifact",
     "remove_litter",
     "require_complete",
     "seal_artifact",

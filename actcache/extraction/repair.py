@@ -5,15 +5,18 @@ that belong to no shard (images.parquet, zarr metadata, the seal) are made again
 """
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actcache.artifacts import (
     MANIFEST_FILE,
+    PLACES_FILE,
     Artifact,
     is_remote,
     list_files,
     open_artifact,
     read_manifest,
+    read_provenance,
     record_path,
     storage_errors,
 )
@@ -21,7 +24,9 @@ from actcache.errors import CorruptError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.extraction import run_plan
 from actcache.extraction.plan import plan_extraction
+from actcache.preprocess import MAX_PIXELS
 from actcache.progress import Progress
+from actcache.sources import ImageFolder, open_source
 from actcache.store import (
     FOREIGN,
     IMAGES_FILE,
@@ -64,7 +69,7 @@ def repair(
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
-    config = _find_config(artifact, settings, model, pretrained, prompts)
+    config = _find_config(artifact, settings, source, model, pretrained, prompts)
     plan = plan_extraction(source, artifact.path, config, device)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
@@ -83,7 +88,7 @@ def repair(
         )  # first, so that the store counts as incomplete from here on
         for name in _damaged_files(artifact.path, settings, verification):
             _remove(artifact.path / name)
-    run_plan(plan, skip=skip, on_progress=on_progress)
+    run_plan(plan, skip=skip, repairing=True, on_progress=on_progress)
     return verify(path)
 
 
@@ -95,7 +100,7 @@ def _damaged_files(store: Path, settings: StoreSettings, verification: Verificat
         for shard in verification.shards
         for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    fixed = [IMAGES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
+    fixed = [IMAGES_FILE, PLACES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
     damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 
@@ -109,8 +114,9 @@ def _had_failures(artifact: Artifact) -> bool:
 
 
 def _find_config(
-    artifact: Artifact, settings: StoreSettings, model: str | None, pretrained: str | None, prompts: str | None
-) -> ExtractConfig:
+    artifact: Artifact, settings: StoreSettings, source: str | Path, model: str | None, pretrained: str | None,
+    prompts: str | None,
+) -> ExtractConfig:  # fmt: skip
     """What `extract` was called with, its paths made absolute again."""
     return ExtractConfig(
         model=find_origin(artifact, "model", model),
@@ -126,8 +132,24 @@ def _find_config(
         seed=settings.seed,
         not_in=recorded_list(artifact, "not_in"),
         masks=find_origin(artifact, "masks") if records(artifact, "masks") else None,
+        class_level=_find_class_level(artifact, source),
+        class_names=find_origin(artifact, "class_names") if records(artifact, "class_names") else None,
+        max_pixels=read_provenance(artifact, _Limits).max_pixels,
         compile=settings.compile,
     )
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What `extract` was told about large images; older stores record nothing."""
+
+    max_pixels: int = field(default=MAX_PIXELS, metadata={"at_least": 1})
+
+
+def _find_class_level(artifact: Artifact, source: str | Path) -> int | None:
+    """Stores that do not record the level are older than the choice: their classes are the first folders."""
+    level = artifact.provenance.get("class_level", 1 if isinstance(open_source(source), ImageFolder) else None)
+    return level if isinstance(level, int) else None
 
 
 def _remove(path: Path) -> None:

@@ -18,7 +18,7 @@ from actcache.errors import CorruptError, ParentMismatchError
 from actcache.models import Clip
 from actcache.prompts.accuracy import PromptSettings
 from actcache.prompts.checkpoints import read_prompt_checkpoint
-from actcache.prompts.few_shot import class_words
+from actcache.prompts.class_names import class_words
 from actcache.prompts.prompts import Prompts
 
 PROMPTS_FILE = "prompts.safetensors"
@@ -57,9 +57,10 @@ def read_prompts(artifact: Artifact) -> Prompts:
         prompts = Prompts(settings.method, tensors, settings.template, settings.position)
         if prompts.n_classes is None:
             return prompts
-        if prompts.n_classes != len(settings.classes):
+        names = settings.classes
+        if prompts.n_classes != len(names):
             raise ValueError(f"it has prompts for {prompts.n_classes} classes, but artifact.json names others")
-        return replace(prompts, classes=tuple(map(class_words, settings.classes)))
+        return replace(prompts, classes=tuple(class_words(name, names) for name in names))
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, CorruptError):
             raise

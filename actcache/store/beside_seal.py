@@ -33,7 +33,7 @@ DIGEST = b"digest"
 
 _REMEDIES: Mapping[str, str] = {
     PLACES_FILE: "delete it: parents are then looked for by their relative paths",
-    f"{NOTES}/names.parquet": "run `name` again",
+    f"{NOTES}/names.parquet": "run `patchsae name` again",
     OWN_NAMES: "repair it by hand, because these names are stored nowhere else, and remove its field digest",
 }
 
@@ -129,5 +129,6 @@ def check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
 
 def remedies(artifact: Artifact, problems: Sequence[Problem]) -> tuple[str, ...]:
     """How the damaged files are made again, each way once: which verb writes which file."""
-    ways = [_REMEDIES.get(problem.file, artifact.remedy) for problem in problems]
+    command = artifact.remedy.replace("`", "`patchsae ", 1)
+    ways = [_REMEDIES.get(problem.file, command) for problem in problems]
     return tuple(dict.fromkeys(way[0].lower() + way[1:].rstrip(".") for way in ways))

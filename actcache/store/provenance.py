@@ -96,9 +96,11 @@ def find_image_source(artifact: Artifact, images: str | Path | None = None) -> s
         return images
     place = find_images_of(artifact, "images", _some_uris(artifact))
     if place is None:
-        raise SettingsError(
-            f"{artifact.parent('images').path} no longer holds the images. Give their new path with --images."
-        )
+        recorded = artifact.parent("images").path
+        gone = f"{recorded} lies on other storage"
+        if not is_elsewhere(artifact.path, recorded):
+            gone = f"{artifact.parent_path('images')} no longer exists"
+        raise SettingsError(f"{gone}. Give the new path of the images with --images.")
     return place
 
 

@@ -29,6 +29,7 @@ from actcache.artifacts import (
     record_path,
 )
 from actcache.errors import CorruptError
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store.beside_seal import Problem, check_beside, check_spelling, remedies
 from actcache.store.image_table import IMAGES_FILE, read_images
@@ -74,6 +75,7 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError: when `artifact.json` itself cannot be trusted.
     """
+    n_threads = None if n_threads is None else check_number("n_threads", n_threads, int, at_least=1)
     artifact = open_artifact(path)
     settings, problems = None, []
     if artifact.kind == "acts":

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.cosines import nearest_cosines, shuffle_channels
@@ -77,8 +78,8 @@ def inspect_dictionaries(
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     opened = [run for item in listed for run in find_runs(item)]
     store = open_stores(store)
-    if n_tokens < 1:
-        raise SettingsError(f"--n-tokens must be at least 1, got {n_tokens}.")
+    n_tokens = check_number("n_tokens", n_tokens, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
     if len({run.run_id for run in opened}) < len(opened):
         raise SettingsError("A run is given twice. Give runs that differ, e.g. in their seed.")
     if len({str(run.hook_point) for run in opened}) > 1:
