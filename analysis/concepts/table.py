@@ -29,6 +29,7 @@ from actcache.artifacts import (
     open_artifact,
     open_checked,
     read_provenance,
+    read_seal,
     read_settings,
     read_summary,
 )
@@ -126,7 +127,8 @@ class ConceptTable:
             )
         self.config: AnalyzeConfig = read_settings(artifact, ConceptSettings)
         self.provenance = read_provenance(artifact, CodesProvenance)
-        self.summary = read_summary(artifact, ConceptSummary)
+        self._seal = read_summary(artifact, ConceptSummary)
+        self.summary = read_seal(artifact)
 
     @classmethod
     def open(cls, path: str | Path) -> "ConceptTable":
@@ -181,7 +183,7 @@ class ConceptTable:
 
     def summary_numbers(self) -> dict[str, int]:
         """The number of images and tokens that were counted, and of latents that fired."""
-        return {name: getattr(self.summary, name) for name in ("n_images", "n_tokens", "n_alive")}
+        return {name: getattr(self._seal, name) for name in ("n_images", "n_tokens", "n_alive")}
 
     @cached_property
     def histogram(self) -> Histogram:
@@ -208,11 +210,11 @@ class ConceptTable:
     @property
     def left_out(self) -> dict[str, str]:
         """What could not be computed, and why: part -> reason."""
-        return dict(self.summary.left_out)
+        return dict(self._seal.left_out)
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.summary.grid
+        return self._seal.grid
 
     def thumbnail(self, image: int) -> bytes | None:
         """JPEG of what the model saw of an image in the gallery; None if `analyze` ran without the images."""

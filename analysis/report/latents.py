@@ -134,7 +134,7 @@ def missing_parts(concepts: ConceptTable) -> list[str]:
 
 def _has(concepts: ConceptTable, file: str) -> bool:
     """Whether the seal lists a file. If a listed file is gone, that is damage, and opening the file reports it."""
-    return file in concepts.summary.files
+    return file in concepts.summary["files"]
 
 
 def _origins(concepts: ConceptTable) -> dict[int, str]:

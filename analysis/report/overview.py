@@ -136,7 +136,10 @@ def draw_monosemanticity(concepts: ConceptTable) -> list[Plot]:
 
 def mean_likeness(concepts: ConceptTable) -> float | None:
     """The mean cosine of two images, which is the monosemanticity to expect by chance; None if it is not known."""
-    if not (concepts.path / EMBEDDINGS_FILE).is_file() or concepts.summary.n_images != concepts.images.num_rows:
+    if (
+        not (concepts.path / EMBEDDINGS_FILE).is_file()
+        or concepts.summary_numbers()["n_images"] != concepts.images.num_rows
+    ):
         return None
     embeddings = concepts.image_embeddings
     n, total = len(embeddings), embeddings.sum(axis=0, dtype=np.float64)

@@ -114,13 +114,13 @@ def _columns(latents: Sequence[Portrait]) -> list[Column]:
 
 
 def _cards(concepts: ConceptTable) -> list[dict[str, str]]:
-    summary, recorded = concepts.summary, concepts.provenance.quality
+    numbers, recorded = concepts.summary_numbers(), concepts.provenance.quality
     quality = next((concepts.quality[kind] for kind in ("all", "patch", "cls") if kind in concepts.quality), None)
     n_latents = concepts.table.num_rows
     cards = [
-        {"name": "images", "value": f"{summary.n_images:,}"},
-        {"name": "tokens", "value": f"{summary.n_tokens:,}"},
-        {"name": "latents that fired", "value": f"{summary.n_alive:,} of {n_latents:,}"},
+        {"name": "images", "value": f"{numbers['n_images']:,}"},
+        {"name": "tokens", "value": f"{numbers['n_tokens']:,}"},
+        {"name": "latents that fired", "value": f"{numbers['n_alive']:,} of {n_latents:,}"},
     ]
     if quality is not None:  # codes of other programs may not record it
         cards += [
