@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
 
 from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
 from actcache.artifacts import (
@@ -154,7 +154,8 @@ class Run:
 
     def curves(self) -> dict[str, list[float]]:
         """Columns of the metrics, thinned to at most 200 steps; empty for an SAE that was imported."""
-        lines = self.metrics[:: 1 + len(self.metrics) // N_CURVE]
+        whole = [line for line in self.metrics if all(name in line for name in CURVES)]
+        lines = whole[:: 1 + len(whole) // N_CURVE]
         return {name: [line[name] for line in lines] for name in CURVES} if lines else {}
 
     def sae(self) -> "SAE":
@@ -282,11 +283,11 @@ def read_metrics(path: Path) -> list[MetricsLine]:
 
 
 def _is_line(line: object) -> TypeGuard[MetricsLine]:
-    """Whether the step is a count and the curves are numbers; a loss may be NaN, which no schema of a file allows."""
-    numbers: list[Any] = [line.get(name) for name in CURVES] if isinstance(line, dict) else [None]
-    if any(type(number) not in (int, float) or abs(number) > sys.float_info.max for number in numbers):
+    """Whether a line has a step, and numbers in its curves; a loss may be NaN, which no schema of a file allows."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
         return False
-    return type(numbers[0]) is int and numbers[0] >= 0
+    numbers = [line[name] for name in CURVES if name in line]
+    return all(type(number) in (int, float) and not abs(number) > sys.float_info.max for number in numbers)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

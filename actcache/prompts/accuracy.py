@@ -14,9 +14,9 @@ class PromptSettings:
     method: str
     template: str
     position: str
-    classes: tuple[str, ...]
-    precision: str
-    config: ResolvedPromptConfig
+    classes: tuple[str, ...] = ()
+    precision: str = "float32"
+    config: ResolvedPromptConfig | None = None
 
 
 @dataclass(frozen=True)
