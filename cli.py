@@ -664,14 +664,13 @@ def verify(
     facts = {
         "path": path, "kind": checked.kind, "ok": checked.ok, "complete": checked.complete, "n_files": checked.n_files,
         "n_bytes": checked.n_bytes, "problems": [str(problem) for problem in checked.problems],
-        "shards": checked.shards,
+        "shards": checked.shards, "remedies": checked.remedies,
     }  # fmt: skip
     state = "is whole" if checked.ok else "is damaged" if checked.problems else "is not complete, but undamaged so far"
     text = f"{path} {state}: {checked.n_files:,} files, {checked.n_bytes / 1e6:,.1f} MB checked"
     advice = []
     if checked.problems and not repair:
-        remake = "the command that made it, with --overwrite"
-        advice = [f"  to repair it: {f'patchsae verify {path} --repair' if checked.kind == 'acts' else remake}"]
+        advice = [f"  to repair it: {way}" for way in checked.remedies]
     emit(facts, [text, *(f"  {problem}" for problem in checked.problems), *advice])
     if not checked.ok:
         raise typer.Exit(1)

@@ -1,19 +1,7 @@
 from .advice import describe_refusal, storage_errors
-from .artifact import (
-    ARTIFACT_FILE,
-    MANIFEST_FILE,
-    Artifact,
-    Kind,
-    check_parent,
-    find_parent,
-    list_files,
-    open_artifact,
-    read_manifest,
-    relative_path,
-    require_complete,
-    seal_artifact,
-)
+from .artifact import list_files, require_complete, seal_artifact
 from .beginning import begin_artifact, check_apart, remove_artifact, remove_remnants
+from .checksums import check_once, check_whole, open_checked, read_seal, read_summary
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
     FileDigest,
@@ -34,12 +22,25 @@ from .files import (
     open_plain,
     publish,
     read_json,
+    read_signed,
     write_atomic,
     write_json,
     write_new,
     write_output,
 )
 from .locks import OutputLock
+from .opening import (
+    ARTIFACT_FILE,
+    MANIFEST_FILE,
+    Artifact,
+    Kind,
+    open_artifact,
+    read_manifest,
+    read_provenance,
+    read_settings,
+)
+from .parents import check_parent, find_images_of, find_parent
+from .places import PLACES_FILE, exists, is_elsewhere, recorded_places, relative_path
 from .processes import check_threads
 from .tables import encode_table
 
@@ -47,6 +48,7 @@ __all__ = [
     "ARTIFACT_FILE",
     "COMMITS",
     "MANIFEST_FILE",
+    "PLACES_FILE",
     "Artifact",
     "FileDigest",
     "Kind",
@@ -57,9 +59,11 @@ __all__ = [
     "build_folder",
     "check_apart",
     "check_file",
+    "check_once",
     "check_parent",
     "check_place",
     "check_threads",
+    "check_whole",
     "committed_shards",
     "crc32c",
     "create_temporary",
@@ -67,22 +71,32 @@ __all__ = [
     "digest",
     "encode_json",
     "encode_table",
+    "exists",
     "file_digest",
+    "find_images_of",
     "find_parent",
     "is_digest",
+    "is_elsewhere",
     "is_remote",
     "list_files",
     "make_folders",
     "missing_shards",
     "open_artifact",
     "open_atomic",
+    "open_checked",
     "open_plain",
     "publish",
     "read_json",
     "read_manifest",
+    "read_provenance",
     "read_record",
     "read_records",
+    "read_seal",
+    "read_settings",
+    "read_signed",
+    "read_summary",
     "record_path",
+    "recorded_places",
     "relative_path",
     "remove_artifact",
     "remove_remnants",

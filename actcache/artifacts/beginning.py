@@ -17,20 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.artifacts.advice import storage_errors
-from actcache.artifacts.artifact import (
-    ARTIFACT_FILE,
-    MANIFEST_FILE,
-    OVERWRITING,
-    SCHEMA,
-    Artifact,
-    Kind,
-    Parent,
-    artifact_id,
-    forget_overwriting,
-    list_files,
-    open_artifact,
-    relative_path,
-)
+from actcache.artifacts.artifact import OVERWRITING, forget_overwriting, list_files
 from actcache.artifacts.commits import COMMITS, committed_shards, read_records
 from actcache.artifacts.files import (
     artifact_path,
@@ -45,10 +32,21 @@ from actcache.artifacts.files import (
 )
 from actcache.artifacts.litter import remove_litter
 from actcache.artifacts.locks import SHARED_WAIT_S, OutputLock, remove_stale_lock
+from actcache.artifacts.opening import (
+    ARTIFACT_FILE,
+    MANIFEST_FILE,
+    SCHEMA,
+    Artifact,
+    Kind,
+    Parent,
+    artifact_id,
+    open_artifact,
+)
+from actcache.artifacts.places import PLACES_FILE, list_places, relative_path
 from actcache.errors import ArtifactNotFoundError, CorruptError, PipelineError, SettingsError, StorageError
 
 _OUR_FILES = {
-    ARTIFACT_FILE, MANIFEST_FILE, COMMITS, OVERWRITING, "images.parquet", "activations.zarr", "codes.zarr",
+    ARTIFACT_FILE, MANIFEST_FILE, PLACES_FILE, COMMITS, OVERWRITING, "images.parquet", "activations.zarr", "codes.zarr",
     "sae.safetensors", "metrics.jsonl", "checkpoints", "prompts.safetensors", "checkpoint.safetensors",
     "concepts.parquet", "top_images.parquet", "top_patches.parquet", "class_counts.parquet", "gallery.parquet",
     "gallery", "histogram.npy", "histogram_edges.npy", "position_map.npy", "nearest.npy", "nearest_cosine.npy",
@@ -98,6 +96,7 @@ def begin_artifact(
         "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
         "provenance": dict(provenance),
     }
+    places = list_places(path, {name: where for name, (_, where) in parents.items()}, provenance)
     begun = _find_begun(path, body)
     if begun and begun.complete and (not overwrite or _is_overwriting(path)):
         remove_remnants(path)
@@ -106,14 +105,14 @@ def begin_artifact(
         return begun
     check_apart(path, {name: where for name, (_, where) in parents.items() if not name.startswith("images")})
     if lock is None:
-        return _begin(path, body, prepare, overwrite)
+        return _begin(path, body, places, prepare, overwrite)
     deadline = time.monotonic() + SHARED_WAIT_S
     while True:
         lock.acquire(SHARED_WAIT_S if lock.shared else 0)
         if lock.shared and (begun := _find_begun(path, body)):  # another worker has begun it
             return begun
         if lock.make_exclusive():
-            artifact = _begin(path, body, prepare, overwrite)
+            artifact = _begin(path, body, places, prepare, overwrite)
             lock.share()
             return artifact
         if time.monotonic() > deadline:
@@ -147,12 +146,14 @@ def _find_begun(path: Path, body: Mapping[str, Any]) -> Artifact | None:
     return artifact if artifact.id == body["id"] else None
 
 
-def _begin(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool) -> Artifact:
+def _begin(
+    path: Path, body: Mapping[str, Any], places: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool
+) -> Artifact:
     kind: Kind = body["kind"]
     if not is_remote(path):
         remove_litter(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _create(path, body, prepare, overwrite)
+        _create(path, body, places, prepare, overwrite)
         if (begun := open_artifact(path, kind)).id != body["id"]:  # a writer without a lock was faster
             raise SettingsError(_differences(begun, body))
         return begun
@@ -171,13 +172,14 @@ def _begin(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None],
             raise SettingsError(_differences(artifact, body))
         if artifact.id == body["id"] and (not overwrite or _is_overwriting(path)):
             return artifact
-    _create(path, body, prepare, overwrite, replace=True)
+    _create(path, body, places, prepare, overwrite, replace=True)
     return open_artifact(path, kind)
 
 
 def _create(
-    path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool, *, replace: bool = False
-) -> None:
+    path: Path, body: Mapping[str, Any], places: Mapping[str, Any], prepare: Callable[[Path], None], overwrite: bool,
+    *, replace: bool = False,
+) -> None:  # fmt: skip
     """Make the directory and everything that never changes; `replace` what is there, if it is not empty."""
     if is_remote(path):  # folders cannot be renamed there: artifact.json is written last and makes this an artifact
         if path.exists():
@@ -186,6 +188,7 @@ def _create(
             prepare(Path(scratch))
             for name in list_files(Path(scratch)):
                 write_atomic(path / name, (Path(scratch) / name).read_bytes())
+        write_json(path / PLACES_FILE, places)
         write_json(path / ARTIFACT_FILE, body)
         return
     real = Path(os.path.realpath(path))  # a link stays a link
@@ -194,6 +197,7 @@ def _create(
             with build_folder(real, replace=replace) as folder:
                 (folder / COMMITS).mkdir()
                 prepare(folder)
+                write_new(folder / PLACES_FILE, encode_json(places))
                 write_new(folder / ARTIFACT_FILE, encode_json(body))
                 if overwrite:
                     write_new(folder / OVERWRITING, b"")

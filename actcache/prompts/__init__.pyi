@@ -1,3 +1,4 @@
+from .accuracy import PromptSettings, PromptsSummary
 from .adaptation import Adaptation, adapt
 from .artifact import open_prompts
 from .checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
@@ -15,7 +16,9 @@ from .towers import Towers, open_towers, prompt_vision
 __all__ = [
     "Adaptation",
     "PromptConfig",
+    "PromptSettings",
     "Prompts",
+    "PromptsSummary",
     "Towers",
     "adapt",
     "class_words",

@@ -4,7 +4,7 @@ In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact
 accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from actcache.artifacts import (
     begin_artifact,
     check_apart,
     open_artifact,
-    read_manifest,
+    read_settings,
+    read_summary,
     seal_artifact,
     storage_errors,
 )
@@ -29,6 +30,7 @@ from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
 from actcache.options import check_number
 from actcache.progress import ProgressWithNote
+from actcache.prompts.accuracy import AdaptationAccuracy, ClassAccuracy, PromptSettings, PromptsSummary
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.class_names import class_words, read_class_names, warn_about_shared_texts
 from actcache.prompts.config import PromptConfig
@@ -47,39 +49,6 @@ BATCH_TEXTS = 512
 
 
 @dataclass(frozen=True)
-class ClassAccuracy:
-    """Accuracy for all classes, the base classes and the novel classes; None where it was not measured.
-
-    As usual, base and novel images are classified among the classes of their own half.
-
-    Attributes:
-        per_class: the accuracy of each class that has images, when all classes are candidates.
-        harmonic: the harmonic mean of base and novel (Xian et al. 2017).
-    """
-
-    all: float | None
-    per_class: Mapping[str, float]
-    base: float | None
-    novel: float | None
-    harmonic: float | None
-
-
-@dataclass(frozen=True)
-class AdaptationAccuracy:
-    """Accuracy without prompts and with them, on the same images."""
-
-    zero_shot: ClassAccuracy
-    adapted: ClassAccuracy
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "AdaptationAccuracy":
-        return cls(ClassAccuracy(**fields["zero_shot"]), ClassAccuracy(**fields["adapted"]))
-
-    def to_json(self) -> dict[str, dict[str, object]]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Adaptation:
     """A finished `x.prompts`, with the training loss thinned to at most 100 points."""
 
@@ -91,8 +60,9 @@ class Adaptation:
     def open(cls, path: str | Path) -> "Adaptation":
         """Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         artifact = open_artifact(path, "prompts", complete=True)
-        manifest = read_manifest(artifact)
-        return cls(artifact, AdaptationAccuracy.from_json(manifest["accuracy"]), manifest["loss"])
+        read_settings(artifact, PromptSettings)
+        summary = read_summary(artifact, PromptsSummary)
+        return cls(artifact, summary.accuracy, list(summary.loss))
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -103,7 +73,7 @@ class Adaptation:
             before, after = getattr(self.accuracy.zero_shot, name), getattr(self.accuracy.adapted, name)
             if before is not None and after is not None:
                 parts.append(f"{name} {before:.1%} -> {after:.1%}")
-        method = self.artifact.settings["config"]["method"]
+        method = read_settings(self.artifact, PromptSettings).method
         return f"Adaptation({self.artifact.path.name}: {method}, accuracy {', '.join(parts)})"
 
 

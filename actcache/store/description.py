@@ -7,12 +7,16 @@ from pathlib import Path
 from actcache.artifacts import (
     Artifact,
     committed_shards,
+    exists,
+    is_elsewhere,
     is_remote,
     list_files,
     open_artifact,
-    read_manifest,
+    read_seal,
     record_path,
+    recorded_places,
 )
+from actcache.errors import PipelineError
 from actcache.store.settings import StoreSettings
 
 
@@ -38,11 +42,11 @@ def describe(path: str | Path) -> Mapping[str, object]:
     present = set(list_files(artifact.path))
     facts["bytes"] = sum(_size(artifact.path / name) for name in present)
     facts["parents"] = {
-        name: {"id": parent.id, "path": parent.path, "state": _state(artifact, name)}
+        name: {"id": parent.id, "path": _legible(parent.path), "state": _state(artifact, name)}
         for name, parent in artifact.parents.items()
     }
     if artifact.complete:
-        manifest = read_manifest(artifact)
+        manifest = read_seal(artifact)
         if missing := sorted(_expected_files(artifact, manifest) - present):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             facts |= {"complete": False, "missing": f"{missing[0]}{more}; run `verify {path}`"}
@@ -76,12 +80,24 @@ def _size(path: Path) -> int:
 
 
 def _state(artifact: Artifact, name: str) -> str:
-    """Whether a parent is at the path that the artifact recorded."""
-    try:
-        path = artifact.parent_path(name)
-        if "images" in name.split():  # a folder, a table or an archive, which has no id of its own
-            return "there" if path.exists() else "not there"
-        parent = open_artifact(path)
-    except Exception:  # the path may be anything, and file systems raise many kinds of errors
-        return "not there"
-    return "there" if parent.id == artifact.parents[name].id else "another artifact is there"
+    """Where a parent is now: at the path that the artifact recorded, at another one, or nowhere that is looked at."""
+    parent = artifact.parents[name]
+    if is_elsewhere(artifact.path, parent.path):
+        return "on other storage, not looked for"
+    places = recorded_places(artifact.path, "parents", name, parent.path)
+    holds_images = "images" in name  # `images 2`, `test images`: an image source is no artifact
+    state = "not there"
+    for number, place in enumerate(places):
+        try:
+            right = exists(place) if holds_images else open_artifact(place).id == parent.id
+        except PipelineError:
+            continue
+        if right:
+            return "there" if number == 0 else f"there, at {place}"
+        state = state if holds_images else "another artifact is there"
+    return state
+
+
+def _legible(path: str) -> str:
+    """A recorded path without the surrogates that stand for bytes that are no UTF-8."""
+    return path.encode(errors="backslashreplace").decode()

@@ -48,9 +48,10 @@ from actcache.hook_point import HookPoint
 from actcache.sources import ImagePlan
 from actcache.store.channel_statistics import ChannelStatistics, merge_statistics
 from actcache.store.codecs import chunk_encoder
+from actcache.store.image_table import IMAGES_FILE, read_images
 from actcache.store.layout import StoreLayout
 from actcache.store.orphan_shards import digest_shard, scan_shard
-from actcache.store.reader import GROUP, IMAGES_FILE, read_images
+from actcache.store.reader import GROUP
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, shard_path
 from actcache.store.zarr_arrays import array_arguments

@@ -216,7 +216,7 @@ def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDAr
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """Everything that later blocks need from some images: [B, T, D] float32."""
-    x = torch.from_numpy(store.read(hook_point, images=images)).float()
+    x = torch.from_numpy(store.read(hook_point, images=images, check=store.checks_cheaply)).float()
     if not store.layout.n_extra:
         return x
     return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)

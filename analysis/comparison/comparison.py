@@ -148,7 +148,7 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     sides = (base, adapted)
     for what, values in (
         ("images", [str(side.codes.artifact.settings["rows_id"]) for side in sides]),
-        ("SAE", [side.codes.artifact.parents["run"].id for side in sides]),
+        ("SAE", [side.codes.artifact.parent("run").id for side in sides]),
         ("model", [side.store.model_id for side in sides]),
     ):
         if values[0] != values[1]:

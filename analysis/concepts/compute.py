@@ -1,13 +1,25 @@
 """analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from actcache.artifacts import OutputLock, begin_artifact, file_digest, seal_artifact, write_new
+from actcache import PipelineError
+from actcache.artifacts import (
+    Artifact,
+    OutputLock,
+    begin_artifact,
+    check_whole,
+    file_digest,
+    open_artifact,
+    read_provenance,
+    seal_artifact,
+    write_new,
+)
 from actcache.machine import available_bytes, check_memory
 from actcache.progress import Progress
 from actcache.store import IMAGES_FILE
@@ -23,7 +35,7 @@ from analysis.concepts.statistics import (
     top_images_statistic,
     totals_statistic,
 )
-from analysis.concepts.table import EMBEDDINGS_FILE, ConceptTable
+from analysis.concepts.table import EMBEDDINGS_FILE, CodesProvenance, ConceptTable
 from analysis.lineage import find_images, find_run, open_parents
 from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
@@ -100,27 +112,33 @@ def _analyze(
         "Take a machine with more memory.",
     )  # fmt: skip
 
-    def copy_images(path: Path) -> None:
+    check_whole(codes.artifact, IMAGES_FILE)
+    settings = {
+        **asdict(config),
+        "pictures": "pictures" not in left_out,
+        "nearest": 0 if "nearest" in left_out else N_NEAREST,
+        "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
+    }
+    completed = _find_incomplete_table(concepts, codes, settings)
+    notes = {} if completed is None else _read_notes(completed)
+
+    def copy_files(path: Path) -> None:
         write_new(path / IMAGES_FILE, (codes.path / IMAGES_FILE).read_bytes())
+        for name, data in notes.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_new(path / name, data)
 
     recorded = codes.artifact.provenance
+    read_provenance(codes.artifact, CodesProvenance)
     with OutputLock(concepts) as lock:
         artifact = begin_artifact(
             concepts,
             "concepts",
-            settings={
-                **asdict(config),
-                "pictures": "pictures" not in left_out,
-                "nearest": 0 if "nearest" in left_out else N_NEAREST,
-                "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
-            },
+            settings=settings,
             parents={"codes": (codes.codes_id, codes.path)},
-            provenance={
-                **{key: recorded[key] for key in ("quality", "source", "sae")},
-                "curves": recorded.get("curves", {}),  # codes of older versions have none
-            },
-            prepare=copy_images,
-            overwrite=overwrite,
+            provenance={key: recorded[key] for key in ("quality", "source", "sae", "curves") if key in recorded},
+            prepare=copy_files,
+            overwrite=overwrite or completed is not None,
             lock=lock,
         )
         if artifact.complete:
@@ -172,6 +190,32 @@ def _embed_all_images(
     group = open_parents(codes, store)
     vision = open_towers(group.stores[0].artifact, device=device).vision
     write_array(out, embed_stored_images(group, np.arange(codes.n_images), vision=vision, on_progress=on_progress))
+
+
+def _find_incomplete_table(concepts: str | Path, codes: CodeStore, settings: Mapping[str, object]) -> Artifact | None:
+    """The table that is there already, if it differs only in lacking parts that can be computed now.
+
+    It was made without the images or the run; `analyze` advised to name them, and that must lead to the whole table.
+    """
+    try:
+        there = open_artifact(concepts, "concepts")
+    except PipelineError:
+        return None
+    if there.parents.keys() != {"codes"} or there.parent("codes").id != codes.codes_id:
+        return None
+    old = dict(there.settings)
+    gained = [part for part in ("pictures", "nearest") if not old.get(part) and settings[part]]
+    same = {**old, **{part: settings[part] for part in gained}} == json.loads(json.dumps(settings))
+    return there if gained and same else None
+
+
+def _read_notes(table: Artifact) -> dict[str, bytes]:
+    """What people wrote on the latents of a table: file name -> content."""
+    return {
+        str(file.relative_to(table.path)): file.read_bytes()
+        for file in sorted((table.path / "notes").glob("*"))
+        if file.is_file()
+    }
 
 
 class _TaskCount:

@@ -176,7 +176,7 @@ def sample_tokens(run: Run, store: StoreGroup, n_tokens: int, seed: int) -> Tens
     kind = run.train_config.tokens
     per_image = {"all": store.layout.n_tokens, "patch": store.layout.n_tokens - 1, "cls": 1}[kind]
     chosen = np.sort(rng.permutation(images)[: -(-n_tokens // per_image)])
-    values = store.read(run.hook_point, images=chosen, tokens=kind)  # type: ignore[arg-type]
+    values = store.read(run.hook_point, images=chosen, tokens=kind, check=store.checks_cheaply)  # type: ignore[arg-type]
     rows = values.reshape(-1, values.shape[-1])
     return torch.from_numpy(rows[rng.permutation(len(rows))[:n_tokens]]).float()
 

@@ -9,25 +9,29 @@ Computing names again replaces names.parquet only. What a person wrote is change
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from actcache import CorruptError, PipelineError, SettingsError
+from actcache import PipelineError, SettingsError
 from actcache.artifacts import (
     OutputLock,
     check_parent,
+    digest,
     encode_table,
     make_folders,
     open_artifact,
     read_json,
+    read_signed,
     remove_remnants,
     storage_errors,
     write_atomic,
     write_json,
 )
 from actcache.options import check_number
+from actcache.schema import parse
+from actcache.store import read_signed_table, sign_table, table_errors
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore
 
@@ -35,6 +39,7 @@ NOTES = "notes"
 WAIT_S = 10
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
+_COLUMNS = {"latent": pa.int64(), "method": pa.string(), "name": pa.string()}
 METHODS = ("images", "lens")
 """The most trusted method first: before the last block, a direction that looks like a word need not act like it."""
 
@@ -103,15 +108,18 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
     file = _path(concepts) / NOTES / NAMES_FILE
     if not file.is_file():
         return None
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run `name` again.") from error
+    table = read_signed_table(file, "Run `name` again.")
+    with table_errors(file, "Run `name` again."):
+        for column, kind in _COLUMNS.items():
+            if column not in table.column_names or table[column].null_count:
+                raise ValueError(f"it has no column {column}, or nulls in it")
+            table[column].cast(kind)
+    return table
 
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
-    data = encode_table(table.replace_schema_metadata({"naming": json.dumps(facts)}))
+    data = encode_table(sign_table(table.replace_schema_metadata({"naming": json.dumps(facts)})))
     with _lock_notes(concepts):
         write_atomic(concepts.path / NOTES / NAMES_FILE, data)
 
@@ -127,17 +135,24 @@ def _lock_notes(concepts: ConceptTable) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _OwnNames:
+    """Latent -> what a person wrote on it."""
+
+    names: Mapping[int, Mapping[str, str]]
+
+
 def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, str]]:
     """What people wrote: latent -> {"name": ..., "note": ...}, each if there is one. Raises CorruptError."""
     file = _path(concepts) / NOTES / OWN_FILE
     if not file.is_file():
         return {}
-    advice = "Repair it by hand, because these names are stored nowhere else."
+    advice = "Repair it by hand, because these names are stored nowhere else, and remove its field digest."
     content = read_json(file, advice)
-    try:
-        return {int(latent): {str(key): str(text) for key, text in own.items()} for latent, own in content.items()}
-    except (AttributeError, ValueError) as error:
-        raise CorruptError(f"{file} is malformed ({error}). {advice}") from error
+    if isinstance(content, dict) and "digest" in content:  # absent where an older version or a person wrote it
+        content = read_signed(file, advice)
+    own = parse(_OwnNames, {"names": content}, file, advice)
+    return {latent: dict(texts) for latent, texts in own.names.items()}
 
 
 def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None) -> None:
@@ -155,7 +170,8 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
     with _lock_notes(concepts):
         own = read_own_names(concepts)
         own[latent] = {key: text for key, text in {**own.get(latent, {}), **given}.items() if text}
-        write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
+        content = {str(n): own[n] for n in sorted(own) if own[n]}
+        write_json(concepts.path / NOTES / OWN_FILE, {**content, "digest": digest(content)})
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

@@ -128,10 +128,10 @@ def _check_workers(client: Any, address: str) -> None:
         raise SettingsError(f"The dask cluster at {address} cannot be used: {error}. Restart its workers.") from error
     failed = {worker: error for worker, error in answers.items() if error is not None}
     if failed:
-        worker, error = next(iter(failed.items()))
+        worker, reason = next(iter(failed.items()))
         raise SettingsError(
             f"{len(failed)} of {len(answers)} workers of {address} cannot import patchsae "
-            f"({worker}: {' '.join(str(error).split())[:100]}). Install it where they run."
+            f"({worker}: {' '.join(str(reason).split())[:100]}). Install it where they run."
         )
 
 

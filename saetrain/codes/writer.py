@@ -24,7 +24,7 @@ from actcache.artifacts import (
     write_record,
 )
 from actcache.store import IMAGES_FILE, StoreGroup
-from saetrain.codes.store import CODES, COLUMNS
+from saetrain.codes.checks import CODES, COLUMNS
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:

@@ -50,6 +50,8 @@ class TrainingData:
 
     def first_rows(self, hook_point: HookPoint, tokens: Tokens, n: int, *, seed: int) -> Tensor:
         """Up to n tokens [n, D] of the first training images, shuffled. The stored order of images is random."""
-        values = self.stores.read(hook_point, images=self.images[:FIRST_IMAGES], tokens=tokens)
+        values = self.stores.read(
+            hook_point, images=self.images[:FIRST_IMAGES], tokens=tokens, check=self.stores.checks_cheaply
+        )
         rows = torch.from_numpy(values.reshape(-1, values.shape[-1]))
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n]]

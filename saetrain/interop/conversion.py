@@ -252,7 +252,7 @@ def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Ten
         return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
     group = open_stores(store)
     images = group.valid.nonzero()[0][: 1 + N_ROWS // group.layout.n_tokens]
-    values = group.read(group.hook_point(hook_point), images=images)
+    values = group.read(group.hook_point(hook_point), images=images, check=group.checks_cheaply)
     if values.shape[-1] != sae.d_model:
         raise SettingsError(
             f"{group.path} holds activations of width {values.shape[-1]}, but the SAE reads width {sae.d_model}. "

@@ -57,15 +57,18 @@ class SAE(nn.Module):
         self.variant.add_parameters(self)
 
     @classmethod
-    def load(cls, path: str | Path, config: ResolvedSAEConfig) -> "SAE":
+    def load(cls, path: str | Path, config: ResolvedSAEConfig, d_model: int | None = None) -> "SAE":
         """Read `sae.safetensors`. Raises CorruptError if it is truncated or has other shapes."""
         try:
             tensors = load_file(path)
-            sae = cls(config, tensors["decoder"].shape[1])
+            shape = tuple(tensors["decoder"].shape)
+            if shape != (config.n_latents, d_model or shape[-1]):  # before memory is taken for what the settings claim
+                raise ValueError(f"decoder is {shape}, but the settings say {(config.n_latents, d_model)}")
+            sae = cls(config, shape[1])
             if "norms" in tensors:
-                sae.norms = torch.ones(len(tensors["decoder"]))
+                sae.norms = torch.ones(shape[0])
             sae.load_state_dict(tensors)
-        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, IndexError) as error:
+        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CorruptError(f"{path} could not be read as an SAE ({reason}). Train it again.") from error
         return sae.requires_grad_(False).eval()

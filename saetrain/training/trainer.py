@@ -187,6 +187,7 @@ def _make_loader(
         rank=rank(),
         world_size=world_size(),
         pin_memory=device.type == "cuda",
+        check=data.stores.checks_cheaply,
     )
 
 

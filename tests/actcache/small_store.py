@@ -121,7 +121,9 @@ def write_store(
 
 
 def all_bytes(store: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+    """What a store holds wherever it lies; places.json holds the paths of one machine."""
+    files = {str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if name != "places.json"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
