@@ -161,7 +161,7 @@ def test_a_result_with_any_field_replaced_or_byte_changed(golden: Path, tmp_path
         assert isinstance(answer, str) or answer == [right]
 
 
-@pytest.mark.parametrize("last", [b"", b"{", b'{"step": 70}\n', b"\xff\xfe\n", b"null\n", b"[" * 9999])
+@pytest.mark.parametrize("last", [b"", b"{", b'{"step": "70"}\n', b"\xff\xfe\n", b"null\n", b"[" * 9999])
 def test_lines_of_metrics_that_are_damaged_are_left_out(golden: Path, tmp_path: Path, last: bytes) -> None:
     """While a run is unfinished; the seal of a finished one covers its metrics."""
     from saetrain.run import read_metrics, truncate_metrics
