@@ -82,6 +82,12 @@ def image_stores(codes: CodeStore) -> NDArray[np.int64]:
     return np.asarray(codes.images["store"].to_numpy(), dtype=np.int64)
 
 
+def source_columns(codes: CodeStore) -> dict[str, str]:
+    """The columns that were chosen when the images were extracted, see `ImagePlan.columns`."""
+    columns = codes.artifact.provenance.get("source", {}).get("columns", {})
+    return {str(name): str(column) for name, column in columns.items()} if isinstance(columns, dict) else {}
+
+
 class ImagePlaces(NamedTuple):
     """Where the images of codes lie now.
 

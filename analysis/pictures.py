@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
-from actcache.sources import ImageSource, decode_image, open_source, resize_image
-from analysis.lineage import ImagePlaces
+from actcache.sources import ImageSource, decode_image, reopen_source, resize_image
+from analysis.lineage import ImagePlaces, source_columns
 from saetrain import CodeStore
 
 THUMBNAIL_PIXELS = 160
@@ -62,7 +62,7 @@ class Pictures:
             place = self._places.folders[number] or self._codes.artifact.parent_path(name)
             if not place.exists():
                 raise SettingsError(f"{place} no longer exists. Give the new path of the images with --images.")
-            self._sources[number] = open_source(place)
+            self._sources[number] = reopen_source(place, source_columns(self._codes))
         return self._sources[number]
 
 

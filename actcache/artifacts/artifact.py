@@ -121,6 +121,8 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
         advice = advice if there else _advice(path)
+    except StorageError:  # an object store that cannot be reached
+        raise
     except OSError as error:  # no permission, or a name that is too long
         there, reason = False, f"cannot be opened ({error.strerror})"
     if not there:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from actcache.artifacts.advice import storage_errors
 from actcache.artifacts.litter import old_path, remove_litter, temporary_path
+from actcache.artifacts.object_store import BUCKETS, check_url, register_s3
 from actcache.errors import CorruptError, SettingsError
 
 _PIECE_BYTES = 1 << 24  # a file without chunks of its own gets one checksum per 16 MiB piece
@@ -44,13 +45,16 @@ def artifact_path(path: str | Path) -> Path:
     """A local Path, or, for a URL such as s3://bucket/val.acts, an fsspec path that behaves like one.
 
     Raises:
-        SettingsError: the package for the URL's file system is not installed.
+        SettingsError: the package for the URL's file system is not installed, or an S3 URL names no folder in a bucket.
     """
     if not isinstance(path, str) or "://" not in path:
         return Path(path) if isinstance(path, str) else path
+    check_url(path)
     try:
         from upath import UPath  # an optional dependency
 
+        if path.startswith(tuple(f"{scheme}://" for scheme in BUCKETS)):
+            register_s3()
         remote: Any = UPath(path)
         assert remote.fs is not None  # this imports the file system's package
     except (ImportError, ValueError) as error:

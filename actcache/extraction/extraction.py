@@ -5,7 +5,6 @@ two blocks (of 16 or 64 images) of each hook point: one is being filled, the oth
 at its first image, so a resumed run computes the same bytes.
 """
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
+from actcache.machine import count_processors
 from actcache.models import VisionTower
 from actcache.options import check_number
 from actcache.progress import Progress
@@ -206,7 +206,7 @@ def _fill_shards(
     uris = plan.images.table["uri"]
     blocks = [_Block(plan), _Block(plan)]
     reasons: dict[int, str] = {}
-    with ExitStack() as stack, ThreadPoolExecutor(n_threads or os.cpu_count() or 1, "decode") as decoders, \
+    with ExitStack() as stack, ThreadPoolExecutor(n_threads or count_processors(), "decode") as decoders, \
             ThreadPoolExecutor(1, "write") as thread:  # fmt: skip
         write = _Background(thread)  # it ends before `stack` abandons what was not committed
         writer: ShardWriter | None = None

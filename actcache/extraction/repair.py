@@ -67,7 +67,7 @@ def repair(
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
     config = _find_config(artifact, settings, source, model, pretrained, prompts)
-    plan = plan_extraction(source, artifact.path, config, device)
+    plan = plan_extraction(source, artifact.path, config, device, preprocess=settings.preprocess)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
          "Name the right folder with --images."),
@@ -135,6 +135,8 @@ def _find_config(
         class_level=_find_class_level(artifact, source),
         class_names=find_origin(artifact, "class_names") if "class_names" in recorded else None,
         max_pixels=artifact.provenance.get("max_pixels", MAX_PIXELS),
+        path_column=settings.columns.get("path"),
+        label=settings.columns.get("label"),
         compile=settings.compile,
     )
 

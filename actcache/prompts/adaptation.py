@@ -112,9 +112,11 @@ def adapt(
     prompts: str | Path,
     *,
     model: str,
-    pretrained: str,
+    pretrained: str | None = None,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
+    path_column: str | None = None,
+    label: str | None = None,
     precision: str = "auto",
     device: str = "auto",
     checkpoint_every: int = 200,
@@ -129,6 +131,7 @@ def adapt(
         model, pretrained: see `load_clip`.
         config: how to train; None takes MaPLe's usual values.
         test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
+        path_column, label: the columns of the images and of the labels of tables, as in `open_source`.
         precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
         checkpoint_every: number of steps between checkpoints.
         on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
@@ -139,8 +142,10 @@ def adapt(
     """
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
     config = config or PromptConfig()
-    source = open_source(images, class_level=config.class_level)
-    test_source = None if test is None else open_source(test, class_level=config.class_level)
+    source = open_source(images, class_level=config.class_level, path_column=path_column, label=label)
+    test_source = None
+    if test is not None:
+        test_source = open_source(test, class_level=config.class_level, path_column=path_column, label=label)
     table = _list_images(source, config)
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
     names = split.choose(config.classes)
@@ -207,8 +212,7 @@ def _test_table(
 def _begin(
     path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
     PromptConfig,
-    names: Sequence[str], model: str, pretrained: str, overwrite: bool,
-    lock: OutputLock,
+    names: Sequence[str], model: str, pretrained: str | None, overwrite: bool, lock: OutputLock,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
     if test_source is not None:
@@ -225,10 +229,11 @@ def _begin(
     }
     provenance = {
         "model": Path(model).name,
-        "pretrained": Path(pretrained).name,
+        "pretrained": Path(pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         "torch": torch.__version__,
         "device": towers.vision.device.type,
-        "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
+        "paths": remember_paths(Path(path), model=model, pretrained=pretrained or model),
     }
     if not (Path(path) / ARTIFACT_FILE).exists():
         check_apart(Path(path), {name: where for name, (_, where) in parents.items()})

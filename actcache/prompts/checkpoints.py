@@ -27,6 +27,8 @@ CLASS_WORDS = ("token_prefix", "token_suffix")
 
 _DICT = "collections.defaultdict"
 _STATE = ("torch.optim.", "dassl.", _DICT, "builtins.dict")
+MAX_NAME = 200
+"""Longest name of a tensor; those of the five methods have at most 70 characters."""
 _RTOL, _ATOL = 2e-3, 1e-4
 """The original code trains in float16, which rounds by 5e-4."""
 
@@ -105,6 +107,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = loaded["state_dict"]
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("state_dict does not hold tensors")
+        for key in state:
+            if not isinstance(key, str) or len(key) > MAX_NAME or not key.isprintable():
+                raise ValueError(f"state_dict has the name {str(ascii(key))[:60]}, which no tensor of a model has")
         bad = [n for n, value in state.items() if not value.is_floating_point() or not value.isfinite().all()]
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip

@@ -22,7 +22,7 @@ from actcache.sources.columns import check_given, list_names
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits
+from actcache.sources.splits import Split, list_splits, row_of
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ class HuggingFaceDataset:
         return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
-        split, _, row = uri.rpartition("/")
+        split, row = row_of(uri)
         part = self._splits.get(split)
-        if part is None or not row.isdigit() or int(row) >= part.rows.num_rows:
+        if part is None or not 0 <= row < part.rows.num_rows:
             raise ImageSourceError(f"{uri} is not in {self.path.name}.")
         column = part.image if what == "image" else part.mask
         if column is None:
             return None
-        data: bytes | None = (part.rows[column][int(row)].as_py() or {}).get("bytes")
+        data: bytes | None = (part.rows[column][row].as_py() or {}).get("bytes")
         return data
 
     @cached_property

@@ -141,7 +141,9 @@ def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, 
     if len(bad):
         reason = NOT_REGULAR if sizes[bad[0]] == IRREGULAR else os.strerror(-int(sizes[bad[0]]))
         more = f", as for {len(bad) - 1:,} others of {len(paths):,}" if len(bad) > 1 else ""
-        raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
+        name = str(names[bad[0]])
+        shown = name if name.isprintable() else repr(name)
+        raise ImageSourceError(f"{shown} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
     return sizes
 
 

@@ -26,7 +26,7 @@ from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.listing import check_text, list_files
 from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits
+from actcache.sources.splits import Split, list_splits, row_of
 from actcache.sources.table_file import READER_ERRORS, check_regular, not_a_table
 
 CACHE_BYTES = 256 << 20
@@ -82,8 +82,7 @@ class ImageParquet:
         return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
-        key, _, row = uri.rpartition("/")
-        number = int(row) if row.isdecimal() and len(row) < 19 else -1
+        key, number = row_of(uri)
         for file in self._files:
             if file.key == key and file.first <= number < file.first + file.n_rows:
                 column = file.image if what == "image" else file.mask

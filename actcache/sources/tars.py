@@ -121,11 +121,11 @@ class ImageTars:
         source = self.path.name
         columns, notes = Records.join([(shard.columns, len(shard.uri)) for shard in shards], source)
         if without:
-            notes += (f"{source}: {without:,} samples without an image are left out.",)
+            are = "samples without an image are" if without > 1 else "sample without an image is"
+            notes += (f"{source}: {without:,} {are} left out.",)
         if special:
-            notes += (
-                f"{source}: {len(special):,} members that are links or devices are left out, such as {special[0]}.",
-            )
+            are = "members are links or devices and" if len(special) > 1 else "member is a link or device and"
+            notes += (f"{source}: {len(special):,} {are} left out, such as {special[0]}.",)
         uris = pa.array([uri for shard in shards for uri in shard.uri], pa.string())
         sizes = pa.array([size for shard in shards for size in shard.size], pa.int64())
         labeled = label_columns(columns, len(uris), source, label=self.label)

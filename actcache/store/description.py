@@ -19,6 +19,8 @@ from actcache.store.settings import StoreSettings
 def describe(path: str | Path) -> Mapping[str, object]:
     """Facts about any artifact, JSON-able: kind, id, completeness, settings, parents and whether they are in place.
 
+    `shards` is {"done", "total"}, `parents` is {name: {"id", "path", "state"}}; all numbers are numbers.
+
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError.
     """
@@ -32,18 +34,20 @@ def describe(path: str | Path) -> Mapping[str, object]:
     sizes = artifact.settings.get("shard_sizes")  # a code store has these
     if artifact.kind == "acts" or isinstance(sizes, list):
         n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
-        facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
+        facts["shards"] = {"done": len(committed_shards(artifact.path)), "total": n_shards}
     present = set(list_files(artifact.path))
     facts["bytes"] = sum(_size(artifact.path / name) for name in present)
-    for name, parent in artifact.parents.items():
-        facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
+    facts["parents"] = {
+        name: {"id": parent.id, "path": parent.path, "state": _state(artifact, name)}
+        for name, parent in artifact.parents.items()
+    }
     if artifact.complete:
         manifest = read_manifest(artifact)
         if missing := sorted(_expected_files(artifact, manifest) - present):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             facts |= {"complete": False, "missing": f"{missing[0]}{more}; run `verify {path}`"}
         if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
-            facts["skipped images"] = len(manifest["failed"])
+            facts["skipped_images"] = len(manifest["failed"])
         counts = ("quality", "n_entries", "n_underflowed", "n_tokens", "n_alive")
         facts |= {key: manifest[key] for key in counts if key in manifest}
     settings = {key: value for key, value in artifact.settings.items() if value is not None}
@@ -75,8 +79,8 @@ def _state(artifact: Artifact, name: str) -> str:
     """Whether a parent is at the path that the artifact recorded."""
     try:
         path = artifact.parent_path(name)
-        if name == "images":
-            return "there" if path.is_dir() else "not there"
+        if "images" in name.split():  # a folder, a table or an archive, which has no id of its own
+            return "there" if path.exists() else "not there"
         parent = open_artifact(path)
     except Exception:  # the path may be anything, and file systems raise many kinds of errors
         return "not there"

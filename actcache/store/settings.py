@@ -4,7 +4,7 @@ No file is touched. The settings come from a file that may say anything, so ever
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class StoreSettings:
         preprocess: the fields of `Preprocess`, as JSON.
         compile: whether the tower went through torch.compile.
         prompts: `Prompts.description` of an adapted model; None for a plain one.
+        columns: the columns `path` and `label` of the source, where the user chose others than the usual ones.
     """
 
     model_id: str
@@ -44,6 +45,7 @@ class StoreSettings:
     preprocess: Mapping[str, object]
     compile: bool = False
     prompts: Mapping[str, object] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "StoreSettings":
@@ -57,7 +59,7 @@ class StoreSettings:
             for name in ("model_id", "rows_id", "precision"):
                 if not isinstance(fields[name], str):
                     raise TypeError(f"{name} must be a text, got {str(fields[name])[:80]}")
-            for name in ("preprocess", "prompts"):
+            for name in ("preprocess", "prompts", "columns"):
                 if not isinstance(fields.get(name, {}), Mapping):
                     raise TypeError(f"{name} must be an object, got {str(fields[name])[:80]}")
             hooks = tuple(HookPoint.parse(text) for text in fields["hook_points"])
@@ -73,6 +75,7 @@ class StoreSettings:
                 preprocess=fields["preprocess"],
                 compile=bool(fields.get("compile", False)),
                 prompts=fields.get("prompts"),
+                columns={str(name): str(column) for name, column in fields.get("columns", {}).items()},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(
@@ -102,6 +105,7 @@ class StoreSettings:
             "preprocess": self.preprocess,
             **({"compile": True} if self.compile else {}),  # it changes the lowest bits
             **({"prompts": self.prompts} if self.prompts is not None else {}),
+            **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
     @property

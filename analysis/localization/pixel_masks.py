@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from actcache import ImageFolder, SettingsError
 from actcache.artifacts import open_artifact
 from actcache.progress import Progress
-from actcache.sources import ImageSource, open_source, read_table, resize_mask
+from actcache.sources import ImageSource, read_table, reopen_source, resize_mask
 from actcache.store import find_origin
 from analysis.heat_maps import check_patches
-from analysis.lineage import find_images
+from analysis.lineage import find_images, source_columns
 from analysis.query import choose_images
 from saetrain import CodeStore
 
@@ -157,7 +157,7 @@ def _find_source(
             recorded = artifact.provenance.get("paths", {}).get("masks") is not None
             masks = find_origin(artifact, "masks") if recorded else None
     if folder is not None:
-        return open_source(folder, masks=masks)
+        return reopen_source(folder, source_columns(codes), masks=masks)
     if masks is None:
         raise SettingsError("Neither the masks nor the images are where they were. Give --masks, --images or --store.")
     return ImageFolder(masks, masks=masks)

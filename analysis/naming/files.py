@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actcache import CorruptError, SettingsError
+from actcache import CorruptError, PipelineError, SettingsError
 from actcache.artifacts import (
     OutputLock,
     check_parent,
@@ -52,17 +52,50 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
     return names | {latent: own["name"] for latent, own in read_own_names(path).items() if own.get("name")}
 
 
-def add_names(table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path) -> pa.Table:
-    """Add a column `name` after the column `latent` of an answer; a latent without a name gets "".
+def find_names(codes: CodeStore, concepts: ConceptTable | str | Path | None = None) -> dict[int, str]:
+    """The names of the latents of codes: those of a concept table, by default of all tables that lie beside the codes.
 
-    A table without latents is returned unchanged. Raises ParentMismatchError if the concepts are of other codes.
+    Names of people come before computed ones, whichever table they are in. A table beside the codes that was made from
+    other codes, or cannot be read, gives none.
+
+    Raises ParentMismatchError if the given concepts are of other codes.
     """
-    check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
-    if "latent" not in table.column_names:
+    if concepts is not None:
+        check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
+        return read_names(concepts)
+    computed: dict[int, str] = {}
+    own: dict[int, str] = {}
+    for path in sorted({*codes.path.absolute().parent.glob("*.concepts")}):
+        try:
+            check_parent(open_artifact(path, "concepts"), "codes", codes.artifact)
+            computed |= read_names(path)
+            own |= {latent: entry["name"] for latent, entry in read_own_names(path).items() if entry.get("name")}
+        except PipelineError:
+            continue
+    return computed | own
+
+
+def add_names(
+    table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path | Mapping[int, str] | None = None
+) -> pa.Table:
+    """Add a column `name` after the column `latent` of an answer, and `partner_name` after `partner`.
+
+    A latent without a name gets "". A table without latents is returned unchanged, and so is every table if no
+    concepts were given and there are no names beside the codes.
+
+    Args:
+        concepts: the table that holds the names, or what `find_names` returned; see there for None.
+
+    Raises ParentMismatchError if the concepts are of other codes.
+    """
+    names = concepts if isinstance(concepts, Mapping) else find_names(codes, concepts)
+    if not names and (concepts is None or isinstance(concepts, Mapping)):
         return table
-    names = read_names(concepts)
-    column = pa.array([names.get(latent, "") for latent in table["latent"].to_pylist()], pa.string())
-    return table.add_column(table.column_names.index("latent") + 1, "name", column)
+    for column, new in (("latent", "name"), ("partner", "partner_name")):
+        if column in table.column_names:
+            texts = pa.array([names.get(latent, "") for latent in table[column].to_pylist()], pa.string())
+            table = table.add_column(table.column_names.index(column) + 1, new, texts)
+    return table
 
 
 def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:

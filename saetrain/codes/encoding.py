@@ -12,13 +12,14 @@ from torch import Tensor
 
 from actcache import NonFiniteError, SettingsError, open_stores
 from actcache.artifacts import OutputLock, begin_artifact, missing_shards, read_records, seal_artifact
-from actcache.models import choose_device
+from actcache.machine import check_memory
+from actcache.models import choose_device, free_memory
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from actcache.workers import find_worker
 from saetrain.codes.store import CodeStore
 from saetrain.codes.writer import code_dtypes, codes_settings, prepare_codes, write_shard
-from saetrain.model import Encoder, make_encoder
+from saetrain.model import Encoder, encoder_bytes, make_encoder
 from saetrain.run import Run
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ def encode(
     run = run if isinstance(run, Run) else Run.open(run)
     store = open_stores(store)
     run.check_store(store)
+    target = choose_device(device)
+    check_memory(
+        encoder_bytes(run.sae_config.n_latents, run.d_model), free_memory(target), f"Encoding with {run.path}",
+        "Take a machine with more memory.",
+    )  # fmt: skip
     with OutputLock(codes, shared=not worker.alone) as lock:
         artifact = begin_artifact(
             codes,
@@ -73,14 +79,17 @@ def encode(
                 "quality": run.quality,
                 "curves": run.curves(),
                 "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
-                "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+                "source": {
+                    **{key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
+                    **({"columns": dict(columns)} if (columns := store.stores[0].settings.columns) else {}),
+                },
             },
             prepare=lambda folder: prepare_codes(folder, store),
             overwrite=overwrite,
             lock=lock,
         )
         if not artifact.complete:
-            encoder = make_encoder(run.sae().to(choose_device(device)))
+            encoder = make_encoder(run.sae().to(target))
             shards = store.shards()
             todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
             total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))

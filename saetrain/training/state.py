@@ -184,9 +184,9 @@ class Training:
         laps("optimizer")
         return loss
 
-    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
-        """Write the metrics of the last step to metrics.jsonl."""
-        line: MetricsLine = {
+    def measure(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """The metrics of the last step."""
+        return {
             "step": self.step,
             "loss": float(loss.total),
             "reconstruction": float(loss.reconstruction),
@@ -200,6 +200,10 @@ class Training:
             "tokens_per_s": tokens_per_s,
             "seconds": seconds,
         }
+
+    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """Write the metrics of the last step to metrics.jsonl, and return them."""
+        line = self.measure(loss, tokens_per_s=tokens_per_s, seconds=seconds)
         if rank() == 0:
             append_metrics(self.path, line)
             for write in self.trackers:

@@ -143,7 +143,8 @@ def test_an_unsealed_artifact_is_refused_when_completeness_is_asked_for(tmp_path
     with pytest.raises(IncompleteError, match="resumes"):
         open_artifact(tmp_path / "a", complete=True)
     assert describe(tmp_path / "a")["complete"] is False
-    assert describe(tmp_path / "a")["made from store"] == "abc (../there.acts, not there)"
+    parents = {"store": {"id": "abc", "path": "../there.acts", "state": "not there"}}
+    assert describe(tmp_path / "a")["parents"] == parents
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,7 +420,8 @@ def test_a_damaged_parquet_file_is_a_listing_or_one_line(
 
 
 HOSTILE_LINES = {
-    "deep": b"[" * 1_000 + b"]" * 1_000, "list": b"[1]", "long number": b'{"path": "a.png", "n": ' + b"9" * 5_000 + b"}",
+    "deep": b"[" * 1_000 + b"]" * 1_000, "list": b"[1]",
+    "long number": b'{"path": "a.png", "n": ' + b"9" * 5_000 + b"}",
     "surrogate": b'{"path": "a.png", "n": "\\ud800"}', "cut": b'{"path": "a.png"', "bytes": b'{"path": "\xff"}',
 }  # fmt: skip
 
