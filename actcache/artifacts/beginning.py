@@ -110,6 +110,8 @@ def begin_artifact(
     while True:
         lock.acquire(SHARED_WAIT_S if lock.shared else 0)
         if lock.shared and (begun := _find_begun(path, body)):  # another worker has begun it
+            if not is_remote(path):
+                remove_litter(path)
             return begun
         if lock.make_exclusive():
             artifact = _begin(path, body, places, prepare, overwrite)
@@ -253,7 +255,7 @@ def check_apart(path: Path, parents: Mapping[str, Path]) -> None:
             raise SettingsError(f"{path} is the {name} that it would be made from. Choose another path.")
         if parent in inside.parents:
             raise SettingsError(f"{path} lies inside {where}, which it is made from. Choose a path outside it.")
-        if inside in parent.parents:
+        if inside in parent.parents and parent.exists():
             raise SettingsError(f"{path} contains {where}, which it is made from. Choose a path outside it.")
 
 

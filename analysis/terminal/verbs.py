@@ -37,8 +37,8 @@ class Verbs(TyperGroup):
         from actcache.artifacts import check_threads, describe_refusal
 
         try:
-            check_threads()
             with on_interrupt(interrupt), escaped_usage(ctx):
+                check_threads()
                 return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from verbs import VERBS, Forked, build_shim, copy_inputs
 from walk import ERRORS, KILL, Walk
+
+import cli
 
 TROUBLES = (*ERRORS, KILL)
 EVERYTHING = os.environ.get("PATCHSAE_WALK") == "all"
@@ -23,6 +26,15 @@ def walk(tmp_path_factory: pytest.TempPathFactory, memory_folder: Path) -> Itera
     (memory_folder / "out").mkdir()
     yield Walk(forked, memory_folder / "out")
     forked.close()
+
+
+WRITE_NOTHING = {"info", "verify"}
+MADE_OF_OTHERS = {"quickstart"}
+
+
+def test_every_verb_is_tried() -> None:
+    tried = {verb.command.split()[0] for verb in VERBS.values()}
+    assert set(get_command(cli.app).commands) - tried == WRITE_NOTHING | MADE_OF_OTHERS  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", VERBS)
