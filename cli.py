@@ -24,6 +24,7 @@ import analysis
 import saetrain
 from actcache.errors import PipelineError, SettingsError
 from actcache.extraction import ExtractConfig
+from actcache.options import JudgingConfig
 from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
 from analysis.concepts import AnalyzeConfig
@@ -481,7 +482,7 @@ def evaluate(
 ) -> None:
     """Measure zero-shot accuracy with the SAE spliced in.
 
-    RUN may be a folder of runs (a sweep). Only images that the run was not trained on are used.
+    RUN may be a folder of runs (a sweep). Images that the run has learned from, under whatever name, are left out.
     """
     with show_progress("evaluate", "images") as on_progress:
         result = analysis.evaluate_fidelity(
@@ -506,8 +507,8 @@ def intervene(
     """Keep, drop or set latents and see what CLIP predicts.
 
     Latents are chosen and judged on different images. Without --chosen-on and --chosen-where, they are chosen on the
-    images that RUN was trained on and judged on the held-out ones. In a store that RUN was not trained on, the images
-    of each class are split into two halves.
+    images that RUN has learned from and judged on the others. In a store that is new to RUN, the images of each class
+    are split into two halves.
     """
     fixed, raised = read_values("--set", set_), read_values("--add", add)
     how: dict[str, Any] = {"study": study, "model": model, "overwrite": overwrite}
@@ -604,6 +605,7 @@ def localize(
     out: Annotated[
         Path | None, Option(help="File to write to: .csv, .parquet, or .json for `report --result`.")
     ] = None,
+    judging: JudgingConfig = JudgingConfig(),
     images: MovedImages = None,
     store: MovedStore = None,
     n_workers: Workers = None,
@@ -620,9 +622,10 @@ def localize(
         result_file = out if out is not None and out.suffix.lower() == ".json" else None
         result = analysis.localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
-            store=store, overwrite=overwrite, on_progress=on_progress,
+            store=store, judging=judging, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    emit_answer(opened, result.tables()[0], out)
+    seen = [asdict(counted) for counted in result.seen or ()]
+    emit_answer(opened, result.tables()[0], out, notes=result.notes(), seen=seen)
 
 
 @verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")
@@ -632,6 +635,7 @@ def inspect(
     n_tokens: Annotated[int, Option(help="Number of held-out tokens to encode by matching pursuit.")] = 2048,
     seed: Annotated[int, Option(help="Random seed for the sample of tokens.")] = 0,
     truth: Annotated[Path | None, Option(help="A known dictionary [N, D] to match with, as a .npy file.")] = None,
+    judging: JudgingConfig = JudgingConfig(),
     out: ResultFile = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -641,7 +645,7 @@ def inspect(
     """
     with show_progress("inspect", "runs and pairs") as on_progress:
         result = analysis.inspect_dictionaries(
-            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, out=out, overwrite=overwrite,
+            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, judging=judging, out=out, overwrite=overwrite,
             on_progress=on_progress,
         )  # fmt: skip
     emit_result(result)
@@ -673,6 +677,10 @@ def adapt(
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
+    if adaptation.seen is not None:
+        facts["seen"] = asdict(adaptation.seen)
+        for line in adaptation.seen.lines():
+            stderr.print(line, soft_wrap=True, highlight=False, markup=False)
     rows = [
         {"classes": part, **{how: accuracy[how][part] for how in ("zero_shot", "adapted")}}
         for part in ("all", "base", "novel", "harmonic")
@@ -712,8 +720,9 @@ def compare(
             on_progress=on_progress,
         )  # fmt: skip
     page = analysis.write_adaptation_page(result, base, adapted, out.with_suffix(".html"))
-    facts = {"out": str(out), "page": str(page), "conclusion": result.to_json()["conclusion"]}
-    emit(facts, "\n".join(result.lines()))
+    written = result.to_json()
+    facts = {"out": str(out), "page": str(page), **{name: written.get(name) for name in ("conclusion", "seen")}}
+    emit(facts, "\n".join([*result.lines(), *result.notes()]))
 
 
 @verb(EXCHANGING, "convert runs/l10 l10-saelens --to saelens --store val.acts")

@@ -7,7 +7,7 @@ says where things are and how fast they run. This module imports nothing heavy, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actcache.options import option
+from actcache.options import JudgingConfig, option
 
 TAU = 0.2
 """Default activation above which a token counts (PatchSAE, equation 4)."""
@@ -27,7 +27,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(JudgingConfig):
     """Which images a study looks at, which texts the classifier compares them with, and which tokens it replaces."""
 
     templates: str | Sequence[str] = option(
@@ -78,7 +78,7 @@ class SteerabilityConfig:
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(JudgingConfig):
     """How a model is compared with its adapted version."""
 
     k: tuple[int, ...] = option(
@@ -98,7 +98,7 @@ class ComparisonConfig:
 
 
 @dataclass(frozen=True)
-class RulesConfig:
+class RulesConfig(JudgingConfig):
     """What rules explain, and how large they may be."""
 
     explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")

@@ -42,12 +42,14 @@ def emit(facts: Mapping[str, Any], text: str | Table | Group) -> None:
 
 def emit_result(result: Any) -> None:
     """Print a result of `analysis.results`: its lines, or else its tables."""
-    lines = result.lines()
+    lines, notes = result.lines(), result.notes()
     tables = [draw_table(rows) for rows in result.tables() if rows]
-    emit(result.to_json(), "\n".join(lines) if lines else Group(*tables))
+    emit(result.to_json(), "\n".join([*lines, *notes]) if lines else Group(*tables, *map(escape, notes)))
 
 
-def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, **more: Any) -> None:
+def emit_answer(
+    codes: Any, table: Any, out: Path | None, *, n_shown: int | None = None, notes: Sequence[str] = (), **more: Any
+) -> None:
     """Print an answer, a pyarrow table or rows, and what it cost to read it; write it where there is a path."""
     from analysis.query import write_answer
 
@@ -56,7 +58,7 @@ def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None
     if out is not None:
         is_written = out.suffix.lower() == ".json"  # a result, by the function that measured it
         facts["out"] = str(out if is_written else write_answer(table, out))
-    emit(facts, draw_table(rows[:n_shown]))
+    emit(facts, Group(draw_table(rows[:n_shown]), *map(escape, notes)) if notes else draw_table(rows[:n_shown]))
 
 
 def draw_table(rows: Sequence[Mapping[str, Any]]) -> Table | str:

@@ -3,6 +3,7 @@
 artifact.json         the configurations, the hook point and d_model; the parent is the store
 metrics.jsonl         one JSON object per logged step
 checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) and .json (checksum); the last two stay
+learned.bin           hashes of the images that the SAE was trained on, if its stores have them
 sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale and the variant's own parameters
 manifest.json         the seal, with the held-out quality
 """
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
+LEARNED_FILE = "learned.bin"
 CHECKPOINTS = "checkpoints"
 N_KEPT = 2
 CURVES: tuple[Literal["step", "loss", "fvu", "l0", "dead"], ...] = ("step", "loss", "fvu", "l0", "dead")

@@ -23,6 +23,7 @@ from actcache.extraction.plan import ExtractionPlan, check_space, plan_extractio
 from actcache.hook_point import HookPoint
 from actcache.models import VisionTower
 from actcache.progress import Progress
+from actcache.seen import hash_content
 from actcache.sources import ImageSource, decode_image, describe_failures
 from actcache.store import ActivationStore, ChannelStatistics, ShardWriter, StoreLayout, begin_store, seal_store
 from actcache.workers import Worker, find_worker
@@ -145,6 +146,7 @@ def _fill_shards(
     uris = plan.images.table["uri"]
     blocks = [_Block(plan), _Block(plan)]
     reasons: dict[int, str] = {}
+    content: list[str] = []
     with ExitStack() as stack, ThreadPoolExecutor(n_threads or os.cpu_count() or 1, "decode") as decoders, \
             ThreadPoolExecutor(1, "write") as thread:  # fmt: skip
         write = _Background(thread)  # it ends before `stack` abandons what was not committed
@@ -154,15 +156,20 @@ def _fill_shards(
         for batch, decoded in _decode_ahead(plan, _cut_batches(layout, shards, batch_size), decoders):
             if writer is None:
                 writer = stack.enter_context(next(writers))
-                reasons = {}
-            reasons |= {image: text for image, text in zip(batch.images, decoded, strict=True) if isinstance(text, str)}
+                reasons, content = {}, []
+            reasons |= {
+                image: loaded.pixels
+                for image, loaded in zip(batch.images, decoded, strict=True)
+                if isinstance(loaded.pixels, str)
+            }
+            content += [loaded.content for loaded in decoded]
             if reasons and not skip:
                 failed = [(uris[image].as_py(), reason) for image, reason in reasons.items()]
                 raise ImageSourceError(
                     f"{len(reasons)} image(s) cannot be read: {describe_failures(failed)} "
                     "Pass --on-error skip to keep their rows, marked, or repair them and start again with --overwrite."
                 )
-            good = {k: pixels for k, pixels in enumerate(decoded) if not isinstance(pixels, str)}
+            good = {k: loaded.pixels for k, loaded in enumerate(decoded) if not isinstance(loaded.pixels, str)}
             streams = _run_tower(plan.tower, plan.settings.hook_points, list(good.values())) if good else {}
             blocks[0].put(batch.first, len(batch.images), list(good), streams)
             if batch.ends_block(layout):
@@ -172,7 +179,7 @@ def _fill_shards(
                 write.start(blocks[0].write, writer, batch.block, statistics)
                 blocks.reverse()
             if batch.ends_shard(layout):
-                write.start(writer.commit, dict(reasons))
+                write.start(writer.commit, dict(reasons), list(content))
                 writer = None
             done += len(batch.images)
             if on_progress:
@@ -278,20 +285,29 @@ def _statistics_of(rows: Tensor) -> ChannelStatistics:
     return ChannelStatistics(len(rows), x.sum(0).numpy(), x.square_().sum(0).numpy(), peak)
 
 
+class _Loaded(NamedTuple):
+    """An image, or the reason why it cannot be read; and the hash of its bytes, "" if there are none."""
+
+    pixels: Tensor | str
+    content: str
+
+
 def _decode_ahead(
     plan: ExtractionPlan, batches: Iterator[_Batch], pool: ThreadPoolExecutor
-) -> Iterator[tuple[_Batch, list[Tensor | str]]]:
-    """Decode batches in order, two ahead of the consumer. A str is the reason why an image cannot be read."""
+) -> Iterator[tuple[_Batch, list[_Loaded]]]:
+    """Read and decode batches in order, two ahead of the consumer."""
     uris = plan.images.table["uri"]
 
-    def load(image: int) -> Tensor | str:
-        uri = uris[image].as_py()
+    def load(image: int) -> _Loaded:
+        uri, content = uris[image].as_py(), ""
         try:
-            return plan.tower.transform(decode_image(plan.source.read(uri), name=uri))
+            data = plan.source.read(uri)
+            content = hash_content(data)
+            return _Loaded(plan.tower.transform(decode_image(data, name=uri)), content)
         except ImageSourceError as error:
-            return str(error)
+            return _Loaded(str(error), content)
 
-    ahead: deque[tuple[_Batch, list[Future[Tensor | str]]]] = deque()
+    ahead: deque[tuple[_Batch, list[Future[_Loaded]]]] = deque()
     try:
         for batch in batches:
             ahead.append((batch, [pool.submit(load, image) for image in batch.images]))

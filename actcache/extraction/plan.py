@@ -18,7 +18,7 @@ from actcache.artifacts import artifact_path, is_remote, missing_shards, open_ar
 from actcache.errors import PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
-from actcache.prompts import open_prompts, prompt_vision
+from actcache.prompts import open_prompts, prompt_vision, recorded_shots
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
@@ -119,7 +119,7 @@ def plan_extraction(
     provenance = {
         "model": name,
         "pretrained": Path(config.pretrained).name,
-        **({"prompts": Path(config.prompts).name} if config.prompts else {}),
+        **_describe_prompts(config.prompts),
         "images": source.path.name,
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
@@ -135,6 +135,14 @@ def plan_extraction(
     }
     _explain_more_images(source, plan, path, settings)
     return ExtractionPlan(path, source, plan, tower, settings, provenance)
+
+
+def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
+    """The name of the prompts and, if they are known, the images that they were trained on."""
+    if prompts is None:
+        return {}
+    shots = recorded_shots(prompts)
+    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": shots})}
 
 
 def estimate(

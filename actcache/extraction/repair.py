@@ -23,6 +23,7 @@ from actcache.extraction.extraction import run_plan
 from actcache.extraction.plan import plan_extraction
 from actcache.progress import Progress
 from actcache.store import (
+    CONTENT_FILE,
     FOREIGN,
     IMAGES_FILE,
     LINK,
@@ -87,14 +88,14 @@ def repair(
 
 
 def _damaged_files(store: Path, settings: StoreSettings, verification: Verification) -> list[str]:
-    """Names of the files to be made again: links, damaged shards with their records, the plan, zarr metadata."""
+    """Names of the files to be made again: links, damaged shards with their records, tables, zarr metadata."""
     links = [problem.file for problem in verification.problems if problem.what == LINK]
     shards = [
         name
         for shard in verification.shards
         for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    fixed = [IMAGES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
+    fixed = [IMAGES_FILE, CONTENT_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
     damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 

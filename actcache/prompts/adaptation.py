@@ -1,7 +1,8 @@
 """adapt(): train prompts on a few labeled images, and measure what they gain.
 
 In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact. Promises: the same call resumes;
-accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
+accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`, without
+copies of shots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
-from actcache.errors import SettingsError
+from actcache.errors import PipelineError, SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
+from actcache.options import identity_of
 from actcache.progress import ProgressWithNote
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, class_words, split_classes
 from actcache.prompts.prompts import Prompts
+from actcache.prompts.shots import leave_out_shots, list_shots
 from actcache.prompts.towers import Towers, classify, prompt_text
 from actcache.prompts.training import CHECKPOINT_FILE, Pixels, PromptTraining, Shots, embed_all, embed_texts
+from actcache.seen import SeenImages
 from actcache.sources import ImageSource, open_source
 from actcache.store import remember_paths
 
@@ -69,18 +73,24 @@ class AdaptationAccuracy:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A finished `x.prompts`, with the training loss thinned to at most 100 points."""
+    """A finished `x.prompts`, with the training loss thinned to at most 100 points.
+
+    Attributes:
+        seen: test images that are shots. None for an artifact that was made before they were looked for.
+    """
 
     artifact: Artifact
     accuracy: AdaptationAccuracy
     loss: list[float]
+    seen: SeenImages | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Adaptation":
         """Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         artifact = open_artifact(path, "prompts", complete=True)
         manifest = read_manifest(artifact)
-        return cls(artifact, AdaptationAccuracy.from_json(manifest["accuracy"]), manifest["loss"])
+        seen = SeenImages(**manifest["seen"]) if "seen" in manifest else None
+        return cls(artifact, AdaptationAccuracy.from_json(manifest["accuracy"]), manifest["loss"], seen)
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -132,14 +142,20 @@ def adapt(
     names = split.choose(config.classes)
     rows = choose_shots(table["uri"].to_pylist(), table["label_name"].to_pylist(), names, config.shots, config.seed)
     test_table = _test_table(table, rows, test_source, split)
+    shot_table = table.take(rows)
+    shots_listed, seen = list_shots(source, shot_table["uri"].to_pylist()), None
+    if overwrite or not _is_complete(prompts):
+        test_table, seen = leave_out_shots(
+            test_table, test_source or source, shots_listed, shot_table["bytes"].to_pylist(), config
+        )
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
     artifact = _begin(prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite)
-    if artifact.complete:
+    if artifact.complete or seen is None:
         return Adaptation.open(artifact.path)
     remove_litter(artifact.path)
-    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
+    pixels = Pixels(source, shots_listed["uri"], clip.transform)
     labels = np.repeat(np.arange(len(names)), config.shots)
     shots = Shots(pixels, labels, tuple(map(class_words, names)))
     training = PromptTraining(towers, shots, resolved, artifact.path)
@@ -151,8 +167,17 @@ def adapt(
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
     every = max(1, -(-training.n_steps // N_CURVE))
     loss = training.losses[::every].tolist()
-    seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
+    seal_artifact(
+        artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), seen=asdict(seen), shots=shots_listed
+    )
     return Adaptation.open(artifact.path)
+
+
+def _is_complete(path: str | Path) -> bool:
+    try:
+        return open_artifact(path, "prompts").complete
+    except PipelineError:
+        return False
 
 
 def _test_table(table: Any, shots: NDArray[np.int64], test_source: ImageSource | None, split: ClassSplit) -> Any:
@@ -191,7 +216,7 @@ def _begin(
         "position": config.position,
         "classes": list(names),
         "precision": towers.vision.precision,
-        "config": asdict(config),
+        "config": identity_of(config),
     }
     provenance = {
         "model": Path(model).name,

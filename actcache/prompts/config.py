@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from actcache.errors import SettingsError
-from actcache.options import option
+from actcache.options import JudgingConfig, option
 from actcache.prompts.methods import METHODS
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(JudgingConfig):
     """How prompts are trained. None takes the method's usual value, see `METHODS`."""
 
     method: str = option("maple", "Adaptation method: coop, cocoop, vpt, ivlp or maple.")
@@ -36,6 +36,7 @@ class PromptConfig:
     seed: int = option(0, "Random seed for the shots, the initial values, the order and the crops.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
             raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         kind = METHODS[self.method]

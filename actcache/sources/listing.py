@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.seen import CONTENT_HASH
 from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
 
-RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
+RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask", CONTENT_HASH})
 """Columns of images.parquet, whose names a user's own column cannot have."""
 
 N_STAT_THREADS = 8

@@ -4,7 +4,7 @@ from .description import describe
 from .group import StoreGroup, Stores, open_stores, read_extra
 from .layout import StoreLayout, choose_shape
 from .provenance import find_image_source, find_origin, remember_paths, whole_path
-from .reader import IMAGES_FILE, ActivationStore, Tokens, read_images
+from .reader import CONTENT_FILE, IMAGES_FILE, ActivationStore, Tokens, read_column, read_images
 from .settings import StoreSettings
 from .shard_files import aligned_empty
 from .verification import FOREIGN, LINK, Verification, verify
@@ -12,6 +12,7 @@ from .where import select_images
 from .writer import ShardWriter, begin_store, seal_store
 
 __all__ = [
+    "CONTENT_FILE",
     "FOREIGN",
     "IMAGES_FILE",
     "LINK",
@@ -33,6 +34,7 @@ __all__ = [
     "find_image_source",
     "find_origin",
     "open_stores",
+    "read_column",
     "read_extra",
     "read_images",
     "remember_paths",

@@ -33,12 +33,13 @@ from actcache.artifacts import (
 )
 from actcache.errors import CorruptError, SettingsError
 from actcache.hook_point import HookPoint
+from actcache.seen import CONTENT_HASH, HASH_BYTES, unpack_hashes
 from actcache.store.channel_statistics import ChannelStatistics
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ShardFiles, available_bytes, image_runs, shard_path
 from actcache.store.zarr_arrays import ZarrArrays
 
-IMAGES_FILE = "images.parquet"
+IMAGES_FILE, CONTENT_FILE = "images.parquet", "content.bin"
 GROUP = "actcache"
 """Attribute of the zarr group that holds the store's settings."""
 
@@ -59,6 +60,19 @@ def read_images(store: Path) -> pa.Table:
     """images.parquet of a store, complete or not. Raises CorruptError."""
     with _images_file(store) as file:
         return pq.read_table(file)
+
+
+def read_column(path: Path, n_bytes: int, command: str) -> bytes:
+    """A file that holds the same number of bytes for every image. Raises CorruptError, which names the command."""
+    try:
+        with open_plain(path) as file:
+            data = bytes(file.read())
+        problem = None if len(data) == n_bytes else f"has {len(data):,} bytes, expected {n_bytes:,}"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    if problem:
+        raise CorruptError(f"{path} {problem}. Run `{command}`.")
+    return data
 
 
 @contextmanager
@@ -139,10 +153,13 @@ class ActivationStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """images.parquet: one row for each stored image, in stored order."""
+        """images.parquet: one row for each stored image, in stored order; and `content_hash`, if the store has it."""
         table = read_images(self.path)
         self._check_rows(table.num_rows)
-        return table
+        if CONTENT_FILE not in self._manifest["files"]:  # a store made before images were hashed
+            return table
+        data = read_column(self.path / CONTENT_FILE, HASH_BYTES * self.n_images, f"verify {self.path} --repair")
+        return table.append_column(CONTENT_HASH, unpack_hashes(data))
 
     @cached_property
     def failed(self) -> dict[int, str]:

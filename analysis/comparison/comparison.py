@@ -6,7 +6,7 @@ as PatchSAE's do.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
 from actcache.artifacts import find_parent
+from actcache.options import identity_of
 from actcache.progress import Progress
 from actcache.prompts import open_towers
+from actcache.seen import SeenImages
 from actcache.store import StoreGroup
 from analysis.classifier import (
     BATCH_IMAGES,
@@ -35,6 +37,7 @@ from analysis.interventions import LatentCounts, classify_masked, count_in_codes
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
+from saetrain.lineage import find_seen
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def compare(
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
             model, hook point or kind of token.
-        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
+        SettingsError: no labels, no image that is new to the prompts and the SAEs, classes for which the prompts were
+            not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
@@ -87,10 +91,11 @@ def compare(
     if second is not None:
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
-    head = describe_result(Comparison, asdict(replace(config, k=tuple(grid))), parents)
+    head = describe_result(Comparison, identity_of(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
-    classifiers = _open_classifiers(sides, run, config.template, device)
+    images, counted = _choose_images(sides, [run] if second is None else [run, second], config)
+    classifiers = _open_classifiers(sides, run, images, config.template, device)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -137,6 +142,7 @@ def compare(
             (run, second), classifiers, rounds, k=k_top, tau=config.tau, seed=seed, limit=config.limit,
             batch_size=batch_size, report=report,
         ),
+        seen=(counted,),
     )  # fmt: skip
     return finish_result(out, result)
 
@@ -176,10 +182,21 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     return Run.open(find_parent(base.codes.artifact, "run"))
 
 
-def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
-    """Both models' classifiers, on the images that are labeled and readable in both stores."""
+def _choose_images(
+    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig
+) -> tuple[NDArray[np.int64], SeenImages]:
+    """The images that are labeled and readable in both stores, and that neither the runs nor the prompts have learned
+    from. Raises SettingsError if there are none.
+    """
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
-    images = np.intersect1d(first, second)
+    base, adapted = (find_seen(side.store, runs) for side in sides.values())
+    return (base | adapted).judge(np.intersect1d(first, second), config, str(sides["base"].store.path))
+
+
+def _open_classifiers(
+    sides: dict[str, Side], run: Run, images: NDArray[np.int64], template: str, device: str
+) -> dict[str, ZeroShot]:
+    """Both models' classifiers on these images."""
     labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
     return {
         name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)

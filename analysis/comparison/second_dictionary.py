@@ -20,7 +20,6 @@ from analysis.classifier import ZeroShot, sample_images
 from analysis.comparison.verdict import Round, share_with_base_latents
 from analysis.cosines import nearest_cosines
 from analysis.interventions import Condition, classify_masked, count_in_stream, make_masks
-from analysis.lineage import unseen_images
 from analysis.results import DictionaryCell, DictionaryShare, TwoDictionaries
 from saetrain import SAE, Run, evaluate
 
@@ -56,10 +55,11 @@ def cross_dictionaries(
 
     Args:
         runs: the tables' run, and the second one.
+        classifiers: of images that neither has learned from.
         rounds: as judged with the first run.
         k: latents per class at which the shares are taken.
     """
-    images = _held_out(runs, classifiers, limit, seed)
+    images = sample_images(classifiers["base"].images, limit, seed)
     cells, shares, shares_in_words, firing = [], [], [], []
     for name, run in zip(("first", "second"), runs, strict=True):
         sae, tokens = run.sae(), run.train_config.token_kind
@@ -97,21 +97,6 @@ def cross_dictionaries(
         n_firing=tuple(len(rows) for rows in firing), n_without_counterpart=n_new, counterpart_cosine=COUNTERPART,
         mean_largest_cosine=float(largest.mean()), sentence=sentence,
     )  # fmt: skip
-
-
-def _held_out(
-    runs: Sequence[Run], classifiers: Mapping[str, ZeroShot], limit: int | None, seed: int
-) -> NDArray[np.int64]:
-    """Labeled images that neither run was trained on, in either store: both stores hold the same images."""
-    images = classifiers["base"].images
-    for run in runs:
-        for classifier in classifiers.values():
-            images = np.intersect1d(images, unseen_images(run, classifier.store))
-    if not len(images):
-        raise SettingsError(
-            "The two runs together were trained on every labeled image. Compare stores of other images."
-        )
-    return sample_images(images, limit, seed)
 
 
 def _judge_again(

@@ -68,7 +68,7 @@ def encode(
             "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
             "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
         },
-        prepare=lambda folder: prepare_codes(folder, store),
+        prepare=lambda folder: prepare_codes(folder, store, run),
         overwrite=overwrite,
     )
     if not artifact.complete:

@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from actcache import CorruptError, HookPoint, SettingsError
 from actcache.artifacts import Artifact, open_artifact, read_manifest, require_complete
 from actcache.preprocess import Preprocess
-from actcache.store import IMAGES_FILE
+from actcache.seen import CONTENT_HASH, HASH_BYTES, unpack_hashes
+from actcache.store import CONTENT_FILE, IMAGES_FILE, read_column
 
 CODES = "codes.zarr"
+SEEN_FILE = "seen.bin"
+"""One byte for each image: 1 if the run, or the model behind it, has learned from the image. Absent in older codes."""
+
 COLUMNS = ("indptr", "latent", "value", "latent_indptr", "row", "latent_value")
 
 
@@ -110,13 +114,31 @@ class CodeStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """The images, copied from the images.parquet of the store."""
+        """The images, copied from the store; with their hashes, if it has them."""
         try:
-            return pq.read_table(self.path / IMAGES_FILE)
+            table = pq.read_table(self.path / IMAGES_FILE)
         except (OSError, pa.ArrowException) as error:
             raise CorruptError(
                 f"{self.path / IMAGES_FILE} could not be read ({error}). Run `encode` again with --overwrite."
             ) from error
+
+        if CONTENT_FILE not in self._files:
+            return table
+        data = read_column(self.path / CONTENT_FILE, HASH_BYTES * self.n_images, "encode` again with `--overwrite")
+        return table.append_column(CONTENT_HASH, unpack_hashes(data))
+
+    @cached_property
+    def seen(self) -> NDArray[np.bool_] | None:
+        """[I]: whether the run, or the model, has learned from the image; None where that was not recorded."""
+        if SEEN_FILE not in self._files:
+            return None
+        data = read_column(self.path / SEEN_FILE, self.n_images, "encode` again with `--overwrite")
+        return np.frombuffer(data, np.uint8) != 0
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        """The files that the seal covers."""
+        return frozenset(read_manifest(self.artifact)["files"])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

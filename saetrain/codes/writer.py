@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from actcache import HookPoint
 from actcache.artifacts import Artifact, file_digest, fsync_directory, fsync_tree, temporary_path, write_record
-from actcache.store import IMAGES_FILE, StoreGroup
-from saetrain.codes.store import CODES, COLUMNS
+from actcache.seen import CONTENT_HASH, pack_hashes
+from actcache.store import CONTENT_FILE, IMAGES_FILE, StoreGroup
+from saetrain.codes.store import CODES, COLUMNS, SEEN_FILE
+from saetrain.lineage import find_seen
+from saetrain.run import Run
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
@@ -46,11 +49,22 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
     }
 
 
-def prepare_codes(folder: Path, store: StoreGroup) -> None:
-    """Write what does not depend on the codes: the copied image table and the zarr group."""
+def prepare_codes(folder: Path, store: StoreGroup, run: Run) -> None:
+    """Write what does not depend on the codes: what they copy of the images, and the zarr group.
+
+    Beside the table lie the hashes of the images and, if it can be told, which of them the run, or the model behind the
+    store, has learned from.
+    """
     import zarr
 
-    pq.write_table(store.images, folder / IMAGES_FILE)
+    images, seen = store.images, find_seen(store, [run])
+    if CONTENT_HASH in images.column_names:
+        hashes = images[CONTENT_HASH].to_pylist()
+        (folder / CONTENT_FILE).write_bytes(pack_hashes(hashes))
+        images = images.drop_columns([CONTENT_HASH])
+    pq.write_table(images, folder / IMAGES_FILE)
+    if seen.known_by != "unknown":
+        (folder / SEEN_FILE).write_bytes(seen.images.tobytes())
     zarr.create_group(folder / CODES, zarr_format=3)
 
 

@@ -20,6 +20,7 @@ from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
 from saetrain.data import TrainingData
 from saetrain.distributed import copy_first, rank, wait_for_all
+from saetrain.lineage import write_learned
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import (
@@ -230,7 +231,10 @@ class Training:
                 f"in {self.path}. Train a new run with a lower --lr."
             )
         quality["dead"] = float(self.dead.float().mean())
+        if self.data.n_seen:
+            quality["left_out"] = self.data.n_seen
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
+        write_learned(self.path, self.data.stores, self.data.images)
         truncate_metrics(self.path, self.step)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         seal_artifact(self.path, quality=quality)
