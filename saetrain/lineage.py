@@ -1,8 +1,8 @@
 """find_seen(): which images of a store have been learned from by those who are judged on it.
 
-In: runs, a store, and further images that were learned from (rules', the choice of latents'). Out: Seen. Everything that
-judges asks this one function. A run has learned from the training images of its stores (not from the held-out ones) and
-whatever the model behind them has learned from; a store of an adapted model brings the shots of its prompts.
+In: a store, runs, and further images that were learned from. Out: Seen. Everything that judges asks this one function;
+codes keep its answer. A run has learned from the training images of its stores (not from the held-out ones) and from
+what the model behind them has learned from; a store of an adapted model brings the shots of its prompts.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,6 @@ and stores copy the record; for older ones the shots are drawn again from the fo
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa

@@ -166,8 +166,8 @@ def _choose(
         known = both.find(store.images)
     if known.images[judged].all() and not study.config.uses_seen:
         raise SettingsError(
-            f"All {len(judged):,} images of {store.path} are used both to choose latents and to judge them. Separate them "
-            "with --where and --chosen-where, give codes of other images with --chosen-on, or pass --on-seen use."
+            f"All {len(judged):,} images of {store.path} are used both to choose latents and to judge them. Separate "
+            "them with --where and --chosen-where, give codes of other images with --chosen-on, or pass --on-seen use."
         )
     judged, counted = known.judge(judged, study.config, str(store.path))
     if codes is not None:

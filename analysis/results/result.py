@@ -143,11 +143,11 @@ def from_plain(hint: Any, value: object, place: str) -> Any:
 
 def _from_fields(record: type, value: Mapping[str, object], place: str) -> Any:
     given = {}
-    for field in fields(record):
-        name = field.name.rstrip("_")
+    for each in fields(record):
+        name = each.name.rstrip("_")
         where = f"{place}.{name}".strip(".")
         if name in value:
-            given[field.name] = from_plain(_hints(record)[field.name], value[name], where)
-        elif field.default is MISSING and field.default_factory is MISSING:
+            given[each.name] = from_plain(_hints(record)[each.name], value[name], where)
+        elif each.default is MISSING and each.default_factory is MISSING:
             raise _MalformedError(f"{where} is missing")
     return record(**given)

@@ -22,6 +22,8 @@ from analysis.results import DictionaryShare
 from saetrain import SAEConfig, TrainConfig, encode, train
 
 LAYER, TAU = 1, 0.2
+ALL = ComparisonConfig(k=(3,), n_top=3, on_seen="use")  # the run has learned from tiny_images
+PLAIN = replace(ALL, tau=TAU)
 NAMES = ["class0", "class1", "class2"]
 
 
@@ -56,9 +58,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str], tiny_images: Path, tmp_path: Path
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(
-        base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU, on_seen="use"), device="cpu"
-    )
+    found = compare(base, adapted, tmp_path / "x.json", PLAIN, device="cpu")
     stores = [ActivationStore.open(path.with_suffix(".acts")) for path in (base, adapted)]
     labels = np.array([NAMES.index(name) for name in stores[0].images["label_name"].to_pylist()])
     chosen, judged = split_halves(labels, seed=0)
@@ -108,12 +108,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
         for m in ("adapted", "base")
     )
     assert found.conclusion.seen_points == pytest.approx(100 * (after - before))
-    assert (
-        compare(
-            base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU, on_seen="use"), device="cpu"
-        )
-        == found
-    )
+    assert compare(base, adapted, tmp_path / "x.json", PLAIN, device="cpu") == found
     page = write_adaptation_page(found, base, adapted, tmp_path / "x.html").read_text()
     assert found.conclusion.sentence in page.replace("&#39;", "'")
     assert "http://" not in page.split("</style>")[0]
@@ -140,7 +135,7 @@ def test_of_many_classes_no_confusions_are_kept(
 ) -> None:
     monkeypatch.setattr("analysis.comparison.verdict.MAX_CLASSES", 2)
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3, on_seen="use"), device="cpu")
+    found = compare(base, adapted, None, ALL, device="cpu")
     assert (found.confusion, found.prediction) == ({}, ())
     assert write_adaptation_page(found, base, adapted, tmp_path / "x.html").stat().st_size > 10_000
 
@@ -199,9 +194,7 @@ def test_two_dictionaries_by_two_models(
 
 
 def test_coop_cannot_change_a_latent(make_concepts: Callable[..., Path]) -> None:
-    found = compare(
-        make_concepts(None), make_concepts("coop"), None, ComparisonConfig(k=(3,), n_top=5, on_seen="use"), device="cpu"
-    )
+    found = compare(make_concepts(None), make_concepts("coop"), None, replace(ALL, n_top=5), device="cpu")
     assert found.overlap.task.jaccard == found.overlap.dataset.rank_biased_overlap == 1
     assert found.overlap.dataset.correlation == pytest.approx(1)
     assert all(r.n_high_to_low == r.n_low_to_high == 0 for r in found.overlap.classes)
@@ -221,7 +214,7 @@ def test_cocoop_has_other_texts_for_every_image(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str]
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("cocoop")
-    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3, on_seen="use"), device="cpu", batch_size=7)
+    found = compare(base, adapted, None, ALL, device="cpu", batch_size=7)
     assert found.overlap.task.jaccard == 1
     store = ActivationStore.open(adapted.with_suffix(".acts"))
     labels = np.array([NAMES.index(name) for name in store.images["label_name"].to_pylist()])

@@ -133,9 +133,8 @@ def test_fidelity_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: 
 
 
 def test_masks_are_those_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    found = mask_latents(
-        middle_run, adapted.path, None, MaskingConfig(latents=LATENTS, n_random=1), study=ALL, model=CPU
-    )
+    config = MaskingConfig(latents=LATENTS, n_random=1)
+    found = mask_latents(middle_run, adapted.path, None, config, study=ALL, model=CPU)
     _, judged = split_halves(adapted.labels, seed=0)
     z = plain_sae.encode(adapted.stream[judged, :10])
     kept = torch.zeros_like(z)

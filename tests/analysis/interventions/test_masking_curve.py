@@ -164,7 +164,7 @@ def test_bad_input_is_told_what_to_do(
     tiny_model: dict[str, str], tiny_run: Path,
 ) -> None:  # fmt: skip
     codes = encode(middle_run, other_store, tmp_path / "other.codes")
-    lonely = make_images(tmp_path / "lonely", 7)
+    lonely = make_images(tmp_path / "lonely", 7, seed=9)
     for file in list((lonely / "class2").iterdir())[1:]:
         file.unlink()  # one image of class2 is left: judged, and none to choose on
     extract(lonely, tmp_path / "lonely.acts", **tiny_model, layers=[1])
