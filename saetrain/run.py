@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
 
-from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
+from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, PipelineError, SettingsError
 from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
 from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, TrainConfig
@@ -35,6 +35,9 @@ SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
 LEARNED_FILE = "learned.bin"
 CHECKPOINTS = "checkpoints"
+NORMALIZED_FROM = "normalized_from"
+"""The setting that names the rows from which the mean and the scale of the input come."""
+
 N_KEPT = 2
 CURVES: tuple[Literal["step", "loss", "fvu", "l0", "dead"], ...] = ("step", "loss", "fvu", "l0", "dead")
 N_CURVE = 200
@@ -124,15 +127,30 @@ class Run:
 
 
 def run_settings(
-    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig
+    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig, *, whole_store: bool = True
 ) -> dict[str, object]:
+    """The settings of a run.
+
+    Args:
+        whole_store: the mean and the scale of the input are those of all images of the stores, as they were before
+            `normalized_from` existed; or they were imported.
+    """
     return {
+        **({} if whole_store else {NORMALIZED_FROM: "training images"}),
         "model_id": store.model_id,
         "hook_point": str(hook_point),
         "d_model": store.layout.d_model,
         "sae": asdict(sae),
         "train": asdict(train),
     }
+
+
+def normalizes_by_whole_store(path: str | Path) -> bool:
+    """Whether a run lies at `path` that an earlier version began, so that the same command has to go on like it."""
+    try:
+        return NORMALIZED_FROM not in open_artifact(path, "run").settings
+    except PipelineError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

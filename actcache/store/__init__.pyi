@@ -2,6 +2,7 @@ from .channel_statistics import ChannelStatistics
 from .codecs import check_codec, check_dtype
 from .description import describe
 from .group import StoreGroup, Stores, open_stores, read_extra
+from .image_statistics import statistics_of_images
 from .layout import StoreLayout, choose_shape
 from .provenance import find_image_source, find_origin, remember_paths, whole_path
 from .reader import CONTENT_FILE, IMAGES_FILE, ActivationStore, Tokens, read_column, read_images
@@ -40,6 +41,7 @@ __all__ = [
     "remember_paths",
     "seal_store",
     "select_images",
+    "statistics_of_images",
     "verify",
     "whole_path",
 ]
