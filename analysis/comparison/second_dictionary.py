@@ -87,9 +87,9 @@ def cross_dictionaries(
     n_new = int((largest < COUNTERPART).sum())
     sentence = (
         f"{n_new:,} of the {len(largest):,} latents of {runs[1].path.name} that fire have no counterpart in "
-        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name} the {k} latents a class "
-        f"that the base model uses most keep {shares_in_words[1]} of the gain, "
-        f"with {runs[0].path.name} {shares_in_words[0]}."
+        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). Share of the gain that the {k} latents a class "
+        f"keep that the base model uses most: {shares_in_words[1]} with {runs[1].path.name}, "
+        f"{shares_in_words[0]} with {runs[0].path.name}."
     )
     return TwoDictionaries(
         n_images=len(images), k=k, cells=tuple(cells), shares=tuple(shares),
