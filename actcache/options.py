@@ -55,5 +55,5 @@ def identity_of(config: JudgingConfig) -> dict[str, Any]:
 
     The default of `on_seen` is left out: what was made before the option existed lacks it and keeps its id.
     """
-    fields = asdict(config)  # type: ignore[call-overload]
+    fields = asdict(config)
     return {name: value for name, value in fields.items() if (name, value) != ("on_seen", ON_SEEN[0])}

@@ -133,7 +133,7 @@ class CodeStore:
         if SEEN_FILE not in self._files:
             return None
         data = read_column(self.path / SEEN_FILE, self.n_images, "encode` again with `--overwrite")
-        return np.frombuffer(data, np.uint8) != 0
+        return np.asarray(np.frombuffer(data, np.uint8) != 0)
 
     @cached_property
     def _files(self) -> frozenset[str]:
