@@ -7,6 +7,7 @@ same command has written before, or else measures and writes it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,7 +26,6 @@ from analysis.classifier import (
     ZeroShot,
     batches,
     choose_classes,
-    choose_images,
     choose_tokens,
     open_zero_shot,
     splice,
@@ -127,12 +127,9 @@ def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> Stu
     run.check_store(store)
     choose_tokens(run, config.tokens)
     seen = find_seen(store, [run])
-    labeled = choose_images(store, where=config.where, limit=None, seed=0)
-    judged, counted = seen.judge(labeled, config, str(store.path))
-    classified = choose_classes(
-        store, run.hook_point, templates=config.templates, where=config.where, within=judged, limit=config.limit,
-        seed=config.seed,
-    )  # fmt: skip
+    choose = partial(choose_classes, store, run.hook_point, templates=config.templates, where=config.where)
+    judged, counted = seen.judge(np.flatnonzero(choose().labels >= 0), config, str(store.path))
+    classified = choose(within=judged, limit=config.limit, seed=config.seed)
     return StudyImages(classified, seen, counted)
 
 
