@@ -6,6 +6,13 @@ Results go to stdout, progress goes to stderr. Exit codes: 0 done, 1 one of our 
 The flags of a verb come from the fields of its configuration classes (`with_flags`), so an option is written down once.
 """
 
+import os
+import signal
+import threading
+
+if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
+    _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
 import inspect as signatures
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +31,7 @@ import analysis
 import saetrain
 from actcache.errors import PipelineError, SettingsError
 from actcache.extraction import ExtractConfig
+from actcache.interrupts import interrupt, leave, on_interrupt
 from actcache.options import JudgingConfig
 from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
@@ -47,6 +55,7 @@ from analysis.terminal import (
     emit_result,
     options,
     show_progress,
+    show_source,
     show_steps,
     stderr,
     stdout,
@@ -64,18 +73,28 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with on_interrupt(interrupt):
+                return super().invoke(ctx)
         except PipelineError as error:
             if options.traceback:
                 raise
             stderr.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt as error:
             stderr.print("interrupted; the same command resumes")
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(130) from error
 
 
-app = typer.Typer(
+class Program(typer.Typer):
+    """The whole program, which Ctrl-C ends quietly before a verb begins and after it has ended."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, leave)  # it stays: what follows this call is the end of the process
+        return super().__call__(*args, **options)
+
+
+app = Program(
     name="patchsae",
     cls=Verbs,
     no_args_is_help=True,
@@ -291,21 +310,31 @@ def extract(
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
+        show_source(estimate)
         emit({**asdict(estimate), "fits": estimate.fits}, draw_estimate(estimate))
         if not estimate.fits:
             raise typer.Exit(1)
         return
+    plans: list[Any] = []
+
+    def on_plan(plan: Any) -> None:
+        plans.append(plan)
+        show_source(plan)
+
     with show_progress("extract", "images") as on_progress:
         try:
             opened = actcache.extract(
                 images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
-                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress, on_plan=on_plan,
             )  # fmt: skip
         except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
     failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
-    emit({"store": store, "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
+    source = {"classes": plans[0].classes, "left_out": dict(plans[0].left_out)}
+    skipped = list(opened.failed.values())
+    facts = {"store": store, "store_id": opened.store_id, "n_skipped": len(skipped), "skipped": skipped, **source}
+    emit(facts, "\n".join([repr(opened), *failed]))
 
 
 @verb(PATH, "train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
@@ -364,7 +393,9 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
+    n_underflowed = opened.summary["n_underflowed"]
+    underflow = {} if n_underflowed is None else {"n_underflowed": n_underflowed}
+    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries, **underflow}, repr(opened))
 
 
 @verb(PATH, "analyze val.codes val.concepts")
@@ -835,6 +866,9 @@ def hook_point(layer: int | None, site: str | None) -> Any:
         raise SettingsError("--site needs --layer.")
     return actcache.HookPoint(layer, site)
 
+
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, _before)
 
 if __name__ == "__main__":
     app()

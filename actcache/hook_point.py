@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import total_ordering
 
 from actcache.errors import SettingsError
+from actcache.options import check_number
 
 SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out")
 
@@ -36,8 +37,7 @@ class HookPoint:
     site: str = "resid_post"
 
     def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise SettingsError(f"A layer is a block index, counted from 0; got {self.layer}.")
+        object.__setattr__(self, "layer", check_number("layer", self.layer, int, at_least=0))
         if self.site not in SITES:
             raise SettingsError(f"Unknown site {self.site!r}. Known sites: {', '.join(SITES)}.")
 

@@ -7,7 +7,8 @@ says where things are and how fast they run. This module imports nothing heavy, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actcache.options import JudgingConfig, option
+from actcache.errors import SettingsError
+from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option
 
 TAU = 0.2
 """Default activation above which a token counts (PatchSAE, equation 4)."""
@@ -22,8 +23,11 @@ class ModelOptions:
 
     model: str | None = option(None, "Architecture that the store was extracted with, if its file has moved.")
     pretrained: str | None = option(None, "Weights that the store was extracted with, if their file has moved.")
-    batch_size: int = option(64, "Images per forward pass. Affects speed only.")
+    batch_size: int = option(64, "Images per forward pass. Affects speed only.", at_least=1)
     device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class StudyConfig(JudgingConfig):
         None, "Tokens to replace: all, patch or cls. By default, those that RUN was trained on."
     )
     where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
-    limit: int | None = option(None, "Number of images to sample at random.")
-    seed: int = option(0, "Random seed for the samples, the halves and the random latents.")
+    limit: int | None = option(None, "Number of images to sample at random.", at_least=1)
+    seed: int = option(0, "Random seed for the samples, the halves and the random latents.", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,22 @@ class MaskingConfig:
     """How masks over latents are made."""
 
     k: tuple[int, ...] = option(
-        (1, 2, 5, 10, 50, 100, 500, 1000, 2000), "Number of latents to keep or drop; repeat the flag for several."
+        (1, 2, 5, 10, 50, 100, 500, 1000, 2000),
+        "Number of latents to keep or drop; repeat the flag for several.",
+        at_least=1,
     )  # PatchSAE's grid; all latents are always measured as well
     latents: tuple[int, ...] = option(
-        (), "Latent to keep or drop instead of the top ones; repeat the flag for several."
+        (), "Latent to keep or drop instead of the top ones; repeat the flag for several.", at_least=0
     )
     keep_error: bool = option(False, "Add the part of the activations that the SAE does not reconstruct.")
-    n_random: int = option(3, "Number of random controls, drawn from latents that fire as often as the chosen ones.")
-    tau: float = option(TAU, "Activation above which a token counts for its class.")
+    n_random: int = option(
+        3, "Number of random controls, drawn from latents that fire as often as the chosen ones.", at_least=0
+    )
+    tau: float = option(TAU, "Activation above which a token counts for its class.", at_least=0)
     chosen_where: str | None = option(None, "Filter for the images to choose latents on: \"split == 'train'\".")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -63,18 +74,31 @@ class DeletionConfig:
     """How many latents are deleted."""
 
     n: tuple[int, ...] = option(
-        (1, 2, 5, 10, 20, 50, 100, 200), "Number of latents to delete; repeat the flag for several."
+        (1, 2, 5, 10, 20, 50, 100, 200), "Number of latents to delete; repeat the flag for several.", at_least=1
     )
     keep_error: bool = option(False, "Add the part of the activations that the SAE does not reconstruct.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
 class SteerabilityConfig:
     """Which latents are set, and to what."""
 
-    latents: tuple[int, ...] = option((), "Latent to steer, instead of a sample; repeat the flag for several.")
-    n_latents: int = option(200, "Number of latents to sample from those that fire.")
-    strengths: tuple[float, ...] = option((10.0, 50.0, 150.0), "Value to set a latent to; repeat the flag for several.")
+    latents: tuple[int, ...] = option(
+        (), "Latent to steer, instead of a sample; repeat the flag for several.", at_least=0
+    )
+    n_latents: int = option(200, "Number of latents to sample from those that fire.", at_least=1)
+    strengths: tuple[float, ...] = option(
+        (10.0, 50.0, 150.0),
+        "Value to set a latent to; repeat the flag for several.",
+        at_least=-FLOAT_MAX,
+        at_most=FLOAT_MAX,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -82,19 +106,28 @@ class ComparisonConfig(JudgingConfig):
     """How a model is compared with its adapted version."""
 
     k: tuple[int, ...] = option(
-        (1, 2, 5, 10, 50, 100, 500), "Latents per class that a masked classifier sees; repeat the flag for several."
+        (1, 2, 5, 10, 50, 100, 500),
+        "Latents per class that a masked classifier sees; repeat the flag for several.",
+        at_least=1,
     )
-    n_top: int = option(50, "Number of top latents whose overlap is measured; the conclusion uses the nearest k.")
-    high: int = option(50, "A latent is high if its token count reaches the count at this rank.")
-    low: int = option(100, "A latent is low if its token count is below the count at this rank.")
-    n_random: int = option(2, "Number of random controls.")
-    tau: float = option(TAU, "Activation above which a token counts for its class.")
+    n_top: int = option(
+        50, "Number of top latents whose overlap is measured; the conclusion uses the nearest k.", at_least=1
+    )
+    high: int = option(50, "A latent is high if its token count reaches the count at this rank.", at_least=1)
+    low: int = option(100, "A latent is low if its token count is below the count at this rank.", at_least=1)
+    n_random: int = option(2, "Number of random controls.", at_least=1)
+    tau: float = option(TAU, "Activation above which a token counts for its class.", at_least=0)
     template: str = option(
         "a photo of a {}.", "Text around a class name for the base model; the adapted one has prompts."
     )
-    limit: int | None = option(None, "Number of test images to sample at random.")
-    seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.")
-    n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.")
+    limit: int | None = option(None, "Number of test images to sample at random.", at_least=1)
+    seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.", at_least=0)
+    n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high > self.low:
+            raise SettingsError(f"--high must be at most --low, got {self.high} and {self.low}.")
 
 
 @dataclass(frozen=True)
@@ -102,8 +135,8 @@ class RulesConfig(JudgingConfig):
     """What rules explain, and how large they may be."""
 
     explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")
-    tau: float = option(TAU, "Activation above which a latent is on at a patch.")
-    n_patches: int = option(3, "Number of such patches that an image needs for a latent to fire on it.")
-    n_candidates: int = option(64, "Number of candidate latents for each class.")
-    n_rules: int = option(4, "Maximum number of rules per class.")
-    n_literals: int = option(3, "Maximum number of latents per rule.")
+    tau: float = option(TAU, "Activation above which a latent is on at a patch.", at_least=0)
+    n_patches: int = option(3, "Number of such patches that an image needs for a latent to fire on it.", at_least=1)
+    n_candidates: int = option(64, "Number of candidate latents for each class.", at_least=1)
+    n_rules: int = option(4, "Maximum number of rules per class.", at_least=1)
+    n_literals: int = option(3, "Maximum number of latents per rule.", at_least=1)

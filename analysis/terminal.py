@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,6 +15,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+
+from actcache.interrupts import interrupt
 
 stdout, stderr = Console(), Console(stderr=True)
 
@@ -61,6 +64,25 @@ def emit_answer(
     emit(facts, Group(draw_table(rows[:n_shown]), *map(escape, notes)) if notes else draw_table(rows[:n_shown]))
 
 
+def show_source(plan: Any) -> None:
+    """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
+
+    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate.
+    """
+    if options.quiet:
+        return
+    from actcache.prompts import describe_shared_texts
+
+    names = plan.classes
+    lines = [f"{len(names):,} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"] if names else []
+    if plan.left_out:
+        lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in plan.left_out.items()))
+    if shared := describe_shared_texts(names):
+        lines.append(f"warning: {shared}")
+    for line in lines:
+        stderr.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def draw_table(rows: Sequence[Mapping[str, Any]]) -> Table | str:
     if not rows:
         return "nothing found"
@@ -94,7 +116,7 @@ def draw_estimate(estimate: Any) -> Table:
         {
             "images": estimate.n_images,
             "tokens": estimate.n_tokens,
-            "hook points": estimate.settings["hook_points"],
+            "hook points": list(estimate.settings.hook_points),
             "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
             f"{estimate.n_missing_shards:,} to be written",
             "free on that disk": free
@@ -144,10 +166,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     """
     seen = False
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal seen
         seen = True
-        raise KeyboardInterrupt
+        interrupt(number, frame)
 
     before = signal.signal(signal.SIGINT, note) if threading.current_thread() is threading.main_thread() else None
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from actcache import ActivationStore, extract
 from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
+from actcache.options import check_number
 from analysis.concepts import analyze
 from analysis.localization import Labeled, Recovered, recover_concepts
 from analysis.report import write_report
@@ -81,7 +82,7 @@ def quickstart(
     Args:
         on_step: called with (name of the step, done, total).
     """
-    out = Path(out)
+    out, n_images = Path(out), check_number("n_images", n_images, int, at_least=1)
 
     def report_as(step: str) -> Callable[..., None]:
         return lambda done, total, *rest: on_step(step, done, total)

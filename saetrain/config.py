@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, cast, get_args
 
-import numpy as np
-
 from actcache import SettingsError
-from actcache.options import option
+from actcache.options import check_options, option
 
 
 @dataclass(frozen=True)
@@ -85,49 +83,54 @@ class SAEConfig:
     """
 
     variant: str = option("topk", "SAE variant: topk, batchtopk, relu (PatchSAE), jumprelu or gated.", sweep=True)
-    n_latents: int | None = option(None, "Number of latents; 16 x the model's width by default.", sweep=True)
-    k: int = option(32, "Number of active latents per token; for batchtopk, their average.", sweep=True)
+    n_latents: int | None = option(
+        None, "Number of latents; 16 x the model's width by default.", sweep=True, at_least=1
+    )
+    k: int = option(32, "Number of active latents per token; for batchtopk, their average.", sweep=True, at_least=1)
     prefixes: tuple[float, ...] = option(
         (),
         "Sizes of nested (Matryoshka) dictionaries as shares, ascending to 1, e.g. 1/8,1/4,1/2,1. Top-k only.",
         parser=parse_shares,
+        above=0,
+        at_most=1,
     )
     l1: float | None = option(
         None,
         "Weight of the sparsity penalty (relu, gated, jumprelu). Default: 8e-5 for relu, 1 for jumprelu's quadratic "
         "penalty, else 1e-3.",
         sweep=True,
+        at_least=0,
     )
     target_l0: float | None = option(
         None,
         "Number of active latents per token that the penalty aims at (relu, gated, jumprelu). Default: --k, or no "
         "target for relu.",
         sweep=True,
+        above=0,
     )
     penalty: str = option("quadratic", "Sparsity penalty of jumprelu: quadratic or tanh.")
-    bandwidth: float = option(0.3, "Width of the window around a jumprelu threshold that passes gradients to it.")
+    bandwidth: float = option(
+        0.3, "Width of the window around a jumprelu threshold that passes gradients to it.", above=0
+    )
     normalize: str | None = option(None, "Input normalization: center (the default) or none (the default for relu).")
 
     def __post_init__(self) -> None:
-        _plain_numbers(self)
-        object.__setattr__(self, "prefixes", tuple(self.prefixes))  # JSON gives lists
+        check_options(self)
         _check_choice("--variant", self.variant, VARIANTS)
         _check_choice("--penalty", self.penalty, PENALTIES)
         if self.normalize is not None:
             _check_choice("--normalize", self.normalize, NORMALIZATIONS)
-        if self.n_latents is not None and self.n_latents < 1:
-            raise SettingsError(f"--n-latents must be at least 1, got {self.n_latents}.")
-        if self.l1 is not None and not 0 <= self.l1 < math.inf:
-            raise SettingsError(f"--l1 must be a number of at least 0, got {self.l1}.")
-        if not 0 < self.bandwidth < math.inf:
-            raise SettingsError(f"--bandwidth must be a number above 0, got {self.bandwidth}.")
+        if self.n_latents is None:
+            return
+        if VARIANTS[self.variant].uses_k and self.k > self.n_latents:
+            raise SettingsError(f"--k must lie in 1..{self.n_latents} (the number of latents), got {self.k}.")
+        if self.target_l0 is not None and self.target_l0 > self.n_latents:
+            raise SettingsError(f"--target-l0 must be above 0 and at most {self.n_latents}, got {self.target_l0}.")
 
     def resolve(self, d_model: int) -> "ResolvedSAEConfig":
         """Derive what depends on the variant and on d_model. Raises SettingsError for values that make no SAE."""
         defaults = VARIANTS[self.variant]
         n_latents = 16 * d_model if self.n_latents is None else self.n_latents
-        if defaults.uses_k and not 1 <= self.k <= n_latents:
-            raise SettingsError(f"--k must lie in 1..{n_latents} (the number of latents), got {self.k}.")
         if self.prefixes:
             sizes = [0, *_nested_sizes(self.prefixes, n_latents)]
             if not defaults.top_k or sorted(set(sizes)) != sizes or sizes[-1] != n_latents:
@@ -139,8 +142,6 @@ class SAEConfig:
         target_l0 = self.target_l0
         if target_l0 is None and defaults.uses_k and not defaults.top_k:
             target_l0 = float(self.k)
-        if target_l0 is not None and not 0 < target_l0 <= n_latents:
-            raise SettingsError(f"--target-l0 must be above 0 and at most {n_latents}, got {target_l0}.")
         derived = {
             "n_latents": n_latents,
             "l1": l1 if self.l1 is None else self.l1,
@@ -199,31 +200,38 @@ class TrainConfig:
         precision: of the matrix products. Master weights, Adam's moments and thresholds stay float32.
     """
 
-    n_steps: int = option(10_000, "Number of training steps.")
-    batch_size: int = option(4096, "Number of tokens per step.")
+    n_steps: int = option(10_000, "Number of training steps.", at_least=1)
+    batch_size: int = option(4096, "Number of tokens per step.", at_least=1)
     lr: float | None = option(
-        None, "Peak learning rate of Adam. Default: 2e-4 / sqrt(n_latents / 16384), or 4e-4 for relu.", sweep=True
+        None,
+        "Peak learning rate of Adam. Default: 2e-4 / sqrt(n_latents / 16384), or 4e-4 for relu.",
+        sweep=True,
+        above=0,
     )
     warmup_steps: int | None = option(
-        None, "Steps of linear warm-up. Default: 500, or a tenth of a run shorter than 5,000 steps."
+        None, "Steps of linear warm-up. Default: 500, or a tenth of a run shorter than 5,000 steps.", at_least=0
     )
-    decay_fraction: float = option(0.2, "Share of the steps, at the end, over which the rate decays linearly to 0.")
+    decay_fraction: float = option(
+        0.2, "Share of the steps, at the end, over which the rate decays linearly to 0.", at_least=0, at_most=1
+    )
     aux: float | None = option(
-        None, "Weight of AuxK, the loss that revives dead latents. Default: 1/32, or 0 for relu."
+        None, "Weight of AuxK, the loss that revives dead latents. Default: 1/32, or 0 for relu.", at_least=0
     )
     ghost: bool | None = option(
         None, "Revive dead latents with ghost gradients instead of AuxK (relu only, where this is the default)."
     )
     resample_every: int = option(
-        0, "Steps between replacements of dead latents by badly reconstructed tokens; 0 never replaces any."
+        0, "Steps between replacements of dead latents by badly reconstructed tokens; 0 never replaces any.", at_least=0
     )
-    dead_tokens: int = option(1_000_000, "Number of tokens on which a latent must stay silent to count as dead.")
+    dead_tokens: int = option(
+        1_000_000, "Number of tokens on which a latent must stay silent to count as dead.", at_least=0
+    )
     clip_norm: float | None = option(
-        None, "Limit of the global gradient norm; 0 does not clip. Default: 1, or 0 for relu."
+        None, "Limit of the global gradient norm; 0 does not clip. Default: 1, or 0 for relu.", at_least=0
     )
     tokens: str = option("all", "Which tokens of an image to train on: all, patch or cls.")
-    pool_tokens: int = option(1 << 18, "Number of tokens held in memory and shuffled together.")
-    n_streams: int = option(8, "Number of virtual streams from which each batch is drawn.")
+    pool_tokens: int = option(1 << 18, "Number of tokens held in memory and shuffled together.", at_least=0)
+    n_streams: int = option(8, "Number of virtual streams from which each batch is drawn.", at_least=1)
     init: str = option("random", "Initial dictionary: random directions, or data (directions of tokens).")
     where: str | None = option(
         None, "Train only on images that match this filter over the columns of images.parquet, e.g. 'label < 10'."
@@ -231,25 +239,14 @@ class TrainConfig:
     precision: str | None = option(
         None, "Precision of matrix products: float32 or bfloat16. Default: bfloat16 where the hardware supports it."
     )
-    seed: int = option(0, "Random seed for the initial weights and the order of the batches.", sweep=True)
+    seed: int = option(0, "Random seed for the initial weights and the order of the batches.", sweep=True, at_least=0)
 
     def __post_init__(self) -> None:
-        _plain_numbers(self)
+        check_options(self)
         _check_choice("--init", self.init, INITS)
         _check_choice("--tokens", self.tokens, get_args(Tokens))
         if self.precision is not None:
             _check_choice("--precision", self.precision, PRECISIONS)
-        for flag, count in (("n-steps", self.n_steps), ("batch-size", self.batch_size), ("n-streams", self.n_streams)):
-            if count < 1:
-                raise SettingsError(f"--{flag} must be at least 1, got {count}.")
-        for name in ("seed", "warmup_steps", "aux", "resample_every", "dead_tokens", "clip_norm", "pool_tokens"):
-            number = getattr(self, name)
-            if number is not None and not 0 <= number < math.inf:
-                raise SettingsError(f"--{name.replace('_', '-')} must be a number of at least 0, got {number}.")
-        if not 0 <= self.decay_fraction <= 1:
-            raise SettingsError(f"--decay-fraction must lie in 0..1, got {self.decay_fraction}.")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise SettingsError(f"--lr must be a number above 0, got {self.lr}.")
         if self.ghost and self.aux:
             raise SettingsError(f"Give --ghost or --aux, not both: --aux is {self.aux}.")
 
@@ -290,13 +287,6 @@ class ResolvedTrainConfig(TrainConfig):
 
 def _nested_sizes(prefixes: tuple[float, ...], n_latents: int) -> tuple[int, ...]:
     return tuple(round(share * n_latents) for share in prefixes)
-
-
-def _plain_numbers(config: SAEConfig | TrainConfig) -> None:
-    """Replace numpy scalars, which JSON cannot hold, by Python's numbers."""
-    for name, value in vars(config).items():
-        if isinstance(value, np.generic):
-            object.__setattr__(config, name, value.item())
 
 
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors options seen progress preprocess workers hook_point artifacts models sources "
+    "actcache": "errors interrupts options seen progress preprocess workers hook_point artifacts models sources "
     "store prompts extraction demo",
     "saetrain": "distributed config model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "

@@ -23,6 +23,7 @@ from PIL import Image
 from actcache.artifacts import fsync_directory, fsync_tree, read_json
 from actcache.demo.scenes import caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
+from actcache.options import check_number
 from actcache.progress import Progress
 
 IMAGE_SIZE = 64
@@ -61,14 +62,15 @@ def write_demo(
         SettingsError: the folder was written with other settings, or contains something else.
     """
     out = Path(out)
+    n_images = check_number("n_images", n_images, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
+    image_size = check_number("image_size", image_size, int, at_least=16)
     settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
     if out.exists():
         existing = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
         if existing != settings:
             raise SettingsError(f"{out} contains {existing}, but {settings} was requested. Choose another folder.")
         return read_truth(out)
-    if n_images < 1:
-        raise SettingsError(f"A demo needs at least 1 image, got {n_images}.")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

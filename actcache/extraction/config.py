@@ -7,7 +7,8 @@ from pathlib import Path
 
 from actcache.errors import SettingsError
 from actcache.hook_point import HookPoint
-from actcache.options import option, required
+from actcache.options import check_options, option, required
+from actcache.preprocess import MAX_PIXELS
 from actcache.store import check_codec, check_dtype
 
 
@@ -17,7 +18,7 @@ class ExtractConfig:
 
     model: str = required("open_clip architecture, or the path of an open_clip config JSON.")
     pretrained: str = required("open_clip tag, checkpoint file, or random:SEED.")
-    layers: Sequence[int] = required("0-based index of a block; repeat the option for several.")
+    layers: Sequence[int] = required("0-based index of a block; repeat the option for several.", at_least=0)
     sites: Sequence[str] = option(
         ("resid_post",), "Site in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."
     )
@@ -28,22 +29,25 @@ class ExtractConfig:
     precision: str = option("auto", "Precision of the computation: auto, float32 or bfloat16.")
     codec: str = option("raw", "How chunks are stored: raw, or zstd (lossless compression).")
     shard_images: int | None = option(
-        None, "Number of images in a shard, a multiple of 16; chosen from the number of images by default."
+        None, "Number of images in a shard, a multiple of 16; chosen from the number of images by default.", at_least=16
     )
-    limit: int | None = option(None, "Number of images to sample at random; all by default.")
-    seed: int = option(0, "Random seed for the order in which images are stored.")
+    limit: int | None = option(None, "Number of images to sample at random; all by default.", at_least=1)
+    seed: int = option(0, "Random seed for the order in which images are stored.", at_least=0)
     not_in: Sequence[str | Path] = option((), "Store whose images are left out; repeatable.")
+    class_level: int | None = option(
+        None,
+        "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
+        "first, or the second where the first ones are called train, val, test ...",
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
+    )
+    max_pixels: int = option(MAX_PIXELS, "Number of pixels above which an image is not decoded.", at_least=1)
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 
     def __post_init__(self) -> None:
-        for name in ("model", "pretrained"):
-            object.__setattr__(self, name, str(getattr(self, name)))
-        for name in ("seed", "limit", "shard_images"):  # numpy's integers are not JSON
-            value = getattr(self, name)
-            object.__setattr__(self, name, value if value is None else int(value))
-        for name in ("layers", "sites", "not_in"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_options(self)
         check_dtype(self.dtype)
         check_codec(self.codec)
         if not self.hook_points:
@@ -52,4 +56,4 @@ class ExtractConfig:
     @cached_property
     def hook_points(self) -> tuple[HookPoint, ...]:
         """Every wanted site of every wanted layer, in the order in which a forward pass reaches them."""
-        return tuple(sorted({HookPoint(int(layer), site) for layer in self.layers for site in self.sites}))
+        return tuple(sorted({HookPoint(layer, site) for layer in self.layers for site in self.sites}))

@@ -6,6 +6,7 @@ at its first image, so a resumed run computes the same bytes.
 """
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +17,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actcache.artifacts import missing_shards, remove_litter
+from actcache.artifacts import missing_shards, read_records, remove_artifact, remove_litter
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.models import VisionTower
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.seen import hash_content
-from actcache.sources import ImageSource, decode_image, describe_failures
-from actcache.store import ActivationStore, ChannelStatistics, ShardWriter, StoreLayout, begin_store, seal_store
+from actcache.sources import ImagePlan, ImageSource, describe_failures
+from actcache.store import (
+    ActivationStore,
+    ChannelStatistics,
+    ShardWriter,
+    StoreLayout,
+    begin_store,
+    read_images,
+    seal_store,
+)
 from actcache.workers import Worker, find_worker
 
 ON_ERROR = ("stop", "skip")
@@ -42,6 +52,7 @@ def extract(
     on_error: str = "stop",
     overwrite: bool = False,
     on_progress: Progress | None = None,
+    on_plan: Callable[[ImagePlan], None] | None = None,
     **options: Any,
 ) -> ActivationStore:
     """Run the tower once over the images and keep its activations at the wanted hook points.
@@ -61,6 +72,7 @@ def extract(
             (another batch size 2.4e-4 of the float16 values that are computed in float32).
         on_error: `stop` at an image that cannot be read, or `skip` it: its row stays, marked, and readers leave it out.
         on_progress: called with (images done, images in all) of this worker's share.
+        on_plan: called once before the model is loaded, with the images, their classes and what is left out.
 
     Raises:
         ImageSourceError, ModelError, SettingsError, NonFiniteError, StorageError: what is committed stays.
@@ -68,13 +80,13 @@ def extract(
     """
     if on_error not in ON_ERROR:
         raise SettingsError(f"--on-error must be one of {', '.join(ON_ERROR)}, got {on_error!r}.")
-    if batch_size < 1:
-        raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
+    batch_size = check_number("batch_size", batch_size, int, at_least=1)
+    n_threads = None if n_threads is None else check_number("n_threads", n_threads, int, at_least=1)
     if overwrite and not find_worker().alone:
         raise SettingsError(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
-    plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan)
     return run_plan(
         plan, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
         on_progress=on_progress,
@@ -83,9 +95,14 @@ def extract(
 
 def run_plan(
     plan: ExtractionPlan, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
-    overwrite: bool = False, on_progress: Progress | None = None,
+    overwrite: bool = False, repairing: bool = False, on_progress: Progress | None = None,
 ) -> ActivationStore:  # fmt: skip
-    """Write what is missing of the planned store, seal it, and open it. `skip` images that cannot be read."""
+    """Write what is missing of the planned store, seal it, and open it.
+
+    Args:
+        skip: keep the row of an image that cannot be read, marked, and go on.
+        repairing: keep the store even if none of its images can be read.
+    """
     worker, n_shards = find_worker(), plan.layout.n_shards
     artifact = begin_store(
         plan.path,
@@ -95,15 +112,49 @@ def run_plan(
         provenance=plan.provenance,
         overwrite=overwrite,
     )
-    if not artifact.complete:
+    if artifact.complete:
+        _check_names(plan)
+    else:
         remove_litter(plan.path)
         missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
         check_space(plan, missing)
         writers = (ShardWriter(artifact, shard) for shard in missing)
-        _fill_shards(plan, writers, missing, worker, batch_size, n_threads, skip, on_progress)
+        with warnings.catch_warnings():
+            # Decoders warn about metadata that nobody needs, and would do so in the middle of the progress bar.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _fill_shards(plan, writers, missing, worker, batch_size, n_threads, skip, on_progress)
+        _check_not_empty(plan, remove=not repairing)
         seal_store(plan.path)
         worker.check_others(len(missing_shards(plan.path, n_shards)), n_shards, "store")
     return ActivationStore.open(plan.path)
+
+
+def _check_names(plan: ExtractionPlan) -> None:
+    """Raise SettingsError if classes were chosen on the command line, and a complete store has others."""
+    if plan.names_given and not read_images(plan.path)["label_name"].equals(plan.images.table["label_name"]):
+        raise SettingsError(
+            f"{plan.path} was stored with other names of classes than --class-level and --class-names give now. "
+            "Choose another path, or pass --overwrite to replace it."
+        )
+
+
+def _check_not_empty(plan: ExtractionPlan, remove: bool) -> None:
+    """Raise ImageSourceError, and `remove` the store, if every shard is written and no image could be read."""
+    if missing_shards(plan.path, plan.layout.n_shards):
+        return
+    failed: dict[str, str] = {}
+    for record in read_records(plan.path):
+        failed |= record["failed"]
+    if len(failed) < plan.images.n_images:
+        return
+    if remove:
+        remove_artifact(plan.path, "acts")
+    uris = plan.images.table["uri"]
+    shown = describe_failures([(uris[int(image)].as_py(), reason) for image, reason in failed.items()], 3)
+    raise ImageSourceError(
+        f"None of the {plan.images.n_images:,} images of {plan.source.path} can be read, so nothing was stored: "
+        f"{shown} Repair them, or give another source."
+    )
 
 
 class _Batch(NamedTuple):
@@ -304,7 +355,7 @@ def _decode_ahead(
         try:
             data = plan.source.read(uri)
             content = hash_content(data)
-            return _Loaded(plan.tower.transform(decode_image(data, name=uri)), content)
+            return _Loaded(plan.decode(data, uri), content)
         except ImageSourceError as error:
             return _Loaded(str(error), content)
 

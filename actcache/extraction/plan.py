@@ -5,7 +5,7 @@ In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `Extrac
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from typing import Any
 import open_clip
 import torch
 import torchvision
+from torch import Tensor
 
 from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
 from actcache.errors import PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
-from actcache.prompts import open_prompts, prompt_vision, recorded_shots
+from actcache.options import check_number
+from actcache.preprocess import MAX_PIXELS
+from actcache.prompts import open_prompts, prompt_vision, read_class_names, recorded_shots
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
@@ -45,6 +48,17 @@ class ExtractionPlan:
     tower: VisionTower
     settings: StoreSettings
     provenance: Mapping[str, object]
+    max_pixels: int = MAX_PIXELS
+    names_given: bool = False  # whether --class-level or --class-names chose the names of the classes
+
+    def read_pixels(self, uri: str) -> Tensor:
+        """An image as the tower takes it, [3, H, W] float32. Raises ImageSourceError."""
+        return self.decode(self.source.read(uri), uri)
+
+    def decode(self, data: bytes, uri: str) -> Tensor:
+        """The same, of bytes that were read."""
+        image = decode_image(data, name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess)
+        return self.tower.transform(image)
 
     @property
     def layout(self) -> StoreLayout:
@@ -69,6 +83,8 @@ class ExtractionEstimate:
     images_per_s: float
     seconds: float
     settings: StoreSettings
+    classes: Sequence[str]
+    left_out: Mapping[str, int]
 
     @property
     def fits(self) -> bool:
@@ -76,13 +92,21 @@ class ExtractionEstimate:
 
 
 def plan_extraction(
-    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str
+    images: ImageSource | str | Path,
+    store: str | Path,
+    config: ExtractConfig,
+    device: str,
+    on_plan: Callable[[ImagePlan], None] | None = None,
 ) -> ExtractionPlan:
     """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks)
+    source = open_source(images, masks=config.masks, class_level=config.class_level)
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
+    if config.class_names is not None:
+        plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
+    if on_plan is not None:
+        on_plan(plan)
     clip = load_clip(config.model, config.pretrained)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
@@ -121,6 +145,8 @@ def plan_extraction(
         "pretrained": Path(config.pretrained).name,
         **_describe_prompts(config.prompts),
         "images": source.path.name,
+        "class_level": "auto" if config.class_level is None else config.class_level,
+        **({"max_pixels": config.max_pixels} if config.max_pixels != MAX_PIXELS else {}),
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -130,11 +156,13 @@ def plan_extraction(
             pretrained=config.pretrained,
             prompts=config.prompts,
             masks=config.masks,
+            class_names=config.class_names,
             not_in=config.not_in,
         ),
     }
     _explain_more_images(source, plan, path, settings)
-    return ExtractionPlan(path, source, plan, tower, settings, provenance)
+    names_given = config.class_level is not None or config.class_names is not None
+    return ExtractionPlan(path, source, plan, tower, settings, provenance, config.max_pixels, names_given)
 
 
 def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
@@ -156,7 +184,7 @@ def estimate(
     Args:
         config, options: as for `extract`.
     """
-    worker = find_worker()
+    worker, batch_size = find_worker(), check_number("batch_size", batch_size, int, at_least=1)
     plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
     path = plan.path
     shards = range(plan.layout.n_shards)
@@ -165,7 +193,7 @@ def estimate(
     pixels, started = [], time.perf_counter()
     for uri in uris:
         try:
-            pixels.append(plan.tower.transform(decode_image(plan.source.read(uri), name=uri)))
+            pixels.append(plan.read_pixels(uri))
         except PipelineError:
             continue  # extraction itself lists what cannot be read
     decoding = (time.perf_counter() - started) / max(torch.get_num_threads(), 1)
@@ -188,6 +216,8 @@ def estimate(
         images_per_s=rate,
         seconds=sum(len(plan.layout.shard_range(shard)) for shard in own) / rate,
         settings=plan.settings,
+        classes=plan.images.classes,
+        left_out=plan.images.left_out,
     )
 
 

@@ -5,6 +5,7 @@ known.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actcache.errors import SettingsError
@@ -17,23 +18,31 @@ class PromptConfig(JudgingConfig):
     """How prompts are trained. None takes the method's usual value, see `METHODS`."""
 
     method: str = option("maple", "Adaptation method: coop, cocoop, vpt, ivlp or maple.")
-    n_prompts: int | None = option(None, "Number of prompt tokens in each tower that gets prompts.")
+    n_prompts: int | None = option(None, "Number of prompt tokens in each tower that gets prompts.", at_least=1)
     depth: int | None = option(
-        None, "Number of blocks that get prompts of their own; 1 means at the input only (shallow)."
+        None, "Number of blocks that get prompts of their own; 1 means at the input only (shallow).", at_least=1
     )
     position: str = option("end", "Position of the class name among CoOp's prompts: end, middle or front.")
     class_specific: bool = option(False, "Learn separate prompts for each class (CoOp only).")
-    shots: int = option(16, "Number of training images per class.")
+    shots: int = option(16, "Number of training images per class.", at_least=1)
     classes: str = option("all", "Classes to learn: all, base (the first half of the sorted names) or novel.")
     template: str = option("a photo of a {}.", "Text around the class name.")
-    n_epochs: int | None = option(None, "Number of epochs, in each of which a short last batch is dropped.")
-    batch_size: int | None = option(None, "Number of images in a batch.")
-    lr: float | None = option(None, "Initial learning rate of SGD, which follows a cosine over the epochs.")
-    momentum: float = option(0.9, "Momentum of SGD.")
-    weight_decay: float = option(5e-4, "Weight decay of SGD.")
-    warmup_lr: float = option(1e-5, "Learning rate during the first epoch.")
+    n_epochs: int | None = option(None, "Number of epochs, in each of which a short last batch is dropped.", at_least=1)
+    batch_size: int | None = option(None, "Number of images in a batch.", at_least=1)
+    lr: float | None = option(None, "Initial learning rate of SGD, which follows a cosine over the epochs.", above=0)
+    momentum: float = option(0.9, "Momentum of SGD.", at_least=0, at_most=1)
+    weight_decay: float = option(5e-4, "Weight decay of SGD.", at_least=0)
+    warmup_lr: float = option(1e-5, "Learning rate during the first epoch.", at_least=0)
     augment: bool | None = option(None, "Train on random crops and flips (vpt, ivlp, maple).")
-    seed: int = option(0, "Random seed for the shots, the initial values, the order and the crops.")
+    seed: int = option(0, "Random seed for the shots, the initial values, the order and the crops.", at_least=0)
+    class_level: int | None = option(
+        None,
+        "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
+        "first, or the second where the first ones are called train, val, test ...",
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,14 +55,6 @@ class PromptConfig(JudgingConfig):
             raise SettingsError(
                 f"{self.method} computes image embeddings once, so --augment has no effect. Leave it out."
             )
-        for name in ("n_prompts", "depth", "n_epochs", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-        if self.lr is not None and not self.lr > 0:
-            raise SettingsError(f"--lr must be above 0, got {self.lr}.")
-        if self.seed < 0:
-            raise SettingsError(f"--seed must not be negative, got {self.seed}.")
         if self.depth not in (None, 1) and not kind.adapts_images:
             raise SettingsError(f"{self.method} has prompts at the input only. Give --depth 1 or leave it out.")
 

@@ -3,7 +3,6 @@
 In: the labels of images. Out: class names and row numbers. Pure functions; no pixels are read.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError, SettingsError
+from actcache.options import check_number
 
 CLASSES = ("all", "base", "novel")
 
@@ -60,8 +60,7 @@ def choose_shots(
     Raises:
         SettingsError: `shots` is below 1, or a class has fewer images.
     """
-    if shots < 1:
-        raise SettingsError(f"--shots must be at least 1, got {shots}.")
+    shots = check_number("shots", shots, int, at_least=1)
     labels, order = np.asarray(label_names, dtype=object), np.argsort(np.asarray(uris, dtype=object), kind="stable")
     generator = np.random.Generator(np.random.Philox(seed))
     chosen = []
@@ -71,8 +70,3 @@ def choose_shots(
             raise SettingsError(f"Class {name!r} has {len(rows)} images, but --shots is {shots}. Lower --shots.")
         chosen.append(rows[np.sort(generator.permutation(len(rows))[:shots])])
     return np.concatenate(chosen)
-
-
-def class_words(name: str) -> str:
-    """The words of a folder's name: `n02951585_can_opener` -> `can opener`."""
-    return re.sub(r"^n\d{8}[_ -]", "", name).replace("_", " ").strip() or name

@@ -15,7 +15,7 @@ from actcache.errors import PipelineError, SettingsError
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import choose_shots
 from actcache.seen import CONTENT_HASH, LearnedImages, Seen, SeenImages, hash_content
-from actcache.sources import ImageSource, open_source
+from actcache.sources import ImageFolder, ImageSource, open_source
 from actcache.store import ActivationStore, find_origin
 
 Shots = Mapping[str, Sequence[str]]
@@ -41,6 +41,8 @@ def recorded_shots(path: str | Path) -> Shots | None:
 
 def _draw_again(artifact: Artifact) -> Shots | None:
     source = open_source(artifact.parent_path("images"))
+    if isinstance(source, ImageFolder):  # older versions took the first folder as the class
+        source = ImageFolder(source.path, class_level=1)
     plan = source.plan()
     if plan.rows_id != artifact.parents["images"].id:
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache.errors import SettingsError
+from actcache.options import check_number
 
 INDEX_ABSENT = 2**64 - 1
 """Offset and length of an absent chunk in a zarr shard index."""
@@ -139,6 +140,7 @@ def choose_shape(n_images: int, shard_images: int | None = None) -> tuple[int, i
     if shard_images is None:
         chunk = 64 if n_images >= 1024 else 16
         return chunk, min(1024, max(256, -(-n_images // 16 // chunk) * chunk))
-    if shard_images <= 0 or shard_images % 16:
+    shard_images = check_number("shard_images", shard_images, int, at_least=16)
+    if shard_images % 16:
         raise SettingsError(f"--shard-images must be a positive multiple of 16, got {shard_images}.")
     return (64 if n_images >= 1024 and shard_images % 64 == 0 else 16), shard_images

@@ -32,6 +32,7 @@ from actcache.artifacts import (
     record_path,
 )
 from actcache.errors import CorruptError
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store.layout import StoreLayout
 from actcache.store.reader import IMAGES_FILE, read_images
@@ -88,6 +89,7 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError: when `artifact.json` itself cannot be trusted.
     """
+    n_threads = None if n_threads is None else check_number("n_threads", n_threads, int, at_least=1)
     artifact = open_artifact(path)
     settings, problems = None, []
     if artifact.kind == "acts":

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache import ParentMismatchError, SettingsError
+from actcache import ParentMismatchError
 from actcache.artifacts import find_parent
 from actcache.options import identity_of
 from actcache.progress import Progress
@@ -33,7 +33,7 @@ from analysis.comparison.second_dictionary import check_second, cross_dictionari
 from analysis.comparison.verdict import INTERVALS, MODELS, Round, conclude, count_predictions, summarize
 from analysis.concepts import ConceptTable
 from analysis.config import ComparisonConfig
-from analysis.interventions import LatentCounts, classify_masked, count_in_codes, make_masks, split_halves
+from analysis.interventions import LatentCounts, check_grid, classify_masked, count_in_codes, make_masks, split_halves
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
@@ -84,7 +84,7 @@ def compare(
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
-    grid = _check_config(config, run.sae_config.n_latents)
+    grid = check_grid("--k", config.k, run.sae_config.n_latents)
     k_top = min(grid, key=lambda n: (abs(n - config.n_top), n))
     parents = {name: side.concepts.artifact for name, side in sides.items()}
     second = second_run if isinstance(second_run, Run | None) else Run.open(second_run)
@@ -145,19 +145,6 @@ def compare(
         seen=(counted,),
     )  # fmt: skip
     return finish_result(out, result)
-
-
-def _check_config(config: ComparisonConfig, n_latents: int) -> list[int]:
-    """The k below the dictionary's size, ascending. Raises SettingsError."""
-    numbers = (config.n_random, config.n_top, config.n_seeds, 1 if config.limit is None else config.limit)
-    if not config.k or min(*config.k, *numbers) < 1 or not 1 <= config.high <= config.low:
-        raise SettingsError(
-            "--k, --n-random, --n-top, --n-seeds and --limit must be at least 1, and 1 <= --high <= --low."
-        )
-    grid = sorted({n for n in config.k if n < n_latents})
-    if not grid:
-        raise SettingsError(f"--k must be below the dictionary's {n_latents:,} latents, got {min(config.k)}.")
-    return grid
 
 
 def _check_pair(base: Side, adapted: Side) -> Run:

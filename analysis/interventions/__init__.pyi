@@ -4,10 +4,12 @@ from .latent_choice import LatentCounts, count_in_codes, rank_latents, split_hal
 from .latent_masks import Condition, classify_masked, count_in_stream, make_masks
 from .masking_curve import mask_latents
 from .steering import measure_steerability, set_latents
+from .study import check_grid
 
 __all__ = [
     "Condition",
     "LatentCounts",
+    "check_grid",
     "classify_masked",
     "count_in_codes",
     "count_in_stream",

@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actcache import SettingsError
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Spliced, ZeroShot, as_numpy, embed_directions
 from analysis.config import DeletionConfig, ModelOptions, StudyConfig
 from analysis.intervals import bootstrap_intervals
-from analysis.interventions.study import Study, check_grid, open_inputs, run_study
+from analysis.interventions.study import Study, open_inputs, run_study
 from analysis.results import Deletion, DeletionMargin, DeletionPoint, Head
 from saetrain import Run
 
@@ -71,7 +72,9 @@ def delete_latents(
         SettingsError, ParentMismatchError: see `run_study`.
     """
     run, store = open_inputs(run, store)
-    grid = [0, *check_grid("--n", config.n)]
+    if not config.n:
+        raise SettingsError("--n must be given at least once, got none.")
+    grid = [0, *sorted(set(config.n))]
 
     def measure(head: Head, studies: Iterator[Study]) -> Deletion:
         (opened,) = studies

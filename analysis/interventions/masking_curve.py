@@ -71,11 +71,9 @@ def mask_latents(
     if codes is not None:
         _check_codes(codes, run)
     listed = check_latents(run, config.latents)
-    if config.n_random < 0:
-        raise SettingsError(f"--n-random must be at least 0, got {config.n_random}.")
     where, table = config.chosen_where, store.images if codes is None else codes.images
     choosable = None if where is None else select_images(table, where, flag="--chosen-where")
-    grid = [len(listed)] if listed else [n for n in check_grid("--k", config.k) if n < run.sae_config.n_latents]
+    grid = [len(listed)] if listed else check_grid("--k", config.k, run.sae_config.n_latents)
 
     def measure(head: Head, studies: Iterator[Study]) -> MaskingCurve:
         (opened,) = studies

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from actcache import SettingsError
 from actcache.models import read_templates
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import Outcomes, Spliced, as_numpy
@@ -58,7 +59,10 @@ def set_latents(
         SettingsError: a latent out of range or named twice. Others as `run_study`.
     """
     run, store = open_inputs(run, store)
-    fixed, raised = dict(set or {}), dict(add or {})
+    fixed, raised = (
+        {check_number("latent", n, int): check_number(flag, v, float) for n, v in (values or {}).items()}
+        for flag, values in (("set", set), ("add", add))
+    )
     check_latents(run, [*fixed, *raised])
 
     @torch.no_grad()
@@ -119,10 +123,8 @@ def measure_steerability(
     study = replace(study, limit=N_IMAGES if study.limit is None else study.limit)
     words = read_vocabulary(vocabulary)
     check_latents(run, config.latents)
-    if config.n_latents < 1:
-        raise SettingsError(f"--n-latents must be at least 1, got {config.n_latents}.")
-    if not config.strengths or not np.isfinite(config.strengths).all():
-        raise SettingsError(f"--strength must be finite, got {', '.join(map(str, config.strengths)) or 'none'}.")
+    if not config.strengths:
+        raise SettingsError("--strength must be given at least once, got none.")
 
     @torch.no_grad()
     def measure(head: Head, studies: Iterator[Study]) -> Steerability:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError, open_stores
-from actcache.options import identity_of
+from actcache.options import check_number, identity_of
 from actcache.progress import Progress
 from actcache.prompts import Towers, open_towers
 from actcache.seen import Seen, SeenImages
@@ -143,16 +143,18 @@ def open_study(run: Run, images: StudyImages, towers: Towers, config: StudyConfi
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
     """Raise SettingsError for a latent that is out of range or given twice."""
     n_latents = run.sae_config.n_latents
+    latents = [check_number("latent", latent, int) for latent in latents]
     for latent in latents:
         if not 0 <= latent < n_latents:
             raise SettingsError(f"--latent must lie in 0..{n_latents - 1}, got {latent}.")
     if len(set(latents)) < len(latents):
         raise SettingsError(f"--latent names a latent twice: {', '.join(map(str, latents))}.")
-    return list(latents)
+    return latents
 
 
-def check_grid(flag: str, numbers: Sequence[int]) -> list[int]:
-    """Numbers of latents, ascending and without repetition. Raises SettingsError for none, or one below 1."""
-    if not numbers or min(numbers) < 1:
-        raise SettingsError(f"{flag} must be at least 1, got {', '.join(map(str, numbers)) or 'nothing'}.")
-    return sorted(set(numbers))
+def check_grid(flag: str, numbers: Sequence[int], n_latents: int) -> list[int]:
+    """The numbers below that of all latents, ascending and without repetition. Raises SettingsError if none is left."""
+    if grid := sorted({n for n in numbers if n < n_latents}):
+        return grid
+    given = ", ".join(map(str, numbers)) or "nothing"
+    raise SettingsError(f"{flag} must be below the dictionary's {n_latents:,} latents, got {given}.")

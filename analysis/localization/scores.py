@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError
-from actcache.options import JudgingConfig, identity_of
+from actcache.options import JudgingConfig, check_number, identity_of
 from actcache.progress import Progress
 from actcache.seen import LearnedImages, SeenImages
 from analysis.heat_maps import heat_maps, upsample
@@ -76,6 +76,8 @@ def localize(
         SettingsError, ImageSourceError, ParentMismatchError: see `read_masks`. SettingsError: a latent out of range, or
             no concept in both halves, or nothing left to judge.
     """
+    n_top = check_number("n_top", n_top, int, at_least=1)
+    latent = None if latent is None else check_number("latent", latent, int)
     if latent is not None and not 0 <= latent < codes.n_latents:
         raise SettingsError(f"--latent must lie in 0..{codes.n_latents - 1}, got {latent}.")
     pixel_masks = read_masks(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from actcache import CorruptError, SettingsError
 from actcache.artifacts import check_parent, open_artifact, read_json, write_atomic, write_json
+from actcache.options import check_number
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore
 
@@ -88,7 +89,7 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
 
     Raises SettingsError for a latent out of range, or a text of more than one line.
     """
-    n_latents = concepts.table.num_rows
+    n_latents, latent = concepts.table.num_rows, check_number("latent", latent, int)
     if not 0 <= latent < n_latents:
         raise SettingsError(f"A latent must lie in 0..{n_latents - 1}, got {latent}.")
     own = read_own_names(concepts)

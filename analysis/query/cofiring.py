@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache import SettingsError
+from actcache.options import check_number
 from analysis.concepts import strongest_first
 from analysis.reduce import fold_pieces, join_columns, tokens_per_image
 from saetrain import CodeStore
@@ -103,8 +104,9 @@ def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0,
 
     Raises SettingsError for fewer than one token or partner.
     """
-    if n_tokens < 1 or n_partners < 1:
-        raise SettingsError(f"A sample needs at least one token and one partner, got {n_tokens} and {n_partners}.")
+    n_tokens = check_number("sample", n_tokens, int, at_least=1)
+    n_partners = check_number("n_top", n_partners, int, at_least=1)
+    seed = check_number("seed", seed, int, at_least=0)
     rows = sample_rows(codes, n_tokens, seed)
     cuts = np.searchsorted(rows, np.cumsum(codes.shard_sizes)[:-1] * codes.n_tokens)
     parts = [part for part in np.split(rows, cuts) if len(part)]

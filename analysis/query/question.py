@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from actcache import SettingsError
-from actcache.options import option
+from actcache.options import check_options, option
 
 ALLOWED = {
     "latent": {"show", "where", "score"}, "sample": {"show", "seed"}, "image": {"at"}, "class_": {"where", "tau"},
@@ -22,10 +22,10 @@ class Question:
     Raises SettingsError where nothing is asked, or where a field does not go with the subject.
     """
 
-    latent: int | None = option(None, "Show the images on which this latent fires most.")
+    latent: int | None = option(None, "Show the images on which this latent fires most.", at_least=0)
     show: str | None = option(None, f"With --latent, what to show: {', '.join(SHOW)}. The default is images.")
-    sample: int | None = option(None, "Show which latents fire together on this many random tokens.")
-    seed: int | None = option(None, "Random seed for that sample. The default is 0.")
+    sample: int | None = option(None, "Show which latents fire together on this many random tokens.", at_least=1)
+    seed: int | None = option(None, "Random seed for that sample. The default is 0.", at_least=0)
     image: tuple[str, ...] = option((), "Show the latents of an image (position or uri); give two to compare them.")
     at: str | None = option(None, "With --image, a patch or a region of it: ROW,COLUMN or 0:3,2:5.")
     class_: str | None = option(None, "Show the strongest latents of this class.")
@@ -37,10 +37,11 @@ class Question:
     silent: str | None = option(None, "Show the images on which none of these latents fires, for example 3.")
     where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
     score: str | None = option(None, "How images are ranked: by the mean over tokens (the default), or by the max.")
-    tau: float | None = option(None, "Activation above which a token counts. The default is 0.2.")
-    n_top: int = option(10, "Number of rows in the answer.")
+    tau: float | None = option(None, "Activation above which a token counts. The default is 0.2.", at_least=0)
+    n_top: int = option(10, "Number of rows in the answer.", at_least=1)
 
     def __post_init__(self) -> None:
+        check_options(self)
         given = [field.name for field in fields(self) if field.name != "n_top" and self.gives(field.name)]
         if not any(name in ALLOWED for name in given):
             *others, last = map(flag, ALLOWED)
@@ -57,9 +58,6 @@ class Question:
                 raise SettingsError(f"{flag(name)} does not go with {subject}. Leave one of them out.")
         if len(self.image) > (1 if self.at else 2):
             raise SettingsError(f"--image may be given twice, or once with --at, got {len(self.image)} images.")
-        for name in ("sample", "n_top"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise SettingsError(f"{flag(name)} must be at least 1, got {value}.")
 
     def gives(self, name: str) -> bool:
         return getattr(self, name) not in (None, ())

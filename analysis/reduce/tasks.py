@@ -17,6 +17,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 
 from actcache import IncompleteError, ParentMismatchError, SettingsError
+from actcache.options import check_number
 from actcache.progress import Progress
 from saetrain import CodeStore
 
@@ -42,8 +43,8 @@ def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -
         raise SettingsError(
             "--n-workers starts processes here, and --scheduler names a cluster elsewhere. Give only one of them."
         )
-    if n_workers is not None and n_workers < 1:
-        raise SettingsError(f"--n-workers must be at least 1, got {n_workers}.")
+    if n_workers is not None:
+        n_workers = check_number("n_workers", n_workers, int, at_least=1)
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:

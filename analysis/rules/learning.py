@@ -142,11 +142,8 @@ def _check(learn: CodeStore, other: CodeStore | None, config: RulesConfig) -> No
     if config.explain not in EXPLAINED:
         raise SettingsError(f"--explain must be {' or '.join(EXPLAINED)}, got {config.explain!r}.")
     most = learn.n_tokens - 1
-    if not 1 <= config.n_patches <= most:
+    if config.n_patches > most:
         raise SettingsError(f"--n-patches must lie in 1..{most}, the patches of an image, got {config.n_patches}.")
-    for flag in ("n_candidates", "n_rules", "n_literals"):
-        if getattr(config, flag) < 1:
-            raise SettingsError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}.")
     for codes in (learn, other):
         if codes is not None and codes.tokens == "cls":
             raise SettingsError(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import HookPoint, SettingsError, open_stores
+from actcache.options import check_number
 from actcache.store import StoreGroup, Stores, Tokens, aligned_empty
 from saetrain.data.chunks import Units
 from saetrain.data.order import Window, count_steps, plan_epoch, split_images, window_order
@@ -75,8 +76,11 @@ class ActivationLoader:
         self.store = open_stores(store)
         layers = layer if isinstance(layer, list | tuple) else [cast("int | HookPoint | None", layer)]
         self.hook_points = tuple(self.store.hook_point(each) for each in layers)
-        if batch_size < 1:
-            raise SettingsError(f"--batch-size must be at least 1, got {batch_size}.")
+        batch_size = check_number("batch_size", batch_size, int, at_least=1)
+        seed = check_number("seed", seed, int, at_least=0)
+        pool_tokens = check_number("pool_tokens", pool_tokens, int, at_least=0)
+        n_streams = check_number("n_streams", n_streams, int, at_least=1)
+        n_threads = check_number("n_threads", n_threads, int, at_least=1)
         self.batch_size, self.seed, self.pool_tokens = batch_size, seed, pool_tokens
         self.n_streams = gcd(batch_size, n_streams)
         if self.n_streams % world_size:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
 from actcache.models import choose_device, choose_precision
+from actcache.options import check_number
 from actcache.store import StoreGroup, Stores
 from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
 from saetrain.data import ActivationLoader, TrainingData
@@ -63,6 +64,7 @@ def train(
         SettingsError: the settings are impossible, or differ from those of the run.
         NonFiniteError: the loss is not finite.
     """
+    log_every, checkpoint_every = check_intervals(log_every, checkpoint_every)
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
     training = _begin(run, stores, layer, sae, config, target, overwrite)
@@ -95,6 +97,7 @@ def sweep(
         NonFiniteError: some members diverged. The others are finished first.
         Other errors as in train().
     """
+    log_every, checkpoint_every = check_intervals(log_every, checkpoint_every)
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
     names = name_runs(members)
@@ -117,6 +120,14 @@ def sweep(
         before += sum(training.config.n_steps for training in group)
     _raise(failed, len(trainings))
     return [Run.open(training.path) for training in trainings]
+
+
+def check_intervals(log_every: int, checkpoint_every: int) -> tuple[int, int]:
+    """The steps between lines of metrics and between checkpoints. Raises SettingsError below 1."""
+    return (
+        check_number("log_every", log_every, int, at_least=1),
+        check_number("checkpoint_every", checkpoint_every, int, at_least=1),
+    )
 
 
 def name_runs(members: Sequence[tuple[int | HookPoint | None, SAEConfig, TrainConfig]]) -> list[str]:

@@ -248,7 +248,12 @@ def test_pairs_that_do_not_belong_together_are_refused(
         compare(adapted, base, out)
     with pytest.raises(ParentMismatchError, match="to its adapted version"):
         compare(base, base, out)
-    for bad in ({"k": ()}, {"k": (0,)}, {"n_random": 0}, {"high": 5, "low": 4}, {"n_seeds": 0}, {"limit": 0}):
-        with pytest.raises(SettingsError, match="at least 1"):
+    for bad, text in (
+        ({"k": ()}, "--k must be below the dictionary's .* latents, got nothing"),
+        ({"k": (0,)}, "--k must be at least 1"),
+        ({"n_random": 0}, "--n-random must be at least 1"), ({"high": 5, "low": 4}, "--high must be at most --low"),
+        ({"n_seeds": 0}, "--n-seeds must be at least 1"), ({"limit": 0}, "--limit must be at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=text):
             compare(base, adapted, out, ComparisonConfig(**bad))  # type: ignore[arg-type]
     assert not out.exists()

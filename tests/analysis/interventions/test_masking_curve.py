@@ -173,7 +173,11 @@ def test_bad_input_is_told_what_to_do(
         (ParentMismatchError, "was encoded by run", {"chosen_on": tiny_codes}),
         (SettingsError, r"0\.\.63, got 64", {"config": MaskingConfig(latents=(64,))}),
         (SettingsError, "names a latent twice", {"config": MaskingConfig(latents=(6, 6))}),
-        (SettingsError, "--k must be at least 1", {"config": MaskingConfig(k=(0,))}),
+        (
+            SettingsError,
+            "--k must be below .* 64 latents, got 64, 99",
+            {"config": MaskingConfig(k=(64, 99))},
+        ),
         (SettingsError, "both to choose latents and to judge them", {"chosen_on": codes}),
         (
             SettingsError,

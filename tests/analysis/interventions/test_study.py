@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,12 @@ STUDIES = {
     "steer": measure_steerability,
 }
 BAD_SETTINGS = {
-    "--where names the unknown column 'color'": StudyConfig(where="color == 'red'"),
-    "No labeled image of .* is selected": StudyConfig(where="label_name == 'class9'"),
-    "have one class, class": StudyConfig(limit=1),
-    "limit must be at least 1": StudyConfig(limit=0),
-    "tokens must be one of": StudyConfig(tokens="some"),
-    "template": StudyConfig(templates="no-such-template"),
+    "--where names the unknown column 'color'": {"where": "color == 'red'"},
+    "No labeled image of .* is selected": {"where": "label_name == 'class9'"},
+    "have one class, class": {"limit": 1},
+    "limit must be at least 1": {"limit": 0},
+    "tokens must be one of": {"tokens": "some"},
+    "template": {"templates": "no-such-template"},
 }
 
 
@@ -51,10 +52,10 @@ def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: dict[s
 @pytest.mark.parametrize(("message", "study"), BAD_SETTINGS.items(), ids=BAD_SETTINGS)
 def test_bad_settings_are_refused_before_a_model_is_loaded(
     middle_run: Path, middle_store: Path, no_model: ModelOptions, measure: Callable[..., object], message: str,
-    study: StudyConfig,
+    study: dict[str, Any],
 ) -> None:  # fmt: skip
     with pytest.raises(SettingsError, match=message):
-        measure(middle_run, middle_store, study=study, model=no_model)
+        measure(middle_run, middle_store, study=StudyConfig(**study), model=no_model)
 
 
 def test_the_images_to_choose_on_are_checked_before_a_model_is_loaded(

@@ -161,16 +161,17 @@ def test_an_impossible_sae_is_refused_at_construction(fields: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    "config",
+    "fields",
     [
-        SAEConfig(k=0), SAEConfig(n_latents=8, k=9), SAEConfig(prefixes=(0.5, 1, 1.1), n_latents=8, k=2),
-        SAEConfig(prefixes=(0.5, 0.51, 1), n_latents=8, k=2), SAEConfig("relu", 8, prefixes=(0.5, 1)),
-        SAEConfig("gated", 8, 2, target_l0=9), SAEConfig("relu", 8, target_l0=0),
+        {"k": 0}, {"n_latents": 8, "k": 9}, {"prefixes": (0.5, 1, 1.1), "n_latents": 8, "k": 2}, {"k": 129},
+        {"prefixes": (0.5, 0.51, 1), "n_latents": 8, "k": 2}, {"variant": "relu", "n_latents": 8, "prefixes": (0.5, 1)},
+        {"variant": "gated", "n_latents": 8, "k": 2, "target_l0": 9}, {"variant": "gated", "target_l0": 129},
+        {"variant": "relu", "n_latents": 8, "target_l0": 0},
     ],
 )  # fmt: skip
-def test_an_sae_that_does_not_fit_its_number_of_latents_is_refused(config: SAEConfig) -> None:
+def test_an_sae_that_does_not_fit_its_number_of_latents_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="--"):
-        config.resolve(8)
+        SAEConfig(**fields).resolve(8)
 
 
 @pytest.mark.parametrize(
