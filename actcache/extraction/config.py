@@ -38,6 +38,8 @@ class ExtractConfig:
         None,
         "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
         "first, or the second where the first ones are called train, val, test ...",
+        at_least=-64,
+        at_most=64,
     )
     class_names: str | Path | None = option(
         None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
