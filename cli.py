@@ -54,6 +54,7 @@ from analysis.terminal import (
     emit_result,
     options,
     show_progress,
+    show_source,
     show_steps,
     show_wait,
     stderr,
@@ -303,21 +304,31 @@ def extract(
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
+        show_source(estimate)
         emit({**asdict(estimate), "fits": estimate.fits}, draw_estimate(estimate))
         if not estimate.fits:
             raise typer.Exit(1)
         return
+    plans: list[Any] = []
+
+    def on_plan(plan: Any) -> None:
+        plans.append(plan)
+        show_source(plan)
+
     with show_progress("extract", "images") as on_progress:
         try:
             opened = actcache.extract(
                 images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
-                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress, on_plan=on_plan,
             )  # fmt: skip
         except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
     failed = [f"  skipped: {reason}" for reason in opened.failed.values()]
-    emit({"store": store, "store_id": opened.store_id}, "\n".join([repr(opened), *failed]))
+    source = {"classes": plans[0].classes, "left_out": dict(plans[0].left_out)}
+    skipped = list(opened.failed.values())
+    facts = {"store": store, "store_id": opened.store_id, "n_skipped": len(skipped), "skipped": skipped, **source}
+    emit(facts, "\n".join([repr(opened), *failed]))
 
 
 @verb(PATH, "train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
@@ -376,7 +387,9 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries}, repr(opened))
+    n_underflowed = opened.summary["n_underflowed"]
+    underflow = {} if n_underflowed is None else {"n_underflowed": n_underflowed}
+    emit({"codes": str(codes), "codes_id": opened.codes_id, "n_entries": opened.n_entries, **underflow}, repr(opened))
 
 
 @verb(PATH, "analyze val.codes val.concepts")

@@ -6,6 +6,10 @@ from typing import Any
 
 from actcache.errors import CorruptError
 
+MAX_PIXELS = 178_956_970
+"""Default for the number of pixels above which an image is not decoded. RGB of this size takes 683 MiB, as Pillow needs
+four bytes per pixel. It is the number at which Pillow calls an image a decompression bomb."""
+
 
 @dataclass(frozen=True)
 class Preprocess:

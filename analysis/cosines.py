@@ -1,4 +1,7 @@
-"""nearest_cosines(): for each direction the most similar directions of a dictionary, block by block. numpy only."""
+"""nearest_cosines(): for each direction the most similar directions of a dictionary, block by block. numpy only.
+
+shuffle_channels() gives the dictionary with which the largest cosines are those of chance.
+"""
 
 from typing import NamedTuple
 
@@ -32,6 +35,15 @@ def nearest_cosines(
     ]
     empty = Nearest(np.empty((0, m), dtype=np.int32), np.empty((0, m), dtype=np.float32))
     return Nearest._make(np.concatenate(column) for column in zip(empty, *parts, strict=True))
+
+
+def shuffle_channels(rows: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
+    """The channels of rows [N, D] in another order, the same for all rows: what a best partner is worth by chance.
+
+    The lengths of the rows and the cosines among them stay, but no row has anything to do with another dictionary any
+    more. The largest of thousands of cosines is large even so.
+    """
+    return np.ascontiguousarray(rows[:, np.random.Generator(np.random.Philox(seed)).permutation(rows.shape[1])])
 
 
 def _nearest_block(

@@ -44,7 +44,8 @@ class Pictures:
                 f"{uri} has {len(data):,} bytes in {source.path}, but the codes were made from a file of {n_bytes:,} "
                 f"bytes. {advice}"
             )
-        return resize_image(decode_image(data, name=uri), self._codes.preprocess)
+        preprocess = self._codes.preprocess
+        return resize_image(decode_image(data, name=uri, max_pixels=None, preprocess=preprocess), preprocess)
 
     def thumbnail(self, image: int) -> bytes:
         """JPEG of what `see` returns, at most 160 pixels wide. Raises as `see`."""

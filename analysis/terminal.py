@@ -62,6 +62,25 @@ def emit_answer(codes: Any, table: Any, out: Path | None, *, n_shown: int | None
     emit(facts, draw_table(rows[:n_shown]))
 
 
+def show_source(plan: Any) -> None:
+    """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
+
+    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate.
+    """
+    if options.quiet:
+        return
+    from actcache.prompts import describe_shared_texts
+
+    names = plan.classes
+    lines = [f"{len(names):,} classes: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"] if names else []
+    if plan.left_out:
+        lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in plan.left_out.items()))
+    if shared := describe_shared_texts(names):
+        lines.append(f"warning: {shared}")
+    for line in lines:
+        stderr.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def draw_table(rows: Sequence[Mapping[str, Any]]) -> Table | str:
     if not rows:
         return "nothing found"
@@ -95,7 +114,7 @@ def draw_estimate(estimate: Any) -> Table:
         {
             "images": estimate.n_images,
             "tokens": estimate.n_tokens,
-            "hook points": estimate.settings["hook_points"],
+            "hook points": list(estimate.settings.hook_points),
             "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
             f"{estimate.n_missing_shards:,} to be written",
             "free on that disk": free

@@ -78,7 +78,13 @@ def test_an_artifact_is_whole(golden: Path, name: str) -> None:
 def test_an_answer_is_what_it_was(golden: Path, name: str) -> None:
     done = ask(golden, MADE.ANSWERS[name])
     assert done.exit_code == 0, done.output
-    check_close(json.loads(done.stdout), json.loads((GOLDEN / "answers" / f"{name}.json").read_text()))
+    answer, golden_answer = json.loads(done.stdout), json.loads((GOLDEN / "answers" / f"{name}.json").read_text())
+    if name == "inspect":  # a pursuit may since take the SAE's own latents for a token, if they are better
+        for run, before in zip(answer["runs"], golden_answer["runs"], strict=True):
+            for number in ("fvu_pursuit", "gap", "l0_pursuit"):
+                now, then = run["gap"].pop(number), before["gap"].pop(number)
+                assert now >= then if number == "gap" else number == "l0_pursuit" or now <= then
+    check_close(answer, golden_answer)
 
 
 @pytest.mark.parametrize("command", MADE.COMMANDS, ids=lambda command: " ".join(command.split()[:3]))

@@ -9,6 +9,7 @@ from .artifact import (
     open_artifact,
     read_manifest,
     relative_path,
+    remove_artifact,
     require_complete,
     seal_artifact,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "read_records",
     "record_path",
     "relative_path",
+    "remove_artifact",
     "remove_litter",
     "require_complete",
     "seal_artifact",

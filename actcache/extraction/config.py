@@ -8,6 +8,7 @@ from pathlib import Path
 from actcache.errors import SettingsError
 from actcache.hook_point import HookPoint
 from actcache.options import check_options, option, required
+from actcache.preprocess import MAX_PIXELS
 from actcache.store import check_codec, check_dtype
 
 
@@ -33,6 +34,17 @@ class ExtractConfig:
     limit: int | None = option(None, "Number of images to sample at random; all by default.", at_least=1)
     seed: int = option(0, "Random seed for the order in which images are stored.", at_least=0)
     not_in: Sequence[str | Path] = option((), "Store whose images are left out; repeatable.")
+    class_level: int | None = option(
+        None,
+        "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
+        "first, or the second where the first ones are called train, val, test ...",
+        at_least=-64,
+        at_most=64,
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
+    )
+    max_pixels: int = option(MAX_PIXELS, "Number of pixels above which an image is not decoded.", at_least=1)
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 

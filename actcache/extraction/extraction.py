@@ -5,6 +5,7 @@ two blocks (of 16 or 64 images) of each hook point: one is being filled, the oth
 at its first image, so a resumed run computes the same bytes.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actcache.artifacts import missing_shards, remove_litter
+from actcache.artifacts import missing_shards, read_records, remove_artifact, remove_litter
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
@@ -24,8 +25,16 @@ from actcache.machine import count_processors
 from actcache.models import VisionTower
 from actcache.options import check_number
 from actcache.progress import Progress
-from actcache.sources import ImageSource, decode_image, describe_failures
-from actcache.store import ActivationStore, ChannelStatistics, ShardWriter, StoreLayout, begin_store, seal_store
+from actcache.sources import ImagePlan, ImageSource, describe_failures
+from actcache.store import (
+    ActivationStore,
+    ChannelStatistics,
+    ShardWriter,
+    StoreLayout,
+    begin_store,
+    read_images,
+    seal_store,
+)
 from actcache.workers import Worker, find_worker
 
 ON_ERROR = ("stop", "skip")
@@ -42,6 +51,7 @@ def extract(
     on_error: str = "stop",
     overwrite: bool = False,
     on_progress: Progress | None = None,
+    on_plan: Callable[[ImagePlan], None] | None = None,
     **options: Any,
 ) -> ActivationStore:
     """Run the tower once over the images and keep its activations at the wanted hook points.
@@ -60,6 +70,7 @@ def extract(
         batch_size, device, n_threads: they change the speed only.
         on_error: `stop` at an image that cannot be read, or `skip` it: its row stays, marked, and readers leave it out.
         on_progress: called with (images done, images in all) of this worker's share.
+        on_plan: called once before the model is loaded, with the images, their classes and what is left out.
 
     Raises:
         ImageSourceError, ModelError, SettingsError, NonFiniteError, StorageError: what is committed stays.
@@ -73,7 +84,7 @@ def extract(
         raise SettingsError(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
-    plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan)
     return run_plan(
         plan, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
         on_progress=on_progress,
@@ -82,9 +93,14 @@ def extract(
 
 def run_plan(
     plan: ExtractionPlan, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
-    overwrite: bool = False, on_progress: Progress | None = None,
+    overwrite: bool = False, repairing: bool = False, on_progress: Progress | None = None,
 ) -> ActivationStore:  # fmt: skip
-    """Write what is missing of the planned store, seal it, and open it. `skip` images that cannot be read."""
+    """Write what is missing of the planned store, seal it, and open it.
+
+    Args:
+        skip: keep the row of an image that cannot be read, marked, and go on.
+        repairing: keep the store even if none of its images can be read.
+    """
     worker, n_shards = find_worker(), plan.layout.n_shards
     artifact = begin_store(
         plan.path,
@@ -94,15 +110,49 @@ def run_plan(
         provenance=plan.provenance,
         overwrite=overwrite,
     )
-    if not artifact.complete:
+    if artifact.complete:
+        _check_names(plan)
+    else:
         remove_litter(plan.path)
         missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
         check_space(plan, missing)
         writers = (ShardWriter(artifact, shard) for shard in missing)
-        _fill_shards(plan, writers, missing, worker, batch_size, n_threads, skip, on_progress)
+        with warnings.catch_warnings():
+            # Decoders warn about metadata that nobody needs, and would do so in the middle of the progress bar.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _fill_shards(plan, writers, missing, worker, batch_size, n_threads, skip, on_progress)
+        _check_not_empty(plan, remove=not repairing)
         seal_store(plan.path)
         worker.check_others(len(missing_shards(plan.path, n_shards)), n_shards, "store")
     return ActivationStore.open(plan.path)
+
+
+def _check_names(plan: ExtractionPlan) -> None:
+    """Raise SettingsError if classes were chosen on the command line, and a complete store has others."""
+    if plan.names_given and not read_images(plan.path)["label_name"].equals(plan.images.table["label_name"]):
+        raise SettingsError(
+            f"{plan.path} was stored with other names of classes than --class-level and --class-names give now. "
+            "Choose another path, or pass --overwrite to replace it."
+        )
+
+
+def _check_not_empty(plan: ExtractionPlan, remove: bool) -> None:
+    """Raise ImageSourceError, and `remove` the store, if every shard is written and no image could be read."""
+    if missing_shards(plan.path, plan.layout.n_shards):
+        return
+    failed: dict[str, str] = {}
+    for record in read_records(plan.path):
+        failed |= record["failed"]
+    if len(failed) < plan.images.n_images:
+        return
+    if remove:
+        remove_artifact(plan.path, "acts")
+    uris = plan.images.table["uri"]
+    shown = describe_failures([(uris[int(image)].as_py(), reason) for image, reason in failed.items()], 3)
+    raise ImageSourceError(
+        f"None of the {plan.images.n_images:,} images of {plan.source.path} can be read, so nothing was stored: "
+        f"{shown} Repair them, or give another source."
+    )
 
 
 class _Batch(NamedTuple):
@@ -288,7 +338,7 @@ def _decode_ahead(
     def load(image: int) -> Tensor | str:
         uri = uris[image].as_py()
         try:
-            return plan.tower.transform(decode_image(plan.source.read(uri), name=uri))
+            return plan.read_pixels(uri)
         except ImageSourceError as error:
             return str(error)
 

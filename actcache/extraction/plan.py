@@ -5,7 +5,7 @@ In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `Extrac
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 import open_clip
 import torch
 import torchvision
+from torch import Tensor
 
 from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
 from actcache.errors import PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
-from actcache.prompts import open_prompts, prompt_vision
+from actcache.preprocess import MAX_PIXELS
+from actcache.prompts import open_prompts, prompt_vision, read_class_names
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
@@ -46,6 +48,15 @@ class ExtractionPlan:
     tower: VisionTower
     settings: StoreSettings
     provenance: Mapping[str, object]
+    max_pixels: int = MAX_PIXELS
+    names_given: bool = False  # whether --class-level or --class-names chose the names of the classes
+
+    def read_pixels(self, uri: str) -> Tensor:
+        """An image as the tower takes it, [3, H, W] float32. Raises ImageSourceError."""
+        image = decode_image(
+            self.source.read(uri), name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess
+        )
+        return self.tower.transform(image)
 
     @property
     def layout(self) -> StoreLayout:
@@ -70,6 +81,8 @@ class ExtractionEstimate:
     images_per_s: float
     seconds: float
     settings: StoreSettings
+    classes: Sequence[str]
+    left_out: Mapping[str, int]
 
     @property
     def fits(self) -> bool:
@@ -77,13 +90,21 @@ class ExtractionEstimate:
 
 
 def plan_extraction(
-    images: ImageSource | str | Path, store: str | Path, config: ExtractConfig, device: str
+    images: ImageSource | str | Path,
+    store: str | Path,
+    config: ExtractConfig,
+    device: str,
+    on_plan: Callable[[ImagePlan], None] | None = None,
 ) -> ExtractionPlan:
     """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks)
+    source = open_source(images, masks=config.masks, class_level=config.class_level)
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
+    if config.class_names is not None:
+        plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
+    if on_plan is not None:
+        on_plan(plan)
     clip = load_clip(config.model, config.pretrained)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
@@ -122,6 +143,8 @@ def plan_extraction(
         "pretrained": Path(config.pretrained).name,
         **({"prompts": Path(config.prompts).name} if config.prompts else {}),
         "images": source.path.name,
+        "class_level": "auto" if config.class_level is None else config.class_level,
+        **({"max_pixels": config.max_pixels} if config.max_pixels != MAX_PIXELS else {}),
         "open_clip": open_clip.__version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -131,11 +154,13 @@ def plan_extraction(
             pretrained=config.pretrained,
             prompts=config.prompts,
             masks=config.masks,
+            class_names=config.class_names,
             not_in=config.not_in,
         ),
     }
     _explain_more_images(source, plan, path, settings)
-    return ExtractionPlan(path, source, plan, tower, settings, provenance)
+    names_given = config.class_level is not None or config.class_names is not None
+    return ExtractionPlan(path, source, plan, tower, settings, provenance, config.max_pixels, names_given)
 
 
 def estimate(
@@ -158,7 +183,7 @@ def estimate(
     pixels, started = [], time.perf_counter()
     for uri in uris:
         try:
-            pixels.append(plan.tower.transform(decode_image(plan.source.read(uri), name=uri)))
+            pixels.append(plan.read_pixels(uri))
         except PipelineError:
             continue  # extraction itself lists what cannot be read
     decoding = (time.perf_counter() - started) / max(torch.get_num_threads(), 1)
@@ -181,6 +206,8 @@ def estimate(
         images_per_s=rate,
         seconds=sum(len(plan.layout.shard_range(shard)) for shard in own) / rate,
         settings=plan.settings,
+        classes=plan.images.classes,
+        left_out=plan.images.left_out,
     )
 
 

@@ -21,7 +21,9 @@ from actcache.errors import CorruptError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.extraction import run_plan
 from actcache.extraction.plan import plan_extraction
+from actcache.preprocess import MAX_PIXELS
 from actcache.progress import Progress
+from actcache.sources import ImageFolder, open_source
 from actcache.store import (
     FOREIGN,
     IMAGES_FILE,
@@ -63,7 +65,7 @@ def repair(
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
-    config = _find_config(artifact, settings, model, pretrained, prompts)
+    config = _find_config(artifact, settings, source, model, pretrained, prompts)
     plan = plan_extraction(source, artifact.path, config, device)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
@@ -82,7 +84,7 @@ def repair(
         )  # first, so that the store counts as incomplete from here on
         for name in _damaged_files(artifact.path, settings, verification):
             _remove(artifact.path / name)
-    run_plan(plan, skip=skip, on_progress=on_progress)
+    run_plan(plan, skip=skip, repairing=True, on_progress=on_progress)
     return verify(path)
 
 
@@ -108,8 +110,9 @@ def _had_failures(artifact: Artifact) -> bool:
 
 
 def _find_config(
-    artifact: Artifact, settings: StoreSettings, model: str | None, pretrained: str | None, prompts: str | None
-) -> ExtractConfig:
+    artifact: Artifact, settings: StoreSettings, source: str | Path, model: str | None, pretrained: str | None,
+    prompts: str | None,
+) -> ExtractConfig:  # fmt: skip
     """What `extract` was called with, its paths made absolute again."""
     recorded = artifact.provenance.get("paths", {})
     return ExtractConfig(
@@ -126,8 +129,17 @@ def _find_config(
         seed=settings.seed,
         not_in=[whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
         masks=find_origin(artifact, "masks") if "masks" in recorded else None,
+        class_level=_find_class_level(artifact, source),
+        class_names=find_origin(artifact, "class_names") if "class_names" in recorded else None,
+        max_pixels=artifact.provenance.get("max_pixels", MAX_PIXELS),
         compile=settings.compile,
     )
+
+
+def _find_class_level(artifact: Artifact, source: str | Path) -> int | None:
+    """Stores that do not record the level are older than the choice: their classes are the first folders."""
+    level = artifact.provenance.get("class_level", 1 if isinstance(open_source(source), ImageFolder) else None)
+    return level if isinstance(level, int) else None
 
 
 def _remove(path: Path) -> None:

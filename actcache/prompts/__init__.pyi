@@ -1,8 +1,13 @@
 from .adaptation import Adaptation, adapt
 from .artifact import open_prompts
 from .checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
+from .class_names import (
+    class_words,
+    describe_shared_texts,
+    read_class_names,
+    warn_about_shared_texts,
+)
 from .config import PromptConfig
-from .few_shot import class_words
 from .prompts import Prompts
 from .towers import Towers, open_towers, prompt_vision
 
@@ -13,9 +18,12 @@ __all__ = [
     "Towers",
     "adapt",
     "class_words",
+    "describe_shared_texts",
     "open_prompts",
     "open_towers",
     "prompt_vision",
+    "read_class_names",
     "read_prompt_checkpoint",
+    "warn_about_shared_texts",
     "write_prompt_checkpoint",
 ]

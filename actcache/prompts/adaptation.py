@@ -20,8 +20,9 @@ from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower,
 from actcache.options import check_number
 from actcache.progress import ProgressWithNote
 from actcache.prompts.artifact import read_prompts, write_prompts
+from actcache.prompts.class_names import class_words, read_class_names, warn_about_shared_texts
 from actcache.prompts.config import PromptConfig
-from actcache.prompts.few_shot import ClassSplit, choose_shots, class_words, split_classes
+from actcache.prompts.few_shot import ClassSplit, choose_shots, split_classes
 from actcache.prompts.prompts import Prompts
 from actcache.prompts.towers import Towers, classify, prompt_text
 from actcache.prompts.training import CHECKPOINT_FILE, Pixels, PromptTraining, Shots, embed_all, embed_texts
@@ -127,13 +128,15 @@ def adapt(
         ModelError, ImageSourceError, NonFiniteError: see `load_clip`, `open_source`, `PromptTraining.run`.
     """
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
-    source, test_source = open_source(images), None if test is None else open_source(test)
     config = config or PromptConfig()
-    table = source.plan().table
+    source = open_source(images, class_level=config.class_level)
+    test_source = None if test is None else open_source(test, class_level=config.class_level)
+    table = _list_images(source, config)
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
     names = split.choose(config.classes)
+    warn_about_shared_texts(names)
     rows = choose_shots(table["uri"].to_pylist(), table["label_name"].to_pylist(), names, config.shots, config.seed)
-    test_table = _test_table(table, rows, test_source, split)
+    test_table = _test_table(table, rows, test_source, split, config)
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
@@ -141,13 +144,13 @@ def adapt(
     if artifact.complete:
         return Adaptation.open(artifact.path)
     remove_litter(artifact.path)
-    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip.transform)
+    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip)
     labels = np.repeat(np.arange(len(names)), config.shots)
-    shots = Shots(pixels, labels, tuple(map(class_words, names)))
+    shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
     training = PromptTraining(towers, shots, resolved, artifact.path)
     trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
     uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
-    measured = Pixels(test_source or source, uris, clip.transform)
+    measured = Pixels(test_source or source, uris, clip)
     accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
     write_prompts(artifact, trained.tensors)
     (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -157,13 +160,23 @@ def adapt(
     return Adaptation.open(artifact.path)
 
 
-def _test_table(table: Any, shots: NDArray[np.int64], test_source: ImageSource | None, split: ClassSplit) -> Any:
+def _list_images(source: ImageSource, config: PromptConfig) -> Any:
+    """The images of a source, with the classes' names as the user gave them."""
+    plan = source.plan()
+    if config.class_names is not None:
+        plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
+    return plan.table
+
+
+def _test_table(
+    table: Any, shots: NDArray[np.int64], test_source: ImageSource | None, split: ClassSplit, config: PromptConfig
+) -> Any:
     """The labeled test images. Raises SettingsError if their classes differ from training, or if there are none."""
     if test_source is None:
         table = table.take(np.setdiff1d(np.arange(table.num_rows), shots))
         problem = "all labeled images are used as shots"
     else:
-        table = test_source.plan().table
+        table = _list_images(test_source, config)
         problem = f"{test_source.path.name} has no labeled image"
     labeled = np.array([bool(name) for name in table["label_name"].to_pylist()])
     if not labeled.any():
@@ -193,7 +206,8 @@ def _begin(
         "position": config.position,
         "classes": list(names),
         "precision": towers.vision.precision,
-        "config": asdict(config),
+        # `classes` records what the last two fields decide
+        "config": {name: value for name, value in asdict(config).items() if name not in ("class_level", "class_names")},
     }
     provenance = {
         "model": Path(model).name,
@@ -255,7 +269,7 @@ def predict(
     towers: Towers, prompts: Prompts | None, images: Tensor, names: Sequence[str], template: str
 ) -> NDArray[np.int64]:
     """[N]: number of the nearest class for unit image embeddings [N, E]."""
-    words = [class_words(name) for name in names]
+    words = [class_words(name, names) for name in names]
     if prompts is not None and prompts.kind.texts_by_image:
         text, size = prompt_text(towers.text, prompts, words), max(1, BATCH_TEXTS // len(words))
         parts = [classify(x, text.embed(prompts, x), 1.0).argmax(1) for x in torch.split(images, size)]

@@ -17,7 +17,7 @@ from actcache.artifacts import ARTIFACT_FILE, Artifact, open_artifact, write_ato
 from actcache.errors import CorruptError, ParentMismatchError
 from actcache.models import Clip
 from actcache.prompts.checkpoints import read_prompt_checkpoint
-from actcache.prompts.few_shot import class_words
+from actcache.prompts.class_names import class_words
 from actcache.prompts.prompts import Prompts
 
 PROMPTS_FILE = "prompts.safetensors"
@@ -51,11 +51,10 @@ def read_prompts(artifact: Artifact) -> Prompts:
         tensors = load(file.read_bytes())
         fields = artifact.settings
         prompts = Prompts(fields["method"], tensors, fields["template"], fields["position"])
-        return (
-            prompts
-            if prompts.n_classes is None
-            else replace(prompts, classes=tuple(map(class_words, fields["classes"])))
-        )
+        if prompts.n_classes is None:
+            return prompts
+        names = fields["classes"]
+        return replace(prompts, classes=tuple(class_words(name, names) for name in names))
     except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CorruptError(f"{file} cannot be read ({error}). Make the artifact again, with --overwrite.") from error
 

@@ -5,6 +5,7 @@ known.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actcache.errors import SettingsError
@@ -34,6 +35,16 @@ class PromptConfig:
     warmup_lr: float = option(1e-5, "Learning rate during the first epoch.", at_least=0)
     augment: bool | None = option(None, "Train on random crops and flips (vpt, ivlp, maple).")
     seed: int = option(0, "Random seed for the shots, the initial values, the order and the crops.", at_least=0)
+    class_level: int | None = option(
+        None,
+        "Which folder of a path is the class: 1 for the first, 2 ..., -1 for the innermost, 0 for none; by default the "
+        "first, or the second where the first ones are called train, val, test ...",
+        at_least=-64,
+        at_most=64,
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -3,7 +3,6 @@
 In: the labels of images. Out: class names and row numbers. Pure functions; no pixels are read.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,8 +70,3 @@ def choose_shots(
             raise SettingsError(f"Class {name!r} has {len(rows)} images, but --shots is {shots}. Lower --shots.")
         chosen.append(rows[np.sort(generator.permutation(len(rows))[:shots])])
     return np.concatenate(chosen)
-
-
-def class_words(name: str) -> str:
-    """The words of a folder's name: `n02951585_can_opener` -> `can opener`."""
-    return re.sub(r"^n\d{8}[_ -]", "", name).replace("_", " ").strip() or name

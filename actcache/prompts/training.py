@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from actcache.artifacts import write_atomic
 from actcache.errors import CorruptError, NonFiniteError
-from actcache.models import TextTower
+from actcache.models import Clip, TextTower
 from actcache.progress import ProgressWithNote
 from actcache.prompts.config import ResolvedPromptConfig
 from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT_BLOCKS
@@ -42,8 +41,8 @@ INIT_STD = 0.02
 class Pixels:
     """Images as the model takes them, [B, 3, H, W] float32, decoded by threads and kept in memory up to CACHE_BYTES."""
 
-    def __init__(self, source: ImageSource, uris: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
-        self.source, self.uris, self.transform = source, list(uris), transform
+    def __init__(self, source: ImageSource, uris: Sequence[str], clip: Clip) -> None:
+        self.source, self.uris, self.clip = source, list(uris), clip
         self.kept: dict[int, Tensor] = {}
         self.n_bytes = 0
 
@@ -57,7 +56,7 @@ class Pixels:
     def _load(self, row: int) -> Tensor:
         if row not in self.kept:
             uri = self.uris[row]
-            x = self.transform(decode_image(self.source.read(uri), name=uri))
+            x = self.clip.transform(decode_image(self.source.read(uri), name=uri, preprocess=self.clip.preprocess))
             if self.n_bytes + x.nbytes > CACHE_BYTES:
                 return x
             self.kept[row] = x

@@ -1,14 +1,18 @@
 from .folder import ImageFolder
 from .hugging_face import HuggingFaceDataset
-from .images import decode_image, describe_failures, resize_image, resize_mask
+from .images import decode_image, describe_failures
+from .parquet_images import ImageParquet
 from .plan import ImagePlan
+from .resizing import resize_image, resize_mask
 from .source import ImageSource, open_source
-from .table import ImageTable, read_table
+from .table import ImageTable
+from .table_file import read_table
 from .tars import ImageTars
 
 __all__ = [
     "HuggingFaceDataset",
     "ImageFolder",
+    "ImageParquet",
     "ImagePlan",
     "ImageSource",
     "ImageTable",

@@ -4,12 +4,14 @@ In: arrow columns and file names. Out: arrow columns. A listing may have million
 stat is called once for every file.
 """
 
+import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +19,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.sources.files import NOT_REGULAR, read_file
+from actcache.sources.formats import is_system_name
 from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
 
 RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
 """Columns of images.parquet, whose names a user's own column cannot have."""
+
+HIDDEN, SYSTEM, SPECIAL = "hidden", "of the operating system", "pipes, sockets or devices"
+"""What is left out of a listing, beside files with other suffixes."""
+
+MAX_SUFFIX = 12
+"""A longer ending, after the last dot of a name, is not called a suffix."""
+
+IRREGULAR = -(1 << 20)
+"""Stands for a size: the file is a pipe, a socket or a device. Other negative sizes are error numbers."""
 
 N_STAT_THREADS = 8
 """On a network file system stat waits for a server; on a local one, threads make little difference."""
@@ -57,6 +70,8 @@ def encode_labels(
         label = label.cast(label.type.value_type)
     if pa.types.is_null(label.type):
         label = label.cast(pa.int32())
+    if pa.types.is_boolean(label.type) and label_name is None:
+        label_name = pc.if_else(label, "true", "false")
     if _is_text(label.type):
         if label_name is not None:
             raise ImageSourceError(
@@ -66,10 +81,14 @@ def encode_labels(
         classes = pa.array(sorted(set(pc.unique(names).to_pylist()) - {""}), pa.string())
         return pc.index_in(names, value_set=classes).fill_null(-1).cast(pa.int32()), names
     try:
-        index = label.cast(pa.float64() if pa.types.is_floating(label.type) else pa.int64()).cast(pa.int32())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if pa.types.is_floating(label.type):  # a column of whole numbers with gaps, as pandas writes it
+            label = label.cast(pa.float64())
+            label = pc.if_else(pc.is_nan(label), None, label)
+        index = label.cast(pa.int64()).cast(pa.int32())
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
         raise ImageSourceError(
-            f"{source} has a label that is not a class: {error}. Expected text or integers below 2,147,483,648."
+            f"{source} has a label that is not a class: {reason}. Expected text or integers below 2,147,483,648."
         ) from error
     index = index.fill_null(-1)
     if pc.any(pc.less(index, -1)).as_py():
@@ -120,7 +139,7 @@ def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, 
     sizes = np.concatenate([np.empty(0, np.int64), *parts])
     bad = np.flatnonzero(sizes < 0)
     if len(bad):
-        reason = os.strerror(-int(sizes[bad[0]]))
+        reason = NOT_REGULAR if sizes[bad[0]] == IRREGULAR else os.strerror(-int(sizes[bad[0]]))
         more = f", as for {len(bad) - 1:,} others of {len(paths):,}" if len(bad) > 1 else ""
         raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
     return sizes
@@ -131,22 +150,15 @@ def _measure(paths: Sequence[str]) -> NDArray[np.int64]:
     for i, path in enumerate(paths):
         try:
             status = os.stat(path)
-            sizes[i] = -21 if stat.S_ISDIR(status.st_mode) else status.st_size  # EISDIR
+            if stat.S_ISREG(status.st_mode):
+                sizes[i] = status.st_size
+            else:
+                sizes[i] = -errno.EISDIR if stat.S_ISDIR(status.st_mode) else IRREGULAR
         except OSError as error:
-            sizes[i] = -(error.errno or 5)
+            sizes[i] = -(error.errno or errno.EIO)
         except ValueError:  # a zero byte in the path
-            sizes[i] = -2  # ENOENT
+            sizes[i] = -errno.ENOENT
     return sizes
-
-
-def read_file(path: str | Path, name: str) -> bytes:
-    """All bytes of a file. Raises ImageSourceError, which calls the file `name`."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageSourceError(f"{name} cannot be read: {reason}.") from error
 
 
 class UriIndex:
@@ -187,7 +199,7 @@ class MaskFolder:
         """
         if not self.path.is_dir():
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of PNG masks; check --masks.")
-        existing = pa.array(list_files(self.path, (".png",)), pa.string())
+        existing = pa.array(list_files(self.path, (".png",)).names, pa.string())
         result: Any = pa.scalar("")
         for uris in reversed(candidates):
             names = _mask_name(uris)
@@ -210,12 +222,21 @@ def _mask_name(uris: Any) -> Any:
     return pc.binary_join_element_wise(pc.replace_substring_regex(uris, r"\.[^./]*$", ""), "png", ".")
 
 
-def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Files below a folder with one of these suffixes, except hidden ones: relative paths with /, sorted.
+class Listing(NamedTuple):
+    """Paths below a folder with /, sorted, and how many entries of which kind were left out."""
 
-    Links are followed, except into cycles.
+    names: list[str]
+    left_out: dict[str, int]
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> Listing:
+    """List the regular files below a folder with one of these suffixes.
+
+    Hidden files and folders and those of the operating system are left out. Links are followed, except into cycles; a
+    broken link is listed, so that it is reported when it is read.
     """
     names: list[str] = []
+    left_out: Counter[str] = Counter()
     todo = [(str(folder), "", frozenset[str]())]
     try:
         while todo:
@@ -225,15 +246,27 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
             with os.scandir(path) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
+                        left_out[HIDDEN] += 1
+                    elif is_system_name(entry.name):
+                        left_out[SYSTEM] += 1
+                    elif entry.is_dir():
                         target = os.path.realpath(entry.path)
                         if target not in above and not real.startswith(os.path.join(target, "")):
                             todo.append((entry.path, f"{prefix}{entry.name}/", above))
-                    elif entry.name.lower().endswith(suffixes):
+                    elif not entry.name.lower().endswith(suffixes):
+                        left_out[_kind_of(entry.name)] += 1
+                    elif entry.is_file() or not os.path.exists(entry.path):
                         names.append(prefix + entry.name)
+                    else:
+                        left_out[SPECIAL] += 1
     except OSError as error:
         raise ImageSourceError(
             f"{error.filename} cannot be listed: {error.strerror}. Check its permissions."
         ) from error
-    return sorted(names)
+    return Listing(sorted(names), dict(sorted(left_out.items())))
+
+
+def _kind_of(name: str) -> str:
+    """`.txt files`, or `files without a suffix`."""
+    suffix = os.path.splitext(name)[1].lower()
+    return f"{suffix} files" if 1 < len(suffix) <= MAX_SUFFIX and suffix.isprintable() else "files without a suffix"

@@ -1,12 +1,12 @@
-"""A table of image paths: CSV, TSV or Parquet.
+"""A table of image paths: CSV, TSV, JSON lines or Parquet.
 
-In: one row per image, with a column `path` and any other columns. Out: a plan sorted by path, so that the order of the
-rows does not matter. Paths are relative to the table's folder. Absolute paths are shortened to the part below that
+In: one row per image, with a column of paths and any other columns. Out: a plan sorted by path, so that the order of
+the rows does not matter. Paths are relative to the table's folder. Absolute paths are shortened to the part below that
 folder, or below the deepest folder they share, so that no identity contains the user's folders.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -16,37 +16,45 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.sources.columns import choose_path
+from actcache.sources.files import read_file
 from actcache.sources.images import decode_mask
-from actcache.sources.listing import MaskFolder, UriIndex, check_columns, encode_labels, measure_files, read_file
-from actcache.sources.plan import ImagePlan, plan_images
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
-
-PATH_COLUMNS = ("path", "image", "file", "filename", "uri")
-"""The first of these columns that a table has gives the path of the image."""
+from actcache.sources.labels import label_columns
+from actcache.sources.listing import MaskFolder, UriIndex, check_columns, measure_files
+from actcache.sources.plan import ImagePlan, announce, plan_images
+from actcache.sources.table_file import number_text, read_raw_table
 
 
 @dataclass(frozen=True)
 class ImageTable:
     """Images named by a table.
 
-    Columns: `path` (or image, file, filename, uri), relative to the table's folder or absolute; optional `label` (text,
-    or integers with an optional `label_name`), optional `mask` (path of a PNG pixel mask). All other columns
-    are kept. `masks` is the folder to which mask paths are relative or, without that column, a folder of masks that
-    mirrors the images.
+    Columns: one of paths (`path_column`, or one of the usual names), relative to the table's folder or absolute;
+    optional labels (`label`, or one of the usual names: text, or integers with an optional `label_name`), optional
+    `mask` (path of a PNG pixel mask). All other columns are kept. `masks` is the folder to which mask paths are
+    relative or, without that column, a folder of masks that mirrors the images. docs/reference/tables.md lists names.
     """
 
     path: Path
     masks: Path | None = None
+    path_column: str | None = None
+    label: str | None = None
 
-    def __init__(self, path: str | Path, *, masks: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        masks: str | Path | None = None,
+        path_column: str | None = None,
+        label: str | None = None,
+    ) -> None:
         object.__setattr__(self, "path", Path(path))
         object.__setattr__(self, "masks", None if masks is None else Path(masks))
+        object.__setattr__(self, "path_column", path_column)
+        object.__setattr__(self, "label", label)
 
     def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
         """List the images in a seeded order. Arguments as `plan_images`.
@@ -56,14 +64,16 @@ class ImageTable:
                 with a reserved name, or a label that is not a class.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
-        listing, file, mask_file = self._rows
+        listing, file, mask_file, notes, columns = self._rows
+        self._announced  # noqa: B018 (once, and not to those who only read images)
         sizes = measure_files(file.to_pylist(), listing["uri"], self.path.name)
         if "mask" in listing.column_names:
             given = pc.not_equal(listing["mask"], "")
             measure_files(mask_file.filter(given).to_pylist(), listing["mask"].filter(given), self.path.name)
         elif self.masks is not None:
             listing = listing.append_column("mask", MaskFolder(self.masks).match(listing["uri"]))
-        return plan_images(listing.append_column("bytes", pa.array(sizes)), limit=limit, seed=seed, exclude=exclude)
+        listing = listing.append_column("bytes", pa.array(sizes))
+        return plan_images(listing, limit=limit, seed=seed, exclude=exclude, notes=notes, columns=columns)
 
     def read(self, uri: str) -> bytes:
         """The file of an image. Raises ImageSourceError."""
@@ -71,7 +81,7 @@ class ImageTable:
 
     def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
         """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
-        listing, _, mask_file = self._rows
+        listing, mask_file = self._rows.listing, self._rows.mask_file
         if "mask" not in listing.column_names:
             return None if self.masks is None else MaskFolder(self.masks).read(uri)
         row = self._index.find(uri)
@@ -83,43 +93,46 @@ class ImageTable:
         return UriIndex(self._rows.listing["uri"], self.path.name)
 
     @cached_property
+    def _announced(self) -> None:
+        announce(self._rows.notes)
+
+    @cached_property
     def _rows(self) -> "_Rows":
         """Read the table and find out what its columns mean."""
-        table = read_table(self.path)
+        table, is_text, notes = read_raw_table(self.path)
         source = self.path.name
         names = table.column_names
-        column = next((name for name in PATH_COLUMNS if name in names), None)
-        if column is None:
-            raise ImageSourceError(
-                f"{source} has no column of image paths. Expected one of {', '.join(PATH_COLUMNS)}; "
-                f"its columns are {', '.join(names) or 'none'}."
-            )
+        check_columns(names, source, known=names)  # each has a name, and none occurs twice
+        column = choose_path(table, self.path_column, source)
         if not table.num_rows:
             raise ImageSourceError(f"{source} has no rows. Expected one row per image.")
-        known = (column, "label", "label_name", "mask")
-        check_columns(names, source, known=known)
-        own = [name for name in names if name not in known]
+        check_columns(names, source, known=(column, "label", "label_name", "mask"))
         home = self.path.absolute().parent
         uri, file = _locate(_paths(table[column], column, source, required=True), home)
-        label, label_name = self._labels(table)
-        columns = {"uri": uri, "label": label, "label_name": label_name}
+        texts = {name: table[name] for name in names if name not in (column, "mask")}
+        typed = texts
+        if is_text:  # names of classes are texts, other columns may be numbers
+            typed = {name: cells if name == "label_name" else number_text(cells) for name, cells in texts.items()}
+        labeled = label_columns(typed, table.num_rows, source, label=self.label, texts=texts if is_text else None)
+        columns = {"uri": uri, "label": labeled.columns.pop("label"), "label_name": labeled.columns.pop("label_name")}
         mask_file: Any = pa.nulls(table.num_rows, pa.string())
         if "mask" in names:
             start = home if self.masks is None else self.masks.absolute()
             columns["mask"], mask_file = _locate(_paths(table["mask"], "mask", source, required=False), start)
-        listing = pa.table(columns | {name: table[name] for name in own})
+        listing = pa.table(columns | labeled.columns)
         order = pc.sort_indices(uri)
         listing = listing.take(order).combine_chunks()
         _check_unique(listing["uri"], source)
-        return _Rows(listing, file.take(order), mask_file.take(order))
+        chosen = {**labeled.chosen, **({} if column == _usual_path(table, source) else {"path": column})}
+        return _Rows(listing, file.take(order), mask_file.take(order), notes + labeled.notes, chosen)
 
-    def _labels(self, table: pa.Table) -> tuple[Any, Any]:
-        names = table.column_names
-        if "label" in names:
-            return encode_labels(table["label"], table["label_name"] if "label_name" in names else None, self.path.name)
-        if "label_name" in names:
-            return encode_labels(table["label_name"].cast(pa.string()), None, self.path.name)
-        return encode_labels(pa.nulls(table.num_rows, pa.string()), None, self.path.name)
+
+def _usual_path(table: pa.Table, source: str) -> str | None:
+    """The column of paths that is used if the user does not choose one."""
+    try:
+        return choose_path(table, None, source)
+    except ImageSourceError:
+        return None
 
 
 class _Rows(NamedTuple):
@@ -128,31 +141,13 @@ class _Rows(NamedTuple):
     listing: pa.Table
     file: pa.ChunkedArray
     mask_file: pa.ChunkedArray
-
-
-def read_table(path: Path) -> pa.Table:
-    """Read a CSV, TSV or Parquet file. Raises ImageSourceError with the reader's reason in one line."""
-    try:
-        path.stat()  # arrow's own error for a missing file is three sentences long
-        if path.suffix.lower() == ".parquet":
-            return pq.ParquetFile(path).read()
-        options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        text = dict.fromkeys((*PATH_COLUMNS, "label_name", "mask"), pa.string())  # 0001 is a name, not a number
-        convert = pyarrow.csv.ConvertOptions(column_types=text)
-        return pyarrow.csv.read_csv(path, parse_options=options, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        empty = path.is_file() and not path.stat().st_size
-        reason = "it is empty" if empty else str(error).splitlines()[0].rstrip(".")
-        raise ImageSourceError(f"{path.name} is not a table: {reason}. Expected rows of image paths.") from error
-    except OSError as error:
-        raise ImageSourceError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from error
+    notes: tuple[str, ...]
+    columns: Mapping[str, str]
 
 
 def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:
     """The column as text. Every row needs a path of an image, but not of a mask."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
+    if not (pa.types.is_string(column.type) or pa.types.is_null(column.type)):
         raise ImageSourceError(f"{source} has {column.type} in column {name!r}. Expected paths.")
     text = column.cast(pa.string()).fill_null("")
     empty = pc.index(text, "").as_py()

@@ -1,17 +1,21 @@
 """Where the members of a tar are, from its headers alone.
 
-In: an uncompressed tar: POSIX ustar, pax or GNU. Out: name, offset and size of every regular file, and the payload of
-small files with requested suffixes. Python's tarfile makes an object for each member and lists 40,000 per second on one
-core, this module 150,000; a million samples are three million members. Other payloads are never read.
+In: an uncompressed tar: POSIX ustar, pax or GNU. Out: name, offset and size of every regular file, the payload of small
+files with requested suffixes and, if wanted, the names of links, devices and sparse files, which have no bytes of their
+own in one piece. Whatever the headers say, the walk only goes forward. Python's tarfile makes an object for each member
+and lists 40,000 per second on one core, this module 150,000; a million samples are three million members. Other
+payloads are never read.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from actcache.errors import ImageSourceError
 from actcache.machine import expect_random_reads
+from actcache.sources.files import open_regular
 
 BLOCK = 512
 WINDOW = 4096
@@ -21,28 +25,38 @@ MAX_SMALL_BYTES = 1 << 24
 """Larger .cls, .json or .txt files are not read, and larger name records are an error."""
 
 
+SPECIAL = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "pipe", b"S": "sparse file"}
+
+
 class Member(NamedTuple):
-    """A regular file in a tar. `data` is its payload if that was requested."""
+    """A file in a tar. `data` is its payload if that was requested.
+
+    `special` is what it is if not a regular file: its content is not at `offset`.
+    """
 
     name: str
     offset: int
     size: int
     data: bytes | None
+    special: str = ""
 
 
-def walk_tar(path: Path, *, wanted: tuple[str, ...] = ()) -> Iterator[Member]:
+def walk_tar(path: Path, *, wanted: tuple[str, ...] = (), special: bool = False) -> Iterator[Member]:
     """Iterate over the headers of a tar.
 
     Args:
         wanted: suffixes (lower case) of files whose payload is read.
+        special: whether links, devices and sparse files are listed too.
 
     Raises:
         ImageSourceError: this is not a tar, or it is damaged, compressed or truncated.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             expect_random_reads(file.fileno())  # do not read ahead into payloads
-            yield from _walk(_Reader(file.fileno(), path.name), wanted)
+            for member in _walk(_Reader(file.fileno(), path.name), wanted):
+                if special or not member.special:
+                    yield member
     except OSError as error:
         raise ImageSourceError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
 
@@ -67,14 +81,16 @@ class _Reader:
             raise self.cut_short()
         return data
 
+    def damaged(self, offset: int) -> ImageSourceError:
+        return ImageSourceError(f"{self.name} is damaged at byte {offset:,}. Repair it.")
+
     def cut_short(self) -> ImageSourceError:
         return ImageSourceError(f"{self.name} is truncated at byte {self.size:,}. Download or write it again.")
 
 
 def _walk(reader: _Reader, wanted: tuple[str, ...]) -> Iterator[Member]:
     offset = 0
-    long_name: str | None = None  # name of the next member, from a record before it
-    long_size: int | None = None
+    record: dict[bytes, bytes] = {}  # what records before a member say about it
     while True:
         header = reader.read(offset, BLOCK)
         if not header[0] and not any(header):
@@ -85,30 +101,43 @@ def _walk(reader: _Reader, wanted: tuple[str, ...]) -> Iterator[Member]:
             raise ImageSourceError(f"{reader.name} {what}. Unpack or repair it.")
         kind, start = header[156:157], offset + BLOCK
         size = _number(header[124:136])
-        if kind in b"xLKg" and kind:
-            if size > MAX_SMALL_BYTES:
-                raise ImageSourceError(f"{reader.name} is damaged at byte {offset:,}. Repair it.")
+        if kind in (b"x", b"L", b"K", b"g"):
+            if not 0 <= size <= MAX_SMALL_BYTES:
+                raise reader.damaged(offset)
             data = reader.read(start, size)
             if kind == b"L":
-                long_name = _text(data.split(b"\0", 1)[0], reader, offset)
+                record[b"path"] = data.split(b"\0", 1)[0]
             elif kind == b"x":
-                fields = _pax(data)
-                if b"path" in fields:
-                    long_name = _text(fields[b"path"], reader, offset)
-                if b"size" in fields:
-                    long_size = int(fields[b"size"])
+                record |= _pax(data)
         else:
-            size = size if long_size is None else long_size
-            size = size if kind not in b"123456" or kind == b"" else 0  # links, devices, folders, pipes
+            if b"size" in record:
+                size = int(record[b"size"]) if re.fullmatch(rb"\d{1,18}", record[b"size"]) else -1
+            size = 0 if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else size  # these have no payload
+            if size < 0:
+                raise reader.damaged(offset)
+            start = start if kind != b"S" else _skip_sparse_map(reader, header, start)
             if start + size > reader.size:
                 raise reader.cut_short()
-            if kind in (b"0", b"\0", b"7"):
-                name = long_name if long_name is not None else _name(header, reader, offset)
+            is_sparse = any(key.startswith(b"GNU.sparse.") for key in record)
+            if is_sparse or kind in (b"0", b"\0", b"7", *SPECIAL):
+                name = _text(record[b"path"], reader, offset) if b"path" in record else _name(header, reader, offset)
+                if is_sparse and b"GNU.sparse.name" in record:
+                    name = _text(record[b"GNU.sparse.name"], reader, offset)
                 name = name.removeprefix("./")
-                small = bool(wanted) and size <= MAX_SMALL_BYTES and name.lower().endswith(wanted)
-                yield Member(name, start, size, reader.read(start, size) if small else None)
-            long_name = long_size = None
+                special = SPECIAL[b"S"] if is_sparse else SPECIAL.get(kind, "")
+                small = bool(wanted) and not special and size <= MAX_SMALL_BYTES and name.lower().endswith(wanted)
+                yield Member(name, start, size, reader.read(start, size) if small else None, special)
+            record = {}
         offset = start + -(-size // BLOCK) * BLOCK
+
+
+def _skip_sparse_map(reader: _Reader, header: bytes, start: int) -> int:
+    """Where the payload of an old GNU sparse member begins: after the blocks that continue its map."""
+    more = header[482]
+    while more:
+        more = reader.read(start, BLOCK)[504]
+        start += BLOCK
+    return start
 
 
 def _name(header: bytes, reader: _Reader, offset: int) -> str:
@@ -129,9 +158,12 @@ def _text(name: bytes, reader: _Reader, offset: int) -> str:
 def _number(digits: bytes) -> int:
     """Read octal text, or base 256 if the top bit is set. -1 if it is neither."""
     if digits[0] & 0x80:
-        return int.from_bytes(digits, "big") & ((1 << (8 * len(digits) - 1)) - 1)
+        return int.from_bytes(digits, "big") & ((1 << (8 * len(digits) - 1)) - 1) if digits[0] == 0x80 else -1
+    text = digits.split(b"\0", 1)[0].strip()
+    if not text.isdigit():
+        return -1 if text else 0
     try:
-        return int(digits.split(b"\0", 1)[0].strip() or b"0", 8)
+        return int(text, 8)
     except ValueError:
         return -1
 
@@ -141,7 +173,7 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+        if not re.fullmatch(rb"\d{1,9}", length) or not len(length) + 1 < int(length) <= len(data):
             break
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         fields[key] = value

@@ -1,17 +1,16 @@
 """Webdataset tars: samples in .tar files, read at their byte offsets.
 
 In: a .tar, or a directory of them. A sample consists of the members with the same key, which is the path up to the
-first dot of its last part: `a/0001.jpg`, `a/0001.cls` (class index), `a/0001.json` (columns), `a/0001.txt` (column
-`text`). Out: a plan whose uris are `<tar>/<member>`. Headers are read once (`tar_index`); an image is one pread.
+first dot of its last part: `a/0001.jpg`, `a/0001.cls` (the class, as a number or text), `a/0001.json` (columns),
+`a/0001.txt` (column `text`). Out: a plan whose uris are `<tar>/<member>`. Headers are read once (`tar_index`); an image
+is one pread.
 """
 
-import json
-import logging
 import os
 import resource
 import threading
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,45 +23,51 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.folder import SUFFIXES
-from actcache.sources.listing import MaskFolder, UriIndex, check_columns, check_text, encode_labels
-from actcache.sources.plan import ImagePlan, plan_images
+from actcache.sources.files import open_regular
+from actcache.sources.formats import SUFFIXES
+from actcache.sources.labels import label_columns
+from actcache.sources.listing import MaskFolder, UriIndex, check_text
+from actcache.sources.plan import ImagePlan, announce, plan_images
+from actcache.sources.records import Records, parse_object
 from actcache.sources.tar_index import walk_tar
 
 N_INDEX_THREADS = 4
 """Number of tars whose headers are read at the same time, so that waits for a network file system overlap."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageTars:
     """Images in webdataset tars.
 
-    With `masks`, the pixel mask of `x.tar/a/b.jpg` is `x/a/b.png` in that folder, or else `a/b.png`.
+    With `masks`, the pixel mask of `x.tar/a/b.jpg` is `x/a/b.png` in that folder, or else `a/b.png`. `label` is the
+    key of the samples' .json that gives the class; by default `label`, or another of the usual names.
     """
 
     path: Path
     masks: Path | None = None
+    label: str | None = None
     _files: "_OpenFiles" = field(default_factory=lambda: _OpenFiles(), repr=False, compare=False)
 
-    def __init__(self, path: str | Path, *, masks: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, *, masks: str | Path | None = None, label: str | None = None) -> None:
         object.__setattr__(self, "path", Path(path))
         object.__setattr__(self, "masks", None if masks is None else Path(masks))
+        object.__setattr__(self, "label", label)
         object.__setattr__(self, "_files", _OpenFiles())
 
     def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
         """List the images in a seeded order. Arguments as `plan_images`.
 
         Raises:
-            ImageSourceError: there is no tar or no image; a tar is damaged or truncated, has a member twice, or two
-                images in a sample; or a class or column cannot be read.
+            ImageSourceError: there is no tar or no image; a tar is damaged or truncated, has a member twice, a name
+                that leads out of it, or two images in a sample; or a class or column cannot be read.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
-        listing = self._rows.listing
+        listing = self._listing
         if self.masks is not None:
             listing = listing.append_column("mask", MaskFolder(self.masks).match(*_mask_names(listing["uri"])))
-        return plan_images(listing, limit=limit, seed=seed, exclude=exclude)
+        return plan_images(
+            listing, limit=limit, seed=seed, exclude=exclude, notes=self._rows.notes, columns=self._rows.columns
+        )
 
     def read(self, uri: str) -> bytes:
         """The member's bytes. Raises ImageSourceError."""
@@ -90,6 +95,12 @@ class ImageTars:
         return UriIndex(self._rows.listing["uri"], self.path.name)
 
     @cached_property
+    def _listing(self) -> pa.Table:
+        """The rows of the plan. Notes are shown once, and not to those who only read images."""
+        announce(self._rows.notes)
+        return self._rows.listing
+
+    @cached_property
     def _rows(self) -> "_Rows":
         """The samples of every tar."""
         paths = [self.path]
@@ -99,27 +110,29 @@ class ImageTars:
             paths = [self.path / name for name in names]
         with ThreadPoolExecutor(N_INDEX_THREADS, "index") as pool:
             shards = list(pool.map(_read_samples, paths))
-        if without := sum(shard.n_without_image for shard in shards):
-            log.warning("%s: %d samples without an image are left out", self.path.name, without)
+        without = sum(shard.n_without_image for shard in shards)
+        special = [name for shard in shards for name in shard.special]
         shards = [shard for shard in shards if shard.uri]
         if not shards:
             raise ImageSourceError(
                 f"{self.path.name} holds no images{f' in {without:,} samples' if without else ''}. "
                 f"Expected members ending in {', '.join(SUFFIXES)}."
             )
-        fields = [name for shard in shards for name in shard.columns]
-        columns = {name: _column([shard.column(name) for shard in shards]) for name in dict.fromkeys(fields)}
-        columns |= {
-            "uri": pa.array([uri for shard in shards for uri in shard.uri], pa.string()),
-            "bytes": pa.array([size for shard in shards for size in shard.size], pa.int64()),
-        }
-        none = pa.nulls(len(columns["uri"]), pa.int32())
-        columns["label"], columns["label_name"] = encode_labels(
-            columns.get("label", none), columns.get("label_name"), self.path.name
-        )
+        source = self.path.name
+        columns, notes = Records.join([(shard.columns, len(shard.uri)) for shard in shards], source)
+        if without:
+            notes += (f"{source}: {without:,} samples without an image are left out.",)
+        if special:
+            notes += (
+                f"{source}: {len(special):,} members that are links or devices are left out, such as {special[0]}.",
+            )
+        uris = pa.array([uri for shard in shards for uri in shard.uri], pa.string())
+        sizes = pa.array([size for shard in shards for size in shard.size], pa.int64())
+        labeled = label_columns(columns, len(uris), source, label=self.label)
         offset = np.array([offset for shard in shards for offset in shard.offset], dtype=np.int64)
-        order = pc.sort_indices(columns["uri"])
-        return _Rows(pa.table(columns).take(order).combine_chunks(), offset[np.asarray(order)])
+        order = pc.sort_indices(uris)
+        listing = pa.table({"uri": uris, "bytes": sizes} | labeled.columns).take(order).combine_chunks()
+        return _Rows(listing, offset[np.asarray(order)], notes + labeled.notes, labeled.chosen)
 
 
 class _Rows(NamedTuple):
@@ -127,26 +140,16 @@ class _Rows(NamedTuple):
 
     listing: pa.Table
     offset: NDArray[np.int64]
+    notes: tuple[str, ...]
+    columns: Mapping[str, str]
 
 
 def _mask_names(uris: Any) -> tuple[Any, Any]:
     """The two possible places of a mask: in a folder named after the tar, or in one for all tars."""
     return (
-        pc.replace_substring_regex(uris, r"(?i)^([^/]*)\.tar/", r"\1/"),
-        pc.replace_substring_regex(uris, "^[^/]*/", ""),
+        pc.replace_substring_regex(uris, r"(?i)^([^/]*)\.tar/+", r"\1/"),
+        pc.replace_substring_regex(uris, "^[^/]*/+", ""),
     )
-
-
-def _column(parts: Sequence[list[Any]]) -> pa.Array:
-    """Python values in the type that arrow infers; as JSON text if they are nested or have different types."""
-    values = [value for part in parts for value in part]
-    if not any(isinstance(value, (dict, list)) for value in values):
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            pass  # different types, or an integer beyond 64 bits
-    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-    return pa.array(texts, pa.string())
 
 
 @dataclass
@@ -156,11 +159,9 @@ class _Samples:
     uri: list[str]
     offset: list[int]
     size: list[int]
-    columns: dict[str, list[Any]]
+    columns: Records
     n_without_image: int
-
-    def column(self, name: str) -> list[Any]:
-        return self.columns.get(name) or [None] * len(self.uri)
+    special: list[str]  # names of links and devices that are named like images
 
 
 def _read_samples(path: Path) -> _Samples:
@@ -169,11 +170,22 @@ def _read_samples(path: Path) -> _Samples:
     extras: dict[str, dict[str, bytes]] = {}
     seen: set[str] = set()
     keys: dict[str, None] = {}
-    for member in walk_tar(path, wanted=(".cls", ".json", ".txt")):
+    special: list[str] = []
+    for member in walk_tar(path, wanted=(".cls", ".json", ".txt"), special=True):
         folder, _, base = member.name.rpartition("/")
         stem, dot, suffix = base.partition(".")
         if not stem or not dot:
             continue  # no suffix, or a hidden file
+        if member.special:
+            if f".{suffix.lower()}" in SUFFIXES:
+                special.append(f"{path.name}/{member.name}")
+                if member.special == "sparse file":
+                    raise ImageSourceError(
+                        f"{path.name} holds {member.name} as a sparse file. Write the tar again without --sparse."
+                    )
+            continue
+        if ".." in folder.split("/"):
+            raise ImageSourceError(f"{path.name} holds {member.name}, which leads out of the tar. Write the tar again.")
         if member.name in seen:
             raise ImageSourceError(f"{path.name} holds {member.name} twice. Expected one; write the tar again.")
         seen.add(member.name)
@@ -189,13 +201,10 @@ def _read_samples(path: Path) -> _Samples:
             images[key] = (member.name, member.offset, member.size)
         elif member.data is not None:
             extras.setdefault(key, {})[suffix] = member.data
-    columns: dict[str, list[Any]] = {}
+    columns = Records()
     for row, key in enumerate(images):
-        for name, value in _fields(extras.get(key, {}), f"{path.name}/{key}").items():
-            if name not in columns:
-                columns[name] = [None] * len(images)
-            columns[name][row] = value
-    check_columns(list(columns), path.name, known=("label", "label_name"))
+        if key in extras:
+            columns.add(row, _fields(extras[key], f"{path.name}/{key}"))
     names = [f"{path.name}/{name}" for name, _, _ in images.values()]
     return _Samples(
         names,
@@ -203,6 +212,7 @@ def _read_samples(path: Path) -> _Samples:
         [size for _, _, size in images.values()],
         columns,
         len(keys) - len(images),
+        special,
     )
 
 
@@ -211,23 +221,31 @@ def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, object]:
     fields: dict[str, object] = {}
     try:
         if ".json" in extras:
-            values = json.loads(extras[".json"])
-            if not isinstance(values, dict):
-                raise ValueError("its .json is not an object")
-            fields |= values
+            fields |= parse_object(extras[".json"], "its .json")
         if ".txt" in extras:
-            _add(fields, "text", extras[".txt"].decode())
+            if "text" in fields:
+                raise ValueError("both its .json and a separate file give 'text'")
+            fields["text"] = extras[".txt"].decode()
         if ".cls" in extras:
-            _add(fields, "label", int(extras[".cls"]))
-    except ValueError as error:  # from JSON, UTF-8 or int()
-        raise ImageSourceError(f"Sample {sample} cannot be read: {error}. Repair it, or remove it.") from error
+            _add_class(fields, extras[".cls"])
+    except UnicodeDecodeError as error:
+        raise ImageSourceError(f"Sample {sample} cannot be read: it is not UTF-8. Repair it, or remove it.") from error
+    except ValueError as error:  # from JSON
+        reason = str(error).splitlines()[0]
+        raise ImageSourceError(f"Sample {sample} cannot be read: {reason}. Repair it, or remove it.") from error
     return fields
 
 
-def _add(fields: dict[str, object], name: str, value: object) -> None:
-    if name in fields:
-        raise ValueError(f"both its .json and a separate file give {name!r}")
-    fields[name] = value
+def _add_class(fields: dict[str, object], data: bytes) -> None:
+    """Add the class of a .cls file: a number if it is written as one, otherwise a name. Its .json may say it too."""
+    text = data.decode().strip()
+    label: object = int(text) if len(text) < 19 and text.lstrip("-").isdecimal() and str(int(text)) == text else text
+    given = fields.get("label")
+    if isinstance(label, int) and isinstance(given, str) and given != text and "label_name" not in fields:
+        fields["label_name"] = given
+    elif given is not None and str(given) != text:
+        raise ValueError("both its .json and a separate file give 'label'")
+    fields["label"] = label
 
 
 class _OpenFiles:
@@ -246,11 +264,11 @@ class _OpenFiles:
             return _pread(descriptor, offset, size)
         with self._lock:
             if path not in self._open and len(self._open) < self._most:
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._open[path] = open_regular(path)
             descriptor = self._open.get(path)
         if descriptor is not None:
             return _pread(descriptor, offset, size)
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             return _pread(file.fileno(), offset, size)
 
 

@@ -32,7 +32,8 @@ def describe(path: str | Path) -> Mapping[str, object]:
         manifest = read_manifest(artifact)
         if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
             facts["skipped images"] = len(manifest["failed"])
-        facts |= {key: manifest[key] for key in ("quality", "n_entries", "n_tokens", "n_alive") if key in manifest}
+        counts = ("quality", "n_entries", "n_underflowed", "n_tokens", "n_alive")
+        facts |= {key: manifest[key] for key in counts if key in manifest}
     settings = {key: value for key, value in artifact.settings.items() if value is not None}
     provenance = {key: value for key, value in artifact.provenance.items() if not isinstance(value, dict)}
     return {**facts, **settings, **provenance}

@@ -12,7 +12,7 @@ import numpy as np
 
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
-from actcache.store.codecs import check_codec, check_dtype, zarr_compressor
+from actcache.store.codecs import check_codec, check_dtype
 from actcache.store.layout import StoreLayout
 from actcache.store.shard_files import shard_path
 
@@ -114,16 +114,4 @@ class StoreSettings:
             str(shard_path(Path(), hook, array, shard)): self.layout.shard_bytes(array, shard)
             for hook in self.hook_points
             for array in self.layout.arrays()
-        }
-
-    def zarr_arguments(self, array: str) -> dict[str, Any]:
-        """Arguments of zarr's create_array for one array: all that decides how its bytes are read."""
-        shape = self.layout.array_shape(array)
-        return {
-            "shape": shape,
-            "dtype": self.stored_dtype,
-            "chunks": self.layout.chunk_shape(array),
-            "shards": (self.layout.shard_images, *shape[1:]),
-            "compressors": zarr_compressor(self.codec, self.layout.itemsize),
-            "fill_value": 0,
         }

@@ -52,6 +52,7 @@ from actcache.store.orphan_shards import digest_shard, scan_shard
 from actcache.store.reader import GROUP, IMAGES_FILE, read_images
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, shard_path
+from actcache.store.zarr_arrays import array_arguments
 
 
 def begin_store(
@@ -350,7 +351,7 @@ def _zarr_metadata(settings: StoreSettings) -> dict[str, bytes]:
         for array in layout.arrays():
             folder.create_array(
                 array,
-                **settings.zarr_arguments(array),
+                **array_arguments(settings, array),
                 dimension_names=names[array],
                 attributes={"grid": list(layout.grid), "patch_size": list(settings.patch_size)}
                 if array == "patches"

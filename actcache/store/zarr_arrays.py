@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from actcache.artifacts import is_remote
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
+from actcache.store.codecs import zarr_compressor
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, ShardFiles, shard_path
 
@@ -50,7 +51,7 @@ class ZarrArrays:
             if not is_remote(self._path):
                 self._files.check_inside(self._path / name)
             opened = zarr.open_array(source, path=f"{ARRAYS}/{hook}/{array}", mode="r")
-            planned = zarr.create_array({}, **self._settings.zarr_arguments(array))
+            planned = zarr.create_array({}, **array_arguments(self._settings, array))
             for field in ("shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"):
                 ours, theirs = getattr(planned.metadata, field), getattr(opened.metadata, field, None)
                 if ours != theirs:
@@ -60,3 +61,17 @@ class ZarrArrays:
                     )
             self._opened[hook, array] = opened
         return self._opened[hook, array]
+
+
+def array_arguments(settings: StoreSettings, array: str) -> dict[str, Any]:
+    """Arguments of zarr's create_array for one array: all that decides how its bytes are read."""
+    layout = settings.layout
+    shape = layout.array_shape(array)
+    return {
+        "shape": shape,
+        "dtype": settings.stored_dtype,
+        "chunks": layout.chunk_shape(array),
+        "shards": (layout.shard_images, *shape[1:]),
+        "compressors": zarr_compressor(settings.codec, layout.itemsize),
+        "fill_value": 0,
+    }

@@ -52,7 +52,8 @@ def embed_stored_images(
         else:
             assert source is not None
             uris = store.images["uri"].take(positions).to_pylist()
-            pixels = [vision.transform(decode_image(source.read(uri), name=uri)) for uri in uris]
+            images_seen = (decode_image(source.read(uri), name=uri, preprocess=vision.preprocess) for uri in uris)
+            pixels = [vision.transform(image) for image in images_seen]
             x, start = vision.embed(torch.stack(pixels)), 0
         embedded = F.normalize(vision.head(vision.run_blocks(x, start, vision.n_layers)), dim=1)
         out[places] = as_numpy(embedded)

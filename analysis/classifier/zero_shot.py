@@ -19,7 +19,7 @@ from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
 from actcache.options import check_number
 from actcache.progress import Progress
-from actcache.prompts import Towers, class_words, open_towers
+from actcache.prompts import Towers, class_words, open_towers, warn_about_shared_texts
 from actcache.store import StoreGroup, read_extra, select_images
 from analysis.config import ModelOptions
 from analysis.lineage import open_parents
@@ -141,7 +141,8 @@ def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool =
         SettingsError: CoCoOp's prompts without `by_image`, or prompts that were trained for other classes.
     """
     store, hook_point, names, labels, templates = images
-    words = [class_words(name) for name in names]
+    words = [class_words(name, names) for name in names]
+    warn_about_shared_texts(names)
     vision, text, _ = towers
     texts_by_image = towers.texts_by_image(words) if by_image else None
     classes = towers.embed_classes(words, templates) if texts_by_image is None else torch.empty(0, text.embed_dim)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from actcache import ParentMismatchError, SettingsError
 from analysis.classifier import ZeroShot, sample_images
 from analysis.comparison.verdict import Round, share_with_base_latents
-from analysis.cosines import nearest_cosines
+from analysis.cosines import nearest_cosines, shuffle_channels
 from analysis.interventions import Condition, classify_masked, count_in_stream, make_masks
 from analysis.lineage import unseen_images
 from analysis.results import DictionaryCell, DictionaryShare, TwoDictionaries
@@ -84,7 +84,9 @@ def cross_dictionaries(
         gained = share_with_base_latents(rounds, k, seed)
         shares.append(DictionaryShare(name, gained.share, gained.low, gained.high))
         shares_in_words.append(gained.say())
-    largest = nearest_cosines(firing[1].numpy(), firing[0].numpy(), 1).cosine[:, 0].astype(np.float64)
+    ours, others = firing[1].numpy(), firing[0].numpy()
+    largest = nearest_cosines(ours, others, 1).cosine[:, 0].astype(np.float64)
+    by_chance = nearest_cosines(ours, shuffle_channels(others), 1).cosine[:, 0].astype(np.float64)
     n_new = int((largest < COUNTERPART).sum())
     sentence = (
         f"{n_new:,} of the {len(largest):,} latents of {runs[1].path.name} that fire have no counterpart in "
@@ -95,7 +97,8 @@ def cross_dictionaries(
     return TwoDictionaries(
         n_images=len(images), k=k, cells=tuple(cells), shares=tuple(shares),
         n_firing=tuple(len(rows) for rows in firing), n_without_counterpart=n_new, counterpart_cosine=COUNTERPART,
-        mean_largest_cosine=float(largest.mean()), sentence=sentence,
+        mean_largest_cosine=float(largest.mean()), mean_largest_shuffled=float(by_chance.mean()),
+        sentence=sentence,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from actcache.machine import available_bytes, check_memory
 from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
-from analysis.cosines import nearest_cosines
+from analysis.cosines import nearest_cosines, shuffle_channels
 from analysis.dictionary.pursuit import pursue, refit
 from analysis.lineage import find_runs, name_parents, unseen_images
 from analysis.results import (
@@ -135,6 +135,10 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
     centered = sae.normalize(x) - sae.b_dec
     counts = torch.bincount(rows, minlength=len(x))
     pursued, n_used = pursue(centered, dictionary, counts)
+    refitted = refit(centered, dictionary, rows, latents)
+    # A greedy choice is now and then worse than the SAE's own, so the better of the two bounds what an encoder can do.
+    better = (centered - refitted).square().sum(1) < (centered - pursued).square().sum(1)
+    pursued, n_used = torch.where(better[:, None], refitted, pursued), torch.where(better, counts, n_used)
     variance = float((centered - centered.mean(0)).double().square().sum())
     decoded = sae.normalize(sae.decode(rows, latents, values, len(x))) - sae.b_dec
 
@@ -143,7 +147,7 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
 
     gap = Gap(
         n_tokens=len(x), l0=float(counts.double().mean()), fvu=fvu(decoded),
-        fvu_refit=fvu(refit(centered, dictionary, rows, latents)), fvu_pursuit=fvu(pursued),
+        fvu_refit=fvu(refitted), fvu_pursuit=fvu(pursued),
         l0_pursuit=float(n_used.double().mean()), gap=fvu(decoded) - fvu(pursued),
     )  # fmt: skip
     measured = InspectedRun(name, sae.config.n_latents, int(fires.sum()), gap, measure_coherence(dictionary))
@@ -197,10 +201,24 @@ def match_latents(
 
     A latent may remain unmatched, at cosine 0, so no latent is matched with an opposite direction.
     """
+    a, b = (F.normalize(torch.as_tensor(part).float()).numpy() for part in (first, second))
+    n, m = len(a), len(b)
+    matched, largest = _match(a, b, n_candidates)
+    by_chance, largest_by_chance = _match(a, shuffle_channels(b), n_candidates)
+    size = max(1, min(n, m))
+    return Matching(
+        first=names[0], second=names[1], n_first=n, n_second=m, mean_cosine=float(matched.sum() / size),
+        above_70=float((matched > 0.7).sum() / size), above_90=float((matched > 0.9).sum() / size),
+        mean_largest=largest, mean_cosine_shuffled=float(by_chance.sum() / size),
+        mean_largest_shuffled=largest_by_chance,
+    )  # fmt: skip
+
+
+def _match(a: NDArray[np.float32], b: NDArray[np.float32], n_candidates: int) -> tuple[NDArray[np.float64], float]:
+    """(cosine of each matched pair, mean over the rows of `a` of the largest cosine) of unit rows [N, D] and [M, D]."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    a, b = (F.normalize(torch.as_tensor(part).float()).numpy() for part in (first, second))
     n, m = len(a), len(b)
     forward, backward = (nearest_cosines(x, y, min(n_candidates, len(y))) for x, y in ((a, b), (b, a)))
     pairs = [
@@ -216,13 +234,8 @@ def match_latents(
         (np.concatenate([2 - cosine, np.full(n, 2.0)]), (np.r_[row, own], np.r_[column, m + own])), shape=(n, m + n)
     )
     rows, columns = min_weight_full_bipartite_matching(costs)
-    matched = 2 - np.asarray(costs[rows, columns]).reshape(-1)
-    size = max(1, min(n, m))
-    return Matching(
-        first=names[0], second=names[1], n_first=n, n_second=m, mean_cosine=float(matched.sum() / size),
-        above_70=float((matched > 0.7).sum() / size), above_90=float((matched > 0.9).sum() / size),
-        mean_largest=float(forward.cosine[:, 0].mean(dtype=np.float64)) if n and m else 0.0,
-    )  # fmt: skip
+    largest = float(forward.cosine[:, 0].mean(dtype=np.float64)) if n and m else 0.0
+    return 2 - np.asarray(costs[rows, columns]).reshape(-1), largest
 
 
 def _pair_cosines(

@@ -154,6 +154,8 @@ def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:
     gallery, maxima = concepts.gallery, concepts.table["max_activation"]
     uris, labels = concepts.images["uri"], concepts.images["label_name"]
     pictures = {image: concepts.thumbnail(image) or b"" for image in pc.unique(gallery["image"]).to_pylist()}
+    top = concepts.top_images.filter(pc.is_in(concepts.top_images["latent"], value_set=pc.unique(gallery["latent"])))
+    scores = {(line["latent"], line["image"]): line["score"] for line in top.to_pylist()}
     shots: dict[int, list[Shot]] = {}
     for line in gallery.to_pylist():
         heat = np.array(line["heat"], dtype=np.float32).reshape(concepts.grid)
@@ -162,6 +164,7 @@ def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:
             Shot(
                 uri=uris[image].as_py(),
                 label=labels[image].as_py(),
+                score=scores[line["latent"], image],
                 peak=float(heat.max()),
                 picture=pictures[image],
                 heat=draw_heat_map(heat, float(maxima[line["latent"]].as_py())),
@@ -261,14 +264,15 @@ def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Mar
         if height
     )
     axis = "".join(
-        f'<path d="M{x:.1f} {HEIGHT}v3" stroke="#5b6875"/>'
+        f'<path d="M{x:.1f} {HEIGHT}v3" stroke="currentColor"/>'
         f'<text x="{x:.1f}" y="{HEIGHT + AXIS - 2}" text-anchor="{anchor}">{value:g}</text>'
         for value, x, anchor in _ticks(edges, step)
     )
     return trust(
         f'<svg class="strengths" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="histogram of activation">'
         f"<title>tokens by activation, both axes logarithmic; the fullest bin has {int(counts.max()):,}</title>"
-        f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="#dde3ea"/>{axis}</svg>'
+        f'<path class="bars" d="{bars}"/><path d="M0 {HEIGHT}H{WIDTH}" stroke="currentColor" opacity="0.3"/>'
+        f"{axis}</svg>"
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.concepts import EMBEDDINGS_FILE, ConceptTable
-from analysis.report.page import GRAY, Plot, finish_plot, start_plot
+from analysis.report.page import GRAY, INK, Plot, finish_plot, start_plot
 
 N_BINS = 40
 BAR = "#4a7fb5"
@@ -61,7 +61,17 @@ def draw_scatter(concepts: ConceptTable) -> Plot:
     taps = plot.select_one(TapTool)
     taps.renderers = [rings]
     taps.callback = OpenURL(url="#latent-@latent", same_tab=True)
-    plot.add_layout(ColorBar(color_mapper=mapper, title="label entropy", width=14), "right")
+    plot.add_layout(
+        ColorBar(
+            color_mapper=mapper,
+            title="label entropy",
+            width=14,
+            background_fill_color=None,
+            title_text_color=INK,
+            major_label_text_color=INK,
+        ),
+        "right",
+    )
     return finish_plot(
         plot,
         "Each point is a latent. Points to the right fire on more images; higher points fire more strongly. The top "
@@ -150,6 +160,8 @@ def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
         plot = start_plot(title, height=220, x_axis_label="step", y_axis_type=scale, tools="", toolbar_location=None)
         plot.line(curves["step"], curves[name], color=BAR, line_width=1.5)
         plot.xaxis.ticker.desired_num_ticks = 4
+        if scale == "linear":  # bokeh would show a constant 0 between -1 and 1
+            plot.y_range.start, plot.y_range.end = 0, 1.1 * max(curves[name], default=0) or 0.1
         if name == "dead":
             plot.yaxis.formatter = NumeralTickFormatter(format="0.0%")
         plots.append(finish_plot(plot, caption, "small"))
@@ -169,7 +181,7 @@ def _histogram(
         tooltips=[("from", "@left{0.000}"), ("to", "@right{0.000}"), ("latents", "@top")],
     )  # fmt: skip
     plot.y_range.start = 0
-    plot.quad(top=counts, bottom=0, left=edges[:-1], right=edges[1:], color=BAR, line_color="white")
+    plot.quad(top=counts, bottom=0, left=edges[:-1], right=edges[1:], color=BAR, line_color=None)
     if level is not None:
         plot.add_layout(Span(location=level, dimension="height", line_color=GRAY, line_dash="dashed", line_width=1.5))
     return plot

@@ -5,6 +5,7 @@ bokeh wrote.
 """
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from markupsafe import Markup
 
 from actcache.artifacts import write_atomic
 
+_NO_PICTURES = '<script type="application/json" id="pictures">[]</script>'
+
+INK = "#7d8a98"  # legible on the light page and on the dark one
 BLUE, RED, GREEN, GOLD, PURPLE, GRAY = "#0b6bcb", "#d1435b", "#2a9d5c", "#b07d12", "#7a57a8", "#5b6875"
 
 
@@ -62,24 +66,23 @@ def fill(template: str, **fields: Any) -> Markup:
         lstrip_blocks=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["anchor"] = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
     return trust(environment.get_template(template).render(**fields))
 
 
 def share_pictures(page: str) -> str:
-    """Keep each JPEG once. An image that shows it again names the first one, and the page's script copies its source.
+    """Move each JPEG, once, into the list at the end of the page, from which the page's script draws it.
 
-    A gallery of 800 pictures may come from only 500 images; this halves the page.
+    A gallery of 800 pictures may come from only 500 images. What stands before the list (text, plots, the list of
+    latents) can be read before the pictures have been loaded.
     """
     numbers: dict[str, int] = {}
 
     def share(match: re.Match[str]) -> str:
-        picture = match[1]
-        if picture in numbers:
-            return f'data-copy="{numbers[picture]}"'
-        numbers[picture] = len(numbers)
-        return f'id="picture-{numbers[picture]}" src="{picture}"'
+        return f'data-picture="{numbers.setdefault(match[1], len(numbers))}"'
 
-    return re.sub(r'src="(data:image/jpeg;base64,[^"]*)"', share, page)
+    page = re.sub(r'src="data:image/jpeg;base64,([^"]*)"', share, page)
+    return page.replace(_NO_PICTURES, _NO_PICTURES.replace("[]", json.dumps(list(numbers))))
 
 
 def trust(html: str) -> Markup:
@@ -101,6 +104,15 @@ def start_plot(title: str = "", **options: Any) -> Any:
         **{"height": 380, "tools": "pan,wheel_zoom,box_zoom,reset,hover", "toolbar_location": "above", **options},
     )
     plot.toolbar.logo = None
+    # The plot has the page's own background, light or dark.
+    plot.background_fill_color = plot.border_fill_color = plot.outline_line_color = None
+    if title:
+        plot.title.text_color = INK
+    for axis in plot.axis:
+        axis.axis_label_text_color = axis.major_label_text_color = axis.axis_line_color = INK
+        axis.major_tick_line_color = axis.minor_tick_line_color = INK
+    plot.grid.grid_line_color = INK
+    plot.grid.grid_line_alpha = 0.2
     return plot
 
 
@@ -116,7 +128,8 @@ def finish_plot(plot: Any, caption: str = "", size: str = "half") -> Plot:
         plot.legend.spacing = 8
         plot.legend.padding = 4
         plot.legend.margin = 0
-        plot.legend.border_line_color = None
+        plot.legend.border_line_color = plot.legend.background_fill_color = None
+        plot.legend.label_text_color = INK
     script, element = components(plot)
     return Plot(trust(script + element), caption, size)
 

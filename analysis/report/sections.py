@@ -202,6 +202,7 @@ def show_inspection(result: Inspection) -> Section:
     matched = [
         f"{pair.first} and {pair.second}: mean cosine {pair.mean_cosine:.3f}, above 0.7 {pair.above_70:.0%}, above 0.9 "
         f"{pair.above_90:.0%}"
+        + ("" if pair.mean_cosine_shuffled is None else f" ({pair.mean_cosine_shuffled:.3f} by chance)")
         for pair in result.matchings
     ]
     text = (

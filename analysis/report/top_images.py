@@ -20,10 +20,16 @@ from analysis.pictures import Pictures, draw_heat_map
 
 
 class Shot(NamedTuple):
-    """An image under a latent's heat map. A picture or heat map that is not available is b""."""
+    """An image under a latent's heat map. A picture or heat map that is not available is b"".
+
+    Attributes:
+        score: what the latent's top images are ordered by: its mean or maximum activation on the image.
+        peak: its maximum activation on the image.
+    """
 
     uri: str
     label: str
+    score: float
     peak: float
     picture: bytes
     heat: bytes
@@ -50,6 +56,7 @@ class TopShots:
             Shot(
                 uri=table.images["uri"][image].as_py(),
                 label=table.images["label_name"][image].as_py(),
+                score=line["score"],
                 peak=float(maps[image].max()) if image in maps else line["peak"],
                 picture=self._picture(image),
                 heat=draw_heat_map(maps[image], maximum) if image in maps else b"",

@@ -159,6 +159,8 @@ class TwoDictionaries:
         n_firing: number of latents of the first and of the second that fire.
         n_without_counterpart: firing latents of the second whose decoder cosine with each of the first stays below
             `counterpart_cosine`.
+        mean_largest_shuffled: mean_largest_cosine with the first SAE's channels in random order, which is what the best
+            of so many partners is worth by chance. None in older files.
     """
 
     n_images: int
@@ -170,6 +172,7 @@ class TwoDictionaries:
     counterpart_cosine: float
     mean_largest_cosine: float | None
     sentence: str
+    mean_largest_shuffled: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ class Gap:
     Attributes:
         fvu: FVU of the SAE.
         fvu_refit: FVU of the SAE's latents with the best values.
-        fvu_pursuit: FVU of at most the same number of latents, chosen by pursuit.
+        fvu_pursuit: FVU of at most the same number of latents, chosen for each token by pursuit, or by the SAE and then
+            refitted where that is better.
         gap: fvu - fvu_pursuit.
     """
 
@@ -54,6 +55,8 @@ class Matching:
     Attributes:
         above_70, above_90: share of the smaller dictionary's latents that are matched above this cosine.
         mean_largest: mean over the first dictionary's latents of the largest cosine, not one to one (MMCS).
+        mean_cosine_shuffled, mean_largest_shuffled: the same with the second dictionary's channels in random order. The
+            best of thousands of partners is similar by chance; these values say how similar. None in older files.
     """
 
     first: str
@@ -64,6 +67,8 @@ class Matching:
     above_70: float
     above_90: float
     mean_largest: float
+    mean_cosine_shuffled: float | None = None
+    mean_largest_shuffled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Inspection(Result):
         ]  # fmt: skip
         pairs: list[Row] = [
             {"first": pair.first, "second": pair.second, "cosine": pair.mean_cosine, "> 0.7": pair.above_70,
-             "> 0.9": pair.above_90, "largest": pair.mean_largest}
+             "> 0.9": pair.above_90, "largest": pair.mean_largest, "by chance": pair.mean_largest_shuffled}
             for pair in self.matchings
         ]  # fmt: skip
         return [runs, pairs] if pairs else [runs]

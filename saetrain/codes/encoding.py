@@ -1,5 +1,6 @@
 """encode(): encodes a store with the SAE of a run, shard by shard, and resumes where it was interrupted."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,11 @@ from saetrain.codes.store import CodeStore
 from saetrain.codes.writer import code_dtypes, codes_settings, prepare_codes, write_shard
 from saetrain.model import Encoder, encoder_bytes, make_encoder
 from saetrain.run import Run
+
+logger = logging.getLogger(__name__)
+
+UNDERFLOW_SHARE = 0.01
+"""A warning is logged where a larger share of the codes is lost to float16."""
 
 
 def encode(
@@ -93,29 +99,40 @@ def encode(
                     if on_progress:
                         on_progress(before + n_images, total)
 
-                arrays = _encode_shard(encoder, run, store, shards[shard], report)
+                arrays, n_underflowed = _encode_shard(encoder, run, store, shards[shard], report)
                 if written:  # one shard is written while the next one is encoded
                     written.pop().result()
-                written.append(pool.submit(write_shard, artifact, shard, arrays))
+                written.append(pool.submit(write_shard, artifact, shard, arrays, n_underflowed))
                 done += len(shards[shard])
             for last in written:
                 last.result()
         worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
-        n_entries = sum(int(record["n_entries"]) for record in read_records(artifact.path))
+        records = list(read_records(artifact.path))
+        n_entries = sum(int(record["n_entries"]) for record in records)
+        n_underflowed = sum(int(record.get("n_underflowed", 0)) for record in records)
         failed = {str(image): reason for image, reason in store.failed.items()}
-        seal_artifact(artifact.path, n_entries=n_entries, failed=failed)
+        counted = all("n_underflowed" in record for record in records)
+        more = {"n_underflowed": n_underflowed} if counted else {}
+        seal_artifact(artifact.path, n_entries=n_entries, failed=failed, **more)
+        if n_underflowed > UNDERFLOW_SHARE * (n_entries + n_underflowed):
+            logger.warning(
+                "%s codes, %.1f %% of all, are below 6e-8 and became 0 in float16, so they are not in %s. The SAE "
+                "gives its codes a very small scale; train with --normalize, or scale the SAE's encoder up and its "
+                "decoder down.", f"{n_underflowed:,}", 100 * n_underflowed / (n_entries + n_underflowed), artifact.path,
+            )  # fmt: skip
     return CodeStore.open(artifact.path)
 
 
 def _encode_shard(
     encoder: Encoder, run: Run, store: StoreGroup, images: range, report: Callable[[int], None]
-) -> dict[str, NDArray[np.generic]]:
-    """Encode one shard into its six arrays."""
+) -> tuple[dict[str, NDArray[np.generic]], int]:
+    """Encode one shard into its six arrays. Also returns the number of codes that are 0 in float16."""
     n_tokens, n_latents = store.n_tokens, run.sae_config.n_latents
     tokens = run.train_config.token_kind
     first_token = 1 if tokens == "patch" else 0
     dtypes = code_dtypes(n_latents, store.n_images * n_tokens)
     rows, latents, values = [], [], []
+    n_underflowed = 0
     step = store.layout.chunk_images
     cuts = [np.arange(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
     parts = [positions[store.valid[positions]] for positions in cuts]
@@ -128,10 +145,15 @@ def _encode_shard(
             per_image = x.shape[1]
             row, latent, value = (part.cpu() for part in encoder(x.flatten(0, 1)))
             _check_values(value, row, positions, per_image, store)
+            half = value.half()
+            if not half.all():  # below 6e-8: an entry that rounds to 0 is not an entry
+                fires = half != 0
+                row, latent, half = row[fires], latent[fires], half[fires]
+                n_underflowed += len(fires) - len(half)
             image = torch.from_numpy(positions)[row // per_image]
             rows.append((image * n_tokens + row % per_image + first_token).numpy().astype(dtypes["row"]))
             latents.append(latent.numpy().astype(dtypes["latent"]))
-            values.append(value.half().numpy())
+            values.append(half.numpy())
             report(int(cuts[number][-1]) + 1 - images.start)
     row_all, latent_all, value_all = np.concatenate(rows), np.concatenate(latents), np.concatenate(values)
     n_rows = len(images) * n_tokens
@@ -145,7 +167,7 @@ def _encode_shard(
         "latent_indptr": np.concatenate([[0], np.cumsum(by_latent)]),
         "row": row_all[order],
         "latent_value": value_all[order],
-    }
+    }, n_underflowed
 
 
 def _check_values(value: Tensor, row: Tensor, positions: NDArray[np.int64], per_image: int, store: StoreGroup) -> None:

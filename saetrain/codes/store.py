@@ -8,10 +8,10 @@ row = image * n_tokens + token, over the whole store. Reading codes needs no tor
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,9 @@ class LatentCodes:
     latent_value: NDArray[np.float16]  # [nnz]
 
 
+SomeCodes = TypeVar("SomeCodes", ShardCodes, LatentCodes)
+
+
 class RowCodes(NamedTuple):
     """Entries of some rows, sorted by row."""
 
@@ -62,6 +65,7 @@ class CodesSummary(TypedDict):
 
     n_entries: int
     failed: dict[str, str]  # image -> why it could not be read
+    n_underflowed: int | None  # codes that are 0 in float16 and were left out; None: the writer did not count them
 
 
 class CodeStore:
@@ -80,6 +84,7 @@ class CodeStore:
         self.hook_point = HookPoint.parse(s["hook_point"])
         self.tokens = str(s["tokens"])
         self.bytes_read = 0  # of codes.zarr, by this object
+        self._zeros: dict[int, bool] = {}
         require_complete(artifact, self.n_shards, "encode")
 
     @classmethod
@@ -102,7 +107,9 @@ class CodeStore:
     def summary(self) -> CodesSummary:
         """What the seal says."""
         manifest = read_manifest(self.artifact)
-        return CodesSummary(n_entries=manifest["n_entries"], failed=manifest["failed"])
+        return CodesSummary(
+            n_entries=manifest["n_entries"], failed=manifest["failed"], n_underflowed=manifest.get("n_underflowed")
+        )
 
     @property
     def n_entries(self) -> int:
@@ -139,7 +146,7 @@ class CodeStore:
         entries = dict.fromkeys(("latent", "value", "row", "latent_value"), sizes["value"])
         if sizes != {**pointers, **entries} or {int(columns[name][-1]) for name in pointers} != {sizes["value"]}:
             raise self._inconsistent(shard)
-        return ShardCodes(first_row=images.start * self.n_tokens, **columns)
+        return _drop_zeros(ShardCodes(first_row=images.start * self.n_tokens, **columns))
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Read the rows and values of one latent in all shards, and nothing but its own entries.
@@ -158,7 +165,8 @@ class CodeStore:
         if indptr.size != self.n_latents + 1 or {row.size, value.size} != {int(indptr[-1])}:
             raise self._inconsistent(shard)
         self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
-        return LatentCodes(indptr, row, value)
+        codes = LatentCodes(indptr, row, value)
+        return _drop_zeros(codes) if self._has_zeros(shard) else codes
 
     def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
         """Read the entries of the latents start to stop - 1 in one shard. Raises as `read_latent`."""
@@ -172,15 +180,22 @@ class CodeStore:
         if first == last:  # frequent with many shards; no other file is opened
             dtypes = self.artifact.settings["dtypes"]
             return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
-        return LatentCodes(
-            latent_indptr=indptr - first,
-            row=self._read(shard, "row", first, last),
-            latent_value=self._read(shard, "latent_value", first, last),
-        )
+        row, value = (self._read(shard, name, first, last) for name in ("row", "latent_value"))
+        return _drop_zeros(LatentCodes(indptr - first, row, value))
 
     def count_latents(self, shard: int) -> NDArray[np.int64]:
         """Count the entries of each latent in one shard: [F]."""
+        if self._has_zeros(shard):
+            return np.diff(self.read_latents(shard, 0, self.n_latents).latent_indptr)
         return np.diff(self._read(shard, "latent_indptr", 0, self.n_latents + 1))
+
+    def _has_zeros(self, shard: int) -> bool:
+        """Whether a shard holds entries of value 0. `encode` writes none since it counts them; others may have."""
+        if self.summary["n_underflowed"] is not None:
+            return False
+        if shard not in self._zeros:
+            self._zeros[shard] = not self._map(shard, "latent_value").all()
+        return self._zeros[shard]
 
     def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
         """Read the entries of some tokens, and nothing else.
@@ -205,6 +220,8 @@ class CodeStore:
             count = indptr[local + 1] - start
             entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
             codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+            if not codes.value.all():
+                codes = RowCodes._make(column[codes.value != 0] for column in codes)
         except (IndexError, ValueError) as error:  # a pointer is out of range or decreases
             raise self._inconsistent(shard) from error
         n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
@@ -256,3 +273,22 @@ class CodeStore:
             f"Shard {shard} of {self.path} has arrays that contradict each other. Run `verify {self.path}`, then "
             "encode again."
         )
+
+
+def _drop_zeros(codes: SomeCodes) -> SomeCodes:
+    """Leave out entries whose value is 0: a latent that does not fire is not an entry, whoever wrote the file."""
+    if codes.latent_value.all():
+        return codes
+    by_latent, by_row = codes.latent_value != 0, {}
+    if isinstance(codes, ShardCodes):
+        keep = codes.value != 0
+        before = np.concatenate([[0], np.cumsum(keep)])
+        by_row = {"indptr": before[codes.indptr], "latent": codes.latent[keep], "value": codes.value[keep]}
+    before = np.concatenate([[0], np.cumsum(by_latent)])
+    return replace(
+        codes,
+        latent_indptr=before[codes.latent_indptr],
+        row=codes.row[by_latent],
+        latent_value=codes.latent_value[by_latent],
+        **by_row,
+    )

@@ -54,8 +54,11 @@ def prepare_codes(folder: Path, store: StoreGroup) -> None:
     zarr.create_group(folder / CODES, zarr_format=3)
 
 
-def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the group of a shard under a temporary name, flush it, rename it, and write its commit record."""
+def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]], n_underflowed: int = 0) -> None:
+    """Write the group of a shard under a temporary name, flush it, rename it, and write its commit record.
+
+    n_underflowed: codes that are 0 in float16, which the arrays leave out.
+    """
     import zarr
 
     root = artifact.path / CODES
@@ -85,4 +88,5 @@ def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any
     files = {
         os.path.relpath(file, artifact.path): file_digest(file) for file in sorted(final.rglob("*")) if file.is_file()
     }
-    write_record(artifact.path, shard, {"files": files, "n_entries": int(arrays["latent"].size)})
+    counts = {"n_entries": int(arrays["latent"].size), "n_underflowed": n_underflowed}
+    write_record(artifact.path, shard, {"files": files, **counts})

@@ -11,7 +11,7 @@ from saetrain.model.variants.variant import Variant
 
 class ReLU(Variant):
     def init_encoder(self, decoder: Tensor, generator: torch.Generator) -> Tensor:
-        """Independent of the decoder, and so small that the first reconstruction is near 0."""
+        """Draw the encoder independently of the decoder, and so small that the first reconstruction is near 0."""
         bound = (6 / len(decoder)) ** 0.5
         return torch.empty_like(decoder).uniform_(-bound, bound, generator=generator)
 

@@ -102,7 +102,7 @@ def test_rows_id_names_images_and_order_not_the_place(tmp_path: Path, make_image
 def test_every_mode_becomes_rgb_without_a_warning(tmp_path: Path, mode: str) -> None:
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 6, 3), dtype=np.uint8))
     if mode == "I;16":
-        image = Image.fromarray(np.arange(48, dtype=np.uint16).reshape(8, 6) * 5)
+        image = Image.fromarray(np.arange(48, dtype=np.uint16).reshape(8, 6) * 1365)
     elif mode == "P":
         image = rgb.quantize(8)
         image.info["transparency"] = bytes(range(8))

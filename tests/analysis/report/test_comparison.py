@@ -172,17 +172,17 @@ def test_shared_and_exclusive_concepts_have_the_codes_heat_maps(page: str, found
                 darkness = 215 * (1 - np.sqrt(np.clip(heat / maximum, 0, 1)))
                 assert np.allclose(decode(data)[..., 3], darkness, atol=0.51)
                 seen += 1
-            assert part.count('src="data:image/jpeg') + part.count("data-copy=") == len(images)
+            assert part.count("data-picture=") == len(images)
     assert seen >= 2 * N_TOP
 
 
 def test_a_report_shows_the_same_section(page: str, found: Comparison, folder: Path, tmp_path: Path) -> None:
     base = ConceptTable.open(folder / "base.concepts")
     report = write_report(base, tmp_path / "r.html", results=[folder / "comparison.json"]).read_text()
-    assert "<h2>What maple changed</h2>" in report
+    assert ">What maple changed</h2>" in report
     assert str(escape(found.conclusion.sentence)) in report
     tables = [
-        re.findall(r"<table.*?</table>", body(text).split("What maple changed")[1], re.DOTALL)
+        re.findall(r"<table.*?</table>", body(text).split("What maple changed")[-1], re.DOTALL)
         for text in (page, report)
     ]
     assert [text for text in tables[0] if text in tables[1]] == tables[0]

@@ -199,13 +199,13 @@ def test_the_curves_of_training_are_shown_if_there_are_any(tmp_path: Path, page:
     curves = concepts.artifact.provenance["curves"]
     assert set(curves) == {"step", "loss", "fvu", "l0", "dead"}
     assert len(curves["step"]) == len(curves["loss"]) >= 1
-    assert "<h2>Training</h2>" in page
+    assert ">Training</h2>" in page
     assert '"text":"FVU of the batch"' in page
     fields = json.loads((concepts.path / "artifact.json").read_bytes())
     del fields["provenance"]["curves"]  # as in older tables
     older = Path(shutil.copytree(concepts.path, tmp_path / "older.concepts"))
     (older / "artifact.json").write_text(json.dumps(fields))
-    assert "<h2>Training</h2>" not in write_report(older, tmp_path / "older.html").read_text()
+    assert ">Training</h2>" not in write_report(older, tmp_path / "older.html").read_text()
 
 
 NEWER_COLUMNS = (
@@ -412,9 +412,9 @@ def test_a_link_to_a_hidden_entry_shows_it(in_browser: Callable[[str], Any], con
         HELPERS
         + f"""
         find("{first}");
-        const before = document.getElementById("latent-{last}").hidden;
+        const before = document.getElementById("latent-{last}") === null;
         location.hash = "#latent-{last}";
         window.dispatchEvent(new HashChangeEvent("hashchange"));
-        return {{before, after: document.getElementById("latent-{last}").hidden, all: list()}};"""
+        return {{before, after: document.getElementById("latent-{last}") === null, all: list()}};"""
     )
     assert page_state == {"before": True, "after": False, "all": shown(concepts)}

@@ -56,7 +56,7 @@ def test_every_result_has_a_section(
     )
     files = [tmp_path / f"{name}.json" for name in "mdfs"]
     page = write_report(concepts, tmp_path / "r.html", results=files).read_text()
-    titles = re.findall("<h2>(.*?)</h2>", page)
+    titles = re.findall("<h2.*?>(.*?)</h2>", page)
     assert titles[-5:-1] == ["Masking latents", "Which latents decide", "Fidelity", "Steering"]
     margin = next(m for m in masks.margins if m.selection == "class")
     assert f"<td>{margin.margin:+.3f}</td>" in page
@@ -66,7 +66,7 @@ def test_every_result_has_a_section(
     assert "http" not in body
     steering = set_latents(middle_run, middle_store, tmp_path / "set.json", set={1: 2.0}, model=cpu)
     page = write_report(concepts, tmp_path / "r2.html", results=[tmp_path / "set.json"]).read_text()
-    section = page.split("<h2>Setting latents</h2>")[1].split("<h2>")[0]
+    section = page.split(">Setting latents</h2>")[1].split("<h2")[0]
     assert "latent 1 set to 2" in section
     for name, shift in steering.shift.items():
         assert f"<td>{shift:+.4f}</td><td>{steering.predicted[name][0]}</td>" in section.split(name)[1]
@@ -83,7 +83,7 @@ def test_every_result_has_a_section(
 def test_rules_are_shown(tmp_path: Path, concepts: ConceptTable, tiny_codes: Path) -> None:
     found = learn_rules(tiny_codes, tmp_path / "rules.json", RulesConfig(n_patches=1, n_rules=2))
     page = write_report(concepts, tmp_path / "r.html", results=[tmp_path / "rules.json"]).read_text()
-    section = page.split("<h2>Rules</h2>")[1].split("<h2>")[0]
+    section = page.split(">Rules</h2>")[1].split("<h2")[0]
     assert f"fidelity {found.fidelity:.1%}, accuracy {found.accuracy:.1%}" in section
     rules = [rule for learned in found.classes.values() for rule in learned.rules]
     assert rules
@@ -125,14 +125,14 @@ def test_dictionaries_places_and_prompts_are_shown(tmp_path: Path) -> None:
     localized = localize(CodeStore.open(golden / "a.codes"), tmp_path / "l.json")
     results = [tmp_path / "i.json", tmp_path / "l.json", golden / "a.prompts"]
     page = write_report(golden / "a.concepts", tmp_path / "r.html", results=results).read_text()
-    titles = re.findall("<h2>(.*?)</h2>", page)
+    titles = re.findall("<h2.*?>(.*?)</h2>", page)
     assert titles[-4:-1] == ["Dictionaries", "Localization", "Adaptation by maple"]
-    dictionaries, places = (page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0] for title in titles[-4:-2])
+    dictionaries, places = (page.split(f">{title}</h2>")[1].split("<h2")[0] for title in titles[-4:-2])
     for run in inspected.runs:
         assert f"<td>{run.gap.gap:.4f}</td>" in dictionaries
     assert f"mean cosine {inspected.matchings[0].mean_cosine:.3f}" in dictionaries
     for concept in localized.concepts:
         assert f"<td>{concept.latent}</td><td>{concept.ap:.3f}</td>" in places
-    adaptation = page.split("<h2>Adaptation by maple</h2>")[1].split("<h2>")[0]
+    adaptation = page.split(">Adaptation by maple</h2>")[1].split("<h2")[0]
     assert "zero-shot accuracy" in adaptation
     assert adaptation.count("<tr>") > 1

@@ -1,0 +1,104 @@
+"""Rows of a dataset that holds the images themselves, split by split: what Hugging Face and Parquet have in common.
+
+In: for each split its columns, the sizes of its images, and which rows have a mask. Out: a listing whose uris are
+`<split>/<row>`, in the dataset's own order.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actcache.errors import ImageSourceError
+from actcache.sources.columns import is_binary, list_names, name_classes, plain_table
+from actcache.sources.labels import LabeledColumns, label_columns
+
+NUMBERS = "\0numbers of "
+"""Before the name of a column of class numbers, beside the column of their names, until the labels are found."""
+
+
+class Split(NamedTuple):
+    """One split. Splits of equal name (parts of several folders) differ in `key`, which begins their uris.
+
+    Attributes:
+        columns: all but images and masks.
+        sizes: int64 bytes of each encoded image, -1 if there is none.
+        has_mask: of each row; None if there are no masks.
+        class_names: names of classes by column.
+    """
+
+    key: str
+    name: str
+    columns: pa.Table
+    sizes: Any
+    has_mask: Any
+    class_names: Mapping[str, list[str]]
+
+
+def row_width(n_rows: list[int]) -> int:
+    """Number of digits of a row number, so that rows sorted as text stay in order."""
+    return max(6, *(len(str(n - 1)) for n in n_rows))
+
+
+def list_splits(splits: list[Split], source: str, label: str | None) -> LabeledColumns:
+    """The listing of all splits (uri, label, label_name, bytes, mask if there are any, split, own columns).
+
+    Raises:
+        ImageSourceError: splits do not fit together, a column has a reserved name, or labels are no classes.
+    """
+    width = row_width([split.columns.num_rows for split in splits])
+    names = {name for split in splits for name in split.columns.column_names}
+    own_split = "dataset_split" if "split" in names else "split"
+    parts, notes, classes = [], set(), set()
+    for split in splits:
+        table, lost = plain_table(split.columns, source)
+        notes |= set(lost)
+        parts.append(_list_split(split, table, width, own_split, source))
+        classes |= set(split.class_names) & names
+    try:
+        listing = pa.concat_tables(parts, promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ImageSourceError(f"{source} has splits whose columns differ: {reason}. Make them equal.") from error
+    if not listing.num_rows:
+        raise ImageSourceError(f"{source} has no rows. Expected one row per image.")
+    fixed = [name for name in ("uri", "bytes", "mask", own_split) if name in listing.column_names]
+    own = {name: listing[name] for name in listing.column_names if name not in fixed and not name.startswith(NUMBERS)}
+    named = {name: listing[f"{NUMBERS}{name}"] for name in classes if f"{NUMBERS}{name}" in listing.column_names}
+    labeled = label_columns(own, listing.num_rows, source, label=label, numbers=named, reserved=fixed)
+    dropped = [name for name, column in labeled.columns.items() if _is_left_out(column.type)]
+    if dropped:
+        notes.add(f"{source}: columns of lists, structs or bytes are left out: {list_names(dropped)}.")
+    if own_split != "split":
+        notes.add(f"{source} has a column 'split' of its own; the splits of the dataset are in 'dataset_split'.")
+    columns = {name: column for name, column in labeled.columns.items() if name not in dropped}
+    ordered = {name: listing[name] for name in fixed} | columns
+    return LabeledColumns(ordered, (*sorted(notes), *labeled.notes), labeled.chosen)
+
+
+def _is_left_out(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind) or is_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _list_split(split: Split, table: pa.Table, width: int, own_split: str, source: str) -> pa.Table:
+    n = table.num_rows
+    numbers = pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), width=width, padding="0")
+    columns: dict[str, Any] = {
+        "uri": pc.binary_join_element_wise(split.key, numbers, "/"),
+        "bytes": split.sizes,
+    }
+    if split.has_mask is not None:
+        columns["mask"] = pc.if_else(split.has_mask, columns["uri"], "")
+    columns[own_split] = pa.array([split.name]).take(pa.array(np.zeros(n, np.int64)))
+    for name in table.column_names:
+        if name in columns:
+            raise ImageSourceError(f"{source} has a column {name!r}, which is a reserved name. Rename the column.")
+        names = split.class_names.get(name)
+        if names is None or not pa.types.is_integer(table[name].type):
+            columns[name] = table[name]
+        else:
+            columns[name] = name_classes(table[name], names, name, source)
+            columns[f"{NUMBERS}{name}"] = table[name].cast(pa.int64())
+    return pa.table(columns)
