@@ -7,18 +7,26 @@ sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, sc
 manifest.json         the seal, with the held-out quality
 """
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
 
-from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
-from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
+from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError
+from actcache.artifacts import (
+    Artifact,
+    append_line,
+    crc32c,
+    make_folders,
+    open_artifact,
+    read_json,
+    read_manifest,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, TrainConfig
 
@@ -154,15 +162,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save
 
     folder = path / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
+    with storage_errors(path):
+        make_folders(folder, within=path)
     data = save(checkpoint.tensors)
     file = folder / f"step-{checkpoint.step:08d}.safetensors"
     write_atomic(file, data)
     fields = {"step": checkpoint.step, "weight": checkpoint.weight, "bytes": len(data), "crc32c": crc32c(data)}
     write_json(file.with_suffix(".json"), fields)
-    for old in _checkpoints(path)[:-N_KEPT]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    with storage_errors(path):
+        for old in _checkpoints(path)[:-N_KEPT]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:
@@ -192,10 +202,16 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """Read metrics.jsonl, without an incomplete last line that a killed writer left."""
+    """Read metrics.jsonl, without an incomplete last line that a killed writer left. Raises CorruptError."""
     lines = []
     file = path / METRICS_FILE
-    for line in file.read_text().splitlines() if file.exists() else []:
+    try:
+        text = file.read_text() if file.exists() else ""
+    except OSError as error:
+        raise CorruptError(
+            f"{file} cannot be read ({error.strerror or error}). Remove it and run the same command again."
+        ) from error
+    for line in text.splitlines():
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -209,28 +225,6 @@ def truncate_metrics(path: Path, step: int) -> None:
     write_atomic(path / METRICS_FILE, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)).encode())
 
 
-@contextmanager
-def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
-    """Lock runs while they are trained. The operating system releases the locks when the process ends, however it ends.
-
-    Raises:
-        SettingsError: another process is training one of them.
-    """
-    with ExitStack() as held:
-        for path in paths:
-            file = held.enter_context(open(path / "artifact.json", "rb"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"{path} is being trained by another process. Wait for it to finish, or stop it and run the same "
-                    "command, which resumes."
-                ) from error
-            except OSError:
-                logger.debug("%s is on a file system without locks", path)
-        yield
-
-
 def append_metrics(path: Path, line: MetricsLine) -> None:
-    with open(path / METRICS_FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Write a line of metrics.jsonl. Raises StorageError."""
+    append_line(path / METRICS_FILE, json.dumps(line))

@@ -7,32 +7,22 @@ Promises: a file appears under its final name whole and flushed, or not at all; 
 settings and its parents' ids only, never on a path, a host or the time; a sealed artifact is never edited.
 """
 
-import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actcache.artifacts.commits import COMMITS, committed_shards, read_records
+from actcache.artifacts.advice import storage_errors
+from actcache.artifacts.commits import committed_shards, read_records
 from actcache.artifacts.files import (
     artifact_path,
     digest,
-    encode_json,
     file_digest,
-    fsync_directory,
-    fsync_tree,
     is_remote,
     read_json,
     read_signed,
-    remove_litter,
-    storage_errors,
-    temporary_path,
-    write_atomic,
     write_json,
 )
 from actcache.errors import (
@@ -41,7 +31,7 @@ from actcache.errors import (
     IncompleteError,
     ParentMismatchError,
     SchemaError,
-    SettingsError,
+    StorageError,
 )
 
 SCHEMA = 1
@@ -51,6 +41,9 @@ ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
 UNSEALED_FOLDERS = ("notes",)
 """What people write beside the seal (names, notes); the manifest does not cover it."""
+
+OVERWRITING = ".overwrite.tmp"
+"""A file that marks what a command with --overwrite has begun and not sealed yet."""
 
 _NAMES = {
     "acts": "an activation store (x.acts)",
@@ -108,84 +101,6 @@ def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Pa
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Begin, open, seal
-
-
-def begin_artifact(
-    path: str | Path,
-    kind: Kind,
-    *,
-    settings: Mapping[str, Any],
-    parents: Mapping[str, tuple[str, Path]],
-    provenance: Mapping[str, Any],
-    prepare: Callable[[Path], None] = lambda folder: None,
-    overwrite: bool = False,
-) -> Artifact:
-    """Create the artifact, or open the one that was made with the same settings before, complete or not.
-
-    Args:
-        settings: JSON-able fields that change the bytes.
-        parents: name -> (id, current path).
-        provenance: JSON-able facts that are shown but are not part of the identity.
-        prepare: fills the new directory with everything that never changes; it appears in one rename.
-        overwrite: remove an existing artifact of this kind first.
-
-    Raises:
-        SettingsError: something else is at `path`; the message shows the differing fields side by side.
-    """
-    path = artifact_path(path)
-    if overwrite and path.exists():
-        remove_artifact(path, kind)
-    relative = {name: Parent(parent_id, relative_path(where, path)) for name, (parent_id, where) in parents.items()}
-    settings = json.loads(json.dumps(settings, allow_nan=False))
-    identity = artifact_id(kind, settings, relative)
-    body = {
-        "kind": kind,
-        "schema": SCHEMA,
-        "id": identity,
-        "settings": settings,
-        "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
-        "provenance": dict(provenance),
-    }
-    if path.exists() and not path.is_dir():
-        raise SettingsError(f"{path} is a file. Expected a new or empty directory; choose another path.")
-    if not (path.is_dir() and any(path.iterdir())):
-        with storage_errors(path):
-            _create(path, body, prepare)
-    artifact = open_artifact(path, kind)
-    if artifact.id != identity:
-        raise SettingsError(_differences(artifact, settings, relative))
-    return artifact
-
-
-def _create(path: Path, body: Mapping[str, Any], prepare: Callable[[Path], None]) -> None:
-    """Make the directory and everything that never changes. Several workers may try; one succeeds, and all go on."""
-    if is_remote(path):  # folders cannot be renamed there: artifact.json is written last and makes this an artifact
-        with tempfile.TemporaryDirectory() as scratch:
-            prepare(Path(scratch))
-            for name in list_files(Path(scratch)):
-                write_atomic(path / name, (Path(scratch) / name).read_bytes())
-        write_json(path / ARTIFACT_FILE, body)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_litter(path)
-    temporary = temporary_path(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        (temporary / COMMITS).mkdir(parents=True)
-        prepare(temporary)
-        (temporary / ARTIFACT_FILE).write_bytes(encode_json(body))
-        fsync_tree(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        lost_race = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
-        if not lost_race:  # another worker's directory is there already
-            raise
-    fsync_directory(path.parent)
-
-
 def relative_path(where: Path, child: Path) -> str:
     """The path of a parent as an artifact at `child` records it: relative, or a URL across file systems."""
     if is_remote(where) or is_remote(child):
@@ -206,6 +121,8 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
         advice = advice if there else _advice(path)
+    except StorageError:  # an object store that cannot be reached
+        raise
     except OSError as error:  # no permission, or a name that is too long
         there, reason = False, f"cannot be opened ({error.strerror})"
     if not there:
@@ -270,7 +187,12 @@ def seal_artifact(path: Path, **summary: Any) -> None:
     """Write `manifest.json`: a digest of every file (of shards through their records), `summary`, and its own digest.
 
     Idempotent: sealing twice writes the same bytes.
+
+    Raises:
+        StorageError: the artifact was removed while it was written, or a file cannot be written.
     """
+    if not (path / ARTIFACT_FILE).is_file():
+        raise StorageError(f"{path} cannot be sealed: its {ARTIFACT_FILE} was removed. Run the same command again.")
     recorded = {name for record in read_records(path) for name in record["files"]}
     files = {}
     for name in sorted(list_files(path)):
@@ -279,6 +201,14 @@ def seal_artifact(path: Path, **summary: Any) -> None:
         files[name] = file_digest(path / name)
     body = json.loads(json.dumps({"files": files, **summary}, allow_nan=False))
     write_json(path / MANIFEST_FILE, {**body, "digest": digest(body)})
+    with storage_errors(path):
+        forget_overwriting(path)
+
+
+def forget_overwriting(path: Path) -> None:
+    """Remove the mark of an artifact that a command with --overwrite has sealed."""
+    if not is_remote(path):
+        (path / OVERWRITING).unlink(missing_ok=True)
 
 
 def read_manifest(artifact: Artifact) -> Mapping[str, Any]:
@@ -287,21 +217,6 @@ def read_manifest(artifact: Artifact) -> Mapping[str, Any]:
         artifact.path / MANIFEST_FILE,
         "Delete it and run the command that made the artifact again: it seals what is complete.",
     )
-
-
-def remove_artifact(path: Path, kind: Kind) -> None:
-    """Delete an artifact directory. Raises when `path` is something else, so no other folder is removed by mistake.
-
-    A directory with a malformed artifact.json counts as an artifact.
-    """
-    with suppress(CorruptError):
-        open_artifact(path, kind)
-    if is_remote(path):
-        path.rmdir(recursive=True)  # type: ignore[call-arg]
-        return
-    removed = temporary_path(path)
-    os.replace(path, removed)
-    shutil.rmtree(removed)
 
 
 def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> Path:
@@ -355,30 +270,6 @@ def list_files(path: Path) -> Iterator[str]:
         for name in names:
             if not name.endswith(".tmp"):
                 yield os.path.normpath(os.path.join(relative, name))
-
-
-def _differences(existing: Artifact, settings: Mapping[str, Any], parents: Mapping[str, Parent]) -> str:
-    old = {**_flatten(existing.settings), **{f"{n} (parent)": p.id for n, p in existing.parents.items()}}
-    new = {**_flatten(settings), **{f"{n} (parent)": p.id for n, p in parents.items()}}
-    rows = [
-        f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} asked for"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    return (
-        f"{existing.path} was made with other settings ({'; '.join(rows)}). "
-        "Choose another path, or pass --overwrite to replace it."
-    )
-
-
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def require_complete(artifact: Artifact, n_shards: int, command: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from actcache.artifacts.advice import storage_errors
 from actcache.artifacts.files import digest, is_remote, make_folders, read_signed, write_json
 from actcache.errors import CorruptError
 
@@ -23,7 +24,8 @@ def record_path(path: Path, shard: int) -> Path:
 def write_record(path: Path, shard: int, record: Mapping[str, Any]) -> None:
     """The last step of a shard's commit; a record is never replaced. `record["files"]`: relative name -> digest."""
     if not is_remote(path):
-        make_folders(path / COMMITS)
+        with storage_errors(path):
+            make_folders(path / COMMITS, within=path)
     body = json.loads(json.dumps({"shard": shard, **record}, allow_nan=False))
     write_json(record_path(path, shard), {**body, "digest": digest(body)}, replace=False)
 

@@ -16,9 +16,13 @@ from actcache.store import check_codec, check_dtype
 class ExtractConfig:
     """The options of `extract` that change what is stored. Raises SettingsError for a bad value."""
 
-    model: str = required("open_clip architecture, or the path of an open_clip config JSON.")
-    pretrained: str = required("open_clip tag, checkpoint file, or random:SEED.")
+    model: str = required(
+        "open_clip architecture, folder of a model (local-dir:DIR), hf-hub:OWNER/NAME, or a config JSON."
+    )
     layers: Sequence[int] = required("0-based index of a block; repeat the option for several.", at_least=0)
+    pretrained: str | None = option(
+        None, "open_clip tag, file or folder of weights, or random:SEED; a folder's own weights by default."
+    )
     sites: Sequence[str] = option(
         ("resid_post",), "Site in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."
     )

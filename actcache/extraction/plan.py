@@ -95,8 +95,14 @@ def plan_extraction(
     config: ExtractConfig,
     device: str,
     on_plan: Callable[[ImagePlan], None] | None = None,
+    *,
+    preprocess: Mapping[str, object] | None = None,
 ) -> ExtractionPlan:
-    """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
+    """List the images, load the tower and choose the layout. Raises the same errors as `extract`.
+
+    Args:
+        preprocess: the preprocessing that an existing store recorded; by default the model's.
+    """
     path = artifact_path(store)
     source = open_source(
         images,
@@ -111,7 +117,7 @@ def plan_extraction(
         plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
     if on_plan is not None:
         on_plan(plan)
-    clip = load_clip(config.model, config.pretrained)
+    clip = load_clip(config.model, config.pretrained, preprocess=preprocess)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
     tower = compile_tower(tower) if config.compile else tower
@@ -147,7 +153,8 @@ def plan_extraction(
     )
     provenance = {
         "model": name,
-        "pretrained": Path(config.pretrained).name,
+        "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         **({"prompts": Path(config.prompts).name} if config.prompts else {}),
         "images": source.path.name,
         "class_level": "auto" if config.class_level is None else config.class_level,
@@ -158,7 +165,7 @@ def plan_extraction(
         "paths": remember_paths(
             path,
             model=config.model,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained or config.model,  # a folder or repository has its own weights
             prompts=config.prompts,
             masks=config.masks,
             class_names=config.class_names,

@@ -10,6 +10,7 @@ from pathlib import Path
 from actcache.artifacts import (
     MANIFEST_FILE,
     Artifact,
+    OutputLock,
     is_remote,
     list_files,
     open_artifact,
@@ -66,7 +67,7 @@ def repair(
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
     config = _find_config(artifact, settings, source, model, pretrained, prompts)
-    plan = plan_extraction(source, artifact.path, config, device)
+    plan = plan_extraction(source, artifact.path, config, device, preprocess=settings.preprocess)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
          "Name the right folder with --images."),
@@ -78,13 +79,15 @@ def repair(
         if not same:  # before anything is removed
             raise SettingsError(what)
     skip = _had_failures(artifact)
-    with storage_errors(artifact.path):
-        (artifact.path / MANIFEST_FILE).unlink(
-            missing_ok=True
-        )  # first, so that the store counts as incomplete from here on
-        for name in _damaged_files(artifact.path, settings, verification):
-            _remove(artifact.path / name)
-    run_plan(plan, skip=skip, repairing=True, on_progress=on_progress)
+    with OutputLock(artifact.path) as lock:
+        lock.acquire()
+        with storage_errors(artifact.path):
+            (artifact.path / MANIFEST_FILE).unlink(
+                missing_ok=True
+            )  # first, so that the store counts as incomplete from here on
+            for name in _damaged_files(artifact.path, settings, verification):
+                _remove(artifact.path / name)
+        run_plan(plan, lock, skip=skip, repairing=True, on_progress=on_progress)
     return verify(path)
 
 

@@ -4,6 +4,7 @@ from .checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
 from .class_names import (
     class_words,
     describe_shared_texts,
+    digest_class_names,
     read_class_names,
     warn_about_shared_texts,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "adapt",
     "class_words",
     "describe_shared_texts",
+    "digest_class_names",
     "open_prompts",
     "open_towers",
     "prompt_vision",

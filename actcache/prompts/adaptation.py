@@ -14,7 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
+from actcache.artifacts import (
+    ARTIFACT_FILE,
+    Artifact,
+    OutputLock,
+    begin_artifact,
+    check_apart,
+    open_artifact,
+    read_manifest,
+    seal_artifact,
+    storage_errors,
+)
 from actcache.errors import SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
 from actcache.options import check_number
@@ -102,7 +112,7 @@ def adapt(
     prompts: str | Path,
     *,
     model: str,
-    pretrained: str,
+    pretrained: str | None = None,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
     path_column: str | None = None,
@@ -145,23 +155,26 @@ def adapt(
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
-    artifact = _begin(prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite)
-    if artifact.complete:
-        return Adaptation.open(artifact.path)
-    remove_litter(artifact.path)
-    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip)
-    labels = np.repeat(np.arange(len(names)), config.shots)
-    shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
-    training = PromptTraining(towers, shots, resolved, artifact.path)
-    trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
-    uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
-    measured = Pixels(test_source or source, uris, clip)
-    accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
-    write_prompts(artifact, trained.tensors)
-    (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
-    every = max(1, -(-training.n_steps // N_CURVE))
-    loss = training.losses[::every].tolist()
-    seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
+    with OutputLock(prompts) as lock:
+        artifact = _begin(
+            prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite, lock
+        )
+        if artifact.complete:
+            return Adaptation.open(artifact.path)
+        pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip)
+        labels = np.repeat(np.arange(len(names)), config.shots)
+        shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
+        training = PromptTraining(towers, shots, resolved, artifact.path)
+        trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
+        uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
+        measured = Pixels(test_source or source, uris, clip)
+        accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
+        write_prompts(artifact, trained.tensors)
+        with storage_errors(artifact.path):
+            (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+        every = max(1, -(-training.n_steps // N_CURVE))
+        loss = training.losses[::every].tolist()
+        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
     return Adaptation.open(artifact.path)
 
 
@@ -199,7 +212,7 @@ def _test_table(
 def _begin(
     path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
     PromptConfig,
-    names: Sequence[str], model: str, pretrained: str, overwrite: bool,
+    names: Sequence[str], model: str, pretrained: str | None, overwrite: bool, lock: OutputLock,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
     if test_source is not None:
@@ -216,13 +229,16 @@ def _begin(
     }
     provenance = {
         "model": Path(model).name,
-        "pretrained": Path(pretrained).name,
+        "pretrained": Path(pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         "torch": torch.__version__,
         "device": towers.vision.device.type,
-        "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
+        "paths": remember_paths(Path(path), model=model, pretrained=pretrained or model),
     }
+    if not (Path(path) / ARTIFACT_FILE).exists():
+        check_apart(Path(path), {name: where for name, (_, where) in parents.items()})
     return begin_artifact(
-        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite
+        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite, lock=lock
     )
 
 

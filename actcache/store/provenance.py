@@ -10,6 +10,9 @@ from typing import Any
 from actcache.artifacts import Artifact, is_remote, relative_path
 from actcache.errors import SettingsError
 
+LOCAL = "local-dir:"
+"""The prefix of a model's folder, which stays before the path."""
+
 
 def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
     """The value of `model`, `pretrained`, `prompts` or `masks` that `extract` was given, as a path that exists now.
@@ -29,12 +32,14 @@ def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
 
 def whole_path(artifact: Artifact, name: str, value: str) -> str:
     """A recorded value; a path relative to the store (it begins with `..`) is made absolute. Raises SettingsError."""
+    prefix = LOCAL if value.startswith(LOCAL) else ""
+    value = value.removeprefix(prefix)
     if not value.startswith(".."):
-        return value
+        return prefix + value
     place = os.path.normpath(artifact.path.absolute() / value)
     if not os.path.exists(place):
         raise SettingsError(f"{place} no longer exists. Give its new path with --{name}.")
-    return place
+    return prefix + place
 
 
 def find_image_source(artifact: Artifact, images: str | Path | None = None) -> str | Path:
@@ -51,7 +56,11 @@ def remember_paths(store: Path, **given: Any) -> dict[str, object]:
     def relative(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [relative(member) for member in value]
-        there = value is not None and not is_remote(store) and Path(value).exists()
-        return relative_path(Path(value), store) if there else (value if value is None else str(value))
+        if value is None:
+            return None
+        prefix = LOCAL if str(value).startswith(LOCAL) else ""
+        place = str(value).removeprefix(prefix)
+        there = not is_remote(store) and Path(place).exists()
+        return prefix + (relative_path(Path(place), store) if there else place)
 
     return {name: relative(value) for name, value in given.items() if value}

@@ -5,7 +5,6 @@ of a local store are read by `preadv` straight into the returned array, by sever
 and the footer of images.parquet; the sizes that a store claims are checked before memory is allocated for them.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,9 +32,10 @@ from actcache.artifacts import (
 )
 from actcache.errors import CorruptError, SettingsError
 from actcache.hook_point import HookPoint
+from actcache.machine import available_bytes, count_processors
 from actcache.store.channel_statistics import ChannelStatistics
 from actcache.store.settings import StoreSettings
-from actcache.store.shard_files import ShardFiles, available_bytes, image_runs, shard_path
+from actcache.store.shard_files import ShardFiles, image_runs, shard_path
 from actcache.store.zarr_arrays import ZarrArrays
 
 IMAGES_FILE = "images.parquet"
@@ -50,7 +50,7 @@ _PARTS: dict[Tokens, list[tuple[str, slice]]] = {
 }
 """(array, position of its tokens in the output)."""
 
-_THREADS = max(1, min(8, os.cpu_count() or 1))
+_THREADS = min(8, count_processors())
 _THREADED_BYTES = 1 << 22
 """Smaller reads are done by the calling thread: handing work to another one costs as much as reading 1 MB."""
 

@@ -32,6 +32,7 @@ from actcache.artifacts import (
     record_path,
 )
 from actcache.errors import CorruptError
+from actcache.machine import count_processors
 from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store.layout import StoreLayout
@@ -114,7 +115,7 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     present = sorted(set(expected) & present_files - linked)
     total = sum(expected[name].digest["bytes"] for name in present)
     done = 0
-    with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(n_threads or count_processors()) as pool:
         checks = pool.map(lambda name: check_file(artifact.path / name, expected[name].digest), present)
         for name, problem in zip(present, checks, strict=True):
             if problem:

@@ -6,8 +6,9 @@ as PatchSAE's do.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from analysis.classifier import (
     check_images,
     choose_classes,
     choose_images,
+    describe_config,
     open_zero_shot,
     sample_images,
 )
@@ -87,10 +89,10 @@ def compare(
     if second is not None:
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
-    head = describe_result(Comparison, asdict(replace(config, k=tuple(grid))), parents)
+    head = describe_result(Comparison, describe_config(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
-    classifiers = _open_classifiers(sides, run, config.template, device)
+    classifiers = _open_classifiers(sides, run, config, device)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -163,11 +165,12 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     return Run.open(find_parent(base.codes.artifact, "run"))
 
 
-def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
+def _open_classifiers(sides: dict[str, Side], run: Run, config: ComparisonConfig, device: str) -> dict[str, ZeroShot]:
     """Both models' classifiers, on the images that are labeled and readable in both stores."""
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
     images = np.intersect1d(first, second)
-    labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
+    how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
+    labeled = [choose_classes(side.store, run.hook_point, **how) for side in sides.values()]
     return {
         name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
         for name, chosen in zip(sides, labeled, strict=True)

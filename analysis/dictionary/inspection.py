@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
+from actcache.machine import available_bytes, check_memory
 from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
@@ -87,6 +88,7 @@ def inspect_dictionaries(
         raise SettingsError(f"The runs read different hook points ({hooks}), so their latents cannot be matched.")
     for run in opened:
         run.check_store(store)
+    _check_memory([run.sae_config.n_latents for run in opened], opened[0].d_model)
     known = None if truth is None else _read_truth(truth, opened[0].d_model)
     if (len(opened) > 1 or known is not None) and importlib.util.find_spec("scipy") is None:
         raise SettingsError("Matching dictionaries needs the package scipy: pip install 'patchsae[quality]'.")
@@ -150,6 +152,18 @@ def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -
     )  # fmt: skip
     measured = InspectedRun(name, sae.config.n_latents, int(fires.sum()), gap, measure_coherence(dictionary))
     return dictionary[fires], measured
+
+
+def _check_memory(n_latents: Sequence[int], d_model: int) -> None:
+    """Raise SettingsError if dictionaries of these sizes cannot be held and matched.
+
+    All are kept as float32 rows, the largest SAE is held beside them, and matching keeps a row number, a column number
+    and a cosine (24 bytes) of every candidate of two of them.
+    """
+    largest = sorted(n_latents)[-2:]
+    candidates = 24 * N_CANDIDATES * sum(largest) if len(largest) > 1 else 0
+    needed = 4 * d_model * sum(n_latents) + 8 * d_model * largest[-1] + candidates
+    check_memory(needed, available_bytes(), "Inspecting these runs", "Give fewer runs at once.")
 
 
 def sample_tokens(run: Run, store: StoreGroup, n_tokens: int, seed: int) -> Tensor:

@@ -6,7 +6,7 @@ same command has written before, or else measures and writes it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from analysis.classifier import (
     batches,
     choose_classes,
     choose_tokens,
+    describe_config,
     open_zero_shot,
     splice,
 )
@@ -92,7 +93,7 @@ def run_study(
         SettingsError, ParentMismatchError: see `find_result`, `choose_study_images`, and then, once the model is
             loaded, `open_towers` and `open_zero_shot`.
     """
-    head = describe_result(record, {**asdict(study), **settings}, name_parents(runs, store, codes))
+    head = describe_result(record, {**describe_config(study), **settings}, name_parents(runs, store, codes))
     if (earlier := find_result(record, out, head, overwrite=overwrite)) is not None:
         return earlier
     chosen = [choose_study_images(run, store, study) for run in runs]
@@ -112,8 +113,8 @@ def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> Cla
     run.check_store(store)
     choose_tokens(run, config.tokens)
     return choose_classes(
-        store, run.hook_point, templates=config.templates, where=config.where, within=unseen_images(run, store),
-        limit=config.limit, seed=config.seed,
+        store, run.hook_point, templates=config.templates, class_names=config.class_names, where=config.where,
+        within=unseen_images(run, store), limit=config.limit, seed=config.seed,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
 
 _NO_PICTURES = '<script type="application/json" id="pictures">[]</script>'
 
@@ -51,9 +51,7 @@ def write_page(out: str | Path, template: str, **fields: Any) -> Path:
 
     script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
     page = share_pictures(fill(template, script=trust(script), **fields))
-    out = Path(out)
-    write_atomic(out, page.encode(), parents=True)
-    return out
+    return write_output(out, page.encode())
 
 
 def fill(template: str, **fields: Any) -> Markup:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from actcache import SchemaError, SettingsError
-from actcache.artifacts import Artifact, digest, read_json, write_atomic
+from actcache.artifacts import Artifact, check_place, digest, read_json, write_output
 from analysis.results.result import Head, Result, ResultParent
 
 SCHEMA = 1
@@ -40,6 +40,7 @@ def find_result(record: type[R], out: str | Path | None, head: Head, *, overwrit
     if out is None:
         return None
     out = Path(out)
+    check_place(out)
     if out.is_dir():
         raise SettingsError(f"{out} is a folder. Expected a file such as {out / 'result.json'}.")
     if overwrite or not out.exists():
@@ -67,7 +68,7 @@ def finish_result(out: str | Path | None, result: R) -> R:
     content = result.to_json()
     text = json.dumps(content, allow_nan=False, indent=1) + "\n"
     if out is not None:
-        write_atomic(Path(out), text.encode(), parents=True)
+        write_output(out, text.encode())
     return type(result).from_json(json.loads(text), str(out or "the result"))
 
 

@@ -28,14 +28,24 @@ class TrainingData:
         """Split the images, or those that match the filter `where`.
 
         Raises:
-            SettingsError: no image is held out, so the quality of an SAE could not be measured at the end.
+            SettingsError: `where` holds for no image, or no image is held out, so the quality of an SAE could not be
+                measured at the end.
         """
         wanted = stores.valid if where is None else stores.valid & select_images(stores.images, where)
+        if not wanted.any() and where is not None:
+            raise SettingsError(
+                f"--where {where!r} holds for none of the {stores.n_images:,} images of {stores.path}. "
+                "Relax the condition."
+            )
         images, held_out = split_images([member.n_images for member in stores.stores])
         data = cls(stores, images[wanted[images]], held_out[wanted[held_out]])
         if not len(data.held_out):
-            which = f" that matches --where {where!r}" if where else ""
-            raise SettingsError(f"No readable image of {stores.path}{which} is held out. Extract more images.")
+            if where is None:
+                raise SettingsError(f"No readable image of {stores.path} is held out. Extract more images.")
+            raise SettingsError(
+                f"--where {where!r} holds for {wanted.sum():,} images of {stores.path}, but for none of those that are "
+                "held out (the last 5 %). Relax the condition."
+            )
         return data
 
     def first_rows(self, hook_point: HookPoint, tokens: Tokens, n: int, *, seed: int) -> Tensor:

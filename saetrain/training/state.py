@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError
-from actcache.artifacts import begin_artifact, remove_litter, seal_artifact, write_atomic
+from actcache.artifacts import OutputLock, begin_artifact, seal_artifact, storage_errors, write_atomic
 from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
 from saetrain.data import TrainingData
@@ -23,6 +23,7 @@ from saetrain.distributed import copy_first, rank, wait_for_all
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import (
+    CHECKPOINTS,
     SAE_FILE,
     Checkpoint,
     MetricsLine,
@@ -85,9 +86,10 @@ class Training:
         config: ResolvedTrainConfig,
         device: torch.device,
         *,
+        lock: OutputLock,
         overwrite: bool = False,
     ) -> None:
-        """Begin a run, or continue the one that was begun with the same settings."""
+        """Begin a run, or continue the one that was begun with the same settings. The first process locks it."""
         self.data, self.hook_point, self.config, self.device = data, hook_point, config, device
         store = data.stores
         if rank():  # the first process creates the run
@@ -103,6 +105,7 @@ class Training:
                 "rows": [member.rows_id for member in store.stores],
             },
             overwrite=overwrite and rank() == 0,
+            lock=None if rank() else lock,
         )
         if not rank():
             wait_for_all()
@@ -111,8 +114,6 @@ class Training:
         if self.complete:
             self.step = config.n_steps
             return
-        if rank() == 0:
-            remove_litter(self.path)
         self.sae = _new_sae(store, hook_point, sae, config).to(device)
         self.optimizer = make_optimizer(self.sae)
         # tokens since each latent last fired
@@ -183,9 +184,9 @@ class Training:
         laps("optimizer")
         return loss
 
-    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
-        """Write the metrics of the last step to metrics.jsonl."""
-        line: MetricsLine = {
+    def measure(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """The metrics of the last step."""
+        return {
             "step": self.step,
             "loss": float(loss.total),
             "reconstruction": float(loss.reconstruction),
@@ -199,6 +200,10 @@ class Training:
             "tokens_per_s": tokens_per_s,
             "seconds": seconds,
         }
+
+    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """Write the metrics of the last step to metrics.jsonl, and return them."""
+        line = self.measure(loss, tokens_per_s=tokens_per_s, seconds=seconds)
         if rank() == 0:
             append_metrics(self.path, line)
             for write in self.trackers:
@@ -232,7 +237,11 @@ class Training:
         quality["dead"] = float(self.dead.float().mean())
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
         truncate_metrics(self.path, self.step)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        with storage_errors(self.path):
+            if (self.path / CHECKPOINTS).is_dir():
+                shutil.rmtree(self.path / CHECKPOINTS)
+            else:
+                (self.path / CHECKPOINTS).unlink(missing_ok=True)
         seal_artifact(self.path, quality=quality)
 
 

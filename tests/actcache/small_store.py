@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache import HookPoint
-from actcache.artifacts import missing_shards, remove_litter
+from actcache.artifacts import missing_shards
+from actcache.artifacts.litter import remove_litter
 from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
 from actcache.store.settings import StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
