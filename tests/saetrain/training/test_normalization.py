@@ -13,7 +13,7 @@ from small_store import make_plan, make_settings, make_values, write_store
 
 from actcache import ActivationStore, HookPoint, open_stores
 from actcache.artifacts import ARTIFACT_FILE, encode_json
-from actcache.artifacts.artifact import Parent, artifact_id
+from actcache.artifacts.opening import Parent, artifact_id
 from actcache.store import ShardWriter, StoreSettings, begin_store, seal_store, statistics_of_images
 from saetrain import SAEConfig, TrainConfig, train
 from saetrain.data import split_wanted
