@@ -6,6 +6,7 @@ says where things are and how fast they run. This module imports nothing heavy, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from actcache.errors import SettingsError
 from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option
@@ -37,6 +38,9 @@ class StudyConfig(JudgingConfig):
     templates: str | Sequence[str] = option(
         "photo",
         "Text around a class name: photo, simple (7), openai (80), a text that contains {}, or a file of texts.",
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
     )
     tokens: str | None = option(
         None, "Tokens to replace: all, patch or cls. By default, those that RUN was trained on."
@@ -119,6 +123,9 @@ class ComparisonConfig(JudgingConfig):
     tau: float = option(TAU, "Activation above which a token counts for its class.", at_least=0)
     template: str = option(
         "a photo of a {}.", "Text around a class name for the base model; the adapted one has prompts."
+    )
+    class_names: str | Path | None = option(
+        None, "File with a text for each class: lines such as `n02012849,crane`, or a JSON object."
     )
     limit: int | None = option(None, "Number of test images to sample at random.", at_least=1)
     seed: int = option(0, "Random seed for the split into halves, the controls and the intervals.", at_least=0)

@@ -5,7 +5,6 @@ two blocks (of 16 or 64 images) of each hook point: one is being filled, the oth
 at its first image, so a resumed run computes the same bytes.
 """
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actcache.artifacts import missing_shards, read_records, remove_artifact, remove_litter
+from actcache.artifacts import (
+    ARTIFACT_FILE,
+    OutputLock,
+    check_apart,
+    missing_shards,
+    read_records,
+    remove_artifact,
+)
 from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
 from actcache.hook_point import HookPoint
+from actcache.machine import count_processors
 from actcache.models import VisionTower
 from actcache.options import check_number
 from actcache.progress import Progress
@@ -87,14 +94,15 @@ def extract(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
     plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan)
-    return run_plan(
-        plan, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
-        on_progress=on_progress,
-    )  # fmt: skip
+    with OutputLock(plan.path, shared=not find_worker().alone) as lock:
+        return run_plan(
+            plan, lock, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
+            on_progress=on_progress,
+        )  # fmt: skip
 
 
 def run_plan(
-    plan: ExtractionPlan, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
+    plan: ExtractionPlan, lock: OutputLock, *, batch_size: int = 32, n_threads: int | None = None, skip: bool = False,
     overwrite: bool = False, repairing: bool = False, on_progress: Progress | None = None,
 ) -> ActivationStore:  # fmt: skip
     """Write what is missing of the planned store, seal it, and open it.
@@ -104,6 +112,8 @@ def run_plan(
         repairing: keep the store even if none of its images can be read.
     """
     worker, n_shards = find_worker(), plan.layout.n_shards
+    if not (plan.path / ARTIFACT_FILE).exists():  # its images would not be the same the next time
+        check_apart(plan.path, {"images": plan.source.path})
     artifact = begin_store(
         plan.path,
         plan=plan.images,
@@ -111,11 +121,11 @@ def run_plan(
         settings=plan.settings,
         provenance=plan.provenance,
         overwrite=overwrite,
+        lock=lock,
     )
     if artifact.complete:
         _check_names(plan)
     else:
-        remove_litter(plan.path)
         missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
         check_space(plan, missing)
         writers = (ShardWriter(artifact, shard) for shard in missing)
@@ -148,7 +158,7 @@ def _check_not_empty(plan: ExtractionPlan, remove: bool) -> None:
     if len(failed) < plan.images.n_images:
         return
     if remove:
-        remove_artifact(plan.path, "acts")
+        remove_artifact(plan.path)
     uris = plan.images.table["uri"]
     shown = describe_failures([(uris[int(image)].as_py(), reason) for image, reason in failed.items()], 3)
     raise ImageSourceError(
@@ -199,7 +209,7 @@ def _fill_shards(
     blocks = [_Block(plan), _Block(plan)]
     reasons: dict[int, str] = {}
     content: list[str] = []
-    with ExitStack() as stack, ThreadPoolExecutor(n_threads or os.cpu_count() or 1, "decode") as decoders, \
+    with ExitStack() as stack, ThreadPoolExecutor(n_threads or count_processors(), "decode") as decoders, \
             ThreadPoolExecutor(1, "write") as thread:  # fmt: skip
         write = _Background(thread)  # it ends before `stack` abandons what was not committed
         writer: ShardWriter | None = None

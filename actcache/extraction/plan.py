@@ -6,7 +6,7 @@ In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `Extrac
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,29 @@ def plan_extraction(
     config: ExtractConfig,
     device: str,
     on_plan: Callable[[ImagePlan], None] | None = None,
+    *,
+    preprocess: Mapping[str, object] | None = None,
 ) -> ExtractionPlan:
-    """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
+    """List the images, load the tower and choose the layout. Raises the same errors as `extract`.
+
+    Args:
+        preprocess: the preprocessing that an existing store recorded; by default the model's.
+    """
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks, class_level=config.class_level)
+    source = open_source(
+        images,
+        masks=config.masks,
+        class_level=config.class_level,
+        path_column=config.path_column,
+        label=config.label,
+    )
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
     if config.class_names is not None:
         plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
     if on_plan is not None:
         on_plan(plan)
-    clip = load_clip(config.model, config.pretrained)
+    clip = load_clip(config.model, config.pretrained, preprocess=preprocess)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
     tower = compile_tower(tower) if config.compile else tower
@@ -139,10 +151,12 @@ def plan_extraction(
         preprocess=tower.preprocess.to_json(),
         compile=config.compile,
         prompts=prompts.description if prompts else None,
+        columns=plan.columns,
     )
     provenance = {
         "model": name,
-        "pretrained": Path(config.pretrained).name,
+        "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         **_describe_prompts(config.prompts),
         "images": source.path.name,
         "class_level": "auto" if config.class_level is None else config.class_level,
@@ -153,7 +167,7 @@ def plan_extraction(
         "paths": remember_paths(
             path,
             model=config.model,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained or config.model,  # a folder or repository has its own weights
             prompts=config.prompts,
             masks=config.masks,
             class_names=config.class_names,
@@ -170,7 +184,7 @@ def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
     if prompts is None:
         return {}
     shots = recorded_shots(prompts)
-    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": shots})}
+    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": asdict(shots)})}
 
 
 def estimate(

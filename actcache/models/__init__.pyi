@@ -1,5 +1,5 @@
 from .clip import Clip, hash_tensors, load_clip
-from .device import choose_device, choose_precision, has_cpu_bfloat16
+from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
 from .text import TextTower, make_text_tower, read_templates
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
 
@@ -10,6 +10,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "compile_tower",
+    "free_memory",
     "has_cpu_bfloat16",
     "hash_tensors",
     "load_clip",

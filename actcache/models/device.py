@@ -3,6 +3,7 @@
 import torch
 
 from actcache.errors import SettingsError
+from actcache.machine import available_bytes
 from actcache.workers import find_worker
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -21,6 +22,11 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     return chosen
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

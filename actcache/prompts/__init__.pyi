@@ -1,9 +1,11 @@
+from .accuracy import PromptSettings, PromptsSummary
 from .adaptation import Adaptation, adapt
 from .artifact import open_prompts
 from .checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
 from .class_names import (
     class_words,
     describe_shared_texts,
+    digest_class_names,
     read_class_names,
     warn_about_shared_texts,
 )
@@ -15,11 +17,14 @@ from .towers import Towers, open_towers, prompt_vision
 __all__ = [
     "Adaptation",
     "PromptConfig",
+    "PromptSettings",
     "Prompts",
+    "PromptsSummary",
     "Towers",
     "adapt",
     "class_words",
     "describe_shared_texts",
+    "digest_class_names",
     "learned_by_model",
     "open_prompts",
     "open_towers",

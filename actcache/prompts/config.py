@@ -4,7 +4,7 @@ In: a method, and the values that differ from its usual ones. Out: `ResolvedProm
 known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,9 @@ class PromptConfig(JudgingConfig):
 class ResolvedPromptConfig(PromptConfig):
     """A PromptConfig in which every value is known."""
 
-    n_prompts: int
-    depth: int
-    n_epochs: int
-    batch_size: int
-    lr: float
-    augment: bool
+    n_prompts: int = field()  # without field() it would inherit the default
+    depth: int = field()
+    n_epochs: int = field()
+    batch_size: int = field()
+    lr: float = field()
+    augment: bool = field()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actcache.errors import ImageSourceError
+from actcache.machine import expect_random_reads
 from actcache.sources.files import open_regular
 
 BLOCK = 512
@@ -52,8 +53,7 @@ def walk_tar(path: Path, *, wanted: tuple[str, ...] = (), special: bool = False)
     """
     try:
         with open(open_regular(path), "rb", buffering=0) as file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # do not read ahead into payloads
+            expect_random_reads(file.fileno())  # do not read ahead into payloads
             for member in _walk(_Reader(file.fileno(), path.name), wanted):
                 if special or not member.special:
                     yield member

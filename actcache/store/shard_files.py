@@ -5,12 +5,10 @@ read; `preadv` puts the values straight into the caller's array; a file is opene
 """
 
 import math
-import mmap
 import os
 import stat
 import threading
 from collections import OrderedDict
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from actcache.artifacts import crc32c, is_remote
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
+from actcache.machine import open_past_cache, read_into, zeroed_memory
 from actcache.store.layout import INDEX_ABSENT, StoreLayout
 
 ARRAYS = "activations.zarr"
@@ -132,7 +131,7 @@ class ShardFiles:
         fd = file.direct_fd() if direct and _aligned(buffers, start, wanted) else None
         path = shard_path(self.store, hook, array, shard)
         try:
-            done = os.preadv(file.fd if fd is None else fd, buffers, start)
+            done = read_into(file.fd if fd is None else fd, buffers, start)
         except OSError as error:
             raise self.corrupt(path, shard, f"cannot be read ({error.strerror})") from error
         if done != wanted:  # one call reads up to 2 GiB, so the file was cut while it was read
@@ -155,10 +154,8 @@ class _File:
     def direct_fd(self) -> int | None:
         """The same file opened with O_DIRECT; None if the system or the file system does not support it."""
         if self._direct is None:
-            try:
-                self._direct = _File(os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_DIRECT))
-            except (OSError, AttributeError):
-                self._direct = self
+            direct = open_past_cache(self.fd)
+            self._direct = self if direct is None else _File(direct)
         return None if self._direct is self else self._direct.fd
 
     def __del__(self) -> None:
@@ -175,26 +172,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     reading into it and gathering from it touch all of it in random order.
     """
     n_bytes = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, max(1, n_bytes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8, n_bytes).view(dtype).reshape(shape)
-
-
-def available_bytes() -> int:
-    """Memory that can still be allocated: the kernel's estimate, or the container's limit if that is lower."""
-    limits = [1 << 62]
-    for file, unit in (
-        ("/proc/meminfo", 1024),
-        ("/sys/fs/cgroup/memory.max", 1),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", 1),
-    ):
-        with suppress(OSError, StopIteration, ValueError):
-            lines = Path(file).read_text().splitlines()
-            line = next(line for line in lines if line.startswith("MemAvailable")) if unit > 1 else lines[0]
-            limits.append(int(line.removeprefix("MemAvailable:").split()[0]) * unit)
-    return min(limits)
+    return np.frombuffer(zeroed_memory(n_bytes), np.uint8, n_bytes).view(dtype).reshape(shape)
 
 
 def image_runs(positions: NDArray[np.integer], shard_images: int) -> list[tuple[int, int]]:

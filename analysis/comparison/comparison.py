@@ -8,13 +8,13 @@ as PatchSAE's do.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError
 from actcache.artifacts import find_parent
-from actcache.options import identity_of
 from actcache.progress import Progress
 from actcache.prompts import open_towers
 from actcache.seen import SeenImages
@@ -25,6 +25,7 @@ from analysis.classifier import (
     check_images,
     choose_classes,
     choose_images,
+    describe_config,
     open_zero_shot,
     sample_images,
 )
@@ -79,8 +80,7 @@ def compare(
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
             model, hook point or kind of token.
-        SettingsError: no labels, no image that is new to the prompts and the SAEs, classes for which the prompts were
-            not trained, values out of range.
+        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
@@ -91,11 +91,11 @@ def compare(
     if second is not None:
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
-    head = describe_result(Comparison, identity_of(replace(config, k=tuple(grid))), parents)
+    head = describe_result(Comparison, describe_config(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
     images, counted = _choose_images(sides, [run] if second is None else [run, second], config)
-    classifiers = _open_classifiers(sides, run, images, config.template, device)
+    classifiers = _open_classifiers(sides, run, images, config, device)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -152,7 +152,7 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     sides = (base, adapted)
     for what, values in (
         ("images", [str(side.codes.artifact.settings["rows_id"]) for side in sides]),
-        ("SAE", [side.codes.artifact.parents["run"].id for side in sides]),
+        ("SAE", [side.codes.artifact.parent("run").id for side in sides]),
         ("model", [side.store.model_id for side in sides]),
     ):
         if values[0] != values[1]:
@@ -181,10 +181,11 @@ def _choose_images(
 
 
 def _open_classifiers(
-    sides: dict[str, Side], run: Run, images: NDArray[np.int64], template: str, device: str
+    sides: dict[str, Side], run: Run, images: NDArray[np.int64], config: ComparisonConfig, device: str
 ) -> dict[str, ZeroShot]:
     """Both models' classifiers on these images."""
-    labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
+    how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
+    labeled = [choose_classes(side.store, run.hook_point, **how) for side in sides.values()]
     return {
         name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
         for name, chosen in zip(sides, labeled, strict=True)

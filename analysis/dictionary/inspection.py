@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
+from actcache.machine import available_bytes, check_memory
 from actcache.options import JudgingConfig, check_number, identity_of
 from actcache.progress import Progress
 from actcache.seen import SeenImages
@@ -90,6 +91,7 @@ def inspect_dictionaries(
         raise SettingsError(f"The runs read different hook points ({hooks}), so their latents cannot be matched.")
     for run in opened:
         run.check_store(store)
+    _check_memory([run.sae_config.n_latents for run in opened], opened[0].d_model)
     known = None if truth is None else _read_truth(truth, opened[0].d_model)
     if (len(opened) > 1 or known is not None) and importlib.util.find_spec("scipy") is None:
         raise SettingsError("Matching dictionaries needs the package scipy: pip install 'patchsae[quality]'.")
@@ -159,6 +161,18 @@ def _inspect(
     return dictionary[fires], measured
 
 
+def _check_memory(n_latents: Sequence[int], d_model: int) -> None:
+    """Raise SettingsError if dictionaries of these sizes cannot be held and matched.
+
+    All are kept as float32 rows, the largest SAE is held beside them, and matching keeps a row number, a column number
+    and a cosine (24 bytes) of every candidate of two of them.
+    """
+    largest = sorted(n_latents)[-2:]
+    candidates = 24 * N_CANDIDATES * sum(largest) if len(largest) > 1 else 0
+    needed = 4 * d_model * sum(n_latents) + 8 * d_model * largest[-1] + candidates
+    check_memory(needed, available_bytes(), "Inspecting these runs", "Give fewer runs at once.")
+
+
 def _choose_images(run: Run, store: StoreGroup, judging: JudgingConfig) -> tuple[NDArray[np.int64], SeenImages]:
     """The readable images that the run has not learned from. Raises SettingsError if there are none."""
     readable = np.flatnonzero(store.valid)
@@ -176,7 +190,7 @@ def sample_tokens(
     kind = run.train_config.tokens
     per_image = {"all": store.layout.n_tokens, "patch": store.layout.n_tokens - 1, "cls": 1}[kind]
     chosen = np.sort(rng.permutation(images)[: -(-n_tokens // per_image)])
-    values = store.read(run.hook_point, images=chosen, tokens=kind)  # type: ignore[arg-type]
+    values = store.read(run.hook_point, images=chosen, tokens=kind, check=store.checks_cheaply)  # type: ignore[arg-type]
     rows = values.reshape(-1, values.shape[-1])
     return torch.from_numpy(rows[rng.permutation(len(rows))[:n_tokens]]).float()
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError, open_stores
-from actcache.options import check_number, identity_of
+from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.prompts import Towers, open_towers
 from actcache.seen import Seen, SeenImages
@@ -27,6 +27,7 @@ from analysis.classifier import (
     batches,
     choose_classes,
     choose_tokens,
+    describe_config,
     open_zero_shot,
     splice,
 )
@@ -96,7 +97,7 @@ def run_study(
         SettingsError, ParentMismatchError: see `find_result`, `choose_study_images`, and then, once the model is
             loaded, `open_towers` and `open_zero_shot`.
     """
-    head = describe_result(record, {**identity_of(study), **settings}, name_parents(runs, store, codes))
+    head = describe_result(record, {**describe_config(study), **settings}, name_parents(runs, store, codes))
     if (earlier := find_result(record, out, head, overwrite=overwrite)) is not None:
         return earlier
     chosen = [choose_study_images(run, store, study) for run in runs]
@@ -127,7 +128,10 @@ def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> Stu
     run.check_store(store)
     choose_tokens(run, config.tokens)
     seen = find_seen(store, [run])
-    choose = partial(choose_classes, store, run.hook_point, templates=config.templates, where=config.where)
+    choose = partial(
+        choose_classes, store, run.hook_point, templates=config.templates, class_names=config.class_names,
+        where=config.where,
+    )  # fmt: skip
     judged, counted = seen.judge(np.flatnonzero(choose().labels >= 0), config, str(store.path))
     classified = choose(within=judged, limit=config.limit, seed=config.seed)
     return StudyImages(classified, seen, counted)

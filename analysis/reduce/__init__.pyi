@@ -1,3 +1,4 @@
+from .cluster import open_scheduler
 from .pairs import (
     UNIT,
     Pairs,
@@ -11,7 +12,7 @@ from .pairs import (
     tokens_per_image,
 )
 from .reduction import Statistic, cut_latents, reduce_latents, reduce_shards
-from .tasks import compute, fold_pieces, map_shards, open_codes, open_scheduler
+from .tasks import compute, fold_pieces, map_shards, open_codes
 
 __all__ = [
     "UNIT",

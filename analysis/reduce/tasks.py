@@ -6,8 +6,7 @@ the files.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache, partial
 from typing import Any
@@ -16,57 +15,9 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
-from actcache import IncompleteError, ParentMismatchError, SettingsError
-from actcache.options import check_number
+from actcache import IncompleteError, ParentMismatchError
 from actcache.progress import Progress
 from saetrain import CodeStore
-
-CONNECT_S = 10
-"""Seconds to wait for a dask scheduler."""
-
-
-@contextmanager
-def open_scheduler(n_workers: int | None = None, scheduler: str | None = None) -> Iterator[None]:
-    """Choose where dask's tasks run inside this `with`: on threads, or in processes.
-
-    Args:
-        n_workers: start this many processes on this machine, with one thread each, for the duration of the `with`.
-        scheduler: the address of a running dask scheduler, e.g. tcp://10.0.0.1:8786.
-
-    Raises:
-        SettingsError: both were given, no scheduler answers, or `distributed` is not installed.
-    """
-    if n_workers is None and scheduler is None:
-        yield
-        return
-    if n_workers is not None and scheduler is not None:
-        raise SettingsError(
-            "--n-workers starts processes here, and --scheduler names a cluster elsewhere. Give only one of them."
-        )
-    if n_workers is not None:
-        n_workers = check_number("n_workers", n_workers, int, at_least=1)
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise SettingsError(
-            "Workers need dask's `distributed`, which is not installed: pip install 'patchsae[cluster]'."
-        ) from error
-    with ExitStack() as stack:
-        address: Any = scheduler
-        if n_workers is not None:
-            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
-            address = stack.enter_context(cluster)
-        try:
-            # not set_as_default: a client stays the default even if it could not connect
-            client = Client(address, timeout=CONNECT_S, set_as_default=False)
-            stack.enter_context(client)
-            stack.enter_context(client.as_current())
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"No dask scheduler answers at {scheduler} ({str(error).splitlines()[0]}). "
-                "Start one with `dask scheduler`, or leave --scheduler out."
-            ) from error
-        yield
 
 
 def map_shards(codes: CodeStore, function: Callable[..., Any], *shared: Any) -> list[Delayed]:

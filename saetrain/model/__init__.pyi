@@ -1,5 +1,5 @@
 from .active_latents import Code, Lap, no_lap, select_topk
-from .exact_encoder import Encoder, make_encoder
+from .exact_encoder import Encoder, encoder_bytes, make_encoder
 from .sae import SAE
 from .sparse import decode, gradient, nested_error, preactivations
 
@@ -9,6 +9,7 @@ __all__ = [
     "Encoder",
     "Lap",
     "decode",
+    "encoder_bytes",
     "gradient",
     "make_encoder",
     "nested_error",

@@ -32,6 +32,11 @@ MAX_SHARE = 1 / 16
 BATCH_ROWS = 4096
 
 
+def encoder_bytes(n_latents: int, d_model: int) -> int:
+    """The least memory of an SAE that encodes: both matrices in float32, and the encoder again in bfloat16."""
+    return n_latents * d_model * (4 + 4 + (2 if has_cpu_bfloat16() else 0))
+
+
 def make_encoder(sae: SAE) -> Encoder:
     """Make the fastest encoder for this machine: CoarseEncoder on a CPU that multiplies bfloat16, else `SAE.encode`."""
     if sae.mean.device.type == "cpu" and has_cpu_bfloat16():

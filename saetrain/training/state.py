@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError
-from actcache.artifacts import begin_artifact, remove_litter, seal_artifact, write_atomic
+from actcache.artifacts import OutputLock, begin_artifact, seal_artifact, storage_errors, write_atomic
 from actcache.store import statistics_of_images
 from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
 from saetrain.data import TrainingData
@@ -24,6 +24,7 @@ from saetrain.lineage import write_learned
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import (
+    CHECKPOINTS,
     SAE_FILE,
     Checkpoint,
     MetricsLine,
@@ -87,9 +88,10 @@ class Training:
         config: ResolvedTrainConfig,
         device: torch.device,
         *,
+        lock: OutputLock,
         overwrite: bool = False,
     ) -> None:
-        """Begin a run, or continue the one that was begun with the same settings."""
+        """Begin a run, or continue the one that was begun with the same settings. The first process locks it."""
         self.data, self.hook_point, self.config, self.device = data, hook_point, config, device
         store, overwrite = data.stores, overwrite and rank() == 0
         if rank():  # the first process creates the run
@@ -106,6 +108,7 @@ class Training:
                 "rows": [member.rows_id for member in store.stores],
             },
             overwrite=overwrite,
+            lock=None if rank() else lock,
         )
         if not rank():
             wait_for_all()
@@ -114,8 +117,6 @@ class Training:
         if self.complete:
             self.step = config.n_steps
             return
-        if rank() == 0:
-            remove_litter(self.path)
         self.sae = _new_sae(data, hook_point, sae, config, whole_store=whole_store).to(device)
         self.optimizer = make_optimizer(self.sae)
         # tokens since each latent last fired
@@ -186,9 +187,9 @@ class Training:
         laps("optimizer")
         return loss
 
-    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
-        """Write the metrics of the last step to metrics.jsonl."""
-        line: MetricsLine = {
+    def measure(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """The metrics of the last step."""
+        return {
             "step": self.step,
             "loss": float(loss.total),
             "reconstruction": float(loss.reconstruction),
@@ -202,6 +203,10 @@ class Training:
             "tokens_per_s": tokens_per_s,
             "seconds": seconds,
         }
+
+    def log(self, loss: Loss, *, tokens_per_s: float, seconds: dict[str, float]) -> MetricsLine:
+        """Write the metrics of the last step to metrics.jsonl, and return them."""
+        line = self.measure(loss, tokens_per_s=tokens_per_s, seconds=seconds)
         if rank() == 0:
             append_metrics(self.path, line)
             for write in self.trackers:
@@ -238,7 +243,11 @@ class Training:
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
         write_learned(self.path, self.data.stores, self.data.images)
         truncate_metrics(self.path, self.step)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        with storage_errors(self.path):
+            if (self.path / CHECKPOINTS).is_dir():
+                shutil.rmtree(self.path / CHECKPOINTS)
+            else:
+                (self.path / CHECKPOINTS).unlink(missing_ok=True)
         seal_artifact(self.path, quality=quality)
 
 
