@@ -484,6 +484,7 @@ def localize(
     latent: arguments.Latent = None,
     n_top: arguments.NTop = 1,
     where: arguments.Where = None,
+    judging: JudgingConfig = JudgingConfig(),
     out: arguments.LocalizeOut = None,
     judging: JudgingConfig = JudgingConfig(),
     images: arguments.MovedImages = None,
@@ -574,15 +575,14 @@ def adapt(
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
-    if adaptation.seen is not None:
-        facts["seen"] = asdict(adaptation.seen)
-        for line in adaptation.seen.lines():
-            show_note(line)
     rows = [
         {"classes": part, **{how: accuracy[how][part] for how in ("zero_shot", "adapted")}}
         for part in ("all", "base", "novel", "harmonic")
     ]
-    emit(facts, draw_table([row for row in rows if row["zero_shot"] is not None]))
+    seen = adaptation.seen
+    known = {} if seen is None else {"seen": asdict(seen)}
+    notes = [] if seen is None else seen.lines()
+    emit(facts | known, [*draw_table([row for row in rows if row["zero_shot"] is not None]), *notes])
     show_written(prompts)
     show_next(
         "extract", images, prompts.with_suffix(".acts"), "--model", model, "--pretrained", pretrained, "--prompts",

@@ -1,7 +1,6 @@
 """Where an artifact's parents lie now (its runs, stores and images), and which images of codes were learned from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,19 +25,12 @@ N_URIS = 3
 """Images by which a folder is recognized."""
 
 
-@dataclass(frozen=True)
-class _TrainedOn:
-    """What a run records of the stores it was trained on, beside their ids: the ids of their images and their order."""
-
-    rows: tuple[str, ...] = ()
-
-
 def seen_in_codes(codes: CodeStore) -> Seen:
     """Which images of codes their run, and the model behind them, have learned from, as the codes recorded it.
 
     Codes made before this was recorded say that it is unknown, and no image counts as learned from.
     """
-    by = f"run {Path(codes.artifact.parents['run'].path).name}"
+    by = f"run {Path(codes.artifact.parent('run').path).name}"
     if codes.seen is None:
         return Seen(np.zeros(codes.n_images, dtype=bool), (by,), "unknown")
     return Seen(codes.seen & codes.valid, (by,))

@@ -6,18 +6,26 @@ what the model behind them has learned from; a store of an adapted model brings 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ActivationStore, CorruptError, PipelineError, open_stores
-from actcache.artifacts import find_parent, write_atomic
+from actcache.artifacts import find_parent, open_checked, read_provenance, write_atomic
 from actcache.prompts import learned_by_model
 from actcache.seen import HASH_BYTES, LearnedImages, Seen, hashes_of, pack_hashes, unpack_hashes
-from actcache.store import StoreGroup
+from actcache.store import StoreGroup, select_images
 from saetrain.data import held_out_images, split_wanted
 from saetrain.run import LEARNED_FILE, Run
+
+
+@dataclass(frozen=True)
+class _TrainedOn:
+    """What a run records of the stores it was trained on, beside their ids: the ids of their images and their order."""
+
+    rows: tuple[str, ...] = ()
 
 
 def find_seen(store: StoreGroup, runs: Sequence[Run] = (), learned: Sequence[LearnedImages] = ()) -> Seen:
@@ -38,7 +46,7 @@ def _seen_by_run(store: StoreGroup, run: Run) -> Seen:
     if "imported" in run.artifact.settings:
         return Seen(np.zeros(store.n_images, dtype=bool))
     trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
-    trained |= set(run.artifact.provenance.get("rows", ()))
+    trained |= set(read_provenance(run.artifact, _TrainedOn).rows)
     joined, seen = np.zeros(store.n_images, dtype=bool), np.zeros(store.n_images, dtype=bool)
     for start, member in zip(store.starts.tolist(), store.stores, strict=False):
         if {member.store_id, member.rows_id} & trained:
@@ -62,9 +70,10 @@ def learned_by_run(run: Run, near: Sequence[ActivationStore] = (), *, need_uris:
     by, file = f"run {run.path.name}", run.path / LEARNED_FILE
     recorded = None
     if file.is_file():
-        data = file.read_bytes()
+        with open_checked(run.artifact, LEARNED_FILE) as opened:
+            data = opened.read()
         if len(data) % HASH_BYTES:
-            raise CorruptError(f"{file} has {len(data):,} bytes, which are no hashes. Train the run again.")
+            raise CorruptError(f"{file} has {len(data):,} bytes, which are no hashes. {run.artifact.remedy}")
         recorded = unpack_hashes(data)
         if not need_uris:
             return LearnedImages(by, recorded, None, recorded.slice(0, 0))
@@ -76,7 +85,9 @@ def learned_by_run(run: Run, near: Sequence[ActivationStore] = (), *, need_uris:
             if name.startswith("store")
         ]
         group = open_stores(stores)
-        images, _ = split_wanted(group, run.train_config.where)
+        where = run.train_config.where
+        wanted = group.valid if where is None else group.valid & select_images(group.images, where)
+        images, _ = split_wanted(group, wanted)
     except PipelineError:  # they are gone, and nobody else knows
         return (
             LearnedImages.unknown(by) if recorded is None else LearnedImages(by, recorded, None, recorded.slice(0, 0))

@@ -92,6 +92,7 @@ class RunSettings:
     train: TrainConfig
     d_model: int = field(metadata={"at_least": 1})
     imported: _Imported | None = None
+    normalized_from: Literal["training images"] | None = None
 
     def __post_init__(self) -> None:
         HookPoint.parse(self.hook_point)

@@ -6,7 +6,7 @@ In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `Extrac
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
     if prompts is None:
         return {}
     shots = recorded_shots(prompts)
-    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": shots})}
+    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": asdict(shots)})}
 
 
 def estimate(

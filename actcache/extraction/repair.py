@@ -104,8 +104,8 @@ def _damaged_files(store: Path, settings: StoreSettings, verification: Verificat
         for shard in verification.shards
         for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    plans = (name for name in list_files(store) if name.endswith("/zarr.json"))
-    fixed = [IMAGES_FILE, CONTENT_FILE, PLACES_FILE, *plans]
+    tables = (IMAGES_FILE, CONTENT_FILE, PLACES_FILE)
+    fixed = [*tables, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
     damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from actcache.errors import SettingsError
 from actcache.prompts.config import ResolvedPromptConfig
 from actcache.seen import SeenImages
 
@@ -50,10 +51,26 @@ class AdaptationAccuracy:
 
 
 @dataclass(frozen=True)
+class ShotList:
+    """The images that prompts were trained on. A hash is None, or "", where the image was not hashed."""
+
+    uri: tuple[str, ...]
+    content_hash: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.uri) != len(self.content_hash):
+            raise SettingsError(f"content_hash must have {len(self.uri)} entries, got {len(self.content_hash)}")
+
+
+@dataclass(frozen=True)
 class PromptsSummary:
-    """What the manifest says of prompts."""
+    """What the manifest says of prompts.
+
+    Attributes:
+        seen: test images that are shots. None, as `shots`, for prompts that were made before this was recorded.
+    """
 
     accuracy: AdaptationAccuracy
     loss: tuple[float, ...]
     seen: SeenImages | None = None
-    shots: Mapping[str, tuple[str | None, ...]] | None = None
+    shots: ShotList | None = None

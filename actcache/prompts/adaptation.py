@@ -145,7 +145,7 @@ def adapt(
         )
         if artifact.complete or seen is None:
             return Adaptation.open(artifact.path)
-        pixels = Pixels(source, shots_listed["uri"], clip)
+        pixels = Pixels(source, shots_listed.uri, clip)
         labels = np.repeat(np.arange(len(names)), config.shots)
         shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
         training = PromptTraining(towers, shots, resolved, artifact.path)
@@ -158,8 +158,8 @@ def adapt(
             (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         every = max(1, -(-training.n_steps // N_CURVE))
         loss = training.losses[::every].tolist()
-        more = {"seen": asdict(seen), "shots": shots_listed}
-        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **more)
+        known = {"seen": asdict(seen), "shots": asdict(shots_listed)}
+        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **known)
     return Adaptation.open(artifact.path)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actcache.artifacts import Artifact, open_checked, open_plain, read_seal
+from actcache.artifacts import MANIFEST_FILE, Artifact, open_checked, open_plain, read_seal
 from actcache.errors import CorruptError
 from actcache.seen import CONTENT_HASH, HASH_BYTES, unpack_hashes
 
@@ -32,9 +32,8 @@ def read_images(store: Path) -> pa.Table:
 
 
 def load_images(artifact: Artifact, n_images: int | None = None) -> pa.Table:
-    """images.parquet of a complete artifact, with a column `content_hash` if images were hashed. Raises CorruptError.
-
-    n_images: how many there must be, if that is known.
+    """images.parquet of a complete artifact, of `n_images` images if that is known; and `content_hash`, if it has the
+    hashes of the images. Raises CorruptError.
     """
     path, advice = artifact.path / IMAGES_FILE, artifact.remedy
     with open_checked(artifact, IMAGES_FILE) as file, table_errors(path, advice):
@@ -52,19 +51,24 @@ def load_images(artifact: Artifact, n_images: int | None = None) -> pa.Table:
                 column = pc.fill_null(column, pa.scalar(empty, kind))
             if column is not table[name]:
                 table = table.set_column(table.column_names.index(name), name, column)
-    if CONTENT_FILE not in read_seal(artifact)["files"]:  # a store made before images were hashed
-        return table
-    hashes = read_column(artifact, CONTENT_FILE, HASH_BYTES * len(table))
-    return table.append_column(CONTENT_HASH, unpack_hashes(hashes))
+    hashes = read_column(artifact, CONTENT_FILE, HASH_BYTES * table.num_rows)
+    return table if hashes is None else table.append_column(CONTENT_HASH, unpack_hashes(hashes))
 
 
-def read_column(artifact: Artifact, name: str, n_bytes: int) -> bytes:
-    """A file that holds the same number of bytes for every image. Raises CorruptError."""
-    path = artifact.path / name
-    with open_checked(artifact, name) as file, table_errors(path, artifact.remedy):
+def read_column(artifact: Artifact, name: str, n_bytes: int) -> bytes | None:
+    """A file that holds the same number of bytes for every image; None if the artifact has no such file.
+
+    Raises CorruptError.
+    """
+    files = read_seal(artifact).get("files") if artifact.complete else {}
+    if not isinstance(files, dict):
+        raise CorruptError(f"{artifact.path / MANIFEST_FILE} lists no files. {artifact.remedy}")
+    if name not in files:
+        return None
+    with open_checked(artifact, name) as file:
         data = bytes(file.read())
-        if len(data) != n_bytes:
-            raise ValueError(f"it has {len(data):,} bytes, expected {n_bytes:,}")
+    if len(data) != n_bytes:
+        raise CorruptError(f"{artifact.path / name} has {len(data):,} bytes, expected {n_bytes:,}. {artifact.remedy}")
     return data
 
 

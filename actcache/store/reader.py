@@ -138,7 +138,7 @@ class ActivationStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """images.parquet: one row for each stored image, in stored order."""
+        """images.parquet: one row for each stored image, in stored order; and `content_hash`, if the store has it."""
         return load_images(self.artifact, self.n_images)
 
     @cached_property

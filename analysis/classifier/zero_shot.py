@@ -165,7 +165,7 @@ def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool =
 
 def describe_config(config: StudyConfig | ComparisonConfig) -> dict[str, object]:
     """The fields of a configuration for a result's identity: a file of class names counts by its content, if given."""
-    fields = identity_of(config)
+    fields: dict[str, Any] = identity_of(config)
     names = digest_class_names(fields.pop("class_names"))
     return fields if names is None else fields | {"class_names": names}
 

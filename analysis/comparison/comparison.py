@@ -80,8 +80,7 @@ def compare(
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
             model, hook point or kind of token.
-        SettingsError: no labels, no image that is new to the prompts and the SAEs, classes for which the prompts were
-            not trained, values out of range.
+        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])

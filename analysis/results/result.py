@@ -50,7 +50,7 @@ class Result:
     seen: tuple[SeenImages, ...] | None = field(default=None, kw_only=True)
 
     def to_json(self) -> dict[str, object]:
-        return {name: to_plain(getattr(self, field.name)) for name, field in _written(self)}
+        return {name: to_plain(getattr(self, each.name)) for name, each in _written(self)}
 
     @classmethod
     def from_json(cls, content: object, file: str) -> Self:
@@ -73,16 +73,16 @@ class Result:
 def _written(record: Any) -> list[tuple[str, Field[Any]]]:
     """(name in JSON, field) of the fields that are written."""
     return [
-        (field.name.rstrip("_"), field)
-        for field in fields(record)
-        if not (field.default is None and getattr(record, field.name) is None)
+        (each.name.rstrip("_"), each)
+        for each in fields(record)
+        if not (each.default is None and getattr(record, each.name) is None)
     ]
 
 
 def to_plain(value: object) -> object:
     """A record, or a value of one, as JSON knows it."""
     if is_dataclass(value):
-        return {name: to_plain(getattr(value, field.name)) for name, field in _written(value)}
+        return {name: to_plain(getattr(value, each.name)) for name, each in _written(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

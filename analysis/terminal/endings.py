@@ -23,7 +23,8 @@ def emit_result(result: Any, out: str | Path | None, *command: object) -> None:
     if not lines:
         for rows in result.tables():
             lines += [*([""] if lines else []), *(draw_table(rows) if rows else [])]
-    emit({**result.to_json(), "out": None if out is None else str(out)}, [*lines, *result.notes()])
+    lines = [*lines, *result.notes()]
+    emit({**result.to_json(), "out": None if out is None else str(out)}, lines)
     show_written(out)
     if out is None:
         show_next(*command, "result.json", why="to keep the result for `report --result`")
@@ -50,7 +51,7 @@ def emit_answer(
         names: the names of latents, which get a column of their own.
         asked: the latents that the question named; those that have a name are shown above the answer.
         is_written: the function that measured it has written the file.
-        notes: lines below the answer.
+        notes: lines that are shown below the answer.
     """
     import pyarrow as pa
 

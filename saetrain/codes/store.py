@@ -124,7 +124,7 @@ class CodeStore:
 
     @cached_property
     def images(self) -> pa.Table:
-        """The images, copied from the images.parquet of the store. Raises CorruptError."""
+        """The images, copied from the store, with their hashes if it has them. Raises CorruptError."""
         table = load_images(self.artifact, self.n_images)
         if "store" in table.column_names:
             n_stores = sum(name.split()[0] == "images" for name in self.artifact.parents)
@@ -137,15 +137,8 @@ class CodeStore:
     @cached_property
     def seen(self) -> NDArray[np.bool_] | None:
         """[I]: whether the run, or the model, has learned from the image; None where that was not recorded."""
-        if SEEN_FILE not in self._files:
-            return None
         data = read_column(self.artifact, SEEN_FILE, self.n_images)
-        return np.asarray(np.frombuffer(data, np.uint8) != 0)
-
-    @cached_property
-    def _files(self) -> frozenset[str]:
-        """The files that the seal covers."""
-        return frozenset(read_seal(self.artifact)["files"])
+        return None if data is None else np.asarray(np.frombuffer(data, np.uint8) != 0)
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

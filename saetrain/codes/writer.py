@@ -67,8 +67,7 @@ def prepare_codes(folder: Path, store: StoreGroup, run: Run) -> None:
     """
     images, seen = store.images, find_seen(store, [run])
     if CONTENT_HASH in images.column_names:
-        hashes = images[CONTENT_HASH].to_pylist()
-        write_new(folder / CONTENT_FILE, pack_hashes(hashes))
+        write_new(folder / CONTENT_FILE, pack_hashes(images[CONTENT_HASH].to_pylist()))
         images = images.drop_columns([CONTENT_HASH])
     write_new(folder / IMAGES_FILE, encode_table(images))
     if seen.known_by != "unknown":

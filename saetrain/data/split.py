@@ -3,15 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache.store import StoreGroup, select_images
+from actcache.store import StoreGroup
 from saetrain.data.order import split_images
 
 
-def split_wanted(stores: StoreGroup, where: str | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training images, held-out images) that could be read and match the filter `where`, as positions over all stores.
-
-    Raises SettingsError for a filter that cannot be read.
-    """
-    wanted = stores.valid if where is None else stores.valid & select_images(stores.images, where)
+def split_wanted(stores: StoreGroup, wanted: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training images, held-out images) of those that are wanted [I], as positions over all stores."""
     images, held_out = split_images([member.n_images for member in stores.stores])
     return images[wanted[images]], held_out[wanted[held_out]]

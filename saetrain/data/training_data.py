@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actcache import HookPoint, SettingsError
 from actcache.seen import LearnedImages
-from actcache.store import StoreGroup, Tokens
+from actcache.store import StoreGroup, Tokens, select_images
 from saetrain.data.split import split_wanted
 
 FIRST_IMAGES = 512
@@ -36,20 +36,21 @@ class TrainingData:
         """Split the images, or those that match the filter `where`.
 
         Raises:
-            SettingsError: `where` holds for no image, no image is held out, or all are copies of training images, so
-                that the quality of an SAE could not be measured at the end.
+            SettingsError: `where` holds for no image; or no image is held out, or all that are held out are copies of
+                training images, so that the quality of an SAE could not be measured at the end.
         """
-        images, held_out = split_wanted(stores, where)
-        if where is not None and not len(images) + len(held_out):
+        wanted = stores.valid if where is None else stores.valid & select_images(stores.images, where)
+        if not wanted.any() and where is not None:
             raise SettingsError(
                 f"--where {where!r} holds for none of the {stores.n_images:,} images of {stores.path}. "
                 "Relax the condition."
             )
+        images, held_out = split_wanted(stores, wanted)
         if not len(held_out):
             if where is None:
                 raise SettingsError(f"No readable image of {stores.path} is held out. Extract more images.")
             raise SettingsError(
-                f"--where {where!r} holds for {len(images):,} images of {stores.path}, but for none of those that are "
+                f"--where {where!r} holds for {wanted.sum():,} images of {stores.path}, but for none of those that are "
                 "held out (the last 5 %). Relax the condition."
             )
         # by content only: two stores may have equal names for different images

@@ -46,6 +46,13 @@ class World:
         return target
 
 
+def copy_alone(artifact: Path, target: Path) -> Path:
+    """A copy as it arrives on another machine, which knows no places of this one."""
+    copy = Path(shutil.copytree(artifact, target))
+    (copy / "places.json").unlink(missing_ok=True)
+    return copy
+
+
 def bytes_of(store: ActivationStore) -> list[bytes]:
     """The file of every image in stored order."""
     source = store.artifact.parent_path("images")
@@ -97,7 +104,7 @@ def runs(world: World, stores: dict[str, ActivationStore]) -> dict[str, tuple[Ru
         "several": ([stores["limit"], stores["others"]], None),
     }
     made = {name: (world.run(name, *how), trained_on(*how)) for name, how in wanted.items()}
-    moved = Path(shutil.copytree(world.folder / "plain", world.folder / "far" / "away" / "plain"))
+    moved = copy_alone(world.folder / "plain", world.folder / "far" / "away" / "plain")
     made["moved"] = Run.open(moved), made["plain"][1]  # its stores are not where it says
     unaware = Path(shutil.copytree(world.folder / "plain", world.folder / "unaware"))
     made["unaware"] = Run.open(forget_learned(unaware, "learned.bin")), made["plain"][1]
@@ -155,7 +162,7 @@ def test_several_runs_on_several_stores_add_up(
 def test_a_run_of_which_nothing_is_known_says_so(
     world: World, stores: dict[str, ActivationStore], runs: dict[str, tuple[Run, set[bytes]]]
 ) -> None:
-    lost = Path(shutil.copytree(world.folder / "unaware", world.folder / "very" / "far" / "lost"))
+    lost = copy_alone(world.folder / "unaware", world.folder / "very" / "far" / "lost")
     found = find_seen(open_stores(stores["copy"]), [Run.open(lost)])
     assert (found.known_by, found.images.any()) == ("unknown", False)
     own = find_seen(open_stores(stores["first"]), [Run.open(lost)])  # its own store is known by its id

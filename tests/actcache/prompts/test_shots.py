@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import cli
 from actcache import ActivationStore, Adaptation, PromptConfig, SettingsError, adapt, extract, verify
 from actcache.artifacts import digest, encode_json, open_artifact, read_manifest
+from actcache.prompts.accuracy import ShotList
 from actcache.prompts.few_shot import choose_shots
 from actcache.prompts.shots import learned_by_model, recorded_shots
 from actcache.seen import SeenImages, hash_content
@@ -80,7 +81,8 @@ def test_prompts_and_stores_know_the_shots_and_older_ones_draw_them_again(
     made = adapt(images, tmp_path / "x.prompts", config=PromptConfig(**QUICK, seed=4), **tiny_model)
     shots = shots_of(images, 4)
     wanted = {"uri": shots, "content_hash": [hash_content((images / uri).read_bytes()) for uri in shots]}
-    assert recorded_shots(made.artifact.path) == wanted
+    listed = ShotList(tuple(wanted["uri"]), tuple(wanted["content_hash"]))
+    assert recorded_shots(made.artifact.path) == listed
     store = extract(images, tmp_path / "x.acts", **tiny_model, layers=[1], prompts=made.artifact.path)
     assert store.artifact.provenance["shots"] == wanted
     assert str(tmp_path) not in json.dumps(wanted)
@@ -93,7 +95,7 @@ def test_prompts_and_stores_know_the_shots_and_older_ones_draw_them_again(
     del summary["shots"], summary["seen"]  # as an earlier version sealed it
     (made.artifact.path / "manifest.json").write_bytes(encode_json({**summary, "digest": digest(summary)}))
     assert Adaptation.open(made.artifact.path).seen is None
-    assert recorded_shots(made.artifact.path) == wanted
+    assert recorded_shots(made.artifact.path) == listed
     older = ActivationStore.open(forget_hashes(tmp_path / "x.acts"))
     found = learned_by_model(older)
     assert found is not None

@@ -14,7 +14,7 @@ from small_store import make_plan, make_settings, make_values, write_store
 from actcache import ActivationStore, HookPoint, open_stores
 from actcache.artifacts import ARTIFACT_FILE, encode_json
 from actcache.artifacts.opening import Parent, artifact_id
-from actcache.store import ShardWriter, StoreSettings, begin_store, seal_store, statistics_of_images
+from actcache.store import ShardWriter, StoreSettings, begin_store, seal_store, select_images, statistics_of_images
 from saetrain import SAEConfig, TrainConfig, train
 from saetrain.data import split_wanted
 
@@ -90,7 +90,8 @@ def test_mean_and_scale_are_those_of_the_training_rows(
     config = TrainConfig(n_steps=1, batch_size=16, tokens=tokens, where=where)
     run = train([str(path) for path in stores], tmp_path / "run", sae=SAE, config=config, device="cpu")
     group = open_stores([ActivationStore.open(path) for path in stores])
-    images, held_out = split_wanted(group, where)
+    wanted = group.valid if where is None else group.valid & select_images(group.images, where)
+    images, held_out = split_wanted(group, wanted)
     assert len(images) + len(held_out) <= group.valid.sum()
     x = group.read(images=images, tokens=tokens).astype(np.float64).reshape(-1, group.layout.d_model)
     sae = run.sae()
