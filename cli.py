@@ -486,7 +486,6 @@ def localize(
     where: arguments.Where = None,
     judging: JudgingConfig = JudgingConfig(),
     out: arguments.LocalizeOut = None,
-    judging: JudgingConfig = JudgingConfig(),
     images: arguments.MovedImages = None,
     store: arguments.MovedStore = None,
     n_workers: arguments.Workers = None,

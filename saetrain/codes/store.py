@@ -23,7 +23,6 @@ from actcache.artifacts import (
     MANIFEST_FILE,
     Artifact,
     open_artifact,
-    read_seal,
     read_settings,
     read_summary,
     require_complete,
