@@ -15,7 +15,7 @@ from .extraction import ExtractConfig, estimate, extract, repair
 from .hook_point import HookPoint
 from .models import load_vision_tower
 from .prompts import Adaptation, PromptConfig, Prompts, adapt, read_prompt_checkpoint, write_prompt_checkpoint
-from .sources import HuggingFaceDataset, ImageFolder, ImageTable, ImageTars
+from .sources import HuggingFaceDataset, ImageFolder, ImageParquet, ImageTable, ImageTars
 from .store import ActivationStore, describe, open_stores, verify
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "HookPoint",
     "HuggingFaceDataset",
     "ImageFolder",
+    "ImageParquet",
     "ImageSourceError",
     "ImageTable",
     "ImageTars",

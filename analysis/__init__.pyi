@@ -14,7 +14,7 @@ from .heat_maps import heat_maps, threshold_heat_maps
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
 from .localization import localize
-from .naming import add_names, name_latents, read_names, set_name
+from .naming import add_names, find_names, name_latents, read_names, set_name
 from .query import (
     Question,
     answer_question,
@@ -84,6 +84,7 @@ __all__ = [
     "draw_sheet",
     "evaluate_fidelity",
     "find_images",
+    "find_names",
     "heat_maps",
     "inspect_dictionaries",
     "learn_rules",

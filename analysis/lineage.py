@@ -1,6 +1,7 @@
-"""Where an artifact's parents lie now (its runs, stores and images), and which images a run was trained on."""
+"""Where an artifact's parents lie now (its runs, stores and images), and which images of codes were learned from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,29 +13,35 @@ from actcache import (
     ArtifactNotFoundError,
     IncompleteError,
     ParentMismatchError,
+    PipelineError,
     SettingsError,
     open_stores,
 )
-from actcache.artifacts import Artifact, check_parent, find_parent, open_artifact
+from actcache.artifacts import Artifact, exists, find_images_of, find_parent, open_artifact
+from actcache.seen import Seen
 from actcache.store import StoreGroup
-from saetrain import CodeStore, Run, held_out_images
+from saetrain import CodeStore, Run
+
+N_URIS = 3
+"""Images by which a folder is recognized."""
 
 
-def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
-    """Stored positions of the images that the run was not trained on.
+@dataclass(frozen=True)
+class _TrainedOn:
+    """What a run records of the stores it was trained on, beside their ids: the ids of their images and their order."""
 
-    In a store that it was trained on, or one of the same images in the same order, these are the held-out images; in
-    other stores, and for an imported SAE, all images.
+    rows: tuple[str, ...] = ()
+
+
+def seen_in_codes(codes: CodeStore) -> Seen:
+    """Which images of codes their run, and the model behind them, have learned from, as the codes recorded it.
+
+    Codes made before this was recorded say that it is unknown, and no image counts as learned from.
     """
-    if "imported" in run.artifact.settings:
-        return np.arange(store.n_images)
-    trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
-    trained |= set(run.artifact.provenance.get("rows", ()))
-    unseen = [
-        held_out_images(member.n_images) if {member.store_id, member.rows_id} & trained else range(member.n_images)
-        for member in store.stores
-    ]
-    return np.concatenate([start + np.array(part) for start, part in zip(store.starts, unseen, strict=False)])
+    by = f"run {Path(codes.artifact.parents['run'].path).name}"
+    if codes.seen is None:
+        return Seen(np.zeros(codes.n_images, dtype=bool), (by,), "unknown")
+    return Seen(codes.seen & codes.valid, (by,))
 
 
 def name_parents(runs: Sequence[Run], store: StoreGroup, codes: CodeStore | None = None) -> dict[str, Artifact]:
@@ -62,15 +69,16 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
     """The activation stores that codes were made from, as one.
 
     Args:
-        store: where the store lies now, if it has moved.
+        store: where the store lies now, if it has moved; the folder that holds them, if there are several.
 
     Raises:
-        SettingsError: one path for the codes of several stores. ArtifactNotFoundError, ParentMismatchError.
+        SettingsError: the path of one store for the codes of several. ArtifactNotFoundError, ParentMismatchError.
     """
     names = [name for name in codes.artifact.parents if name.split()[0] == "store"]
-    if store is not None and len(names) > 1:
+    if store is not None and len(names) > 1 and exists(Path(store) / "artifact.json"):
         raise SettingsError(
-            f"{codes.path} was made from {len(names)} stores, but --store can name only one. Move them back instead."
+            f"{codes.path} was made from {len(names)} stores, but --store names one of them. Name the folder that "
+            "holds all of them."
         )
     return open_stores([ActivationStore.open(find_parent(codes.artifact, name, store)) for name in names])
 
@@ -80,6 +88,12 @@ def image_stores(codes: CodeStore) -> NDArray[np.int64]:
     if "store" not in codes.images.column_names:
         return np.zeros(codes.n_images, dtype=np.int64)
     return np.asarray(codes.images["store"].to_numpy(), dtype=np.int64)
+
+
+def source_columns(codes: CodeStore) -> dict[str, str]:
+    """The columns that were chosen when the images were extracted, see `ImagePlan.columns`."""
+    columns = codes.artifact.provenance.get("source", {}).get("columns", {})
+    return {str(name): str(column) for name, column in columns.items()} if isinstance(columns, dict) else {}
 
 
 class ImagePlaces(NamedTuple):
@@ -94,28 +108,46 @@ class ImagePlaces(NamedTuple):
     stores: NDArray[np.int64]
 
     def all_there(self) -> bool:
-        return all(folder is not None and folder.exists() for folder in self.folders)
+        return all(folder is not None and exists(folder) for folder in self.folders)
 
 
 def find_images(codes: CodeStore, *, images: str | Path | None = None, store: str | Path | None = None) -> ImagePlaces:
-    """Find the images of codes.
+    """Find the images of codes: where the codes remember them, and where their activation stores do.
 
     Args:
-        images: the path, if the caller knows it.
+        images: the path, if the caller knows it; with several sources, the folder that holds each under its name.
         store: where the activation store of the codes (the first of several) lies, if it has moved.
 
     Raises:
         ParentMismatchError: `store` is not the store that the codes were made from.
     """
-    names = [name for name in codes.artifact.parents if name.split()[0] == "images"]
+    names = [name for name in codes.artifact.parents if name.split()[0] == "images"] or ["images"]
+    numbers = image_stores(codes)
     if images is not None:
-        return ImagePlaces((Path(images),) * len(names), image_stores(codes))
-    origin: Artifact = codes.artifact
-    if store is not None:
-        origin = open_artifact(store, "acts", complete=True)
-        check_parent(codes.artifact, "store", origin)
-    folders = [(origin if name == "images" else codes.artifact).parent_path(name) for name in names]
-    return ImagePlaces(tuple(folder if folder.exists() else None for folder in folders), image_stores(codes))
+        inside = [Path(images) / Path(codes.artifact.parent(name).path).name for name in names]
+        folders = [place if len(names) > 1 and exists(place) else Path(images) for place in inside]
+        return ImagePlaces(tuple(folders), numbers)
+    uris = codes.images["uri"]
+    places: list[Path | None] = []
+    for number, name in enumerate(names):
+        first = int(np.argmax(numbers == number))
+        known = uris.slice(first, N_URIS).to_pylist()
+        place = find_images_of(codes.artifact, name, known)
+        origin = _find_store(codes, name.replace("images", "store"), store if number == 0 else None)
+        if origin is not None and (place is None or (store is not None and number == 0)):
+            place = find_images_of(origin, "images", known) or place
+        places.append(place)
+    return ImagePlaces(tuple(places), numbers)
+
+
+def _find_store(codes: CodeStore, name: str, given: str | Path | None) -> Artifact | None:
+    """The activation store of codes, if it can be found. Raises what `find_parent` raises for a given path."""
+    try:
+        return open_artifact(find_parent(codes.artifact, name, given), "acts")
+    except PipelineError:
+        if given is not None:
+            raise
+        return None
 
 
 def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:
@@ -128,4 +160,4 @@ def find_run(codes: CodeStore, run: str | Path | None = None) -> Run | str:
     try:
         return Run.open(find_parent(codes.artifact, "run"))
     except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
-        return f"the run that made the codes is no longer at {codes.artifact.parents['run'].path}"
+        return f"the run that made the codes is no longer at {codes.artifact.parent('run').path}"

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
-from actcache.sources import ImageSource, decode_image, open_source, resize_image
-from analysis.lineage import ImagePlaces
+from actcache.artifacts import exists, is_elsewhere
+from actcache.sources import ImageSource, decode_image, reopen_source, resize_image
+from analysis.lineage import ImagePlaces, source_columns
 from saetrain import CodeStore
 
 THUMBNAIL_PIXELS = 160
@@ -59,10 +60,12 @@ class Pictures:
     def _source(self, number: int) -> ImageSource:
         if number not in self._sources:
             name = f"images {number + 1}" if number else "images"
-            place = self._places.folders[number] or self._codes.artifact.parent_path(name)
-            if not place.exists():
-                raise SettingsError(f"{place} no longer exists. Give the new path of the images with --images.")
-            self._sources[number] = open_source(place)
+            place = self._places.folders[number]
+            if place is None or not exists(place):
+                recorded = self._codes.artifact.parent(name).path
+                gone = "lies on other storage" if is_elsewhere(self._codes.path, recorded) else "no longer exists"
+                raise SettingsError(f"{place or recorded} {gone}. Give the new path of the images with --images.")
+            self._sources[number] = reopen_source(place, source_columns(self._codes))
         return self._sources[number]
 
 

@@ -5,15 +5,15 @@ In a run of one process these functions do nothing.
 
 import atexit
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from actcache import SettingsError
+from actcache import IncompleteError, SettingsError
 from actcache.workers import find_worker
 
 LEAVE_S = 10
@@ -31,15 +31,17 @@ def rank() -> int:
 def all_sum(value: Tensor) -> Tensor:
     """Sum a tensor over all processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(value)
+        with _together():
+            dist.all_reduce(value)
     return value
 
 
 def copy_first(tensors: Iterable[Tensor]) -> None:
     """Copy the first process's values to every other process, in place."""
     if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+        with _together():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
 
 def all_gather(value: Tensor) -> list[Tensor]:
@@ -47,12 +49,26 @@ def all_gather(value: Tensor) -> list[Tensor]:
     if world_size() == 1:
         return [value]
     sizes = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(value)], device=value.device))
-    padded = value.new_zeros(max(int(size) for size in sizes))
-    padded[: len(value)] = value
-    gathered = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(gathered, padded)
+    with _together():
+        dist.all_gather(sizes, torch.tensor([len(value)], device=value.device))
+        padded = value.new_zeros(max(int(size) for size in sizes))
+        padded[: len(value)] = value
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
     return [part[: int(size)] for part, size in zip(gathered, sizes, strict=True)]
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Turn the error of a neighbor that has ended into one line."""
+    try:
+        yield
+    except RuntimeError as error:  # DistError is one
+        reason = " ".join(str(error).split())[:160].rstrip(".")
+        raise IncompleteError(
+            f"Another process of this training has ended, or cannot be reached ({reason}). Run the same command again: "
+            "it resumes from the last checkpoint."
+        ) from error
 
 
 def join_processes(device: torch.device) -> torch.device:
@@ -74,7 +90,8 @@ def join_processes(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
+        with _together():
+            dist.init_process_group(backend, rank=worker.rank, world_size=worker.world_size)
         atexit.register(_leave_processes)
     return device
 
@@ -91,7 +108,8 @@ def _leave_processes() -> None:
 
 def wait_for_all() -> None:
     if world_size() > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
 
 
 def any_of_all(flag: bool, device: torch.device) -> bool:

@@ -1,7 +1,6 @@
 """The quality of an SAE by kind of token: fvu, l0, cosine, and how often latents fire. Sums are float64."""
 
 from collections.abc import Iterable
-from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -12,29 +11,10 @@ from actcache import HookPoint, SettingsError, open_stores
 from actcache.store import StoreGroup, Stores
 from saetrain.config import Tokens
 from saetrain.model import SAE
+from saetrain.quality import Quality, TokenQuality
 
 DENSE = 0.1
 """A latent is dense if it fires on more than this share of the tokens."""
-
-
-class TokenQuality(TypedDict):
-    """How well tokens of one kind are reconstructed."""
-
-    fvu: float  # sum ||x - x^||^2 / sum ||x - mean||^2
-    l0: float  # active latents per token
-    cosine: float  # mean over tokens
-
-
-class Quality(TypedDict):
-    """The quality of an SAE on some images. Kinds of tokens that it was not trained on are absent."""
-
-    all: NotRequired[TokenQuality]
-    cls: NotRequired[TokenQuality]
-    patch: NotRequired[TokenQuality]
-    silent: float  # share of latents that never fired here
-    dense: float  # share of latents that fired on more than 10 % of the tokens
-    n_tokens: int
-    dead: NotRequired[float]  # share of latents that were dead at the end of the training
 
 
 class _Sums:
@@ -80,7 +60,7 @@ def evaluate(
     fired = torch.zeros(sae.config.n_latents, dtype=torch.int64)
     step = store.layout.chunk_images
     for first in range(0, len(positions), step):
-        part = store.read(hook_point, images=positions[first : first + step], tokens=tokens)
+        part = store.read(hook_point, images=positions[first : first + step], tokens=tokens, check=store.checks_cheaply)
         n_images, n_tokens, d_model = part.shape
         x = torch.from_numpy(part.reshape(-1, d_model))
         rows, latents, values = sae.encode(x)

@@ -3,36 +3,54 @@
 artifact.json         the configurations, the hook point and d_model; the parent is the store
 metrics.jsonl         one JSON object per logged step
 checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) and .json (checksum); the last two stay
+learned.bin           hashes of the images that the SAE was trained on, if its stores have them
 sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale and the variant's own parameters
 manifest.json         the seal, with the held-out quality
 """
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
 
-from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
-from actcache.artifacts import Artifact, crc32c, open_artifact, read_json, read_manifest, write_atomic, write_json
+from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, PipelineError, SettingsError
+from actcache.artifacts import (
+    MANIFEST_FILE,
+    Artifact,
+    append_line,
+    check_whole,
+    crc32c,
+    make_folders,
+    open_artifact,
+    read_json,
+    read_settings,
+    read_summary,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
+from actcache.schema import parse
 from actcache.store import StoreGroup
 from saetrain.config import ResolvedSAEConfig, TrainConfig
+from saetrain.quality import Quality
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saetrain.metrics import Quality
     from saetrain.model import SAE
 
 logger = logging.getLogger(__name__)
 
 SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
+LEARNED_FILE = "learned.bin"
 CHECKPOINTS = "checkpoints"
+NORMALIZED_FROM = "normalized_from"
+"""The setting that names the rows from which the mean and the scale of the input come."""
+
 N_KEPT = 2
 CURVES: tuple[Literal["step", "loss", "fvu", "l0", "dead"], ...] = ("step", "loss", "fvu", "l0", "dead")
 N_CURVE = 200
@@ -55,6 +73,39 @@ class MetricsLine(TypedDict):
     seconds: dict[str, float]  # by part of a step, since the line before
 
 
+@dataclass(frozen=True)
+class _Imported:
+    """The weights that another package trained."""
+
+    format: str
+    crc32c: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run. An SAE that another package trained has the defaults in `train`, with None in them."""
+
+    model_id: str
+    hook_point: str
+    sae: ResolvedSAEConfig
+    train: TrainConfig
+    d_model: int = field(metadata={"at_least": 1})
+    imported: _Imported | None = None
+
+    def __post_init__(self) -> None:
+        HookPoint.parse(self.hook_point)
+        if self.sae.top_k and not 1 <= self.sae.k <= self.sae.n_latents:
+            raise SettingsError(f"sae.k must lie in 1..{self.sae.n_latents} (the number of latents), got {self.sae.k}")
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the manifest says of a run."""
+
+    quality: Quality
+
+
 class Run:
     """A finished run, open for reading.
 
@@ -63,12 +114,10 @@ class Run:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact, self.path, self.run_id = artifact, artifact.path, artifact.id
-        self.model_id = str(artifact.settings["model_id"])
-        self.sae_config = ResolvedSAEConfig(**artifact.settings["sae"])
-        # an SAE that another package trained has the defaults here, with None in them
-        self.train_config = TrainConfig(**artifact.settings["train"])
-        self.hook_point = HookPoint.parse(artifact.settings["hook_point"])
-        self.d_model = int(artifact.settings["d_model"])
+        settings = read_settings(artifact, RunSettings)
+        self.model_id, self.d_model = settings.model_id, settings.d_model
+        self.sae_config, self.train_config = settings.sae, settings.train
+        self.hook_point = HookPoint.parse(settings.hook_point)
         if not artifact.complete:
             step = latest_step(artifact.path)
             raise IncompleteError(
@@ -87,8 +136,13 @@ class Run:
 
     @cached_property
     def quality(self) -> "Quality":
-        """The quality on held-out images after the last step."""
-        quality: Quality = read_manifest(self.artifact)["quality"]
+        """The quality on held-out images after the last step. Raises CorruptError."""
+        quality = read_summary(self.artifact, _Summary).quality
+        if self.train_config.token_kind not in quality:
+            raise CorruptError(
+                f"{self.path / MANIFEST_FILE} has no quality of the kind of tokens that the run was trained on "
+                f"({self.train_config.tokens}). {self.artifact.remedy}"
+            )
         return quality
 
     @property
@@ -98,18 +152,27 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[MetricsLine]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl; none for an SAE that was imported. Raises CorruptError."""
+        if (self.path / METRICS_FILE).exists():
+            check_whole(self.artifact, METRICS_FILE)
         return read_metrics(self.path)
 
     def curves(self) -> dict[str, list[float]]:
         """Columns of the metrics, thinned to at most 200 steps; empty for an SAE that was imported."""
-        lines = self.metrics[:: 1 + len(self.metrics) // N_CURVE]
+        whole = [line for line in self.metrics if all(name in line for name in CURVES)]
+        lines = whole[:: 1 + len(whole) // N_CURVE]
         return {name: [line[name] for line in lines] for name in CURVES} if lines else {}
 
     def sae(self) -> "SAE":
+        """Read the finished SAE. Raises CorruptError unless its file is what was written and fits the settings."""
         from saetrain.model import SAE
 
-        return SAE.load(self.path / SAE_FILE, self.sae_config)
+        return SAE.load(self.weights(), self.sae_config, self.d_model)
+
+    def weights(self) -> Path:
+        """The file of the finished SAE, once it has been compared with its checksum. Raises CorruptError."""
+        check_whole(self.artifact, SAE_FILE)
+        return self.path / SAE_FILE
 
     def check_store(self, store: StoreGroup) -> None:
         """Raise ParentMismatchError unless the store holds this model's activations, and the hook point."""
@@ -122,9 +185,16 @@ class Run:
 
 
 def run_settings(
-    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig
+    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig, *, whole_store: bool = True
 ) -> dict[str, object]:
+    """The settings of a run.
+
+    Args:
+        whole_store: the mean and the scale of the input are those of all images of the stores, as they were before
+            `normalized_from` existed; or they were imported.
+    """
     return {
+        **({} if whole_store else {NORMALIZED_FROM: "training images"}),
         "model_id": store.model_id,
         "hook_point": str(hook_point),
         "d_model": store.layout.d_model,
@@ -133,8 +203,26 @@ def run_settings(
     }
 
 
+def normalizes_by_whole_store(path: str | Path) -> bool:
+    """Whether a run lies at `path` that an earlier version began, so that the same command has to go on like it."""
+    try:
+        return NORMALIZED_FROM not in open_artifact(path, "run").settings
+    except PipelineError:
+        return False
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and metrics
+
+
+@dataclass(frozen=True)
+class _CheckpointFields:
+    """What lies beside the tensors of a checkpoint."""
+
+    step: int = field(metadata={"at_least": 0})
+    weight: float
+    bytes: int
+    crc32c: int
 
 
 class Checkpoint(NamedTuple):
@@ -154,30 +242,33 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save
 
     folder = path / CHECKPOINTS
-    folder.mkdir(exist_ok=True)
+    with storage_errors(path):
+        make_folders(folder, within=path)
     data = save(checkpoint.tensors)
     file = folder / f"step-{checkpoint.step:08d}.safetensors"
     write_atomic(file, data)
     fields = {"step": checkpoint.step, "weight": checkpoint.weight, "bytes": len(data), "crc32c": crc32c(data)}
     write_json(file.with_suffix(".json"), fields)
-    for old in _checkpoints(path)[:-N_KEPT]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    with storage_errors(path):
+        for old in _checkpoints(path)[:-N_KEPT]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:
     """Load the latest intact checkpoint, or None if there is none. A damaged one is skipped with a warning."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     for file in reversed(_checkpoints(path)):
         tensors = file.with_suffix(".safetensors")
         try:
-            fields = read_json(file)
+            fields = parse(_CheckpointFields, read_json(file), file, "It is skipped.")
             data = tensors.read_bytes()
-            if len(data) != fields["bytes"] or crc32c(data) != fields["crc32c"]:
+            if len(data) != fields.bytes or crc32c(data) != fields.crc32c:
                 raise CorruptError("its size or checksum is not the recorded one")
-            return Checkpoint(int(fields["step"]), float(fields["weight"]), load(data))
-        except (OSError, CorruptError, KeyError, TypeError, ValueError) as error:
+            return Checkpoint(fields.step, float(fields.weight), load(data))
+        except (OSError, CorruptError, SafetensorError) as error:
             logger.warning("%s is damaged (%s). Resuming from the checkpoint before it.", tensors, error)
     return None
 
@@ -192,15 +283,33 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> list[MetricsLine]:
-    """Read metrics.jsonl, without an incomplete last line that a killed writer left."""
-    lines = []
+    """Read metrics.jsonl up to the first line that is incomplete, because a writer was killed, or damaged.
+
+    Raises CorruptError where there is something else than a file.
+    """
+    lines: list[MetricsLine] = []
     file = path / METRICS_FILE
-    for line in file.read_text().splitlines() if file.exists() else []:
+    try:
+        data = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise CorruptError(f"{file} cannot be read ({error.strerror}). Train again, with --overwrite.") from error
+    for text in data.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not _is_line(line):
+            break
+        lines.append(line)
     return lines
+
+
+def _is_line(line: object) -> TypeGuard[MetricsLine]:
+    """Whether a line has a step, and numbers in its curves; a loss may be NaN, which no schema of a file allows."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
+        return False
+    numbers = [line[name] for name in CURVES if name in line]
+    return all(type(number) in (int, float) and not abs(number) > sys.float_info.max for number in numbers)
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -209,28 +318,6 @@ def truncate_metrics(path: Path, step: int) -> None:
     write_atomic(path / METRICS_FILE, "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept)).encode())
 
 
-@contextmanager
-def lock_runs(paths: Iterable[Path]) -> Iterator[None]:
-    """Lock runs while they are trained. The operating system releases the locks when the process ends, however it ends.
-
-    Raises:
-        SettingsError: another process is training one of them.
-    """
-    with ExitStack() as held:
-        for path in paths:
-            file = held.enter_context(open(path / "artifact.json", "rb"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"{path} is being trained by another process. Wait for it to finish, or stop it and run the same "
-                    "command, which resumes."
-                ) from error
-            except OSError:
-                logger.debug("%s is on a file system without locks", path)
-        yield
-
-
 def append_metrics(path: Path, line: MetricsLine) -> None:
-    with open(path / METRICS_FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    """Write a line of metrics.jsonl. Raises StorageError."""
+    append_line(path / METRICS_FILE, json.dumps(line))

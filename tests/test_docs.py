@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,24 @@ BLOCKS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def strangers_store(
+    tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path], tiny_model: dict[str, str]
+) -> Path:
+    """A store as the README makes one: one layer, and classes with names that no page knows."""
+    from actcache import extract
+
+    folder = tmp_path_factory.mktemp("stranger")
+    images = make_images(folder / "photos", 75)
+    for number, name in enumerate(("heron", "otter", "zebra")):
+        (images / f"class{number}").rename(images / name)
+    extract(images, folder / "val.acts", **tiny_model, layers=[1], shard_images=16)  # type: ignore[arg-type]
+    return folder / "val.acts"
+
+
 @pytest.mark.parametrize("code", BLOCKS)
-def test_python_blocks_run(code: str, tmp_path: Path, tiny_store: Path) -> None:
-    shutil.copytree(tiny_store, tmp_path / "val.acts")
+def test_python_blocks_run(code: str, tmp_path: Path, strangers_store: Path) -> None:
+    shutil.copytree(strangers_store, tmp_path / "val.acts")
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
                           check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def test_classes_and_what_is_left_out_are_said_before_the_work_and_in_json(
     assert facts["classes"] == [f"class{i:02d}" for i in range(12)]
     assert facts["left_out"] == {".txt files": 1, "of the operating system": 1}
     assert facts["n_skipped"] == 1
-    assert facts["skipped"][0].startswith("train/class00/bad.jpg cannot be read")
+    assert facts["skipped"][0]["reason"].startswith("train/class00/bad.jpg cannot be read")
     assert "12 classes: class00, class01" in done.stderr
     assert "left out: 1 .txt files, 1 of the operating system" in done.stderr
     store = ActivationStore.open(tmp_path / "x.acts")

@@ -16,17 +16,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors interrupts machine options progress preprocess workers hook_point artifacts models sources "
-    "store prompts extraction demo",
-    "saetrain": "distributed config model metrics run data training codes interop",
+    "actcache": "errors interrupts machine options schema seen text progress preprocess workers hook_point "
+    "artifacts models sources store prompts extraction demo",
+    "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
-    "localization naming dictionary rules interventions comparison report terminal tour",
+    "localization naming dictionary rules interventions comparison report terminal arguments tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
 LIBRARIES = {
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
-    "actcache/models": "open_clip torch",
+    "actcache/models": "huggingface_hub open_clip safetensors torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",
@@ -51,8 +51,9 @@ LIBRARIES = {
     "analysis/interventions": "torch",
     "analysis/comparison": "torch",
     "analysis/report": "bokeh jinja2 markupsafe",
-    "analysis/terminal": "rich",
-    "cli": "rich typer",
+    "analysis/terminal": "rich typer",
+    "analysis/arguments": "typer",
+    "cli": "typer",
 }
 """Which room may import which library. A room that is not listed takes the standard library and EVERYWHERE only."""
 

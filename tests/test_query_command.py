@@ -65,7 +65,8 @@ def test_every_question_can_be_asked_by_flags(tiny_codes: Path) -> None:
     assert ask("--group", "label == 1", "--versus", "label == 2")[0]["q"] < 0.05
     assert f"peak_{latent}" in ask("--fires", f"{latent},{other}")[0]
     assert ask("--silent", latent)
-    assert ask("--where", "label == 1") == ask("--class", "class1")
+    assert ask("--where", "label == 1") == ask("--class", "class1", "--rank", "frequent")
+    assert ask("--class", "class1")[0]["lift"] > 1
 
 
 def test_an_answer_is_written_as_a_table_and_a_picture(tmp_path: Path, tiny_codes: Path, tiny_store: Path) -> None:
@@ -77,6 +78,7 @@ def test_an_answer_is_written_as_a_table_and_a_picture(tmp_path: Path, tiny_code
     assert (tmp_path / "a" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert len((tmp_path / "a" / "a.csv").read_text().splitlines()) == 4
     moved = shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes")
+    (moved / "places.json").unlink()  # as on another machine
     done = run("query", moved, "--class", "class1", "--sheet", "b.png", cwd=tmp_path)
     assert done.returncode == 1
     assert "--images" in done.stderr

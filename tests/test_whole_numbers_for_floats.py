@@ -9,7 +9,7 @@ import pytest
 
 from actcache import SettingsError
 from actcache.artifacts import open_artifact
-from actcache.artifacts.artifact import artifact_id
+from actcache.artifacts.opening import artifact_id
 from saetrain import Run, SAEConfig, TrainConfig, train
 
 

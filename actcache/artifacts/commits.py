@@ -5,15 +5,26 @@ A record holds the number of the shard, the digest of each of its files, statist
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actcache.artifacts.advice import storage_errors
 from actcache.artifacts.files import digest, is_remote, make_folders, read_signed, write_json
 from actcache.errors import CorruptError
+from actcache.schema import parse
 
 COMMITS = "commits"
 
 _REPAIR = "Run `verify {} --repair`."
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What every record holds; readers of a kind check the rest."""
+
+    shard: int
+    files: Mapping[str, object]
 
 
 def record_path(path: Path, shard: int) -> Path:
@@ -23,7 +34,8 @@ def record_path(path: Path, shard: int) -> Path:
 def write_record(path: Path, shard: int, record: Mapping[str, Any]) -> None:
     """The last step of a shard's commit; a record is never replaced. `record["files"]`: relative name -> digest."""
     if not is_remote(path):
-        make_folders(path / COMMITS)
+        with storage_errors(path):
+            make_folders(path / COMMITS, within=path)
     body = json.loads(json.dumps({"shard": shard, **record}, allow_nan=False))
     write_json(record_path(path, shard), {**body, "digest": digest(body)}, replace=False)
 
@@ -45,7 +57,7 @@ def read_record(path: Path, shard: int) -> Mapping[str, Any]:
     """Raises CorruptError when the record differs from what was written, or is another shard's."""
     _refuse_link(path)
     record = read_signed(record_path(path, shard), _REPAIR.format(path))
-    if record.get("shard") != shard or not isinstance(record.get("files"), dict):
+    if parse(_Fields, record, record_path(path, shard), _REPAIR.format(path)).shard != shard:
         raise CorruptError(f"{record_path(path, shard)} is not the record of shard {shard}. {_REPAIR.format(path)}")
     return record
 

@@ -1,36 +1,33 @@
 """Files that appear whole or not at all, and their checksums, for local paths and for URLs through fsspec.
 
-A file is written under a temporary name, flushed and renamed, and then its directory is flushed; a failed write leaves
-nothing behind. The temporary name contains the machine and the process that own it, which distinguishes what a killed
-process left from what a running one is writing. On an object store a single PUT does all of this.
+Every file of every verb is written here: under a temporary name (`litter.py`), flushed and renamed, and then its
+directory is flushed. A failed write leaves nothing behind, and its error names the output and says what to do. On an
+object store a single PUT does all of this.
 """
 
 import errno
-import glob
 import hashlib
 import itertools
 import json
 import os
-import platform
-import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import IO, Any, TypedDict, TypeGuard
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from actcache.artifacts.advice import storage_errors
+from actcache.artifacts.litter import old_path, remove_litter, temporary_path
 from actcache.artifacts.object_store import BUCKETS, check_url, register_s3
-from actcache.errors import CorruptError, PipelineError, SettingsError, StorageError
+from actcache.errors import CorruptError, SettingsError
 
 _PIECE_BYTES = 1 << 24  # a file without chunks of its own gets one checksum per 16 MiB piece
 _CHECK_BYTES = 1 << 23
-_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)\.tmp")
 
 
 class FileDigest(TypedDict):
@@ -71,99 +68,32 @@ def is_remote(path: Path) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Temporary names
-
-
-@cache
-def _machine() -> str:
-    """8 hex digits for this host, boot and process namespace, within which a process number is unique."""
-    facts = [platform.node()]
-    with suppress(OSError):  # Linux only
-        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
-
-
-def temporary_path(path: Path) -> Path:
-    """Where this process writes what will become `path`."""
-    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
-
-
-def is_litter(path: Path) -> bool:
-    """Whether a temporary file or folder belongs to a process of this machine that no longer runs."""
-    match = _TEMPORARY.fullmatch(path.name)
-    if match is None or match["machine"] != _machine():
-        return False
-    try:
-        os.kill(int(match["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it runs, as another user
-        return False
-    return int(match["process"]) == os.getpid()  # our own, and we are not writing now
-
-
-def remove_litter(path: Path) -> None:
-    """Delete what killed writers of this machine left inside an artifact, and beside it while beginning it."""
-    if is_remote(path):
-        return  # a failed PUT leaves nothing
-    beside = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
-    inside = (Path(folder) / name for folder, folders, names in os.walk(path) for name in [*folders, *names])
-    for litter in [*beside, *inside]:  # os.walk tolerates that others rename and remove files meanwhile
-        if is_litter(litter):
-            if litter.is_dir():
-                shutil.rmtree(litter, ignore_errors=True)
-            else:
-                with suppress(OSError):  # it does no harm, and a broken disk is reported by the next write
-                    litter.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
 
-_AGAIN = ", then run the same command again: it resumes."
-_REPAIR = f"Repair the disk{_AGAIN}"
-_ADVICE = {
-    errno.ENOSPC: f"Free space{_AGAIN}",
-    errno.EDQUOT: f"Free quota{_AGAIN}",
-    errno.EACCES: f"Correct the permissions{_AGAIN}",
-    errno.EROFS: "Choose a path on a disk that can be written.",
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "Choose another path."),
-}
-"""Advice for each error of the operating system."""
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors into a StorageError that says what to do."""
-    try:
-        yield
-    except PipelineError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. {_ADVICE.get(error.errno or 0, _REPAIR)}"
-        ) from error
-
-
-def write_atomic(path: Path, data: bytes, *, replace: bool = True, parents: bool = False) -> None:
+def write_atomic(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write `data` under `path`: temporary file, fsync, rename, fsync of the directory. Raises StorageError.
 
     Args:
         replace: False leaves an existing file as it is.
-        parents: make the folders above it if they are missing.
     """
-    with storage_errors(path):
-        if is_remote(path):
+    if is_remote(path):
+        with storage_errors(path):
             path.write_bytes(data)
-            return
-        if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(path)
+        return
+    with open_atomic(path, replace=replace) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file that becomes `path`, flushed, when the block ends without an error. Raises StorageError."""
+    temporary = temporary_path(path)
+    with storage_errors(path):
         try:
             temporary.unlink(missing_ok=True)  # a killed process with our number may have linked it to a final name
-            with open(temporary, "xb") as file:
-                file.write(data)
+            with open(temporary, "xb") as file:  # closing it reports errors, too
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if replace:
@@ -172,8 +102,105 @@ def write_atomic(path: Path, data: bytes, *, replace: bool = True, parents: bool
             else:
                 publish(temporary, path)
         except BaseException:  # a full disk, Ctrl-C
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error matters more
+                temporary.unlink(missing_ok=True)
             raise
+
+
+def write_output(out: str | Path, data: bytes) -> Path:
+    """Write an output that is one file, such as a result or a page, make the folders above it, and return its path.
+
+    Raises:
+        SettingsError: `out` is a folder, or lies inside an artifact.
+        StorageError: it cannot be written.
+    """
+    path = Path(out)
+    check_place(path)
+    if path.is_dir():
+        raise SettingsError(f"{path} is a folder. Expected the name of a file; choose another path.")
+    remove_litter(path)
+    with storage_errors(path):
+        make_folders(path.parent)
+    write_atomic(path, data)
+    return path
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file in a folder of `build_folder`, which flushes it and names the output in errors."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True)
+    with open(path, "xb") as file:
+        file.write(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a log. It is not flushed: a reader leaves out a last line that is cut. Raises StorageError."""
+    with storage_errors(path), open(path, "ab") as file:
+        file.write(f"{line}\n".encode())
+
+
+def create_temporary(path: Path) -> tuple[Path, int]:
+    """A new file under the temporary name of `path`, as (its name, its descriptor)."""
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # a killed process with our number may have linked it to the final name
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+
+@contextmanager
+def build_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder under a temporary name that takes the name `path` when the block ends, whole and flushed.
+
+    Args:
+        replace: put aside what has the name, and delete it once the new folder has taken the name. Otherwise only an
+            empty folder may have it.
+
+    Raises:
+        StorageError: nothing has changed at `path`.
+    """
+    temporary, old = temporary_path(path), old_path(path)
+    with storage_errors(path):
+        try:
+            make_folders(path.parent)
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            fsync_tree(temporary)
+            if replace and os.path.lexists(path):
+                os.replace(path, old)
+            os.replace(temporary, path)
+            fsync_directory(path.parent)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                with suppress(OSError):  # the first error matters more
+                    os.replace(old, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        finally:
+            if os.path.lexists(path):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder under another name, so that it is gone at once; the next command deletes what is left of it."""
+    old = old_path(path)
+    os.replace(path, old)
+    shutil.rmtree(old)
+
+
+def check_place(out: Path) -> None:
+    """Raise SettingsError if an output would lie inside an artifact, which is sealed and holds its own files only.
+
+    What people write beside the seal, `notes/`, is the exception.
+    """
+    if is_remote(out):
+        return
+    inside = Path(os.path.realpath(out))
+    for folder in inside.parents:
+        if (folder / "artifact.json").is_file() and inside.relative_to(folder).parts[0] != "notes":
+            raise SettingsError(
+                f"{out} lies inside the artifact {folder}, which holds its own files only. Choose a path outside it."
+            )
 
 
 def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
@@ -207,12 +234,19 @@ def publish(temporary: Path, path: Path) -> bool:
     return True
 
 
-def make_folders(path: Path) -> None:
-    """`mkdir -p` that flushes the name of each new folder: a file is only as safe as the folders above it."""
+def make_folders(path: Path, *, within: Path | None = None) -> None:
+    """`mkdir -p` that flushes the name of each new folder: a file is only as safe as the folders above it.
+
+    Args:
+        within: an artifact, which is not made again if it was removed while it was written.
+    """
     if not path.is_dir():
-        make_folders(path.parent)
-        path.mkdir(exist_ok=True)
-        fsync_directory(path.parent)
+        if path != within:
+            make_folders(path.parent, within=within)
+            path.mkdir(exist_ok=True)
+            fsync_directory(path.parent)
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def fsync_directory(path: Path) -> None:

@@ -8,9 +8,7 @@ demo.json                  n_images, image_size, seed
 
 import io
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from actcache.artifacts import fsync_directory, fsync_tree, read_json
+from actcache.artifacts import (
+    OutputLock,
+    build_folder,
+    check_place,
+    encode_table,
+    read_json,
+    remove_remnants,
+    write_new,
+)
 from actcache.demo.scenes import caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
 from actcache.options import check_number
@@ -66,22 +72,36 @@ def write_demo(
     seed = check_number("seed", seed, int, at_least=0)
     image_size = check_number("image_size", image_size, int, at_least=16)
     settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
-    if out.exists():
-        existing = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
-        if existing != settings:
-            raise SettingsError(f"{out} contains {existing}, but {settings} was requested. Choose another folder.")
-        return read_truth(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    check_place(out)
+    remove_remnants(out)
+    if (existing := _find_demo(out, settings)) is not None:
+        return existing
+    with OutputLock(out) as lock:
+        lock.acquire()
+        if (existing := _find_demo(out, settings)) is not None:  # another process was faster
+            return existing
+        with build_folder(out) as folder:
+            _write_scenes(folder, settings, on_progress)
+    return read_truth(out)
+
+
+def _find_demo(out: Path, settings: Mapping[str, int]) -> Truth | None:
+    if not out.exists():
+        return None
+    existing = read_json(out / "demo.json") if (out / "demo.json").is_file() else "something else"
+    if existing != settings:
+        raise SettingsError(f"{out} contains {existing}, but {settings} was requested. Choose another folder.")
+    return read_truth(out)
+
+
+def _write_scenes(folder: Path, settings: Mapping[str, int], on_progress: Progress | None) -> None:
+    n_images, seed = settings["n_images"], settings["seed"]
     uris, captions, carriers = [], [], []
     for index in range(n_images):
-        scene, pixels, objects = render_scene(seed, index, image_size)
+        scene, pixels, objects = render_scene(seed, index, settings["image_size"])
         uri = f"{scene.label}/{index:06d}.png"
-        for folder in ("images", "objects"):
-            (temporary / folder / scene.label).mkdir(parents=True, exist_ok=True)
-        (temporary / "images" / uri).write_bytes(_png(pixels))
-        (temporary / "objects" / uri).write_bytes(_png(objects))
+        write_new(folder / "images" / uri, _png(pixels))
+        write_new(folder / "objects" / uri, _png(objects))
         uris.append(uri)
         captions.append(caption_scene(scene))
         carriers.append(scene.carriers())
@@ -89,12 +109,8 @@ def write_demo(
             on_progress(index + 1, n_images)
     columns = {name: [of_image.get(name, []) for of_image in carriers] for name in concept_names()}
     arrays = {name: pa.array(column, pa.list_(pa.uint8())) for name, column in columns.items()}
-    pq.write_table(pa.table({"uri": uris, "caption": captions, **arrays}), temporary / "truth.parquet")
-    (temporary / "demo.json").write_text(json.dumps(settings))
-    fsync_tree(temporary)
-    os.replace(temporary, out)
-    fsync_directory(out.parent)
-    return read_truth(out)
+    write_new(folder / "truth.parquet", encode_table(pa.table({"uri": uris, "caption": captions, **arrays})))
+    write_new(folder / "demo.json", json.dumps(settings).encode())
 
 
 def read_truth(path: str | Path) -> Truth:

@@ -16,9 +16,13 @@ from actcache.store import check_codec, check_dtype
 class ExtractConfig:
     """The options of `extract` that change what is stored. Raises SettingsError for a bad value."""
 
-    model: str = required("open_clip architecture, or the path of an open_clip config JSON.")
-    pretrained: str = required("open_clip tag, checkpoint file, or random:SEED.")
+    model: str = required(
+        "open_clip architecture, folder of a model (local-dir:DIR), hf-hub:OWNER/NAME, or a config JSON."
+    )
     layers: Sequence[int] = required("0-based index of a block; repeat the option for several.", at_least=0)
+    pretrained: str | None = option(
+        None, "open_clip tag, file or folder of weights, or random:SEED; a folder's own weights by default."
+    )
     sites: Sequence[str] = option(
         ("resid_post",), "Site in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."
     )
@@ -46,6 +50,10 @@ class ExtractConfig:
     )
     max_pixels: int = option(MAX_PIXELS, "Number of pixels above which an image is not decoded.", at_least=1)
     masks: str | Path | None = option(None, "Folder of PNG pixel masks that mirrors the image folder, for `localize`.")
+    path_column: str | None = option(
+        None, "Column of a table that holds the images' paths, or the images; found by its name by default."
+    )
+    label: str | None = option(None, "Column of a table that holds the labels; found by its name by default.")
     compile: bool = option(False, "Run the model through torch.compile, which changes the lowest bits.")
 
     def __post_init__(self) -> None:

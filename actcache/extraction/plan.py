@@ -21,7 +21,7 @@ from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
-from actcache.prompts import open_prompts, prompt_vision, read_class_names
+from actcache.prompts import open_prompts, prompt_vision, read_class_names, recorded_shots
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
@@ -53,9 +53,11 @@ class ExtractionPlan:
 
     def read_pixels(self, uri: str) -> Tensor:
         """An image as the tower takes it, [3, H, W] float32. Raises ImageSourceError."""
-        image = decode_image(
-            self.source.read(uri), name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess
-        )
+        return self.decode(self.source.read(uri), uri)
+
+    def decode(self, data: bytes, uri: str) -> Tensor:
+        """The same, of bytes that were read."""
+        image = decode_image(data, name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess)
         return self.tower.transform(image)
 
     @property
@@ -95,17 +97,29 @@ def plan_extraction(
     config: ExtractConfig,
     device: str,
     on_plan: Callable[[ImagePlan], None] | None = None,
+    *,
+    preprocess: Mapping[str, object] | None = None,
 ) -> ExtractionPlan:
-    """List the images, load the tower and choose the layout. Raises the same errors as `extract`."""
+    """List the images, load the tower and choose the layout. Raises the same errors as `extract`.
+
+    Args:
+        preprocess: the preprocessing that an existing store recorded; by default the model's.
+    """
     path = artifact_path(store)
-    source = open_source(images, masks=config.masks, class_level=config.class_level)
+    source = open_source(
+        images,
+        masks=config.masks,
+        class_level=config.class_level,
+        path_column=config.path_column,
+        label=config.label,
+    )
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
     plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
     if config.class_names is not None:
         plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
     if on_plan is not None:
         on_plan(plan)
-    clip = load_clip(config.model, config.pretrained)
+    clip = load_clip(config.model, config.pretrained, preprocess=preprocess)
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
     tower = compile_tower(tower) if config.compile else tower
@@ -137,11 +151,13 @@ def plan_extraction(
         preprocess=tower.preprocess.to_json(),
         compile=config.compile,
         prompts=prompts.description if prompts else None,
+        columns=plan.columns,
     )
     provenance = {
         "model": name,
-        "pretrained": Path(config.pretrained).name,
-        **({"prompts": Path(config.prompts).name} if config.prompts else {}),
+        "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
+        **_describe_prompts(config.prompts),
         "images": source.path.name,
         "class_level": "auto" if config.class_level is None else config.class_level,
         **({"max_pixels": config.max_pixels} if config.max_pixels != MAX_PIXELS else {}),
@@ -151,7 +167,7 @@ def plan_extraction(
         "paths": remember_paths(
             path,
             model=config.model,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained or config.model,  # a folder or repository has its own weights
             prompts=config.prompts,
             masks=config.masks,
             class_names=config.class_names,
@@ -161,6 +177,14 @@ def plan_extraction(
     _explain_more_images(source, plan, path, settings)
     names_given = config.class_level is not None or config.class_names is not None
     return ExtractionPlan(path, source, plan, tower, settings, provenance, config.max_pixels, names_given)
+
+
+def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
+    """The name of the prompts and, if they are known, the images that they were trained on."""
+    if prompts is None:
+        return {}
+    shots = recorded_shots(prompts)
+    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": shots})}
 
 
 def estimate(

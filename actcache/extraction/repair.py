@@ -5,15 +5,19 @@ that belong to no shard (images.parquet, zarr metadata, the seal) are made again
 """
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actcache.artifacts import (
     MANIFEST_FILE,
+    PLACES_FILE,
     Artifact,
+    OutputLock,
     is_remote,
     list_files,
     open_artifact,
     read_manifest,
+    read_provenance,
     record_path,
     storage_errors,
 )
@@ -25,6 +29,7 @@ from actcache.preprocess import MAX_PIXELS
 from actcache.progress import Progress
 from actcache.sources import ImageFolder, open_source
 from actcache.store import (
+    CONTENT_FILE,
     FOREIGN,
     IMAGES_FILE,
     LINK,
@@ -32,8 +37,9 @@ from actcache.store import (
     Verification,
     find_image_source,
     find_origin,
+    recorded_list,
+    records,
     verify,
-    whole_path,
 )
 
 
@@ -66,7 +72,7 @@ def repair(
     settings = StoreSettings.from_json(artifact.settings)
     source = find_image_source(artifact, images)
     config = _find_config(artifact, settings, source, model, pretrained, prompts)
-    plan = plan_extraction(source, artifact.path, config, device)
+    plan = plan_extraction(source, artifact.path, config, device, preprocess=settings.preprocess)
     for same, what in (
         (plan.settings.rows_id == settings.rows_id, f"{source} does not hold exactly the images of {artifact.path}. "
          "Name the right folder with --images."),
@@ -78,25 +84,28 @@ def repair(
         if not same:  # before anything is removed
             raise SettingsError(what)
     skip = _had_failures(artifact)
-    with storage_errors(artifact.path):
-        (artifact.path / MANIFEST_FILE).unlink(
-            missing_ok=True
-        )  # first, so that the store counts as incomplete from here on
-        for name in _damaged_files(artifact.path, settings, verification):
-            _remove(artifact.path / name)
-    run_plan(plan, skip=skip, repairing=True, on_progress=on_progress)
+    with OutputLock(artifact.path) as lock:
+        lock.acquire()
+        with storage_errors(artifact.path):
+            (artifact.path / MANIFEST_FILE).unlink(
+                missing_ok=True
+            )  # first, so that the store counts as incomplete from here on
+            for name in _damaged_files(artifact.path, settings, verification):
+                _remove(artifact.path / name)
+        run_plan(plan, lock, skip=skip, repairing=True, on_progress=on_progress)
     return verify(path)
 
 
 def _damaged_files(store: Path, settings: StoreSettings, verification: Verification) -> list[str]:
-    """Names of the files to be made again: links, damaged shards with their records, the plan, zarr metadata."""
+    """Names of the files to be made again: links, damaged shards with their records, tables, zarr metadata."""
     links = [problem.file for problem in verification.problems if problem.what == LINK]
     shards = [
         name
         for shard in verification.shards
         for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    fixed = [IMAGES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
+    plans = (name for name in list_files(store) if name.endswith("/zarr.json"))
+    fixed = [IMAGES_FILE, CONTENT_FILE, PLACES_FILE, *plans]
     damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 
@@ -114,7 +123,6 @@ def _find_config(
     prompts: str | None,
 ) -> ExtractConfig:  # fmt: skip
     """What `extract` was called with, its paths made absolute again."""
-    recorded = artifact.provenance.get("paths", {})
     return ExtractConfig(
         model=find_origin(artifact, "model", model),
         pretrained=find_origin(artifact, "pretrained", pretrained),
@@ -127,13 +135,22 @@ def _find_config(
         shard_images=settings.layout.shard_images,
         limit=settings.limit,
         seed=settings.seed,
-        not_in=[whole_path(artifact, "not-in", value) for value in recorded.get("not_in", [])],
-        masks=find_origin(artifact, "masks") if "masks" in recorded else None,
+        not_in=recorded_list(artifact, "not_in"),
+        masks=find_origin(artifact, "masks") if records(artifact, "masks") else None,
         class_level=_find_class_level(artifact, source),
-        class_names=find_origin(artifact, "class_names") if "class_names" in recorded else None,
-        max_pixels=artifact.provenance.get("max_pixels", MAX_PIXELS),
+        path_column=settings.columns.get("path"),
+        label=settings.columns.get("label"),
+        class_names=find_origin(artifact, "class_names") if records(artifact, "class_names") else None,
+        max_pixels=read_provenance(artifact, _Limits).max_pixels,
         compile=settings.compile,
     )
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What `extract` was told about large images; older stores record nothing."""
+
+    max_pixels: int = field(default=MAX_PIXELS, metadata={"at_least": 1})
 
 
 def _find_class_level(artifact: Artifact, source: str | Path) -> int | None:

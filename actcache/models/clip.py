@@ -1,15 +1,17 @@
-"""Loading a CLIP: an open_clip architecture or config JSON, and weights from a tag, a file or `random:SEED`.
+"""Loading a CLIP: what its name means is found out (resolver.py), then it is built and its weights are loaded.
 
-Out: `Clip`, from which vision.py and text.py take the towers. Promises: weights load strictly and without
-pickle code; a QuickGELU mismatch is an error; the same architecture, weights and preprocessing give the same model_id.
+Out: `Clip`, from which vision.py and text.py take the towers. Promises: no code in a file of weights is run; nothing is
+missing in the file and nothing in it is left over; what contradicts the config is an error where it can be seen
+(tensors, context, QuickGELU where the tag, the archive or a config beside the file tells it), and positions that were
+resized to another grid of patches are said and recorded; the same architecture, weights and preprocessing give the same
+model_id.
 """
 
-import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
@@ -18,7 +20,12 @@ from torch import Tensor
 
 from actcache.artifacts import digest
 from actcache.errors import ModelError
+from actcache.models.architecture import context_length, grid, has_quick_gelu
+from actcache.models.checkpoint import read_weights
+from actcache.models.resolver import ModelSource, check_quick_gelu, resolve_model
 from actcache.preprocess import Preprocess
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Clip:
         model_id: hash of architecture, base weights and preprocessing.
         preprocess: what `transform` does.
         transform: PIL image -> float32 tensor [3, H, W], open_clip's own.
+        source: where each of these was taken from.
     """
 
     module: Any
@@ -40,63 +48,42 @@ class Clip:
     model_id: str
     preprocess: Preprocess
     transform: Callable[[Any], Tensor]
+    source: ModelSource
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a store records about where the model's parts came from."""
+        notes = {"notes": " ".join(self.source.notes)} if self.source.notes else {}
+        return {**self.source.sources, **notes}
 
 
-def load_clip(model: str, pretrained: str) -> Clip:
+def load_clip(model: str, pretrained: str | None = None, *, preprocess: Mapping[str, Any] | None = None) -> Clip:
     """Build the model and load its weights.
 
     Args:
-        model: an open_clip architecture name, or the path of an open_clip config JSON.
-        pretrained: an open_clip tag, the path of a checkpoint (safetensors, or a state dict), or `random:SEED`.
+        model, pretrained, preprocess: see `resolve_model`.
 
     Raises:
-        ModelError: the name or tag is unknown (similar ones are listed), the tower is not a VisionTransformer,
-            QuickGELU does not match, or the checkpoint is truncated or has other tensors than the architecture.
+        ModelError: see `resolve_model`; also if the tower is not a VisionTransformer, QuickGELU does not match, or the
+            checkpoint is truncated or has other tensors than the architecture.
     """
-    name, config, fields = _read_config(model)
-    source = _find_weights(name, config, pretrained)
-    module = _build(config, name, source.seed)
-    if source.path is not None:
-        _load_weights(module, source.path, name)
-    preprocess = Preprocess.from_json({**fields, **source.preprocess, "size": module.visual.image_size})
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**preprocess.to_json()), False)
-    model_id = digest({"config": config, "weights": hash_weights(module), "preprocess": preprocess.to_json()})
-    return Clip(module.requires_grad_(False).eval(), name, config, model_id, preprocess, transform)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Architecture
-
-
-def _read_config(model: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-    """(name, model config, preprocessing) for an open_clip name or config JSON."""
-    preprocess = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), {})
-    if model.endswith(".json"):
-        try:
-            config = json.loads(Path(model).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"--model {model} cannot be read as an open_clip config JSON: {error}.") from error
-        if (
-            isinstance(config, dict) and "model_cfg" in config
-        ):  # the layout of open_clip_config.json on the Hugging Face hub
-            preprocess = open_clip.transform.merge_preprocess_dict(preprocess, config.get("preprocess_cfg", {}))
-            config = config["model_cfg"]
-        if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-            raise ModelError(f"--model {model} is not an open_clip config: it needs embed_dim, vision_cfg, text_cfg.")
-        return Path(model).name, config, preprocess
-    config = open_clip.get_model_config(model)
-    if config is None:
-        raise ModelError(
-            f"Unknown architecture {model!r}.{say_near(model, open_clip.list_models())} "
-            "Give an open_clip name or the path of a config JSON."
-        )
-    return model, config, preprocess
+    source = resolve_model(model, pretrained, preprocess=preprocess)
+    module = _build(source.config, source.name, source.seed)
+    notes = [*source.notes]
+    if source.weights is not None:
+        notes += _load_weights(module, source)
+    for note in notes:
+        logger.warning("%s", note)
+    source = replace(source, notes=tuple(notes))
+    fields = source.preprocess.to_json()
+    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**fields), False)
+    model_id = digest({"config": source.config, "weights": hash_weights(module), "preprocess": fields})
+    module = module.requires_grad_(False).eval()
+    return Clip(module, source.name, source.config, model_id, source.preprocess, transform, source)
 
 
 def _build(config: Mapping[str, Any], name: str, seed: int | None) -> Any:
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision or isinstance(vision.get("layers"), list | tuple):
-        raise ModelError(f"{name}'s image tower is not open_clip's VisionTransformer. Choose a plain ViT-*.")
+    """The module with random weights. Towers of other libraries are told apart here and in `check_architecture`."""
     fields = json.loads(json.dumps(config))
     custom = fields.pop("custom_text", False)
     if "hf_model_name" in fields["text_cfg"]:
@@ -109,56 +96,89 @@ def _build(config: Mapping[str, Any], name: str, seed: int | None) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0 if seed is None else seed)
             return kind(**fields)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ModelError(f"{name} does not describe an open_clip model: {error}.") from error
+    except Exception as error:  # open_clip checks nothing, so anything may come out of its modules
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ModelError(f"{name} does not describe an open_clip model: {reason}.") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
+def _load_weights(module: Any, source: ModelSource) -> list[str]:
+    """Load the file into the module, strictly. Returns notes about what had to be adapted."""
+    path, name = source.weights, source.name
+    assert path is not None
+    weights, notes = read_weights(path), []
+    if weights.quick_gelu is not None:
+        check_quick_gelu(name, has_quick_gelu(source.config), path.name, weights.quick_gelu)
+    tensors, wanted = dict(weights.tensors), module.state_dict()
+    if "positional_embedding" in tensors and "text.positional_embedding" in wanted:
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    for scalar in ("logit_scale", "logit_bias"):  # a number or a vector of one
+        if scalar in tensors and scalar in wanted and tensors[scalar].numel() == 1:
+            tensors[scalar] = tensors[scalar].reshape(wanted[scalar].shape)
+    if "logit_bias" in wanted and "logit_bias" not in tensors:
+        tensors["logit_bias"] = torch.zeros_like(wanted["logit_bias"])
+        notes.append(f"{path.name} has no logit_bias; it is 0.")
+    ids = "text.transformer.embeddings.position_ids"  # derived; stored by older versions of transformers
+    if ids not in wanted:
+        tensors.pop(ids, None)
+    notes += _fit_positions(module, tensors, source)
+    _check_tensors(tensors, wanted, source)
+    module.load_state_dict(tensors, strict=True)
+    return notes
 
 
-@dataclass(frozen=True)
-class _WeightSource:
-    path: str | None
-    seed: int | None
-    preprocess: Mapping[str, Any]
+def _fit_positions(module: Any, tensors: dict[str, Tensor], source: ModelSource) -> list[str]:
+    """Resize the image tower's positions to the config's grid, if they are a grid at all. Raises ModelError for texts'.
+
+    To run a tower at another resolution is common, and interpolated positions keep their meaning there. The positions
+    of a text do not: position 40 of 77 is no position of 32.
+    """
+    assert source.weights is not None
+    file, context = source.weights.name, context_length(source.config)
+    own_texts = "hf_model_name" not in source.config["text_cfg"]
+    for name in ("positional_embedding", "text.positional_embedding") if own_texts else ():
+        value = tensors.get(name)
+        if (
+            value is not None
+            and value.ndim == 2
+            and len(value) != context
+            and "hf_model_name" not in source.config["text_cfg"]
+        ):
+            raise ModelError(
+                f"{file} was trained with texts of {len(value)} tokens, but {source.name} has a context_length of "
+                f"{context}. Correct the one in the config."
+            )
+    name, (rows, columns) = "visual.positional_embedding", grid(source.config)
+    value = tensors.get(name)
+    if value is None or value.ndim != 2 or len(value) == 1 + rows * columns:
+        return []
+    side = round((len(value) - 1) ** 0.5)
+    if side < 1 or side * side != len(value) - 1 or value.shape[1] != module.visual.positional_embedding.shape[1]:
+        return []  # the check of the shapes says what is wrong
+    tensors[name] = tensors[name].float()
+    open_clip.model.resize_pos_embed(tensors, module)
+    return [
+        f"{file} has positions for {side} x {side} patches; they were interpolated to the {rows} x {columns} of "
+        f"{source.name}'s image_size. Give its own image_size in the config to use the weights as they were trained."
+    ]
 
 
-def _find_weights(name: str, config: Mapping[str, Any], pretrained: str) -> _WeightSource:
-    if pretrained.startswith("random:"):
-        try:
-            return _WeightSource(None, int(pretrained.removeprefix("random:")), {})
-        except ValueError as error:
-            raise ModelError(f"--pretrained {pretrained}: expected random:SEED with an integer.") from error
-    if Path(pretrained).is_file():
-        return _WeightSource(pretrained, None, {})
-    tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        known = f" Tags of {name}: {', '.join(tags)}." if tags else f" {name} has no tags."
-        raise ModelError(
-            f"--pretrained {pretrained!r} is neither a file nor a tag of {name}.{say_near(pretrained, tags)}{known} "
-            "`random:SEED` gives random weights."
-        )
-    check_quick_gelu(name, bool(config.get("quick_gelu", False)), pretrained, bool(tag.get("quick_gelu", False)))
-    try:
-        path = open_clip.download_pretrained(tag)
-    except Exception as error:  # network libraries raise many kinds of errors
-        raise ModelError(
-            f"The weights of {name} {pretrained} could not be downloaded: {str(error).rstrip('.')}."
-        ) from error
-    return _WeightSource(path, None, open_clip.transform.merge_preprocess_dict({}, tag))
-
-
-def _load_weights(clip: Any, path: str, name: str) -> None:
-    try:
-        open_clip.load_checkpoint(clip, path, strict=True, weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip readers raise a dozen kinds of errors
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"{Path(path).name} cannot be loaded into {name}: {reason[:400]}. "
-            "Expected a complete safetensors file or state dict of exactly this architecture."
-        ) from error
+def _check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: ModelSource) -> None:
+    """Raise ModelError unless the file has exactly the tensors of the architecture."""
+    assert source.weights is not None
+    shapes = [
+        f"{name} {list(tensors[name].shape)} instead of {list(value.shape)}"
+        for name, value in wanted.items() if name in tensors and tensors[name].shape != value.shape
+    ]  # fmt: skip
+    missing = sorted(set(wanted) - set(tensors))
+    more = sorted(ascii(name)[1:-1] for name in set(tensors) - set(wanted))
+    for what, names in (("tensors are missing", missing), ("tensors are left over", more), ("shapes differ", shapes)):
+        if names:
+            rest = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            shown = ", ".join(name[:80] for name in names[:3])
+            raise ModelError(
+                f"{source.weights.name} cannot be loaded into {source.name}: {what}: {shown}{rest}. Expected a "
+                "complete file of exactly this architecture."
+            )
 
 
 def hash_weights(clip: Any) -> str:
@@ -173,22 +193,3 @@ def hash_tensors(tensors: Mapping[str, Any]) -> str:
         total.update(f"{key} {tuple(value.shape)}".encode())
         total.update(value.detach().float().cpu().contiguous().numpy().data)
     return total.hexdigest()
-
-
-def check_quick_gelu(name: str, architecture: bool, pretrained: str, weights: bool) -> None:
-    """Raise ModelError when only one of weights and architecture uses QuickGELU.
-
-    open_clip only warns, and every activation would be silently wrong.
-    """
-    if architecture != weights:
-        other = name + "-quickgelu" if weights else name.removesuffix("-quickgelu")
-        raise ModelError(
-            f"{pretrained} was trained {'with' if weights else 'without'} QuickGELU and {name} is "
-            f"{'with' if architecture else 'without'} it. Use --model {other}."
-        )
-
-
-def say_near(word: str, words: list[str]) -> str:
-    """` Near: a, b.`, the most similar words, or an empty text."""
-    near = difflib.get_close_matches(word, words, n=4, cutoff=0.5)
-    return f" Near: {', '.join(near)}." if near else ""

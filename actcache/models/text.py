@@ -6,6 +6,7 @@ length are run together, only up to their EOT, which is exact under a causal mas
 the tower of ViT-B/16, and 53 s with all 77 tokens each.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from actcache.errors import SettingsError
+from actcache.errors import ModelError, SettingsError
+from actcache.models.architecture import context_length
 from actcache.models.clip import Clip
 from actcache.models.device import choose_device
+from actcache.models.hub import fetch_file
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),
@@ -158,18 +161,24 @@ def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
 
 
 def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
-    config = clip.config["text_cfg"]
-    if "hf_tokenizer_name" not in config and "siglip" not in clip.name.lower():
-        options = config.get("tokenizer_kwargs", {})
-        made: Callable[[list[str]], Tensor]
-        made = open_clip.SimpleTokenizer(context_length=config.get("context_length", 77), **options)
-        return made
+    config, place = clip.config["text_cfg"], clip.source.tokenizer
+    options, length = config.get("tokenizer_kwargs") or {}, context_length(clip.config)
+    made: Callable[[list[str]], Tensor]
     try:
-        made = open_clip.get_tokenizer(clip.name)
-    except Exception as error:  # network libraries raise many kinds of errors
-        raise SettingsError(
-            f"The tokenizer of {clip.name} could not be loaded: {str(error).splitlines()[0]}."
-        ) from error
+        if place is None:
+            made = open_clip.SimpleTokenizer(context_length=length, **options)
+            return made
+        if importlib.util.find_spec("transformers") is None:
+            raise ModelError("it needs the package transformers. Install it with pip")
+        if not Path(
+            place
+        ).is_dir():  # asks once; the tokenizer's own loading asks for a minute when there is no network
+            fetch_file(place, ("tokenizer_config.json", "tokenizer.json", "config.json"))
+        mode = config.get("tokenizer_mode")
+        made = open_clip.tokenizer.HFTokenizer(place, context_length=length, tokenizer_mode=mode, **options)
+    except Exception as error:  # tokenizer and network libraries raise many kinds of errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SettingsError(f"The tokenizer of {clip.name} could not be loaded: {reason[:400]}.") from error
     return made
 
 

@@ -1,6 +1,6 @@
 """The open_clip image tower, taken apart: embed -> run_blocks(start, stop) -> head, or run(images, hooks).
 
-In: an architecture (an open_clip name or config JSON) and weights (a tag, a file, or `random:SEED`).
+In: the name of a model and of its weights, as resolver.py describes.
 Out: `VisionTower`. Promises: weights load strictly and without pickle code; a QuickGELU mismatch is an error;
 `run` is one pass that stops at the last requested hook point; the prompts of an adapted model come after the patches;
 in float32 and not compiled, every hook point equals the output of open_clip's own modules bit for bit, and
@@ -204,13 +204,12 @@ class VisionTower:
 
 
 def load_vision_tower(
-    model: str, pretrained: str, *, precision: str = "auto", device: str = "auto", compile: bool = False
+    model: str, pretrained: str | None = None, *, precision: str = "auto", device: str = "auto", compile: bool = False
 ) -> VisionTower:
     """Build the tower and load its weights.
 
     Args:
-        model: an open_clip architecture name, or the path of an open_clip config JSON.
-        pretrained: an open_clip tag, the path of a checkpoint (safetensors, or a state dict), or `random:SEED`.
+        model, pretrained: see `actcache.models.resolver`.
         precision, device: see `choose_precision`, `choose_device`.
         compile: see `compile_tower`. It changes the speed and the lowest bits.
 

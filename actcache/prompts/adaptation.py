@@ -1,10 +1,11 @@
 """adapt(): train prompts on a few labeled images, and measure what they gain.
 
 In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact. Promises: the same call resumes;
-accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
+accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`, without
+copies of shots.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actcache.artifacts import Artifact, begin_artifact, open_artifact, read_manifest, remove_litter, seal_artifact
-from actcache.errors import SettingsError
+from actcache.artifacts import (
+    ARTIFACT_FILE,
+    Artifact,
+    OutputLock,
+    begin_artifact,
+    check_apart,
+    open_artifact,
+    read_settings,
+    read_summary,
+    seal_artifact,
+    storage_errors,
+)
+from actcache.errors import PipelineError, SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
-from actcache.options import check_number
+from actcache.options import check_number, identity_of
 from actcache.progress import ProgressWithNote
+from actcache.prompts.accuracy import AdaptationAccuracy, ClassAccuracy, PromptSettings, PromptsSummary
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.class_names import class_words, read_class_names, warn_about_shared_texts
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, split_classes
 from actcache.prompts.prompts import Prompts
+from actcache.prompts.shots import leave_out_shots, list_shots
 from actcache.prompts.towers import Towers, classify, prompt_text
 from actcache.prompts.training import CHECKPOINT_FILE, Pixels, PromptTraining, Shots, embed_all, embed_texts
+from actcache.seen import SeenImages
 from actcache.sources import ImageSource, open_source
 from actcache.store import remember_paths
 
@@ -37,52 +52,25 @@ BATCH_TEXTS = 512
 
 
 @dataclass(frozen=True)
-class ClassAccuracy:
-    """Accuracy for all classes, the base classes and the novel classes; None where it was not measured.
-
-    As usual, base and novel images are classified among the classes of their own half.
+class Adaptation:
+    """A finished `x.prompts`, with the training loss thinned to at most 100 points.
 
     Attributes:
-        per_class: the accuracy of each class that has images, when all classes are candidates.
-        harmonic: the harmonic mean of base and novel (Xian et al. 2017).
+        seen: test images that are shots. None for an artifact that was made before they were looked for.
     """
-
-    all: float | None
-    per_class: Mapping[str, float]
-    base: float | None
-    novel: float | None
-    harmonic: float | None
-
-
-@dataclass(frozen=True)
-class AdaptationAccuracy:
-    """Accuracy without prompts and with them, on the same images."""
-
-    zero_shot: ClassAccuracy
-    adapted: ClassAccuracy
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "AdaptationAccuracy":
-        return cls(ClassAccuracy(**fields["zero_shot"]), ClassAccuracy(**fields["adapted"]))
-
-    def to_json(self) -> dict[str, dict[str, object]]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """A finished `x.prompts`, with the training loss thinned to at most 100 points."""
 
     artifact: Artifact
     accuracy: AdaptationAccuracy
     loss: list[float]
+    seen: SeenImages | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Adaptation":
         """Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         artifact = open_artifact(path, "prompts", complete=True)
-        manifest = read_manifest(artifact)
-        return cls(artifact, AdaptationAccuracy.from_json(manifest["accuracy"]), manifest["loss"])
+        read_settings(artifact, PromptSettings)
+        summary = read_summary(artifact, PromptsSummary)
+        return cls(artifact, summary.accuracy, list(summary.loss), summary.seen)
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -93,7 +81,7 @@ class Adaptation:
             before, after = getattr(self.accuracy.zero_shot, name), getattr(self.accuracy.adapted, name)
             if before is not None and after is not None:
                 parts.append(f"{name} {before:.1%} -> {after:.1%}")
-        method = self.artifact.settings["config"]["method"]
+        method = read_settings(self.artifact, PromptSettings).method
         return f"Adaptation({self.artifact.path.name}: {method}, accuracy {', '.join(parts)})"
 
 
@@ -102,9 +90,11 @@ def adapt(
     prompts: str | Path,
     *,
     model: str,
-    pretrained: str,
+    pretrained: str | None = None,
     config: PromptConfig | None = None,
     test: ImageSource | str | Path | None = None,
+    path_column: str | None = None,
+    label: str | None = None,
     precision: str = "auto",
     device: str = "auto",
     checkpoint_every: int = 200,
@@ -119,6 +109,7 @@ def adapt(
         model, pretrained: see `load_clip`.
         config: how to train; None takes MaPLe's usual values.
         test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
+        path_column, label: the columns of the images and of the labels of tables, as in `open_source`.
         precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
         checkpoint_every: number of steps between checkpoints.
         on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
@@ -129,35 +120,54 @@ def adapt(
     """
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
     config = config or PromptConfig()
-    source = open_source(images, class_level=config.class_level)
-    test_source = None if test is None else open_source(test, class_level=config.class_level)
+    source = open_source(images, class_level=config.class_level, path_column=path_column, label=label)
+    test_source = None
+    if test is not None:
+        test_source = open_source(test, class_level=config.class_level, path_column=path_column, label=label)
     table = _list_images(source, config)
     split = split_classes(table["label_name"].to_pylist(), source.path.name)
     names = split.choose(config.classes)
     warn_about_shared_texts(names)
     rows = choose_shots(table["uri"].to_pylist(), table["label_name"].to_pylist(), names, config.shots, config.seed)
     test_table = _test_table(table, rows, test_source, split, config)
+    shot_table = table.take(rows)
+    shots_listed, seen = list_shots(source, shot_table["uri"].to_pylist()), None
+    if overwrite or not _is_complete(prompts):
+        test_table, seen = leave_out_shots(
+            test_table, test_source or source, shots_listed, shot_table["bytes"].to_pylist(), config
+        )
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
-    artifact = _begin(prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite)
-    if artifact.complete:
-        return Adaptation.open(artifact.path)
-    remove_litter(artifact.path)
-    pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip)
-    labels = np.repeat(np.arange(len(names)), config.shots)
-    shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
-    training = PromptTraining(towers, shots, resolved, artifact.path)
-    trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
-    uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
-    measured = Pixels(test_source or source, uris, clip)
-    accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
-    write_prompts(artifact, trained.tensors)
-    (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
-    every = max(1, -(-training.n_steps // N_CURVE))
-    loss = training.losses[::every].tolist()
-    seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
+    with OutputLock(prompts) as lock:
+        artifact = _begin(
+            prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite, lock
+        )
+        if artifact.complete or seen is None:
+            return Adaptation.open(artifact.path)
+        pixels = Pixels(source, shots_listed["uri"], clip)
+        labels = np.repeat(np.arange(len(names)), config.shots)
+        shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
+        training = PromptTraining(towers, shots, resolved, artifact.path)
+        trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
+        uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
+        measured = Pixels(test_source or source, uris, clip)
+        accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
+        write_prompts(artifact, trained.tensors)
+        with storage_errors(artifact.path):
+            (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
+        every = max(1, -(-training.n_steps // N_CURVE))
+        loss = training.losses[::every].tolist()
+        more = {"seen": asdict(seen), "shots": shots_listed}
+        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **more)
     return Adaptation.open(artifact.path)
+
+
+def _is_complete(path: str | Path) -> bool:
+    try:
+        return open_artifact(path, "prompts").complete
+    except PipelineError:
+        return False
 
 
 def _list_images(source: ImageSource, config: PromptConfig) -> Any:
@@ -194,7 +204,7 @@ def _test_table(
 def _begin(
     path: str | Path, source: ImageSource, test_source: ImageSource | None, clip: Clip, towers: Towers, config:
     PromptConfig,
-    names: Sequence[str], model: str, pretrained: str, overwrite: bool,
+    names: Sequence[str], model: str, pretrained: str | None, overwrite: bool, lock: OutputLock,
 ) -> Artifact:  # fmt: skip
     parents = {"images": (source.plan().rows_id, source.path)}
     if test_source is not None:
@@ -207,17 +217,22 @@ def _begin(
         "classes": list(names),
         "precision": towers.vision.precision,
         # `classes` records what the last two fields decide
-        "config": {name: value for name, value in asdict(config).items() if name not in ("class_level", "class_names")},
+        "config": {
+            name: value for name, value in identity_of(config).items() if name not in ("class_level", "class_names")
+        },
     }
     provenance = {
         "model": Path(model).name,
-        "pretrained": Path(pretrained).name,
+        "pretrained": Path(pretrained or clip.source.sources["weights"]).name,
+        "model_sources": clip.facts,
         "torch": torch.__version__,
         "device": towers.vision.device.type,
-        "paths": remember_paths(Path(path), model=model, pretrained=pretrained),
+        "paths": remember_paths(Path(path), model=model, pretrained=pretrained or model),
     }
+    if not (Path(path) / ARTIFACT_FILE).exists():
+        check_apart(Path(path), {name: where for name, (_, where) in parents.items()})
     return begin_artifact(
-        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite
+        path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite, lock=lock
     )
 
 

@@ -8,7 +8,7 @@ prompts;
 the others save the whole model: `image_encoder.X` is open_clip's `visual.X`, `text_encoder.X` its `X`.
 """
 
-import os
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actcache.artifacts import temporary_path
+from actcache.artifacts import write_output
 from actcache.errors import ModelError, SettingsError
 from actcache.models import Clip
 from actcache.prompts.prompts import TEMPLATE, Prompts, guess_method, is_prompt
@@ -27,6 +27,8 @@ CLASS_WORDS = ("token_prefix", "token_suffix")
 
 _DICT = "collections.defaultdict"
 _STATE = ("torch.optim.", "dassl.", _DICT, "builtins.dict")
+MAX_NAME = 200
+"""Longest name of a tensor; those of the five methods have at most 70 characters."""
 _RTOL, _ATOL = 2e-3, 1e-4
 """The original code trains in float16, which rounds by 5e-4."""
 
@@ -89,11 +91,9 @@ def write_prompt_checkpoint(
         state |= _frozen_weights(clip)
     dtype = torch.float16 if half else torch.float32
     state = {name: value.detach().cpu().to(dtype).contiguous() for name, value in state.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(target)
-    torch.save({"state_dict": state, "epoch": epoch}, temporary)
-    os.replace(temporary, target)
-    return target
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state, "epoch": epoch}, buffer)
+    return write_output(target, buffer.getvalue())
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -107,6 +107,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         state = loaded["state_dict"]
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("state_dict does not hold tensors")
+        for key in state:
+            if not isinstance(key, str) or len(key) > MAX_NAME or not key.isprintable():
+                raise ValueError(f"state_dict has the name {str(ascii(key))[:60]}, which no tensor of a model has")
         bad = [n for n, value in state.items() if not value.is_floating_point() or not value.isfinite().all()]
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip

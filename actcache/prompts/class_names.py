@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 from actcache.errors import SettingsError
@@ -42,29 +43,33 @@ def _are_numbered(names: tuple[str, ...]) -> bool:
     return len(numbers) == len(rest) == len(set(numbers)) or any(number[0] == "0" for number in numbers)
 
 
-def find_shared_texts(names: Sequence[str]) -> dict[str, list[str]]:
+def find_shared_texts(names: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
     """Texts that several classes have, with the names of these classes."""
     classes = defaultdict(list)
-    for name in names:
-        classes[class_words(name, names)].append(name)
+    for name, text in zip(names, texts, strict=True):
+        classes[text].append(name)
     return {text: shared for text, shared in classes.items() if len(shared) > 1}
 
 
-def describe_shared_texts(names: Sequence[str]) -> str:
-    """One line about classes that cannot be told apart by their text; "" if there are none."""
-    shared = find_shared_texts(names)
+def describe_shared_texts(names: Sequence[str], texts: Sequence[str] | None = None) -> str:
+    """One line about classes that cannot be told apart by their text; "" if there are none.
+
+    Args:
+        texts: of the classes; their words by default.
+    """
+    shared = find_shared_texts(names, [class_words(name, names) for name in names] if texts is None else texts)
     if not shared:
         return ""
     text, classes = next(iter(shared.items()))
     more = f", and {len(shared) - 1:,} other texts are shared too" if len(shared) > 1 else ""
     return (
         f"{' and '.join(classes[:3])} have the same text, {text!r}{more}: a classifier predicts only the first. "
-        "Give texts of your own with --class-names when you extract or adapt."
+        "Give texts of your own with --class-names."
     )
 
 
-def warn_about_shared_texts(names: Sequence[str]) -> None:
-    if text := describe_shared_texts(names):
+def warn_about_shared_texts(names: Sequence[str], texts: Sequence[str] | None = None) -> None:
+    if text := describe_shared_texts(names, texts):
         log.warning("%s", text)
 
 
@@ -100,6 +105,14 @@ def read_class_names(path: str | Path, names: Sequence[str]) -> dict[str, str]:
             else f"{path} cannot be used, because no image has a class. Leave out --class-names."
         )
     return texts
+
+
+def digest_class_names(path: str | Path | None) -> str | None:
+    """What stands for a file of class names in an identity. Raises SettingsError when it cannot be read."""
+    try:
+        return None if path is None else sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}. Check --class-names.") from error
 
 
 def _parse_object(content: str) -> list[tuple[str, str]]:

@@ -4,17 +4,17 @@ In: a method, and the values that differ from its usual ones. Out: `ResolvedProm
 known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actcache.errors import SettingsError
-from actcache.options import check_options, option
+from actcache.options import JudgingConfig, option
 from actcache.prompts.methods import METHODS
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(JudgingConfig):
     """How prompts are trained. None takes the method's usual value, see `METHODS`."""
 
     method: str = option("maple", "Adaptation method: coop, cocoop, vpt, ivlp or maple.")
@@ -47,7 +47,7 @@ class PromptConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.method not in METHODS:
             raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         kind = METHODS[self.method]
@@ -75,9 +75,9 @@ class PromptConfig:
 class ResolvedPromptConfig(PromptConfig):
     """A PromptConfig in which every value is known."""
 
-    n_prompts: int
-    depth: int
-    n_epochs: int
-    batch_size: int
-    lr: float
-    augment: bool
+    n_prompts: int = field()  # without field() it would inherit the default
+    depth: int = field()
+    n_epochs: int = field()
+    batch_size: int = field()
+    lr: float = field()
+    augment: bool = field()

@@ -174,7 +174,7 @@ def _vision_names(names: Collection[str]) -> list[str]:
 
 def _numbered(series: str, names: Iterable[str]) -> list[str]:
     """The names of a series, sorted by number."""
-    pattern = re.compile(re.escape(series).replace(r"\{\}", r"(\d+)"))
+    pattern = re.compile(re.escape(series).replace(r"\{\}", r"([0-9]{1,4})"))  # more digits are no number of a block
     numbered = [(int(match[1]), name) for name in names if (match := pattern.fullmatch(name))]
     return [name for _, name in sorted(numbered)]
 
@@ -188,7 +188,7 @@ def _check_shapes(method: str, shapes: dict[str, Shape]) -> None:
     """Raise ModelError unless these are exactly the tensors of the method, in shapes that fit each other."""
     expected = _expected_shapes(METHODS[method], shapes)
     problems = [f"{name} is missing" for name in expected if name not in shapes]
-    problems += [f"{name} does not belong to {method}" for name in sorted(shapes) if name not in expected]
+    problems += [f"{name[:80]} does not belong to {method}" for name in sorted(shapes) if name not in expected]
     problems += [
         f"{name} has shape {shapes[name]}, expected {shape}"
         for name, shape in expected.items()

@@ -213,7 +213,7 @@ def open_towers(
     from actcache.prompts.artifact import open_prompts
 
     names = find_origin(artifact, "model", model), find_origin(artifact, "pretrained", pretrained)
-    clip = load_clip(*names)
+    clip = load_clip(*names, preprocess=artifact.settings.get("preprocess"))
     if clip.model_id != artifact.settings["model_id"]:
         raise ParentMismatchError(
             f"{names[0]} with {names[1]} is not the model of {artifact.path}. "

@@ -4,7 +4,7 @@ from .images import decode_image, describe_failures
 from .parquet_images import ImageParquet
 from .plan import ImagePlan
 from .resizing import resize_image, resize_mask
-from .source import ImageSource, open_source
+from .source import ImageSource, open_source, reopen_source
 from .table import ImageTable
 from .table_file import read_table
 from .tars import ImageTars
@@ -21,6 +21,7 @@ __all__ = [
     "describe_failures",
     "open_source",
     "read_table",
+    "reopen_source",
     "resize_image",
     "resize_mask",
 ]

@@ -1,4 +1,4 @@
-"""Which columns of somebody else's table hold the images and the labels, and casting columns to plain types.
+"""Which columns of somebody else's table hold the images and the labels.
 
 In: Arrow columns under the names that their author chose. Out: the names of the columns that are used, and notes, each
 one line, that say which others could have been meant. A name is compared without case and separators: `Image Path`,
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actcache.errors import ImageSourceError
+from actcache.sources.arrow_types import holds_images, is_text, list_names
 
 PATH_COLUMNS = (
     "path", "image", "file", "filename", "uri", "filepath", "imagepath", "imagefile", "imagefilename", "imagename",
@@ -48,12 +49,6 @@ class Label(NamedTuple):
 def normalize(name: str) -> str:
     """`Image Path` -> `imagepath`."""
     return re.sub(r"[\s_\-.]+", "", name).lower()
-
-
-def list_names(names: Sequence[str], limit: int = 12) -> str:
-    """Names of columns for a message: on one line, and not all of a thousand."""
-    shown = [name if name.isprintable() and len(name) <= 60 else repr(name[:60]) for name in names[:limit]]
-    return ", ".join(shown) + (f" and {len(names) - limit:,} more" if len(names) > limit else "") or "none"
 
 
 def choose_path(table: pa.Table, given: str | None, source: str) -> str:
@@ -102,13 +97,6 @@ def choose_image(schema: pa.Schema, given: str | None, source: str, features: "F
     raise ImageSourceError(
         f"{source} has several columns of images: {list_names(candidates)}. Choose one with --path-column."
     )
-
-
-def holds_images(kind: pa.DataType) -> bool:
-    """Whether a type is bytes, or Hugging Face's struct of bytes and path."""
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and is_binary(kind.field("bytes").type)
-    return is_binary(kind)
 
 
 def choose_label(columns: Mapping[str, Any], given: str | None, source: str, declared: Sequence[str] = ()) -> Label:
@@ -185,72 +173,6 @@ def _is_category(column: Any) -> bool:
     part = column.slice(0, SAMPLE_ROWS)
     n = int(pc.count_distinct(part).as_py())
     return 1 < n <= MAX_CLASSES and (2 * n <= len(part) or n <= 3)
-
-
-# -- types -------------------------------------------------------------------------------------------------------------
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a type is text of any layout, also through a dictionary."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def plain_table(table: pa.Table, source: str) -> tuple[pa.Table, tuple[str, ...]]:
-    """The table with columns that Arrow's functions and Parquet take, and a note on those that had to be left out.
-
-    Views, dictionaries, large texts and extension types become the type that they stand for, also inside of lists and
-    structs.
-    """
-    columns, lost = {}, []
-    for position, name in enumerate(table.column_names):
-        column = table.column(position)
-        try:
-            columns[position] = _plain(column)
-            columns[position].slice(0, 1).take(pa.array([0][: len(column)], pa.int64()))  # some types cannot be sorted
-            if pa.types.is_nested(column.type):
-                columns[position].validate(full=True)  # a list view cast to a list may not be one
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError):
-            lost.append(f"{name} ({column.type})"[:80])
-            columns.pop(position, None)
-    notes = (f"{source}: columns of types that cannot be kept are left out: {list_names(lost)}.",) if lost else ()
-    return pa.table(list(columns.values()), names=[table.column_names[position] for position in columns]), notes
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_run_end_encoded(kind):
-        chunks = [pc.run_end_decode(chunk) for chunk in column.chunks]
-        column = pa.chunked_array(chunks, kind.value_type)
-        return _plain(column)
-    plain = _plain_type(kind)
-    if pa.types.is_interval(plain):
-        raise pa.ArrowNotImplementedError("intervals cannot be written to Parquet")
-    return column if plain == kind else column.cast(plain)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if is_text(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_type(kind.value_type), kind.list_size)
-    if any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view,
-                                   pa.types.is_large_list_view)):  # fmt: skip
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
-    return kind
 
 
 # -- what Hugging Face writes into the schema --------------------------------------------------------------------------

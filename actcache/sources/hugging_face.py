@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import check_given, list_names
+from actcache.sources.arrow_types import list_names
+from actcache.sources.columns import check_given
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits
+from actcache.sources.splits import Split, list_splits, row_of
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class HuggingFaceDataset:
         return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
-        split, _, row = uri.rpartition("/")
+        split, row = row_of(uri)
         part = self._splits.get(split)
-        if part is None or not row.isdigit() or int(row) >= part.rows.num_rows:
+        if part is None or not 0 <= row < part.rows.num_rows:
             raise ImageSourceError(f"{uri} is not in {self.path.name}.")
         column = part.image if what == "image" else part.mask
         if column is None:
             return None
-        data: bytes | None = (part.rows[column][int(row)].as_py() or {}).get("bytes")
+        data: bytes | None = (part.rows[column][row].as_py() or {}).get("bytes")
         return data
 
     @cached_property
@@ -103,13 +104,22 @@ class HuggingFaceDataset:
 
         try:
             loaded = datasets.load_from_disk(str(self.path))
-        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ImageSourceError(f"{self.path} cannot be read as a dataset: {reason}. Save it again.") from error
+        except Exception as error:  # whatever the library raises for a damaged file
+            raise self._damaged(error) from error
         splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "all"): loaded}
-        return {
-            str(name): _open_split(splits[name], self.path_column, self.path.name) for name in sorted(splits, key=str)
-        }
+        opened = {}
+        for name in sorted(splits, key=str):
+            try:
+                rows = splits[name].with_format("arrow")[:]
+                rows.validate(full=True)  # texts that are not UTF-8, and offsets that lead out of the file
+            except Exception as error:
+                raise self._damaged(error) from error
+            opened[str(name)] = _open_split(rows, splits[name].features, self.path_column, self.path.name)
+        return opened
+
+    def _damaged(self, error: Exception) -> ImageSourceError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return ImageSourceError(f"{self.path} cannot be read as a dataset: {reason}. Save it again.")
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,9 @@ class _Split:
     class_names: dict[str, list[str]]
 
 
-def _open_split(dataset: Any, path_column: str | None, source: str) -> _Split:
+def _open_split(rows: pa.Table, features: Any, path_column: str | None, source: str) -> _Split:
     import datasets
 
-    features = dataset.features
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     mask = "mask" if "mask" in images and len(images) > 1 and path_column != "mask" else None
     candidates = [name for name in images if name != mask]
@@ -139,7 +148,7 @@ def _open_split(dataset: Any, path_column: str | None, source: str) -> _Split:
             f"{source} must have one image column, or one called 'image'. It has {given}. Choose with --path-column."
         )
     classes = {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
-    return _Split(dataset.with_format("arrow")[:], path_column or str(usual), usual, mask, classes)
+    return _Split(rows, path_column or str(usual), usual, mask, classes)
 
 
 def _list_split(name: str, part: _Split) -> Split:

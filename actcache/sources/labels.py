@@ -50,9 +50,9 @@ def label_columns(
     choice = usual if label is None else choose_label(possible, label, source)
     values: Any = pa.nulls(n_rows, pa.string()) if choice.name is None else columns[choice.name]
     names = columns.get("label_name") if choice.name == "label" else None
-    if choice.name in numbers:
+    if choice.name is not None and choice.name in numbers:
         values, names = numbers[choice.name], values
-    elif choice.name in texts:
+    elif choice.name is not None and choice.name in texts:
         values = number_labels(texts[choice.name])
     index, label_name = encode_labels(values, names, source)
     own = {name: column for name, column in columns.items() if name not in ("label", "label_name")}

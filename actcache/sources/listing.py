@@ -19,12 +19,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.seen import CONTENT_HASH
+from actcache.sources.arrow_types import show_name
 from actcache.sources.files import NOT_REGULAR, read_file
 from actcache.sources.formats import is_system_name
 from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
 
-RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
+RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask", CONTENT_HASH})
 """Columns of images.parquet, whose names a user's own column cannot have."""
 
 HIDDEN, SYSTEM, SPECIAL = "hidden", "of the operating system", "pipes, sockets or devices"
@@ -141,7 +143,8 @@ def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, 
     if len(bad):
         reason = NOT_REGULAR if sizes[bad[0]] == IRREGULAR else os.strerror(-int(sizes[bad[0]]))
         more = f", as for {len(bad) - 1:,} others of {len(paths):,}" if len(bad) > 1 else ""
-        raise ImageSourceError(f"{names[bad[0]]} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
+        name = show_name(str(names[bad[0]]))
+        raise ImageSourceError(f"{name} cannot be read: {reason}{more}. Repair it or remove it from {source}.")
     return sizes
 
 
@@ -178,7 +181,7 @@ class UriIndex:
             else:
                 high = middle
         if low == len(self._uris) or self._uris[low].as_py() != uri:
-            raise ImageSourceError(f"{uri} is not in {self._source}.")
+            raise ImageSourceError(f"{show_name(uri)} is not in {self._source}.")
         return low
 
 

@@ -5,6 +5,7 @@ e.g. a snapshot with `data/train-00000-of-00002.parquet`. Out: a plan whose uris
 of the dataset saved to disk. Only one row group of images is in memory for each file that is listed or image read.
 """
 
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -21,17 +22,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import Features, choose_image, holds_images, list_names, read_features
+from actcache.sources.arrow_types import holds_images, is_text, list_names
+from actcache.sources.columns import Features, choose_image, read_features
 from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.listing import check_text, list_files
 from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits
+from actcache.sources.splits import Split, list_splits, row_of
 from actcache.sources.table_file import READER_ERRORS, check_regular, not_a_table
 
 CACHE_BYTES = 256 << 20
 """Row groups of images that are kept for further reads. Small datasets fit whole; in large ones, whose images are read
 in random order, each image costs reading its row group."""
+
+FILE_COLUMNS = ("path", "file", "filename", "uri")
+"""Columns of paths that count before a column of images, if their files are there."""
 
 SPLITS = "train|training|test|testing|validation|valid|val|dev|all"
 
@@ -82,8 +87,7 @@ class ImageParquet:
         return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
-        key, _, row = uri.rpartition("/")
-        number = int(row) if row.isdecimal() and len(row) < 19 else -1
+        key, number = row_of(uri)
         for file in self._files:
             if file.key == key and file.first <= number < file.first + file.n_rows:
                 column = file.image if what == "image" else file.mask
@@ -155,7 +159,20 @@ def find_images(path: Path, path_column: str | None = None) -> bool:
         return False
     if path_column is not None:
         return path_column in schema.names and holds_images(schema.field(path_column).type)
-    return choose_image(schema, None, path.name, read_features(schema)) is not None
+    return choose_image(schema, None, path.name, read_features(schema)) is not None and not _names_files(path, schema)
+
+
+def _names_files(path: Path, schema: pa.Schema) -> bool:
+    """Whether a column of paths names files that are there, so that the column of images is only a preview of them."""
+    name = next((name for name in FILE_COLUMNS if name in schema.names and is_text(schema.field(name).type)), None)
+    if name is None:
+        return False
+    try:
+        batch = next(pq.ParquetFile(path).iter_batches(batch_size=1, columns=[name]), None)
+        first = batch.column(0)[0].as_py() if batch else None
+    except READER_ERRORS:
+        return False
+    return bool(first) and os.path.isfile(path.parent / str(first).replace("\0", ""))
 
 
 def _usual_image(schema: pa.Schema, source: str, features: Features) -> str | None:

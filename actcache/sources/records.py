@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actcache.sources.columns import list_names
+from actcache.sources.arrow_types import list_names
 
 MAX_COLUMNS = 256
 """1,500 samples with 250 keys of their own each would be 375,000 columns of 1,500 rows: 5 GB."""

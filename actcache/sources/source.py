@@ -5,7 +5,7 @@ decide the kind of source, and for Parquet the types of its columns; an ambiguou
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -85,6 +85,14 @@ def open_source(
             f"--class-level {class_level} is for folders of images, but {source.path.name} is another kind of source, "
             "which has labels of its own. Leave the flag out."
         )
+    return source
+
+
+def reopen_source(path: str | Path, columns: Mapping[str, str], *, masks: str | Path | None = None) -> ImageSource:
+    """Open a source to read images again. `columns`: those that were chosen when its images were listed."""
+    source = open_source(path, masks=masks)
+    if "path" in columns and hasattr(source, "path_column"):
+        return open_source(path, masks=masks, path_column=columns["path"])
     return source
 
 

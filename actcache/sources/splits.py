@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import is_binary, list_names, name_classes, plain_table
+from actcache.sources.arrow_types import is_binary, list_names, plain_table
+from actcache.sources.columns import name_classes
 from actcache.sources.labels import LabeledColumns, label_columns
 
 NUMBERS = "\0numbers of "
@@ -42,13 +43,19 @@ def row_width(n_rows: list[int]) -> int:
     return max(6, *(len(str(n - 1)) for n in n_rows))
 
 
+def row_of(uri: str) -> tuple[str, int]:
+    """(key of the split, row) of a uri; row -1 if it has none."""
+    key, _, row = uri.rpartition("/")
+    return key, int(row) if row.isascii() and row.isdigit() and len(row) < 19 else -1
+
+
 def list_splits(splits: list[Split], source: str, label: str | None) -> LabeledColumns:
     """The listing of all splits (uri, label, label_name, bytes, mask if there are any, split, own columns).
 
     Raises:
         ImageSourceError: splits do not fit together, a column has a reserved name, or labels are no classes.
     """
-    width = row_width([split.columns.num_rows for split in splits])
+    width = row_width([len(split.sizes) for split in splits])
     names = {name for split in splits for name in split.columns.column_names}
     own_split = "dataset_split" if "split" in names else "split"
     parts, notes, classes = [], set(), set()
@@ -83,7 +90,7 @@ def _is_left_out(kind: pa.DataType) -> bool:
 
 
 def _list_split(split: Split, table: pa.Table, width: int, own_split: str, source: str) -> pa.Table:
-    n = table.num_rows
+    n = len(split.sizes)  # a table without further columns has no rows
     numbers = pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), width=width, padding="0")
     columns: dict[str, Any] = {
         "uri": pc.binary_join_element_wise(split.key, numbers, "/"),

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.sources.arrow_types import show_name
 from actcache.sources.columns import choose_path
 from actcache.sources.files import read_file
 from actcache.sources.images import decode_mask
@@ -178,5 +179,5 @@ def _check_unique(uris: pa.ChunkedArray, source: str) -> None:
         return
     twice = pc.index(pc.equal(uris.slice(1), uris.slice(0, len(uris) - 1)), True).as_py()
     raise ImageSourceError(
-        f"{source} names {uris[twice].as_py()} twice. Expected one row per image; remove one of them."
+        f"{source} names {show_name(uris[twice].as_py())} twice. Expected one row per image; remove one of them."
     )

@@ -18,7 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from actcache.errors import ImageSourceError
-from actcache.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, normalize, plain_table
+from actcache.sources.arrow_types import plain_table
+from actcache.sources.columns import LABEL_COLUMNS, PATH_COLUMNS, normalize
 from actcache.sources.files import open_regular, read_file
 from actcache.sources.records import Records, parse_object
 
@@ -125,6 +126,8 @@ def _read_text(source: str, data: bytes, usual: str) -> RawTable:
     data, notes = _to_utf8(data, source)
     if not data.strip():
         raise ValueError("it is empty")
+    if told := re.match(rb"sep=([,;|\t])\r?\n", data):  # a line with which Excel tells itself the separator
+        data, usual = data[told.end() :], told[1].decode()
     separator, header = _sniff(data, usual)
     names = [f"{i}" for i in range(len(header))]  # names may occur twice, and pyarrow has types by name
     table = pyarrow.csv.read_csv(

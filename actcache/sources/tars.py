@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.sources.arrow_types import show_name
 from actcache.sources.files import open_regular
 from actcache.sources.formats import SUFFIXES
 from actcache.sources.labels import label_columns
@@ -121,11 +122,11 @@ class ImageTars:
         source = self.path.name
         columns, notes = Records.join([(shard.columns, len(shard.uri)) for shard in shards], source)
         if without:
-            notes += (f"{source}: {without:,} samples without an image are left out.",)
+            are = "samples without an image are" if without > 1 else "sample without an image is"
+            notes += (f"{source}: {without:,} {are} left out.",)
         if special:
-            notes += (
-                f"{source}: {len(special):,} members that are links or devices are left out, such as {special[0]}.",
-            )
+            are = "members are links or devices and" if len(special) > 1 else "member is a link or device and"
+            notes += (f"{source}: {len(special):,} {are} left out, such as {special[0]}.",)
         uris = pa.array([uri for shard in shards for uri in shard.uri], pa.string())
         sizes = pa.array([size for shard in shards for size in shard.size], pa.int64())
         labeled = label_columns(columns, len(uris), source, label=self.label)
@@ -180,22 +181,28 @@ def _read_samples(path: Path) -> _Samples:
             if f".{suffix.lower()}" in SUFFIXES:
                 special.append(f"{path.name}/{member.name}")
                 if member.special == "sparse file":
+                    name = show_name(member.name)
                     raise ImageSourceError(
-                        f"{path.name} holds {member.name} as a sparse file. Write the tar again without --sparse."
+                        f"{path.name} holds {name} as a sparse file. Write the tar again without --sparse."
                     )
             continue
         if ".." in folder.split("/"):
-            raise ImageSourceError(f"{path.name} holds {member.name}, which leads out of the tar. Write the tar again.")
+            raise ImageSourceError(
+                f"{path.name} holds {show_name(member.name)}, which leads out of the tar. Write the tar again."
+            )
         if member.name in seen:
-            raise ImageSourceError(f"{path.name} holds {member.name} twice. Expected one; write the tar again.")
+            raise ImageSourceError(
+                f"{path.name} holds {show_name(member.name)} twice. Expected one; write the tar again."
+            )
         seen.add(member.name)
         key = f"{folder}/{stem}" if folder else stem
         suffix = f".{suffix.lower()}"
         keys[key] = None
         if suffix in SUFFIXES:
             if key in images:
+                both = f"{show_name(images[key][0])} and {show_name(member.name)}"
                 raise ImageSourceError(
-                    f"{path.name} has two images for sample {key}: {images[key][0]} and {member.name}. "
+                    f"{path.name} has two images for sample {show_name(key)}: {both}. "
                     "Expected one; give the other a longer suffix, such as .mask.png."
                 )
             images[key] = (member.name, member.offset, member.size)
@@ -229,10 +236,14 @@ def _fields(extras: Mapping[str, bytes], sample: str) -> dict[str, object]:
         if ".cls" in extras:
             _add_class(fields, extras[".cls"])
     except UnicodeDecodeError as error:
-        raise ImageSourceError(f"Sample {sample} cannot be read: it is not UTF-8. Repair it, or remove it.") from error
+        raise ImageSourceError(
+            f"Sample {show_name(sample)} cannot be read: it is not UTF-8. Repair it, or remove it."
+        ) from error
     except ValueError as error:  # from JSON
         reason = str(error).splitlines()[0]
-        raise ImageSourceError(f"Sample {sample} cannot be read: {reason}. Repair it, or remove it.") from error
+        raise ImageSourceError(
+            f"Sample {show_name(sample)} cannot be read: {reason}. Repair it, or remove it."
+        ) from error
     return fields
 
 

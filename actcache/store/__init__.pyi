@@ -1,10 +1,21 @@
+from .beside_seal import read_signed_table, sign_table
 from .channel_statistics import ChannelStatistics
 from .codecs import check_codec, check_dtype
 from .description import describe
 from .group import StoreGroup, Stores, open_stores, read_extra
+from .image_statistics import statistics_of_images
+from .image_table import (
+    CONTENT_FILE,
+    IMAGES_FILE,
+    check_images_footer,
+    load_images,
+    read_column,
+    read_images,
+    table_errors,
+)
 from .layout import StoreLayout, choose_shape
-from .provenance import find_image_source, find_origin, remember_paths, whole_path
-from .reader import IMAGES_FILE, ActivationStore, Tokens, read_images
+from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
+from .reader import ActivationStore, Tokens
 from .settings import StoreSettings
 from .shard_files import aligned_empty
 from .verification import FOREIGN, LINK, Verification, verify
@@ -12,6 +23,7 @@ from .where import select_images
 from .writer import ShardWriter, begin_store, seal_store
 
 __all__ = [
+    "CONTENT_FILE",
     "FOREIGN",
     "IMAGES_FILE",
     "LINK",
@@ -28,16 +40,24 @@ __all__ = [
     "begin_store",
     "check_codec",
     "check_dtype",
+    "check_images_footer",
     "choose_shape",
     "describe",
     "find_image_source",
     "find_origin",
+    "load_images",
     "open_stores",
+    "read_column",
     "read_extra",
     "read_images",
+    "read_signed_table",
+    "recorded_list",
+    "records",
     "remember_paths",
     "seal_store",
     "select_images",
+    "sign_table",
+    "statistics_of_images",
+    "table_errors",
     "verify",
-    "whole_path",
 ]

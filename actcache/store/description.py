@@ -4,12 +4,26 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from actcache.artifacts import Artifact, committed_shards, is_remote, list_files, open_artifact, read_manifest
+from actcache.artifacts import (
+    Artifact,
+    committed_shards,
+    exists,
+    is_elsewhere,
+    is_remote,
+    list_files,
+    open_artifact,
+    read_seal,
+    record_path,
+    recorded_places,
+)
+from actcache.errors import PipelineError
 from actcache.store.settings import StoreSettings
 
 
 def describe(path: str | Path) -> Mapping[str, object]:
     """Facts about any artifact, JSON-able: kind, id, completeness, settings, parents and whether they are in place.
+
+    `shards` is {"done", "total"}, `parents` is {name: {"id", "path", "state"}}; all numbers are numbers.
 
     Raises:
         ArtifactNotFoundError, SchemaError, CorruptError.
@@ -24,14 +38,20 @@ def describe(path: str | Path) -> Mapping[str, object]:
     sizes = artifact.settings.get("shard_sizes")  # a code store has these
     if artifact.kind == "acts" or isinstance(sizes, list):
         n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
-        facts["shards"] = f"{len(committed_shards(artifact.path))} of {n_shards}"
-    facts["bytes"] = sum(_size(artifact.path / name) for name in list_files(artifact.path))
-    for name, parent in artifact.parents.items():
-        facts[f"made from {name}"] = f"{parent.id} ({parent.path}, {_state(artifact, name)})"
+        facts["shards"] = {"done": len(committed_shards(artifact.path)), "total": n_shards}
+    present = set(list_files(artifact.path))
+    facts["bytes"] = sum(_size(artifact.path / name) for name in present)
+    facts["parents"] = {
+        name: {"id": parent.id, "path": _legible(parent.path), "state": _state(artifact, name)}
+        for name, parent in artifact.parents.items()
+    }
     if artifact.complete:
-        manifest = read_manifest(artifact)
+        manifest = read_seal(artifact)
+        if missing := sorted(_expected_files(artifact, manifest) - present):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            facts |= {"complete": False, "missing": f"{missing[0]}{more}; run `verify {path}`"}
         if isinstance(manifest.get("failed"), dict) and manifest["failed"]:
-            facts["skipped images"] = len(manifest["failed"])
+            facts["skipped_images"] = len(manifest["failed"])
         counts = ("quality", "n_entries", "n_underflowed", "n_tokens", "n_alive")
         facts |= {key: manifest[key] for key in counts if key in manifest}
     settings = {key: value for key, value in artifact.settings.items() if value is not None}
@@ -39,17 +59,45 @@ def describe(path: str | Path) -> Mapping[str, object]:
     return {**facts, **settings, **provenance}
 
 
+def _expected_files(artifact: Artifact, manifest: Mapping[str, object]) -> set[str]:
+    """Names of the files that a sealed artifact has, without reading its records."""
+    listed, sizes = manifest.get("files"), artifact.settings.get("shard_sizes")
+    expected = set(listed) if isinstance(listed, dict) else set()
+    if artifact.kind == "acts":
+        settings = StoreSettings.from_json(artifact.settings)
+        shards = range(settings.layout.n_shards)
+        expected |= {name for shard in shards for name in settings.shard_files(shard)}
+    elif artifact.kind == "codes" and isinstance(sizes, list):
+        shards = range(len(sizes))
+        expected |= {f"codes.zarr/{shard}/{column}/c/0" for shard in shards for column in ("row", "latent")}
+    else:
+        return expected
+    return expected | {str(record_path(Path(), shard)) for shard in shards}
+
+
 def _size(path: Path) -> int:
     return int(path.stat().st_size if is_remote(path) else os.lstat(path).st_size)
 
 
 def _state(artifact: Artifact, name: str) -> str:
-    """Whether a parent is at the path that the artifact recorded."""
-    try:
-        path = artifact.parent_path(name)
-        if name == "images":
-            return "there" if path.is_dir() else "not there"
-        parent = open_artifact(path)
-    except Exception:  # the path may be anything, and file systems raise many kinds of errors
-        return "not there"
-    return "there" if parent.id == artifact.parents[name].id else "another artifact is there"
+    """Where a parent is now: at the path that the artifact recorded, at another one, or nowhere that is looked at."""
+    parent = artifact.parents[name]
+    if is_elsewhere(artifact.path, parent.path):
+        return "on other storage, not looked for"
+    places = recorded_places(artifact.path, "parents", name, parent.path)
+    holds_images = "images" in name  # `images 2`, `test images`: an image source is no artifact
+    state = "not there"
+    for number, place in enumerate(places):
+        try:
+            right = exists(place) if holds_images else open_artifact(place).id == parent.id
+        except PipelineError:
+            continue
+        if right:
+            return "there" if number == 0 else f"there, at {place}"
+        state = state if holds_images else "another artifact is there"
+    return state
+
+
+def _legible(path: str) -> str:
+    """A recorded path without the surrogates that stand for bytes that are no UTF-8."""
+    return path.encode(errors="backslashreplace").decode()

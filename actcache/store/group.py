@@ -69,7 +69,7 @@ class StoreGroup:
         """The image sources as an artifact's parents: `images`, `images 2`, ..."""
         artifacts = [store.artifact for store in self.stores]
         return {
-            _numbered("images", i): (artifact.parents["images"].id, artifact.parent_path("images"))
+            _numbered("images", i): (artifact.parent("images").id, artifact.parent_path("images"))
             for i, artifact in enumerate(artifacts)
         }
 
@@ -106,6 +106,11 @@ class StoreGroup:
         """Statistics of the stored values of all stores, merged in their order."""
         first, *others = [store.statistics(layer, tokens) for store in self.stores]
         return sum(others, first)
+
+    @property
+    def checks_cheaply(self) -> bool:
+        """Whether `check` costs little for all stores, so that training, encoding and measuring use it."""
+        return all(store.checks_cheaply for store in self.stores)
 
     def n_read_tokens(self, tokens: Tokens) -> int:
         return self.stores[0].n_read_tokens(tokens)
@@ -179,7 +184,7 @@ def read_extra(
         images: stored positions, in any order.
 
     Raises:
-        CorruptError: a shard is missing or short.
+        CorruptError: a shard is missing or short, or differs from what was written.
     """
     chosen = np.arange(store.n_images)[images]
     out = np.empty((len(chosen), store.layout.n_extra, store.layout.d_model), dtype=store.dtype)
@@ -193,7 +198,7 @@ def read_extra(
         mine = np.flatnonzero((chosen >= first) & (chosen < first + member.n_images))
         blocks, rows = np.divmod(chosen[mine] - first, size)
         for block in np.unique(blocks).tolist():
-            member.read_chunk(layer, block, 0, chunk, array="extra")
+            member.read_chunk(layer, block, 0, chunk, array="extra", check=member.checks_cheaply)
             out[mine[blocks == block]] = chunk[rows[blocks == block]]
         first += member.n_images
     return out

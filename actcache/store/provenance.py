@@ -3,46 +3,116 @@
 In: an activation store, and new paths for what has moved. Out: paths that exist.
 """
 
-import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actcache.artifacts import Artifact, is_remote, relative_path
-from actcache.errors import SettingsError
+from actcache.artifacts import (
+    Artifact,
+    exists,
+    find_images_of,
+    is_elsewhere,
+    is_remote,
+    read_provenance,
+    recorded_places,
+    relative_path,
+)
+from actcache.errors import CorruptError, SettingsError
+from actcache.store.image_table import read_images
+
+N_URIS = 3
+"""Images by which a folder is recognized."""
+LOCAL = "local-dir:"
+"""What stands before the folder of a model of open_clip."""
+
+LOCAL = "local-dir:"
+"""The prefix of a model's folder, which stays before the path."""
 
 
 def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
     """The value of `model`, `pretrained`, `prompts` or `masks` that `extract` was given, as a path that exists now.
 
     Raises:
-        SettingsError: the store did not record it, or the file is no longer there.
+        SettingsError: the store did not record it, or the file is no longer there, or it is a URL, which nothing reads
+            unless the user names it.
     """
     if given is not None:
         return given
-    value = artifact.provenance.get("paths", {}).get(name)
-    if value is None:
+    value = _recorded_paths(artifact).get(name)
+    if not isinstance(value, str):
         raise SettingsError(
             f"{artifact.path} does not record which {name} it was extracted with. Name it with --{name}."
         )
     return whole_path(artifact, name, value)
 
 
+def _recorded_paths(artifact: Artifact) -> Mapping[str, str | tuple[str, ...]]:
+    return read_provenance(artifact, _Provenance).paths
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What is read of the provenance: file or name -> path relative to the store, or a name such as a tag."""
+
+    paths: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+
+def recorded_list(artifact: Artifact, name: str) -> list[str]:
+    """The values of a recorded path that may be given several times, as paths that exist now. Raises SettingsError."""
+    values = _recorded_paths(artifact).get(name, ())
+    flag = name.replace("_", "-")
+    listed = [values] if isinstance(values, str) else list(values)
+    return [whole_path(artifact, flag, value) for value in listed]
+
+
+def records(artifact: Artifact, name: str) -> bool:
+    """Whether a store remembers a path of this name."""
+    return name in _recorded_paths(artifact)
+
+
 def whole_path(artifact: Artifact, name: str, value: str) -> str:
     """A recorded value; a path relative to the store (it begins with `..`) is made absolute. Raises SettingsError."""
-    if not value.startswith(".."):
+    if is_elsewhere(artifact.path, value):
+        raise SettingsError(
+            f"{artifact.path} was made with {name} {value}, which is on other storage and is read only on request. "
+            f"Name it with --{name}, if the verb has that flag."
+        )
+    prefix = LOCAL if value.startswith(LOCAL) else ""
+    path = value.removeprefix(prefix)
+    if not path.startswith("..") and not is_remote(artifact.path):
         return value
-    place = os.path.normpath(artifact.path.absolute() / value)
-    if not os.path.exists(place):
-        raise SettingsError(f"{place} no longer exists. Give its new path with --{name}.")
-    return place
+    places = recorded_places(artifact.path, "paths", name, path)
+    there = next((place for place in places if exists(place)), None)
+    if there is None and not path.startswith(".."):
+        return value
+    if there is None:
+        raise SettingsError(f"{places[0]} no longer exists. Give its new path with --{name}, or move it back.")
+    return f"{prefix}{there}"
 
 
 def find_image_source(artifact: Artifact, images: str | Path | None = None) -> str | Path:
     """Where the images are. Raises SettingsError when they are no longer there."""
-    source = images or artifact.parent_path("images")
-    if not os.path.exists(source):
-        raise SettingsError(f"{source} no longer exists. Give the new path of the images with --images.")
-    return source
+    if images is not None:
+        if not exists(Path(images)):
+            raise SettingsError(f"{images} does not exist. Give the path of the images with --images.")
+        return images
+    place = find_images_of(artifact, "images", _some_uris(artifact))
+    if place is None:
+        recorded = artifact.parent("images").path
+        gone = f"{recorded} lies on other storage"
+        if not is_elsewhere(artifact.path, recorded):
+            gone = f"{artifact.parent_path('images')} no longer exists"
+        raise SettingsError(f"{gone}. Give the new path of the images with --images.")
+    return place
+
+
+def _some_uris(artifact: Artifact) -> list[str]:
+    try:
+        table = read_images(artifact.path)
+        return list(table["uri"].slice(0, N_URIS).to_pylist())
+    except (CorruptError, KeyError):
+        return []
 
 
 def remember_paths(store: Path, **given: Any) -> dict[str, object]:
@@ -51,7 +121,9 @@ def remember_paths(store: Path, **given: Any) -> dict[str, object]:
     def relative(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [relative(member) for member in value]
-        there = value is not None and not is_remote(store) and Path(value).exists()
-        return relative_path(Path(value), store) if there else (value if value is None else str(value))
+        prefix = LOCAL if str(value).startswith(LOCAL) else ""
+        path = Path(str(value).removeprefix(prefix))
+        there = value is not None and not is_remote(store) and exists(path)
+        return prefix + relative_path(path, store) if there else (value if value is None else str(value))
 
     return {name: relative(value) for name, value in given.items() if value}

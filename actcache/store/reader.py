@@ -5,44 +5,44 @@ of a local store are read by `preadv` straight into the returned array, by sever
 and the footer of images.parquet; the sizes that a store claims are checked before memory is allocated for them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.artifacts import (
+    MANIFEST_FILE,
     Artifact,
     FileDigest,
-    check_file,
+    check_once,
     crc32c,
     is_digest,
     is_remote,
     open_artifact,
-    open_plain,
-    read_manifest,
     read_record,
+    read_summary,
     require_complete,
 )
 from actcache.errors import CorruptError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.machine import available_bytes, count_processors
 from actcache.store.channel_statistics import ChannelStatistics
+from actcache.store.image_table import check_images_footer, load_images
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ShardFiles, image_runs, shard_path
 from actcache.store.zarr_arrays import ZarrArrays
 
-IMAGES_FILE = "images.parquet"
 GROUP = "actcache"
 """Attribute of the zarr group that holds the store's settings."""
 
 Tokens = Literal["all", "patch", "cls"]
+_SUMS: tuple[Literal["sum", "sum_squares"], ...] = ("sum", "sum_squares")
 _PARTS: dict[Tokens, list[tuple[str, slice]]] = {
     "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
     "patch": [("patches", slice(0, None))],
@@ -55,20 +55,26 @@ _THREADED_BYTES = 1 << 22
 """Smaller reads are done by the calling thread: handing work to another one costs as much as reading 1 MB."""
 
 
-def read_images(store: Path) -> pa.Table:
-    """images.parquet of a store, complete or not. Raises CorruptError."""
-    with _images_file(store) as file:
-        return pq.read_table(file)
+_SUM = {"at_least": -1e100, "at_most": 1e100}
+"""The square of the largest float32, a billion times, is 1e86."""
 
 
-@contextmanager
-def _images_file(store: Path) -> Iterator[Any]:
-    try:
-        with open_plain(store / IMAGES_FILE) as file:
-            yield file
-    except (OSError, ValueError, pa.ArrowException) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CorruptError(f"{store / IMAGES_FILE} cannot be read ({what}). Run `verify {store} --repair`.") from error
+@dataclass(frozen=True)
+class _Statistics:
+    """ChannelStatistics, as the manifest holds them."""
+
+    count: int = field(metadata={"at_least": 0})
+    sum: tuple[float, ...] = field(metadata=_SUM)
+    sum_squares: tuple[float, ...] = field(metadata=_SUM)
+    absmax: float = field(metadata={"at_least": 0, "at_most": 1e40})
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the manifest says of a store: image -> why it could not be read, and hook point -> kind -> statistics."""
+
+    failed: Mapping[int, str]
+    statistics: Mapping[str, Mapping[str, _Statistics]]
 
 
 class ActivationStore:
@@ -88,10 +94,12 @@ class ActivationStore:
         self.store_id, self.model_id = artifact.id, self.settings.model_id
         self.rows_id = self.settings.rows_id  # of the images and their order: stores with equal ids join row by row
         require_complete(artifact, self.layout.n_shards, "extract")
-        self._manifest = self._check(read_manifest(artifact))
+        self._summary = self._check(read_summary(artifact, _Summary))
         self._files = ShardFiles(self.path, self.layout)
         self._zarr = ZarrArrays(self.path, self.settings, self._files)
         self._seen: set[Path] = set()
+        self._checked: set[tuple[HookPoint, str, int, int]] = set()  # chunks, by block and row in the whole store
+        self._checksums: dict[tuple[HookPoint, str, int], list[int]] = {}
         self._record = lru_cache(maxsize=16)(partial(read_record, self.path))
         self._direct = self.settings.codec == "raw" and not is_remote(self.path)
 
@@ -109,45 +117,34 @@ class ActivationStore:
             f"{self.layout.d_model}, {', '.join(map(str, self.hook_points))})"
         )
 
-    def _check(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The manifest, checked against the settings; raises CorruptError before any memory is allocated for it."""
-        try:
-            failed = [int(image) for image in manifest["failed"].keys()]  # noqa: SIM118  a list has no keys()
-            parts = [
-                ChannelStatistics.from_json(manifest["statistics"][str(hook)][kind])
-                for hook in self.hook_points
-                for kind in ("cls", "patch")
-            ]
-            shapes = {part.sum.shape for part in parts} | {part.sum_squares.shape for part in parts}
-            sound = shapes == {(self.layout.d_model,)} and all(0 <= image < self.n_images for image in failed)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            sound = False
-        if not sound:
+    def _check(self, summary: _Summary) -> _Summary:
+        """Compare the manifest and the table of images with the settings, before memory is allocated for them."""
+        d_model = self.layout.d_model
+        for hook in self.hook_points:
+            kinds = summary.statistics.get(str(hook), {})
+            lengths = {len(getattr(kinds[kind], name)) for kind in ("cls", "patch") if kind in kinds for name in _SUMS}
+            if not {"cls", "patch"} <= kinds.keys() or lengths != {d_model}:
+                raise CorruptError(
+                    f"{self.path / MANIFEST_FILE} lacks the statistics of {hook} by kind (cls, patch), with {d_model} "
+                    f"channels each. {self.artifact.remedy}"
+                )
+        if outside := [image for image in summary.failed if image >= self.n_images]:
             raise CorruptError(
-                f"The manifest of {self.path} does not match its settings. Run `verify {self.path} --repair`."
+                f"{self.path / MANIFEST_FILE} lists image {outside[0]} as failed, but there are {self.n_images:,} "
+                f"images. {self.artifact.remedy}"
             )
-        with _images_file(self.path) as file:
-            self._check_rows(pq.read_metadata(file).num_rows)
-        return manifest
-
-    def _check_rows(self, n_rows: int) -> None:
-        if n_rows != self.n_images:
-            raise CorruptError(
-                f"{self.path / IMAGES_FILE} has {n_rows:,} rows, expected {self.n_images:,}. "
-                f"Run `verify {self.path} --repair`."
-            )
+        check_images_footer(self.artifact, self.n_images)
+        return summary
 
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet: one row for each stored image, in stored order."""
-        table = read_images(self.path)
-        self._check_rows(table.num_rows)
-        return table
+        return load_images(self.artifact, self.n_images)
 
     @cached_property
     def failed(self) -> dict[int, str]:
         """Images whose rows are zeros because they could not be read: image -> reason."""
-        return {int(image): reason for image, reason in self._manifest["failed"].items()}
+        return dict(self._summary.failed)
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
@@ -182,8 +179,8 @@ class ActivationStore:
 
     def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
         """Statistics of the stored values of one hook point, merged from the commit records."""
-        kinds = self._manifest["statistics"][str(self.hook_point(layer))]
-        parts = [ChannelStatistics.from_json(kinds[k]) for k in ("cls", "patch") if tokens in ("all", k)]
+        kinds = self._summary.statistics[str(self.hook_point(layer))]
+        parts = [ChannelStatistics.from_json(vars(kinds[k])) for k in ("cls", "patch") if tokens in ("all", k)]
         return parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
     def n_read_tokens(self, tokens: Tokens) -> int:
@@ -206,7 +203,8 @@ class ActivationStore:
         Args:
             images: stored positions, in any order.
             out: a C-contiguous array [I, T, D] in the store's dtype to read into; allocated when None.
-            check: compare every chunk that is read with its recorded checksum (whole chunks are read).
+            check: compare every chunk that is read for the first time with its recorded checksum (whole chunks are
+                read).
 
         Returns:
             [I, T, D] in the store's dtype; T depends on `tokens`. Rows of failed images are zeros (see `valid`).
@@ -244,6 +242,11 @@ class ActivationStore:
                     done.result()
         return out
 
+    @property
+    def checks_cheaply(self) -> bool:
+        """Whether comparing what is read with its checksums costs little; on an object store it is fetched twice."""
+        return not is_remote(self.path)
+
     @cached_property
     def past_cache(self) -> bool:
         """Whether a hook point is larger than half of the available memory. A page cache that cannot hold it gains
@@ -261,6 +264,7 @@ class ActivationStore:
         *,
         array: str = "patches",
         past_cache: bool | None = None,
+        check: bool = False,
     ) -> None:
         """Read one whole chunk; threads may call this. A raw local chunk takes one system call, others go through zarr.
 
@@ -270,10 +274,11 @@ class ActivationStore:
             out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) in the store's dtype. A short last
                 block is padded with zeros.
             past_cache: use O_DIRECT, if `out` begins at a page (`aligned_empty`); by default the property `past_cache`.
+            check: compare the chunk with its recorded checksum when it is read for the first time (14 GB/s a core).
 
         Raises:
             SettingsError: a chunk or array that is not stored.
-            CorruptError: the shard is missing or short.
+            CorruptError: the shard is missing or short, or (with `check`) differs from what was written.
         """
         hook, layout = self.hook_point(layer), self.layout
         n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
@@ -285,8 +290,10 @@ class ActivationStore:
         if self._direct:
             direct = self.past_cache if past_cache is None else past_cache
             self._files.read(hook, array, shard, row, first, view, direct=direct)
+            if check:
+                self._check_chunk(hook, array, shard, block, row, out)
         else:
-            self._check_shard(hook, array, shard, None)
+            self._check_shard(hook, array, shard, np.empty(0, np.int64) if check else None)
             stored = min(layout.chunk_images, self.n_images - (shard * layout.shard_images + first))
             self._zarr.read(hook, array, shard, first, view[:stored], row)
             view[stored:] = 0
@@ -335,22 +342,33 @@ class ActivationStore:
             if not path.exists() or not path.stat().st_size:
                 raise self._files.corrupt(path, shard, "is missing or empty")
             self._seen.add(path)
-        if chosen is not None and (problem := check_file(path, self._digest(path, shard))):
+        if chosen is not None and (problem := check_once(path, self._digest(path, shard))):
             raise self._files.corrupt(path, shard, problem)
 
     def _check_chunks(self, hook: HookPoint, array: str, shard: int, blocks: NDArray[np.integer]) -> None:
-        path = shard_path(self.path, hook, array, shard)
-        pieces = self._digest(path, shard)["pieces"]
-        if len(pieces) != self.layout.n_blocks(shard) * self.layout.n_rows(array) + 1:
-            raise self._files.corrupt(path, shard, "has a malformed commit record")
-        n_images = self.layout.chunk_images
+        n_images, first_block = self.layout.chunk_images, shard * self.layout.blocks_per_shard
+        rows = range(self.layout.n_rows(array))
         chunk = np.empty((n_images, self.layout.chunk_bytes(array) // n_images), dtype=np.uint8)
         for block in blocks.tolist():
-            for row in range(self.layout.n_rows(array)):
-                self._files.read(hook, array, shard, row, block * self.layout.chunk_images, chunk)
-                if crc32c(chunk) != pieces[row * self.layout.n_blocks(shard) + block][1]:
-                    what = f"differs from what was written (block {block}, patch row {row})"
-                    raise self._files.corrupt(path, shard, what)
+            for row in rows:
+                if (hook, array, first_block + block, row) not in self._checked:
+                    self._files.read(hook, array, shard, row, block * n_images, chunk)
+                    self._check_chunk(hook, array, shard, block, row, chunk)
+
+    def _check_chunk(self, hook: HookPoint, array: str, shard: int, block: int, row: int, chunk: NDArray[Any]) -> None:
+        """Compare a raw chunk, as it was read, with its checksum unless this object has done so before."""
+        key = (hook, array, shard * self.layout.blocks_per_shard + block, row)
+        if key in self._checked:
+            return
+        path, place = shard_path(self.path, hook, array, shard), (hook, array, shard)
+        if place not in self._checksums:
+            pieces = self._digest(path, shard)["pieces"]
+            if len(pieces) != self.layout.n_blocks(shard) * self.layout.n_rows(array) + 1:
+                raise self._files.corrupt(path, shard, "has a malformed commit record")
+            self._checksums[place] = [checksum for _, checksum in pieces]
+        if crc32c(chunk) != self._checksums[place][row * self.layout.n_blocks(shard) + block]:
+            raise self._files.corrupt(path, shard, f"differs from what was written (block {block}, patch row {row})")
+        self._checked.add(key)
 
     def _digest(self, path: Path, shard: int) -> FileDigest:
         """Digest of a shard file from its commit record."""

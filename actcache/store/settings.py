@@ -4,17 +4,71 @@ No file is touched. The settings come from a file that may say anything, so ever
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
-from actcache.store.codecs import check_codec, check_dtype
+from actcache.preprocess import Preprocess
+from actcache.schema import parse
+from actcache.store.codecs import check_dtype
 from actcache.store.layout import StoreLayout
 from actcache.store.shard_files import shard_path
+
+_ADVICE = "docs/reference/format.md lists what is expected."
+_POSITIVE = {"at_least": 1}
+
+
+@dataclass(frozen=True)
+class _PromptFields:
+    """How an adapted model was described, see `Prompts.description`."""
+
+    method: str
+    template: str
+    position: str
+    hash: str
+    n_vision: int = field(metadata={"at_least": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredFields:
+    """The settings as artifact.json holds them."""
+
+    model_id: str
+    rows_id: str
+    hook_points: tuple[str, ...]
+    dtype: Literal["float16", "float32"]
+    precision: Literal["float32", "bfloat16"]
+    codec: Literal["raw", "zstd"]
+    n_images: int = field(metadata=_POSITIVE)
+    grid: tuple[int, int] = field(metadata=_POSITIVE)
+    patch_size: tuple[int, int] = field(metadata=_POSITIVE)
+    d_model: int = field(metadata=_POSITIVE)
+    n_extra: int = field(metadata={"at_least": 0})
+    chunk_images: int = field(metadata=_POSITIVE)
+    shard_images: int = field(metadata=_POSITIVE)
+    seed: int
+    limit: int | None = field(metadata=_POSITIVE)
+    preprocess: Mapping[str, object]
+    compile: bool = False
+    prompts: _PromptFields | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layout.check()
+        if self.preprocess:  # a store that no model made has none
+            Preprocess.from_json(self.preprocess)
+        hooks = [HookPoint.parse(text) for text in self.hook_points]
+        if not hooks or len(set(hooks)) < len(hooks):
+            raise ValueError(f"hook_points must be distinct, and at least one, got {list(self.hook_points)}"[:200])
+
+    @property
+    def layout(self) -> StoreLayout:
+        sizes = {name: getattr(self, name) for name in ("n_images", "d_model", "n_extra", "chunk_images")}
+        itemsize = check_dtype(self.dtype).itemsize
+        return StoreLayout(grid=self.grid, shard_images=self.shard_images, itemsize=itemsize, **sizes)
 
 
 @dataclass(frozen=True)
@@ -29,6 +83,7 @@ class StoreSettings:
         preprocess: the fields of `Preprocess`, as JSON.
         compile: whether the tower went through torch.compile.
         prompts: `Prompts.description` of an adapted model; None for a plain one.
+        columns: the columns `path` and `label` of the source, where the user chose others than the usual ones.
     """
 
     model_id: str
@@ -44,41 +99,23 @@ class StoreSettings:
     preprocess: Mapping[str, object]
     compile: bool = False
     prompts: Mapping[str, object] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "StoreSettings":
         """Parse the settings of an artifact. Raises CorruptError, which names the field, when they are malformed."""
-        try:
-            rows, columns = fields["grid"]
-            sizes = {name: fields[name] for name in ("n_images", "d_model", "n_extra", "chunk_images", "shard_images")}
-            layout = StoreLayout(grid=(rows, columns), itemsize=check_dtype(fields["dtype"]).itemsize, **sizes)
-            layout.check()
-            check_codec(fields["codec"])
-            for name in ("model_id", "rows_id", "precision"):
-                if not isinstance(fields[name], str):
-                    raise TypeError(f"{name} must be a text, got {str(fields[name])[:80]}")
-            for name in ("preprocess", "prompts"):
-                if not isinstance(fields.get(name, {}), Mapping):
-                    raise TypeError(f"{name} must be an object, got {str(fields[name])[:80]}")
-            hooks = tuple(HookPoint.parse(text) for text in fields["hook_points"])
-            if not hooks or len(set(hooks)) < len(hooks):
-                raise ValueError(f"hook_points must be distinct, and at least one, got {fields['hook_points']}")
-            height, width = fields["patch_size"]
-            return cls(
-                **{name: fields[name] for name in ("model_id", "rows_id", "dtype", "precision", "codec", "seed")},
-                hook_points=hooks,
-                layout=layout,
-                patch_size=(height, width),
-                limit=fields["limit"],
-                preprocess=fields["preprocess"],
-                compile=bool(fields.get("compile", False)),
-                prompts=fields.get("prompts"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptError(
-                f"The settings of this store have a missing or malformed field: {error}. "
-                "docs/reference/format.md lists what is expected."
-            ) from error
+        checked = parse(_StoredFields, fields, "The settings of this store", _ADVICE)
+        return cls(
+            **{name: getattr(checked, name) for name in ("model_id", "rows_id", "dtype", "precision", "codec", "seed")},
+            hook_points=tuple(map(HookPoint.parse, checked.hook_points)),
+            layout=checked.layout,
+            patch_size=checked.patch_size,
+            limit=checked.limit,
+            preprocess=fields["preprocess"],
+            compile=checked.compile,
+            prompts=fields.get("prompts"),
+            columns=dict(checked.columns),
+        )
 
     def to_json(self) -> dict[str, object]:
         """The settings as artifact.json holds them; they are hashed into the store's id."""
@@ -102,6 +139,7 @@ class StoreSettings:
             "preprocess": self.preprocess,
             **({"compile": True} if self.compile else {}),  # it changes the lowest bits
             **({"prompts": self.prompts} if self.prompts is not None else {}),
+            **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
     @property

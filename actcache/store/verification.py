@@ -5,7 +5,6 @@ compared with its digest in the manifest or, for shards, in the commit records (
 """
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,10 @@ from actcache.artifacts import (
     Artifact,
     check_file,
     committed_shards,
-    encode_json,
     is_digest,
     is_remote,
     list_files,
     open_artifact,
-    open_plain,
     read_manifest,
     read_record,
     record_path,
@@ -35,8 +32,9 @@ from actcache.errors import CorruptError
 from actcache.machine import count_processors
 from actcache.options import check_number
 from actcache.progress import Progress
+from actcache.store.beside_seal import Problem, check_beside, check_spelling, remedies
+from actcache.store.image_table import IMAGES_FILE, read_images
 from actcache.store.layout import StoreLayout
-from actcache.store.reader import IMAGES_FILE, read_images
 from actcache.store.settings import StoreSettings
 
 LINK, FOREIGN = "is a link", "was not written by this artifact"
@@ -44,20 +42,6 @@ LINK, FOREIGN = "is a link", "was not written by this artifact"
 
 _SHOWN = 100
 """Maximum number of missing shards that are listed: a store may claim any number."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file that differs from what was written. `shard`: the shard it belongs to, or None."""
-
-    file: str
-    what: str
-    shard: int | None = None
-
-    def __str__(self) -> str:
-        """One line, whatever characters the file name contains."""
-        text = f"{self.file}: {self.what}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,8 @@ class Verification:
     n_files: int
     n_bytes: int
     problems: tuple[Problem, ...]
+    remedies: tuple[str, ...] = ()
+    """How each damaged file is made again, in the order of the problems."""
 
     @property
     def ok(self) -> bool:
@@ -102,6 +88,8 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     problems += damaged
     if settings:
         problems += _check_store(artifact, settings.layout)
+    beside, n_beside, beside_bytes = check_beside(artifact.path)
+    problems += beside
     present_files = set(list_files(artifact.path))
     linked = {name for name in present_files if not is_remote(artifact.path) and os.path.islink(artifact.path / name)}
     problems += [Problem(name, LINK, expected.get(name, _NOTHING).shard) for name in sorted(linked)]
@@ -124,8 +112,9 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
             if on_progress:
                 on_progress(done, total)
     return Verification(
-        artifact.path, artifact.kind, artifact.complete, len(present), total, tuple(dict.fromkeys(problems))
-    )
+        artifact.path, artifact.kind, artifact.complete, len(present) + n_beside, total + beside_bytes,
+        tuple(dict.fromkeys(problems)), remedies(artifact, problems),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple
     records = {str(record_path(Path(), shard)): shard for shard in shards}
     if artifact.complete:
         try:
-            problems += _check_spelling(artifact.path, MANIFEST_FILE, None)
+            problems += check_spelling(artifact.path, MANIFEST_FILE, None)
             listed = read_manifest(artifact)["files"]
             records |= {name: int(Path(name).stem) for name in listed if name.startswith(f"{COMMITS}/")}
             problems += [Problem(n, "is not in the manifest", s) for n, s in sorted(records.items()) if n not in listed]
@@ -160,7 +149,7 @@ def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple
         name = str(record_path(Path(), shard))
         try:
             if name not in files:  # no manifest holds its checksum
-                problems += _check_spelling(artifact.path, name, shard)
+                problems += check_spelling(artifact.path, name, shard)
             record = read_record(artifact.path, shard)
             for file, digest in record["files"].items():
                 problems += _add(files, file, digest, shard)
@@ -170,18 +159,6 @@ def _expected_files(artifact: Artifact, settings: StoreSettings | None) -> tuple
         if settings:
             problems += [Problem(name, what, shard) for what in _check_record(settings, shard, record)]
     return files, problems
-
-
-def _check_spelling(path: Path, name: str, shard: int | None) -> list[Problem]:
-    """Find changed bytes that do not change a JSON file's meaning, such as a space; its digest covers the meaning."""
-    try:
-        with open_plain(path / name) as file:
-            data = file.read()
-        value = json.loads(data)
-        same = not isinstance(value, dict) or encode_json(value) == data
-    except (OSError, ValueError, RecursionError):
-        return []  # the reader reports it
-    return [] if same else [Problem(name, "differs from what was written", shard)]
 
 
 def _add(files: dict[str, _Expected], name: str, digest: Any, shard: int | None) -> list[Problem]:

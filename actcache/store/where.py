@@ -9,11 +9,13 @@ expression is true.
 
 import ast
 import itertools
+import json
 import keyword
 import re
 import unicodedata
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -101,11 +103,11 @@ def _replace(where: str) -> tuple[str, Names]:
 
 
 def _read_values(text: str) -> list[Any]:
-    values = re.findall(_VALUE, text)
-    if "'" not in text and '"' not in text and "." not in text and "e" not in text.lower():
-        return list(map(int, values))
+    with suppress(ValueError):  # 'texts', and 007
+        values: list[Any] = json.loads(f"[{text}]")  # texts in double quotes have no backslash here, so they agree
+        return values
     return [value[1:-1] if value[0] in "'\"" else float(value) if set(value) & set(".eE") else int(value)
-            for value in values]  # fmt: skip
+            for value in re.findall(_VALUE, text)]  # fmt: skip
 
 
 def _hint_backticks(where: str, images: pa.Table) -> str:
@@ -125,8 +127,8 @@ def _is_word(name: str) -> bool:
 def _evaluate(node: ast.expr, names: Names, images: pa.Table) -> Any:
     """An Arrow array with a value for each image, a constant, or a list of constants."""
     match node:
-        case ast.BoolOp(op=op, values=values):
-            join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
+        case ast.BoolOp(op=joint, values=values):
+            join = pc.and_kleene if isinstance(joint, ast.And) else pc.or_kleene
             whole = check_boolean(_evaluate(values[0], names, images))
             for value in values[1:]:  # one after the other: Arrow's own expressions overflow the stack at 9,000 terms
                 whole = join(whole, check_boolean(_evaluate(value, names, images)))

@@ -6,27 +6,28 @@ written last; memory holds one chunk. Several workers may write the same shard: 
 This module needs neither torch nor a model, so the commit protocol is tested with plain arrays.
 """
 
-import io
 import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache.artifacts import (
     Artifact,
     FileDigest,
+    OutputLock,
     begin_artifact,
     check_file,
     crc32c,
+    create_temporary,
+    encode_table,
     is_remote,
     make_folders,
     missing_shards,
@@ -37,19 +38,21 @@ from actcache.artifacts import (
     record_path,
     seal_artifact,
     storage_errors,
-    temporary_path,
     write_atomic,
     write_json,
+    write_new,
     write_record,
 )
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
+from actcache.seen import pack_hashes
 from actcache.sources import ImagePlan
 from actcache.store.channel_statistics import ChannelStatistics, merge_statistics
 from actcache.store.codecs import chunk_encoder
+from actcache.store.image_table import CONTENT_FILE, IMAGES_FILE, read_images
 from actcache.store.layout import StoreLayout
 from actcache.store.orphan_shards import digest_shard, scan_shard
-from actcache.store.reader import GROUP, IMAGES_FILE, read_images
+from actcache.store.reader import GROUP
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ARRAYS, shard_path
 from actcache.store.zarr_arrays import array_arguments
@@ -63,6 +66,7 @@ def begin_store(
     settings: StoreSettings,
     provenance: Mapping[str, Any],
     overwrite: bool = False,
+    lock: OutputLock | None = None,
 ) -> Artifact:
     """Create the store's directory (plan and zarr metadata, no data), or open the one made with the same settings.
 
@@ -70,6 +74,7 @@ def begin_store(
 
     Args:
         provenance: facts that are shown but not part of the identity.
+        lock: see `begin_artifact`.
     """
     artifact = begin_artifact(
         path,
@@ -79,6 +84,7 @@ def begin_store(
         provenance=provenance,
         prepare=lambda folder: write_fixed_files(folder, plan, settings),
         overwrite=overwrite,
+        lock=lock,
     )
     if not artifact.complete:
         _restore_fixed_files(artifact.path, plan, settings)
@@ -87,10 +93,9 @@ def begin_store(
 
 def write_fixed_files(folder: Path, plan: ImagePlan, settings: StoreSettings) -> None:
     """Write the plan and the zarr metadata, which exist before the first shard and never change."""
-    pq.write_table(plan.table, folder / IMAGES_FILE)
+    write_new(folder / IMAGES_FILE, encode_table(plan.table))
     for name, data in _zarr_metadata(settings).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+        write_new(folder / name, data)
 
 
 def _restore_fixed_files(store: Path, plan: ImagePlan, settings: StoreSettings) -> None:
@@ -101,9 +106,7 @@ def _restore_fixed_files(store: Path, plan: ImagePlan, settings: StoreSettings) 
         except CorruptError:
             intact = False
         if not intact:
-            buffer = io.BytesIO()
-            pq.write_table(plan.table, buffer)
-            write_atomic(store / IMAGES_FILE, buffer.getvalue())
+            write_atomic(store / IMAGES_FILE, encode_table(plan.table))
         for name, data in _zarr_metadata(settings).items():
             path = store / name
             try:
@@ -112,7 +115,7 @@ def _restore_fixed_files(store: Path, plan: ImagePlan, settings: StoreSettings) 
                 intact = False
             if not intact:
                 if not is_remote(path):
-                    make_folders(path.parent)
+                    make_folders(path.parent, within=store)
                 write_atomic(path, data)
 
 
@@ -129,14 +132,18 @@ def _without_seal(metadata: Any) -> Any:
 def seal_store(path: Path) -> None:
     """Seal the store if every shard has its record; otherwise do nothing. Several workers may call it."""
     artifact = open_artifact(path, "acts")
-    n_shards = StoreSettings.from_json(artifact.settings).layout.n_shards
-    if artifact.complete or missing_shards(path, n_shards):
+    layout = StoreSettings.from_json(artifact.settings).layout
+    if artifact.complete or missing_shards(path, layout.n_shards):
         return
     failed: dict[str, str] = {}
-    parts = []
+    parts, content, hashed = [], [], False
     for record in read_records(path):
         failed.update(record["failed"])
         parts.append(read_statistics(record))
+        hashed |= "content" in record
+        content.append(pack_hashes(record.get("content") or [""] * len(layout.shard_range(record["shard"]))))
+    if hashed:  # a shard that an earlier version committed has no hashes
+        write_atomic(path / CONTENT_FILE, b"".join(content))
     metadata = path / ARRAYS / "zarr.json"
     group = read_json(metadata)
     group["attributes"][GROUP] |= {"store_id": artifact.id, "complete": True}
@@ -181,7 +188,7 @@ class ShardWriter:
             with storage_errors(self.path):
                 for hook, array in itertools.product(self.hook_points, self.layout.arrays()):
                     path = shard_path(self.path, hook, array, shard)
-                    self._files[hook, array] = _ShardFile(path, self.layout, array, shard, self.codec)
+                    self._files[hook, array] = _ShardFile(self.path, path, self.layout, array, shard, self.codec)
         except BaseException:
             self._abandon()
             raise
@@ -230,8 +237,12 @@ class ShardWriter:
                         )
         self._statistics = merge_statistics([self._statistics, {str(hook_point): statistics}])
 
-    def commit(self, failed: Mapping[int, str]) -> None:
-        """Flush the shard, give it its name and record it. `failed`: image -> reason, for images whose rows are zeros.
+    def commit(self, failed: Mapping[int, str], content: Sequence[str] | None = None) -> None:
+        """Flush the shard, give it its name and record it.
+
+        Args:
+            failed: image -> reason, for images whose rows are zeros.
+            content: the hash of each of the shard's images, "" for one whose bytes could not be read.
 
         Raises:
             StorageError: nothing is recorded; the same command resumes.
@@ -260,6 +271,7 @@ class ShardWriter:
                     "images": [images.start, images.stop],
                     "failed": {str(image): reason for image, reason in sorted(failed.items())},
                     "statistics": _statistics_to_json(self._statistics),
+                    **({} if content is None else {"content": list(content)}),
                     "files": digests,
                 },
             )
@@ -268,7 +280,7 @@ class ShardWriter:
 class _ShardFile:
     """A zarr v3 shard under a temporary name: raw chunks at their final offsets, compressed ones as they arrive."""
 
-    def __init__(self, path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> None:
+    def __init__(self, store: Path, path: Path, layout: StoreLayout, array: str, shard: int, codec: str) -> None:
         self.path, self.layout, self.array, self.shard = path, layout, array, shard
         self.encoder = chunk_encoder(codec, layout.itemsize)
         self.chunk_shape = layout.chunk_shape(array)
@@ -280,10 +292,8 @@ class _ShardFile:
             fd, name = tempfile.mkstemp(prefix="shard-", suffix=".tmp")
             self.temporary, self.fd = Path(name), cast("int | None", fd)
             return
-        make_folders(path.parent)
-        self.temporary = temporary_path(path)
-        self.temporary.unlink(missing_ok=True)  # a killed process with our number may have linked it to the final name
-        self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        make_folders(path.parent, within=store)
+        self.temporary, self.fd = create_temporary(path)
 
     def write_chunk(self, block: int, row: int, values: NDArray[Any]) -> None:
         assert self.fd is not None

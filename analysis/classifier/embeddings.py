@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from actcache import HookPoint, SettingsError, open_stores
 from actcache.models import VisionTower
 from actcache.progress import Progress
-from actcache.sources import decode_image, open_source
+from actcache.sources import decode_image, reopen_source
 from actcache.store import StoreGroup, Stores
 from analysis.classifier.zero_shot import BATCH_IMAGES, as_numpy, batches, read_stream
 from saetrain import SAE
@@ -42,7 +42,7 @@ def embed_stored_images(
     """
     store = open_stores(store)
     hook = None if files is not None else last_output(store)
-    source = None if files is None else open_source(files)
+    source = None if files is None else reopen_source(files, store.stores[0].settings.columns)
     out = np.full((len(images), vision.visual.output_dim), np.nan, dtype=np.float32)
     readable = np.flatnonzero(store.valid[images])
     for places in batches(readable, batch_size, on_progress):

@@ -7,6 +7,7 @@ Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's pro
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,18 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
-from actcache.options import check_number
+from actcache.options import check_number, identity_of
 from actcache.progress import Progress
-from actcache.prompts import Towers, class_words, open_towers, warn_about_shared_texts
+from actcache.prompts import (
+    Towers,
+    class_words,
+    digest_class_names,
+    open_towers,
+    read_class_names,
+    warn_about_shared_texts,
+)
 from actcache.store import StoreGroup, read_extra, select_images
-from analysis.config import ModelOptions
+from analysis.config import ComparisonConfig, ModelOptions, StudyConfig
 from analysis.lineage import open_parents
 from saetrain import CodeStore
 
@@ -84,6 +92,7 @@ class ClassifiedImages(NamedTuple):
         names: class names, sorted.
         labels: [I] class number of every image of the store, -1 for images that are not selected.
         templates: texts around a class name.
+        words: what the text encoder is given for each class.
     """
 
     store: StoreGroup
@@ -91,6 +100,7 @@ class ClassifiedImages(NamedTuple):
     names: tuple[str, ...]
     labels: NDArray[np.int64]
     templates: tuple[str, ...]
+    words: tuple[str, ...]
 
 
 def choose_classes(
@@ -98,6 +108,7 @@ def choose_classes(
     hook_point: HookPoint,
     *,
     templates: str | Sequence[str] = "photo",
+    class_names: str | Path | None = None,
     where: str | None = None,
     within: NDArray[np.int64] | None = None,
     limit: int | None = None,
@@ -107,6 +118,7 @@ def choose_classes(
 
     Args:
         templates: as in `read_templates`.
+        class_names: a file as in `read_class_names`.
         where: which images, by columns of images.parquet.
         within: stored positions to choose from.
         limit: number of images to sample at random.
@@ -128,7 +140,11 @@ def choose_classes(
         )
     labels = np.full(store.n_images, -1, dtype=np.int64)
     labels[chosen] = numbers
-    return ClassifiedImages(store, hook_point, tuple(names.tolist()), labels, texts)
+    classes = names.tolist()
+    given = {} if class_names is None else read_class_names(class_names, classes)
+    words = tuple(given.get(name) or class_words(name, classes) for name in classes)
+    warn_about_shared_texts(classes, words)
+    return ClassifiedImages(store, hook_point, tuple(classes), labels, texts, words)
 
 
 def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool = False) -> ZeroShot:
@@ -140,13 +156,18 @@ def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool =
     Raises:
         SettingsError: CoCoOp's prompts without `by_image`, or prompts that were trained for other classes.
     """
-    store, hook_point, names, labels, templates = images
-    words = [class_words(name, names) for name in names]
-    warn_about_shared_texts(names)
+    store, hook_point, names, labels, templates, words = images
     vision, text, _ = towers
     texts_by_image = towers.texts_by_image(words) if by_image else None
     classes = towers.embed_classes(words, templates) if texts_by_image is None else torch.empty(0, text.embed_dim)
     return ZeroShot(store, hook_point, vision, names, classes, labels, text.logit_scale, texts_by_image)
+
+
+def describe_config(config: StudyConfig | ComparisonConfig) -> dict[str, object]:
+    """The fields of a configuration for a result's identity: a file of class names counts by its content, if given."""
+    fields = identity_of(config)
+    names = digest_class_names(fields.pop("class_names"))
+    return fields if names is None else fields | {"class_names": names}
 
 
 def choose_images(
@@ -158,6 +179,11 @@ def choose_images(
         raise SettingsError(f"No image of {store.path} has a label. Extract a folder of class folders, or a table.")
     if where is not None:
         mask &= select_images(store.images, where)
+        if not mask.any():
+            raise SettingsError(
+                f"--where {where!r} holds for none of the {store.n_images:,} images of {store.path} that have a label. "
+                "Relax the condition."
+            )
     images = np.flatnonzero(mask)
     if within is not None:
         images = np.intersect1d(images, within)
@@ -190,7 +216,7 @@ def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDAr
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """Everything that later blocks need from some images: [B, T, D] float32."""
-    x = torch.from_numpy(store.read(hook_point, images=images)).float()
+    x = torch.from_numpy(store.read(hook_point, images=images, check=store.checks_cheaply)).float()
     if not store.layout.n_extra:
         return x
     return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)

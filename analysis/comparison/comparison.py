@@ -6,8 +6,9 @@ as PatchSAE's do.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from actcache import ParentMismatchError
 from actcache.artifacts import find_parent
 from actcache.progress import Progress
 from actcache.prompts import open_towers
+from actcache.seen import SeenImages
 from actcache.store import StoreGroup
 from analysis.classifier import (
     BATCH_IMAGES,
@@ -23,6 +25,7 @@ from analysis.classifier import (
     check_images,
     choose_classes,
     choose_images,
+    describe_config,
     open_zero_shot,
     sample_images,
 )
@@ -35,6 +38,7 @@ from analysis.interventions import LatentCounts, check_grid, classify_masked, co
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
+from saetrain.lineage import find_seen
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def compare(
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
             model, hook point or kind of token.
-        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
+        SettingsError: no labels, no image that is new to the prompts and the SAEs, classes for which the prompts were
+            not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
@@ -87,10 +92,11 @@ def compare(
     if second is not None:
         check_second(run, second, k_top)
         parents["second run"] = second.artifact
-    head = describe_result(Comparison, asdict(replace(config, k=tuple(grid))), parents)
+    head = describe_result(Comparison, describe_config(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
-    classifiers = _open_classifiers(sides, run, config.template, device)
+    images, counted = _choose_images(sides, [run] if second is None else [run, second], config)
+    classifiers = _open_classifiers(sides, run, images, config, device)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -137,6 +143,7 @@ def compare(
             (run, second), classifiers, rounds, k=k_top, tau=config.tau, seed=seed, limit=config.limit,
             batch_size=batch_size, report=report,
         ),
+        seen=(counted,),
     )  # fmt: skip
     return finish_result(out, result)
 
@@ -146,7 +153,7 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     sides = (base, adapted)
     for what, values in (
         ("images", [str(side.codes.artifact.settings["rows_id"]) for side in sides]),
-        ("SAE", [side.codes.artifact.parents["run"].id for side in sides]),
+        ("SAE", [side.codes.artifact.parent("run").id for side in sides]),
         ("model", [side.store.model_id for side in sides]),
     ):
         if values[0] != values[1]:
@@ -163,11 +170,23 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     return Run.open(find_parent(base.codes.artifact, "run"))
 
 
-def _open_classifiers(sides: dict[str, Side], run: Run, template: str, device: str) -> dict[str, ZeroShot]:
-    """Both models' classifiers, on the images that are labeled and readable in both stores."""
+def _choose_images(
+    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig
+) -> tuple[NDArray[np.int64], SeenImages]:
+    """The images that are labeled and readable in both stores, and that neither the runs nor the prompts have learned
+    from. Raises SettingsError if there are none.
+    """
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
-    images = np.intersect1d(first, second)
-    labeled = [choose_classes(side.store, run.hook_point, templates=template, within=images) for side in sides.values()]
+    base, adapted = (find_seen(side.store, runs) for side in sides.values())
+    return (base | adapted).judge(np.intersect1d(first, second), config, str(sides["base"].store.path))
+
+
+def _open_classifiers(
+    sides: dict[str, Side], run: Run, images: NDArray[np.int64], config: ComparisonConfig, device: str
+) -> dict[str, ZeroShot]:
+    """Both models' classifiers on these images."""
+    how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
+    labeled = [choose_classes(side.store, run.hook_point, **how) for side in sides.values()]
     return {
         name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
         for name, chosen in zip(sides, labeled, strict=True)

@@ -1,14 +1,25 @@
 """analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents."""
 
-import shutil
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from actcache.artifacts import begin_artifact, file_digest, remove_litter, seal_artifact
+from actcache import PipelineError
+from actcache.artifacts import (
+    Artifact,
+    OutputLock,
+    begin_artifact,
+    check_whole,
+    file_digest,
+    open_artifact,
+    read_provenance,
+    seal_artifact,
+    write_new,
+)
 from actcache.machine import available_bytes, check_memory
 from actcache.progress import Progress
 from actcache.store import IMAGES_FILE
@@ -24,7 +35,7 @@ from analysis.concepts.statistics import (
     top_images_statistic,
     totals_statistic,
 )
-from analysis.concepts.table import EMBEDDINGS_FILE, ConceptTable
+from analysis.concepts.table import EMBEDDINGS_FILE, CodesProvenance, ConceptTable
 from analysis.lineage import find_images, find_run, open_parents
 from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
@@ -88,9 +99,9 @@ def _analyze(
     places, made_by = find_images(codes, images=images, store=store), find_run(codes, run)
     left_out = {}
     if not places.all_there():
-        left_out["pictures"] = "the images were not found; give them with --images"
+        left_out["pictures"] = "the images were not found; analyze again with --images and --overwrite"
     if not isinstance(made_by, Run):
-        left_out["nearest"] = f"{made_by}; give the run with --run"
+        left_out["nearest"] = f"{made_by}; analyze again with --run and --overwrite"
     embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
     if embedded is not None:
         check_embeddings(codes, embedded)
@@ -101,64 +112,71 @@ def _analyze(
         "Take a machine with more memory.",
     )  # fmt: skip
 
-    def copy_images(path: Path) -> None:
-        shutil.copyfile(codes.path / IMAGES_FILE, path / IMAGES_FILE)
+    check_whole(codes.artifact, IMAGES_FILE)
+    settings = {
+        **asdict(config),
+        "pictures": "pictures" not in left_out,
+        "nearest": 0 if "nearest" in left_out else N_NEAREST,
+        "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
+    }
+    completed = _find_incomplete_table(concepts, codes, settings)
+    notes = {} if completed is None else _read_notes(completed)
+
+    def copy_files(path: Path) -> None:
+        write_new(path / IMAGES_FILE, (codes.path / IMAGES_FILE).read_bytes())
+        for name, data in notes.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_new(path / name, data)
 
     recorded = codes.artifact.provenance
-    artifact = begin_artifact(
-        concepts,
-        "concepts",
-        settings={
-            **asdict(config),
-            "pictures": "pictures" not in left_out,
-            "nearest": 0 if "nearest" in left_out else N_NEAREST,
-            "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
-        },
-        parents={"codes": (codes.codes_id, codes.path)},
-        provenance={
-            **{key: recorded[key] for key in ("quality", "source", "sae")},
-            "curves": recorded.get("curves", {}),  # codes of older versions have none
-        },
-        prepare=copy_images,
-        overwrite=overwrite,
-    )
-    if artifact.complete:
-        return ConceptTable.open(artifact.path)
-    remove_litter(artifact.path)
-    if embeddings is not None and embedded is None:
-        embedded = artifact.path / EMBEDDINGS_FILE
-        _embed_all_images(codes, store, embedded, device=device, on_progress=on_progress)
-    labels = np.asarray(codes.images["label"])
-    statistics = {
-        "totals": totals_statistic(),
-        "top": top_images_statistic(config.n_top, config.score),
-        "top_patches": top_images_statistic(config.n_top, "patch"),
-        "classes": class_counts_statistic(labels),
-        "entries": entry_counts_statistic(),
-    }
-    latent_bytes = CLASS_BYTES * len(present_labels(labels)) + 8 * (codes.n_tokens + N_BINS) + 48 * config.n_top
-    n_entries = max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards)
-    ranges = cut_latents(codes, n_entries, at_most=max(1, RANGE_BYTES // latent_bytes))
-    tasks = _TaskCount(on_progress)
-    semantics = tasks.add(n_monosemanticity_tasks(codes) if embedded else 0)
-    geometry = tasks.add(n_geometry_tasks(codes.n_latents) if isinstance(made_by, Run) else 0)
-    passes = tasks.add(len(ranges))
-    scores = monosemanticity(codes, embedded, score=config.score, on_progress=semantics) if embedded else None
-    nearest = nearest_latents(made_by, N_NEAREST, on_progress=geometry) if isinstance(made_by, Run) else None
-    parts = reduce_latents(codes, ranges, statistics, describe_range, tau=config.tau, on_progress=passes)
-    table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
-    if scores is not None:
-        table = table.append_column("monosemanticity", pa.array(scores))
-    write_files(artifact.path, codes, config, parts, table, nearest, None if "pictures" in left_out else places)
-    n_images = int(codes.valid.sum())
-    seal_artifact(
-        artifact.path,
-        grid=list(codes.grid),
-        n_images=n_images,
-        n_tokens=n_images * tokens_per_image(codes),
-        n_alive=int(np.count_nonzero(table["n_tokens"])),
-        left_out=left_out,
-    )
+    read_provenance(codes.artifact, CodesProvenance)
+    with OutputLock(concepts) as lock:
+        artifact = begin_artifact(
+            concepts,
+            "concepts",
+            settings=settings,
+            parents={"codes": (codes.codes_id, codes.path)},
+            provenance={key: recorded[key] for key in ("quality", "source", "sae", "curves") if key in recorded},
+            prepare=copy_files,
+            overwrite=overwrite or completed is not None,
+            lock=lock,
+        )
+        if artifact.complete:
+            return ConceptTable.open(artifact.path)
+        if embeddings is not None and embedded is None:
+            embedded = artifact.path / EMBEDDINGS_FILE
+            _embed_all_images(codes, store, embedded, device=device, on_progress=on_progress)
+        labels = np.asarray(codes.images["label"])
+        statistics = {
+            "totals": totals_statistic(),
+            "top": top_images_statistic(config.n_top, config.score),
+            "top_patches": top_images_statistic(config.n_top, "patch"),
+            "classes": class_counts_statistic(labels),
+            "entries": entry_counts_statistic(),
+        }
+        latent_bytes = CLASS_BYTES * len(present_labels(labels)) + 8 * (codes.n_tokens + N_BINS) + 48 * config.n_top
+        n_entries = max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards)
+        ranges = cut_latents(codes, n_entries, at_most=max(1, RANGE_BYTES // latent_bytes))
+        tasks = _TaskCount(on_progress)
+        semantics = tasks.add(n_monosemanticity_tasks(codes) if embedded else 0)
+        geometry = tasks.add(n_geometry_tasks(codes.n_latents) if isinstance(made_by, Run) else 0)
+        passes = tasks.add(len(ranges))
+        scores = monosemanticity(codes, embedded, score=config.score, on_progress=semantics) if embedded else None
+        nearest = nearest_latents(made_by, N_NEAREST, on_progress=geometry) if isinstance(made_by, Run) else None
+        parts = reduce_latents(codes, ranges, statistics, describe_range, tau=config.tau, on_progress=passes)
+        table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
+        if scores is not None:
+            table = table.append_column("monosemanticity", pa.array(scores))
+        write_files(artifact.path, codes, config, parts, table, nearest, None if "pictures" in left_out else places)
+        n_images = int(codes.valid.sum())
+        seal_artifact(
+            artifact.path,
+            grid=list(codes.grid),
+            n_images=n_images,
+            n_tokens=n_images * tokens_per_image(codes),
+            n_alive=int(np.count_nonzero(table["n_tokens"])),
+            left_out=left_out,
+        )
     return ConceptTable.open(artifact.path)
 
 
@@ -172,6 +190,32 @@ def _embed_all_images(
     group = open_parents(codes, store)
     vision = open_towers(group.stores[0].artifact, device=device).vision
     write_array(out, embed_stored_images(group, np.arange(codes.n_images), vision=vision, on_progress=on_progress))
+
+
+def _find_incomplete_table(concepts: str | Path, codes: CodeStore, settings: Mapping[str, object]) -> Artifact | None:
+    """The table that is there already, if it differs only in lacking parts that can be computed now.
+
+    It was made without the images or the run; `analyze` advised to name them, and that must lead to the whole table.
+    """
+    try:
+        there = open_artifact(concepts, "concepts")
+    except PipelineError:
+        return None
+    if there.parents.keys() != {"codes"} or there.parent("codes").id != codes.codes_id:
+        return None
+    old = dict(there.settings)
+    gained = [part for part in ("pictures", "nearest") if not old.get(part) and settings[part]]
+    same = {**old, **{part: settings[part] for part in gained}} == json.loads(json.dumps(settings))
+    return there if gained and same else None
+
+
+def _read_notes(table: Artifact) -> dict[str, bytes]:
+    """What people wrote on the latents of a table: file name -> content."""
+    return {
+        str(file.relative_to(table.path)): file.read_bytes()
+        for file in sorted((table.path / "notes").glob("*"))
+        if file.is_file()
+    }
 
 
 class _TaskCount:

@@ -4,18 +4,16 @@
 one after the other. Tables are Parquet; arrays are plain .npy, so that one latent can be read by a memory map.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from actcache.artifacts import fsync_directory, temporary_path
+from actcache.artifacts import build_folder, open_atomic, write_new
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import QUANTILES, EntryCounts, Histogram, join_latents, quantiles, to_histogram
 from analysis.concepts.statistics import ClassCounts, TopImages, Totals, label_spread, present_labels
@@ -219,40 +217,24 @@ def _write_gallery(
     if places is None:
         return
     pictures = Pictures(codes, places)
-    (path / "gallery").mkdir(exist_ok=True)
-    for image in sorted(set(lines["image"])):
-        (path / "gallery" / f"{image}.jpg").write_bytes(pictures.thumbnail(image))
+    with build_folder(path / "gallery", replace=True) as folder:
+        for image in sorted(set(lines["image"])):
+            write_new(folder / f"{image}.jpg", pictures.thumbnail(image))
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write at least one table, all with the same columns, into one Parquet file; each starts a new row group."""
     rest = iter(tables)
     table = next(rest)
-    with _replace(path) as file, pq.ParquetWriter(file, table.schema) as writer:
+    with open_atomic(path) as file, pq.ParquetWriter(file, table.schema) as writer:
         while table is not None:
             writer.write_table(table)
             table = next(rest, None)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    with _replace(path) as file:
+    with open_atomic(path) as file:
         np.save(file, array, allow_pickle=False)
-
-
-@contextmanager
-def _replace(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that becomes `path` once it is complete."""
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
 
 
 def _number(top: TopImages, latents: range) -> NDArray[np.int32]:

@@ -27,7 +27,7 @@ def nearest_latents(run: Run, n_nearest: int, *, on_progress: Progress | None = 
     """
     n_latents = run.sae_config.n_latents
     task = dask.delayed(_nearest_of_block, pure=False)
-    place = str((run.path / "sae.safetensors").absolute())
+    place = str(run.weights().absolute())
     m = min(n_nearest, n_latents - 1)
     parts = [
         task(place, run.run_id, first, min(first + TASK_LATENTS, n_latents), m)
@@ -47,7 +47,9 @@ def _unit_decoder(path: str, run_id: str) -> NDArray[np.float32]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             decoder: NDArray[np.float32] = file.get_tensor("decoder")
-    except (OSError, safetensors.SafetensorError) as error:
+        if decoder.ndim != 2 or decoder.dtype != np.float32:
+            raise ValueError(f"its decoder is {decoder.dtype} {list(decoder.shape)}")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CorruptError(f"{path} cannot be read ({error}). Train the run again.") from error
     norm = np.sqrt(np.einsum("fd,fd->f", decoder, decoder, dtype=np.float64))
     unit: NDArray[np.float32] = (decoder / np.maximum(norm, 1e-30)[:, None]).astype(np.float32)

@@ -10,10 +10,11 @@
 A report needs neither images nor codes once the table exists.
 """
 
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -21,38 +22,94 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache import ArtifactNotFoundError, CorruptError, IncompleteError, ParentMismatchError
-from actcache.artifacts import Artifact, check_parent, open_artifact, read_manifest
-from actcache.store import IMAGES_FILE
+from actcache.artifacts import (
+    Artifact,
+    check_whole,
+    find_parent,
+    open_artifact,
+    open_checked,
+    read_provenance,
+    read_seal,
+    read_settings,
+    read_summary,
+)
+from actcache.store import load_images, table_errors
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import Histogram
 from saetrain import CodeStore
+from saetrain.quality import TokenQuality
 
 EMBEDDINGS_FILE = "image_embeddings.npy"
 
-
-class Quality(TypedDict):
-    """How well the SAE reconstructs the activations of one kind of token (all, cls or patch) on held-out images."""
-
-    fvu: float
-    l0: float
-    cosine: float
-
-
-class SAEFacts(TypedDict):
-    """The SAE that made the codes."""
-
-    variant: str
-    n_latents: int
-    d_model: int
-    hook_point: str
+_WHOLE, _REAL = pa.types.is_integer, pa.types.is_floating
+COLUMNS: Mapping[str, Mapping[str, Callable[[pa.DataType], bool]]] = {
+    "concepts.parquet": dict.fromkeys(("latent", "n_tokens", "n_images"), _WHOLE)
+    | dict.fromkeys(("density", "image_frequency", "mean_activation", "max_activation", "label_entropy"), _REAL),
+    "top_images.parquet": dict.fromkeys(("latent", "rank", "image"), _WHOLE),
+    "top_patches.parquet": dict.fromkeys(("latent", "rank", "image", "row", "column"), _WHOLE),
+    "class_counts.parquet": dict.fromkeys(("label", "latent", "n_tokens", "n_images"), _WHOLE),
+    "gallery.parquet": dict.fromkeys(("latent", "rank", "image"), _WHOLE),
+}
+"""The columns of each table that readers rely on."""
 
 
-class SourceFacts(TypedDict):
-    """The images and the model that the activations come from."""
+@dataclass(frozen=True)
+class ConceptSettings(AnalyzeConfig):
+    """The settings of a table: what `analyze` was asked for, and what it could compute."""
 
-    images: str
-    model: str
-    pretrained: str
+    pictures: bool = False
+    nearest: int = field(default=0, metadata={"at_least": 0})
+    embeddings: object = None
+
+
+@dataclass(frozen=True)
+class ConceptSummary:
+    """What the manifest says of a table."""
+
+    files: Mapping[str, object]
+    grid: tuple[int, int] = field(metadata={"at_least": 1})
+    n_images: int = field(metadata={"at_least": 0})
+    n_tokens: int = field(metadata={"at_least": 0})
+    n_alive: int = field(metadata={"at_least": 0})
+    left_out: Mapping[str, str] = field(default_factory=dict)  # part -> why it could not be computed
+
+
+@dataclass(frozen=True)
+class SAEFacts:
+    """The SAE that made the codes, as far as it is known."""
+
+    variant: str = "unknown"
+    n_latents: int | None = None
+    d_model: int | None = None
+    hook_point: str = "unknown"
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """The images and the model that the activations come from, as far as they are known."""
+
+    images: str = "unknown"
+    model: str = "unknown"
+    pretrained: str = "unknown"
+
+
+class RecordedQuality(TypedDict, total=False):
+    """The held-out quality of the SAE that made the codes, as far as it is known."""
+
+    all: TokenQuality
+    cls: TokenQuality
+    patch: TokenQuality
+    dead: float
+
+
+@dataclass(frozen=True)
+class CodesProvenance:
+    """What codes, and a table made from them, record of their origin; codes of other programs may record nothing."""
+
+    quality: RecordedQuality = field(default_factory=RecordedQuality)
+    sae: SAEFacts = SAEFacts()
+    source: SourceFacts = SourceFacts()
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class ConceptTable:
@@ -68,7 +125,10 @@ class ConceptTable:
             raise IncompleteError(
                 f"{artifact.path} is not complete. Run the same `analyze` command again to finish it."
             )
-        self.summary = read_manifest(artifact)
+        self.config: AnalyzeConfig = read_settings(artifact, ConceptSettings)
+        self.provenance = read_provenance(artifact, CodesProvenance)
+        self._seal = read_summary(artifact, ConceptSummary)
+        self.summary = read_seal(artifact)
 
     @classmethod
     def open(cls, path: str | Path) -> "ConceptTable":
@@ -85,7 +145,7 @@ class ConceptTable:
 
     @cached_property
     def images(self) -> pa.Table:
-        return self._read(IMAGES_FILE)
+        return load_images(self.artifact)
 
     @cached_property
     def top_images(self) -> pa.Table:
@@ -108,27 +168,22 @@ class ConceptTable:
         return self._read("gallery.parquet")
 
     @property
-    def config(self) -> AnalyzeConfig:
-        """The settings that the table was made with."""
-        return AnalyzeConfig(**{field.name: self.artifact.settings[field.name] for field in fields(AnalyzeConfig)})
-
-    @property
-    def quality(self) -> dict[str, Quality]:
-        """The SAE's quality by kind of token: `all`, `cls` and `patch`, as far as they were encoded."""
-        recorded = self.artifact.provenance["quality"]
+    def quality(self) -> dict[str, TokenQuality]:
+        """The SAE's quality by kind of token: `all`, `cls` and `patch`, as far as they were encoded and measured."""
+        recorded = self.provenance.quality
         return {kind: recorded[kind] for kind in ("all", "cls", "patch") if kind in recorded}
 
     @property
     def sae(self) -> SAEFacts:
-        return cast(SAEFacts, self.artifact.provenance["sae"])
+        return self.provenance.sae
 
     @property
     def source(self) -> SourceFacts:
-        return cast(SourceFacts, self.artifact.provenance["source"])
+        return self.provenance.source
 
     def summary_numbers(self) -> dict[str, int]:
         """The number of images and tokens that were counted, and of latents that fired."""
-        return {name: self.summary[name] for name in ("n_images", "n_tokens", "n_alive")}
+        return {name: getattr(self._seal, name) for name in ("n_images", "n_tokens", "n_alive")}
 
     @cached_property
     def histogram(self) -> Histogram:
@@ -140,6 +195,11 @@ class ConceptTable:
         """[F, rows, columns]: the number of images on which a latent fires at a patch, by memory map."""
         return self._array("position_map.npy")
 
+    @cached_property
+    def image_embeddings(self) -> NDArray[np.floating[Any]]:
+        """[I, E]: unit embeddings of the images, by memory map. Raises CorruptError if there are none."""
+        return self._array(EMBEDDINGS_FILE)
+
     def nearest(self, latent: int) -> list[tuple[int, float]]:
         """(latent, cosine) of the decoder rows nearest to a latent's; empty if the run was not available."""
         if "nearest" in self.left_out:
@@ -150,38 +210,53 @@ class ConceptTable:
     @property
     def left_out(self) -> dict[str, str]:
         """What could not be computed, and why: part -> reason."""
-        return dict(self.summary.get("left_out", {}))
+        return dict(self._seal.left_out)
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.summary["grid"]
-        return rows, columns
+        return self._seal.grid
 
     def thumbnail(self, image: int) -> bytes | None:
         """JPEG of what the model saw of an image in the gallery; None if `analyze` ran without the images."""
-        path = self.path / "gallery" / f"{image}.jpg"
-        return path.read_bytes() if path.is_file() else None
+        name = f"gallery/{image}.jpg"
+        if not (self.path / name).is_file():
+            return None
+        with open_checked(self.artifact, name) as file:
+            return file.read()
 
     def _read(self, name: str) -> pa.Table:
-        return pq.read_table(self._file(name))
+        """A table, compared with its checksum, with the columns that readers rely on."""
+        self._check_presence(name)
+        with open_checked(self.artifact, name) as file, table_errors(self.path / name, self.artifact.remedy):
+            table = pq.read_table(file)
+            for column, kind in COLUMNS[name].items():
+                if column not in table.column_names:
+                    raise ValueError(f"it has no column {column}")
+                if not kind(table.schema.field(column).type) or table[column].null_count:
+                    raise ValueError(f"its column {column} holds {table.schema.field(column).type}, or nulls")
+        return table
 
     def _array(self, name: str) -> NDArray[Any]:
-        return np.load(self._file(name), mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        """An array by memory map, compared with its checksum."""
+        self._check_presence(name)
+        check_whole(self.artifact, name)
+        try:
+            return np.load(self.path / name, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        except (OSError, ValueError, EOFError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise CorruptError(f"{self.path / name} cannot be read ({what}). {self.artifact.remedy}") from error
 
-    def _file(self, name: str) -> Path:
+    def _check_presence(self, name: str) -> None:
         if not (self.path / name).is_file():
             raise CorruptError(
                 f"{self.path} has no {name}. An older version made it, or it is damaged. Run `analyze` again with "
                 "--overwrite."
             )
-        return self.path / name
 
 
 def find_codes(concepts: ConceptTable) -> CodeStore | None:
     """The codes that a table was made from; None if they cannot be found."""
     try:
-        codes = CodeStore.open(concepts.artifact.parent_path("codes"))
-        check_parent(concepts.artifact, "codes", codes.artifact)
+        return CodeStore.open(find_parent(concepts.artifact, "codes"))
     except (ArtifactNotFoundError, IncompleteError, ParentMismatchError):
         return None
-    return codes

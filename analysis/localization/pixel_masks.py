@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from actcache import ImageFolder, SettingsError
-from actcache.artifacts import open_artifact
+from actcache import ArtifactNotFoundError, ImageFolder, ParentMismatchError, SettingsError
+from actcache.artifacts import find_parent, open_artifact
 from actcache.progress import Progress
-from actcache.sources import ImageSource, open_source, read_table, resize_mask
-from actcache.store import find_origin
+from actcache.sources import ImageSource, read_table, reopen_source, resize_mask
+from actcache.store import find_origin, records
 from analysis.heat_maps import check_patches
-from analysis.lineage import find_images
+from analysis.lineage import find_images, source_columns
 from analysis.query import choose_images
 from saetrain import CodeStore
 
@@ -151,13 +151,15 @@ def _find_source(
     """
     if masks is None:
         name = f"store {number + 1}" if number else "store"
-        origin = Path(store) if store is not None and not number else codes.artifact.parent_path(name)
-        if origin.exists():
-            artifact = open_artifact(origin, "acts")
-            recorded = artifact.provenance.get("paths", {}).get("masks") is not None
-            masks = find_origin(artifact, "masks") if recorded else None
+        try:
+            artifact = open_artifact(find_parent(codes.artifact, name, None if number else store), "acts")
+        except (ArtifactNotFoundError, ParentMismatchError):
+            if store is not None:
+                raise
+        else:
+            masks = find_origin(artifact, "masks") if records(artifact, "masks") else None
     if folder is not None:
-        return open_source(folder, masks=masks)
+        return reopen_source(folder, source_columns(codes), masks=masks)
     if masks is None:
         raise SettingsError("Neither the masks nor the images are where they were. Give --masks, --images or --store.")
     return ImageFolder(masks, masks=masks)

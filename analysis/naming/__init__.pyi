@@ -1,10 +1,11 @@
-from .files import METHODS, add_names, read_name_table, read_names, read_own_names, set_name
+from .files import METHODS, add_names, find_names, read_name_table, read_names, read_own_names, set_name
 from .naming import name_latents
 from .vocabulary import read_vocabulary
 
 __all__ = [
     "METHODS",
     "add_names",
+    "find_names",
     "name_latents",
     "read_name_table",
     "read_names",

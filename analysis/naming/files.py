@@ -7,21 +7,39 @@ Computing names again replaces names.parquet only. What a person wrote is change
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from actcache import CorruptError, SettingsError
-from actcache.artifacts import check_parent, open_artifact, read_json, write_atomic, write_json
+from actcache import PipelineError, SettingsError
+from actcache.artifacts import (
+    OutputLock,
+    check_parent,
+    digest,
+    encode_table,
+    make_folders,
+    open_artifact,
+    read_json,
+    read_signed,
+    remove_remnants,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from actcache.options import check_number
+from actcache.schema import parse
+from actcache.store import read_signed_table, sign_table, table_errors
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore
 
 NOTES = "notes"
+WAIT_S = 10
 NAMES_FILE = "names.parquet"
 OWN_FILE = "own.json"
+_COLUMNS = {"latent": pa.int64(), "method": pa.string(), "name": pa.string()}
 METHODS = ("images", "lens")
 """The most trusted method first: before the last block, a direction that looks like a word need not act like it."""
 
@@ -39,17 +57,50 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
     return names | {latent: own["name"] for latent, own in read_own_names(path).items() if own.get("name")}
 
 
-def add_names(table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path) -> pa.Table:
-    """Add a column `name` after the column `latent` of an answer; a latent without a name gets "".
+def find_names(codes: CodeStore, concepts: ConceptTable | str | Path | None = None) -> dict[int, str]:
+    """The names of the latents of codes: those of a concept table, by default of all tables that lie beside the codes.
 
-    A table without latents is returned unchanged. Raises ParentMismatchError if the concepts are of other codes.
+    Names of people come before computed ones, whichever table they are in. A table beside the codes that was made from
+    other codes, or cannot be read, gives none.
+
+    Raises ParentMismatchError if the given concepts are of other codes.
     """
-    check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
-    if "latent" not in table.column_names:
+    if concepts is not None:
+        check_parent(open_artifact(_path(concepts), "concepts"), "codes", codes.artifact)
+        return read_names(concepts)
+    computed: dict[int, str] = {}
+    own: dict[int, str] = {}
+    for path in sorted({*codes.path.absolute().parent.glob("*.concepts")}):
+        try:
+            check_parent(open_artifact(path, "concepts"), "codes", codes.artifact)
+            computed |= read_names(path)
+            own |= {latent: entry["name"] for latent, entry in read_own_names(path).items() if entry.get("name")}
+        except PipelineError:
+            continue
+    return computed | own
+
+
+def add_names(
+    table: pa.Table, codes: CodeStore, concepts: ConceptTable | str | Path | Mapping[int, str] | None = None
+) -> pa.Table:
+    """Add a column `name` after the column `latent` of an answer, and `partner_name` after `partner`.
+
+    A latent without a name gets "". A table without latents is returned unchanged, and so is every table if no
+    concepts were given and there are no names beside the codes.
+
+    Args:
+        concepts: the table that holds the names, or what `find_names` returned; see there for None.
+
+    Raises ParentMismatchError if the concepts are of other codes.
+    """
+    names = concepts if isinstance(concepts, Mapping) else find_names(codes, concepts)
+    if not names and (concepts is None or isinstance(concepts, Mapping)):
         return table
-    names = read_names(concepts)
-    column = pa.array([names.get(latent, "") for latent in table["latent"].to_pylist()], pa.string())
-    return table.add_column(table.column_names.index("latent") + 1, "name", column)
+    for column, new in (("latent", "name"), ("partner", "partner_name")):
+        if column in table.column_names:
+            texts = pa.array([names.get(latent, "") for latent in table[column].to_pylist()], pa.string())
+            table = table.add_column(table.column_names.index(column) + 1, new, texts)
+    return table
 
 
 def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
@@ -57,18 +108,38 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
     file = _path(concepts) / NOTES / NAMES_FILE
     if not file.is_file():
         return None
-    try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{file} cannot be read ({str(error).splitlines()[0]}). Run `name` again.") from error
+    table = read_signed_table(file, "Run `name` again.")
+    with table_errors(file, "Run `name` again."):
+        for column, kind in _COLUMNS.items():
+            if column not in table.column_names or table[column].null_count:
+                raise ValueError(f"it has no column {column}, or nulls in it")
+            table[column].cast(kind)
+    return table
 
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"naming": json.dumps(facts)}), sink)
-    (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_atomic(concepts.path / NOTES / NAMES_FILE, sink.getvalue().to_pybytes())
+    data = encode_table(sign_table(table.replace_schema_metadata({"naming": json.dumps(facts)})))
+    with _lock_notes(concepts):
+        write_atomic(concepts.path / NOTES / NAMES_FILE, data)
+
+
+@contextmanager
+def _lock_notes(concepts: ConceptTable) -> Iterator[None]:
+    """Let one process at a time change the notes, each of which takes milliseconds."""
+    remove_remnants(concepts.path)
+    with OutputLock(concepts.path) as lock:
+        lock.acquire(WAIT_S)
+        with storage_errors(concepts.path):
+            make_folders(concepts.path / NOTES, within=concepts.path)
+        yield
+
+
+@dataclass(frozen=True)
+class _OwnNames:
+    """Latent -> what a person wrote on it."""
+
+    names: Mapping[int, Mapping[str, str]]
 
 
 def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, str]]:
@@ -76,12 +147,12 @@ def read_own_names(concepts: ConceptTable | str | Path) -> dict[int, dict[str, s
     file = _path(concepts) / NOTES / OWN_FILE
     if not file.is_file():
         return {}
-    advice = "Repair it by hand, because these names are stored nowhere else."
+    advice = "Repair it by hand, because these names are stored nowhere else, and remove its field digest."
     content = read_json(file, advice)
-    try:
-        return {int(latent): {str(key): str(text) for key, text in own.items()} for latent, own in content.items()}
-    except (AttributeError, ValueError) as error:
-        raise CorruptError(f"{file} is malformed ({error}). {advice}") from error
+    if isinstance(content, dict) and "digest" in content:  # absent where an older version or a person wrote it
+        content = read_signed(file, advice)
+    own = parse(_OwnNames, {"names": content}, file, advice)
+    return {latent: dict(texts) for latent, texts in own.names.items()}
 
 
 def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None) -> None:
@@ -92,18 +163,15 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
     n_latents, latent = concepts.table.num_rows, check_number("latent", latent, int)
     if not 0 <= latent < n_latents:
         raise SettingsError(f"A latent must lie in 0..{n_latents - 1}, got {latent}.")
-    own = read_own_names(concepts)
-    entry = own.get(latent, {})
-    for key, text in (("name", name), ("note", note)):
-        if text is None:
-            continue
+    given = {key: text.strip() for key, text in (("name", name), ("note", note)) if text is not None}
+    for key, text in given.items():
         if "\n" in text:
             raise SettingsError(f"A {key} must be one line, got {text!r}.")
-        entry[key] = text.strip()
-    kept = {key: text for key, text in entry.items() if text}
-    own = {**own, latent: kept}
-    (concepts.path / NOTES).mkdir(exist_ok=True)
-    write_json(concepts.path / NOTES / OWN_FILE, {str(n): own[n] for n in sorted(own) if own[n]})
+    with _lock_notes(concepts):
+        own = read_own_names(concepts)
+        own[latent] = {key: text for key, text in {**own.get(latent, {}), **given}.items() if text}
+        content = {str(n): own[n] for n in sorted(own) if own[n]}
+        write_json(concepts.path / NOTES / OWN_FILE, {**content, "digest": digest(content)})
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

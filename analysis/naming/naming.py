@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache import SettingsError
-from actcache.artifacts import check_parent, digest
+from actcache.artifacts import digest, find_parent
 from actcache.models import read_templates
 from actcache.progress import Progress
 from actcache.prompts import open_towers
@@ -81,10 +81,8 @@ def name_latents(
     if unknown or not methods:
         raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     (text,) = read_templates([template])
-    opened_codes = CodeStore.open(codes or concepts.artifact.parent_path("codes"))
-    check_parent(concepts.artifact, "codes", opened_codes.artifact)
-    opened_run = Run.open(run or opened_codes.artifact.parent_path("run"))
-    check_parent(opened_codes.artifact, "run", opened_run.artifact)
+    opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes))
+    opened_run = Run.open(find_parent(opened_codes.artifact, "run", run))
     stores = open_parents(opened_codes, store)
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     embedded_words = towers.text.embed([text.format(word) for word in words]).cpu()

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.config import TAU
+from analysis.query.question import RANKS
 from analysis.query.where import choose_images, describe_images, image_rows, images_of_class, latent_pairs
 from analysis.reduce import fold_pieces, join_columns
 from saetrain import CodeStore
@@ -43,15 +45,40 @@ def query_firing(
 
 
 def query_class(
-    codes: CodeStore, label_name: str, *, n_top: int = 10, tau: float = TAU, where: str | None = None
+    codes: CodeStore,
+    label_name: str,
+    *,
+    rank: str = RANKS[0],
+    n_top: int = 10,
+    tau: float = TAU,
+    where: str | None = None,
 ) -> pa.Table:
-    """The strongest latents of a class; see `query_selection`. Raises SettingsError for a class without images."""
-    chosen = images_of_class(codes, label_name) & choose_images(codes, where)
+    """The latents of a class, compared with the images of all other classes.
+
+    Args:
+        rank: `distinctive` puts the largest difference of the shares of images first; `frequent` puts the latents
+            first that fire on most tokens of the class, as `query_selection` does, and reads the class alone.
+        where: both the class and the others are taken from these images only.
+
+    Returns:
+        latent, n_tokens, n_images, image_share (see `query_selection`), and for `distinctive` other_share (the share of
+        the images of other classes), difference (image_share - other_share) and lift (image_share / other_share; null
+        where the latent fires on no image of another class).
+
+    Raises SettingsError for an unknown rank, or a class without images.
+    """
+    if rank not in RANKS:
+        raise SettingsError(f"--rank must be {' or '.join(RANKS)}, got {rank!r}.")
+    selected = choose_images(codes, where)
+    chosen = images_of_class(codes, label_name) & selected
     if not chosen.any():
         raise SettingsError(
             f"--where {where!r} holds for no encoded image of class {label_name!r}. Relax the condition."
         )
-    return _latents_of(codes, chosen, n_top, tau)
+    if rank == "frequent":
+        return _latents_of(codes, chosen, n_top, tau)
+    labeled = pc.not_equal(codes.images["label_name"], "").to_numpy()
+    return _distinct_latents(codes, chosen, selected & labeled & ~chosen, n_top, tau)
 
 
 def query_selection(codes: CodeStore, where: str, *, n_top: int = 10, tau: float = TAU) -> pa.Table:
@@ -74,19 +101,46 @@ class _Counts(NamedTuple):
 
 
 def _latents_of(codes: CodeStore, chosen: NDArray[np.bool_], n_top: int, tau: float) -> pa.Table:
-    images = np.flatnonzero(chosen)
-    cuts = np.searchsorted(images, np.cumsum(codes.shard_sizes)[:-1])
-    pieces = [piece for piece in np.split(images, cuts) if len(piece)]
-    counts: _Counts = fold_pieces(codes, partial(_count_latents, tau=tau), _add_counts, pieces)
+    counts, n_images = _count(codes, chosen, tau), int(chosen.sum())
     order = np.lexsort((counts.latent, -counts.n_tokens))[:n_top]
     return pa.table(
         {
             "latent": counts.latent[order],
             "n_tokens": counts.n_tokens[order],
             "n_images": counts.n_images[order],
-            "image_share": counts.n_images[order] / len(images),
+            "image_share": counts.n_images[order] / n_images,
         }
     )
+
+
+def _distinct_latents(
+    codes: CodeStore, chosen: NDArray[np.bool_], others: NDArray[np.bool_], n_top: int, tau: float
+) -> pa.Table:
+    counts = _count(codes, chosen, tau)
+    share, other_share = counts.n_images / chosen.sum(), np.zeros(len(counts.latent))
+    if others.any():
+        beside = _count(codes, others, tau)
+        place = np.searchsorted(beside.latent, counts.latent).clip(max=max(len(beside.latent) - 1, 0))
+        if len(beside.latent):
+            same = beside.latent[place] == counts.latent
+            other_share[same] = beside.n_images[place[same]] / others.sum()
+    order = np.lexsort((counts.latent, -counts.n_tokens, other_share - share))[:n_top]
+    lift = share[order] / np.where(other_share[order] > 0, other_share[order], np.nan)
+    columns = {
+        "latent": counts.latent[order], "n_tokens": counts.n_tokens[order], "n_images": counts.n_images[order],
+        "image_share": share[order], "other_share": other_share[order], "difference": (share - other_share)[order],
+        "lift": pa.array(lift, mask=np.isnan(lift)),
+    }  # fmt: skip
+    return pa.table(columns)
+
+
+def _count(codes: CodeStore, chosen: NDArray[np.bool_], tau: float) -> _Counts:
+    """Counts of the latents that fire on some images. Only the entries of these images are read."""
+    images = np.flatnonzero(chosen)
+    cuts = np.searchsorted(images, np.cumsum(codes.shard_sizes)[:-1])
+    pieces = [piece for piece in np.split(images, cuts) if len(piece)]
+    counts: _Counts = fold_pieces(codes, partial(_count_latents, tau=tau), _add_counts, pieces)
+    return counts
 
 
 def _count_latents(codes: CodeStore, images: NDArray[np.int64], *, tau: float) -> _Counts:

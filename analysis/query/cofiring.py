@@ -119,6 +119,28 @@ def sample_partners(codes: CodeStore, *, n_tokens: int = 100_000, seed: int = 0,
     return pa.table({**table, "n_sampled": np.full(len(latent), len(rows))})
 
 
+def list_pairs(partners: pa.Table) -> pa.Table:
+    """Each pair of latents once, strongest first: latent (the lower one), partner, n_tokens, share, partner_share, ...
+
+    In: what `sample_partners` returns, where a pair stands twice if each latent is among the other's partners.
+    share: of the latent's tokens; partner_share: of the partner's. jaccard and n_sampled are as there.
+    """
+    names = ("latent", "partner", "n_tokens", "share", "jaccard", "n_sampled")
+    latent, partner, both, share, jaccard, n_sampled = (partners[name].to_numpy() for name in names)
+    n_own = np.rint(both / np.where(share > 0, share, 1)).astype(np.int64)
+    n_other = np.rint(both / np.where(jaccard > 0, jaccard, 1)).astype(np.int64) + both - n_own
+    swapped = latent > partner
+    low, high = np.minimum(latent, partner), np.maximum(latent, partner)
+    first, second = np.where(swapped, n_other, n_own), np.where(swapped, n_own, n_other)
+    _, kept = np.unique(np.stack([low, high]), axis=1, return_index=True)
+    order = kept[np.lexsort((high[kept], low[kept], -both[kept], -jaccard[kept]))]
+    columns = {
+        "latent": low, "partner": high, "n_tokens": both, "share": both / np.maximum(first, 1),
+        "partner_share": both / np.maximum(second, 1), "jaccard": jaccard, "n_sampled": n_sampled,
+    }  # fmt: skip
+    return pa.table({name: column[order] for name, column in columns.items()})
+
+
 def sample_rows(codes: CodeStore, n_tokens: int, seed: int) -> NDArray[np.int64]:
     """The rows of a sample of the encoded tokens of readable images, ascending."""
     per_image = tokens_per_image(codes)

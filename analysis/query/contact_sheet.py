@@ -1,13 +1,14 @@
-"""A contact sheet: one PNG that shows the images of an answer as the model saw them, under a latent's heat map.
+"""A contact sheet: one picture that shows the images of an answer as the model saw them, under a latent's heat map.
 
-In: codes, the answer's table, and where the images are. Out: a PNG. The heat maps of a latent share one scale, its
-maximum over the sheet, and darken the patches to which it does not respond.
+In: codes, the answer's table, and where the images are. Out: a file of the kind that its suffix names. The heat maps of
+a latent share one scale, its maximum over the sheet, and darken the patches to which it does not respond.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from actcache import SettingsError
-from actcache.artifacts import write_atomic
+from actcache.artifacts import write_output
+from actcache.text import visible
 from analysis.heat_maps import heat_maps
 from analysis.lineage import find_images
 from analysis.pictures import Pictures, draw_heat_map
@@ -28,6 +30,13 @@ N_COLUMNS = 8
 MAX_CELLS = 200
 N_TOP_IMAGES = 6
 """How many images of a latent are shown if the answer names latents only."""
+
+
+FORMATS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"}, ".jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 92, "subsampling": 0}, ".webp": {"format": "WEBP", "lossless": True},
+}  # fmt: skip
+"""How a sheet is saved, by the suffix of its file. Text beside pictures needs full color resolution in a JPEG."""
 
 
 class Cell(NamedTuple):
@@ -49,8 +58,9 @@ def draw_sheet(
     where: str | None = None,
     folder: str | Path | None = None,
     store: str | Path | None = None,
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> Path:
-    """Write the pictures of an answer as a PNG and return its path. An existing file is replaced.
+    """Write the pictures of an answer as .png, .jpg or .webp and return the path. An existing file is replaced.
 
     Args:
         answer: a table with a column `image` or `latent`. Images are shown under the heat map of each of `latents`.
@@ -58,11 +68,15 @@ def draw_sheet(
         latents, images: the latents and images (positions or uris) of the question.
         where: the condition of the question, for choosing the images of latents.
         folder: where the images are, if they moved. store: the activation store, if it moved.
+        names: the names of latents, which are written beside their numbers.
 
     Raises:
-        SettingsError: the answer is empty, or the images cannot be found.
+        SettingsError: the suffix is another one, the answer is empty, or the images cannot be found.
         ParentMismatchError: the images or the store are not those that the codes were made from.
     """
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise SettingsError(f"--sheet must end in {', '.join(FORMATS)}, got {out.name!r}.")
     positions = [find_image(codes, image) for image in images]
     cells = choose_cells(codes, answer, latents=latents, images=positions, where=where)
     if not cells:
@@ -74,26 +88,25 @@ def draw_sheet(
     width = 2 * MARGIN + n_columns * (CELL + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + n_rows * (CELL + 2 * LINE + GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    heats = _heats(codes, cells)
+    heats, cls = _heats(codes, cells), _fires_on_cls(codes, cells)
     maxima: dict[int, float] = {}
     for cell, heat in zip(cells, heats, strict=True):
         maxima[cell.latent] = max(maxima.get(cell.latent, 0.0), float(heat.max()))
-    names, uris = codes.images["label_name"], codes.images["uri"]
+    labels, uris = codes.images["label_name"], codes.images["uri"]
     column = 0
     for k, (cell, heat) in enumerate(zip(cells, heats, strict=True)):
         column = column + 1 if k and cells[k - 1].row == cell.row else 0
         left, top = MARGIN + column * (CELL + GAP), MARGIN + cell.row * (CELL + 2 * LINE + GAP)
         sheet.paste(_lay_over(pictures[cell.image], heat, maxima[cell.latent]), (left, top))
-        title = names[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
-        for line, text in enumerate(
-            (f"{title}  #{cell.image}", f"latent {cell.latent}: {heat.max():.3g}  {cell.note}")
-        ):
-            draw.text((left, top + CELL + 1 + line * LINE), _shorten(text, draw, font), fill="#222222", font=font)
+        title = labels[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
+        strength = f"{heat.max():.3g}" if heat.max() > 0 else "CLS only" if cls[cell] else "0"
+        called = f"latent {cell.latent} {names.get(cell.latent, '')}".rstrip()
+        for line, text in enumerate((f"{title}  #{cell.image}", f"{called}: {strength}  {cell.note}")):
+            shown = _shorten(visible(text), draw, font)
+            draw.text((left, top + CELL + 1 + line * LINE), shown, fill="#222222", font=font)
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    out = Path(out)
-    write_atomic(out, buffer.getvalue(), parents=True)
-    return out
+    sheet.save(buffer, **FORMATS[out.suffix.lower()])
+    return write_output(out, buffer.getvalue())
 
 
 def choose_cells(
@@ -130,6 +143,12 @@ def _heats(codes: CodeStore, cells: Sequence[Cell]) -> list[NDArray[np.float32]]
         maps = heat_maps(codes, latent, np.array(images))
         heat_of |= {(latent, image): heat for image, heat in zip(images, maps, strict=True)}
     return [heat_of[cell.latent, cell.image] for cell in cells]
+
+
+def _fires_on_cls(codes: CodeStore, cells: Sequence[Cell]) -> dict[Cell, bool]:
+    """Whether the latent of a cell fires on the image's CLS."""
+    rows = {latent: set(codes.read_latent(latent)[0].tolist()) for latent in {cell.latent for cell in cells}}
+    return {cell: cell.image * codes.n_tokens in rows[cell.latent] for cell in cells}
 
 
 def _fit(picture: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """The latents of one image, of a region of it, or of two images that are compared."""
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ def query_image(codes: CodeStore, image: int | str, *, at: At | None = None, n_t
     """The strongest latents of an image, a patch or a region: latent, score (mean over these tokens), peak, n_tokens.
 
     Args:
-        image: stored position, or uri.
+        image: stored position, uri, or path of the image file; see `find_image`.
         at: (row, column) of a patch, or a slice of each for a region; all tokens if None.
 
     Raises SettingsError for an unknown image, or a patch outside the grid.
@@ -94,16 +95,33 @@ def _sum_latents(entries: RowCodes) -> _Sums:
 
 
 def find_image(codes: CodeStore, image: int | str) -> int:
-    """The stored position of an image that is given by position or uri. Raises SettingsError if it is neither."""
-    text = str(image)
-    position = pc.index(codes.images["uri"], text).as_py()
+    """The stored position of an image that is given by position, by uri, or by the path of its file.
+
+    A path names the image whose uri it ends with, by whole folders: photos/cat/1.png ends with cat/1.png. The end of a
+    uri will do if only one image has it.
+
+    Raises SettingsError if it is none of these, or if several images end so.
+    """
+    text, uris = str(image), codes.images["uri"]
+    position = pc.index(uris, text).as_py()
     if position >= 0:
         return int(position)
-    if text.isdigit() and int(text) < codes.n_images:
+    if text.isascii() and text.isdigit() and int(text) < codes.n_images:
         return int(text)
+    parts = os.path.normpath(text).split(os.sep)
+    for length in range(len(parts), 0, -1):  # the longest end of the path that is a uri
+        position = pc.index(uris, "/".join(parts[-length:])).as_py()
+        if position >= 0:
+            return int(position)
+    same = np.flatnonzero(pc.ends_with(uris, "/" + "/".join(parts)).to_numpy(zero_copy_only=False))
+    if len(same) == 1:
+        return int(same[0])
+    if len(same):
+        some = ", ".join(uris[i].as_py() for i in same[:3].tolist())
+        raise SettingsError(f"--image {text} is the end of {len(same):,} uris ({some}). Give more of its path.")
     raise SettingsError(
-        f"--image {text} is neither a position in 0..{codes.n_images - 1} nor the uri of a stored image "
-        f"(e.g. {codes.images['uri'][0].as_py()})."
+        f"--image {text} is neither a position in 0..{codes.n_images - 1} nor the uri or path of a stored image "
+        f"(e.g. {uris[0].as_py()})."
     )
 
 

@@ -4,8 +4,11 @@ Each answer is a pyarrow table, strongest first. Only the latent's own entries a
 bytes.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.config import SCORES
@@ -18,9 +21,10 @@ from saetrain import CodeStore
 def query_latent(
     codes: CodeStore, latent: int, *, n_top: int = 10, score: str = "mean", where: str | None = None
 ) -> pa.Table:
-    """Top images of a latent: image, uri, label_name, score, peak, and the peak patch as (row, column).
+    """Top images of a latent: image, uri, label_name, score, peak, and the peak patch as row, column and `at`.
 
-    row and column are -1 if only CLS fires.
+    `at` is "row,column", as `query --at` takes it, or "CLS" if the latent fires on CLS only; row and column are then
+    null.
 
     Args:
         score: `mean` over an image's tokens (PatchSAE), or `max`.
@@ -40,14 +44,25 @@ def query_latent(
             **describe_images(codes, pairs.image[top].astype(np.int64)),
             "score": scores[top],
             "peak": pairs.peak[top],
-            "row": np.where(only_cls, -1, row),
-            "column": np.where(only_cls, -1, column),
+            **describe_places(row, column, only_cls),
         }
     )
 
 
+def describe_places(
+    row: NDArray[np.integer[Any]], column: NDArray[np.integer[Any]], on_cls: NDArray[np.bool_]
+) -> dict[str, pa.Array]:
+    """The columns that say where on an image: row, column (null for CLS), and `at` ("3,4", or "CLS")."""
+    places = zip(row.tolist(), column.tolist(), on_cls.tolist(), strict=True)
+    return {
+        "row": pa.array(row.astype(np.int64), mask=on_cls),
+        "column": pa.array(column.astype(np.int64), mask=on_cls),
+        "at": pa.array(["CLS" if cls else f"{i},{j}" for i, j, cls in places], pa.string()),
+    }
+
+
 def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:
-    """Top patches of a latent: image, uri, label_name, row, column, value. Raises as `query_latent` does."""
+    """Top patches of a latent: image, uri, label_name, row, column, at, value. Raises as `query_latent` does."""
     check_patches(codes)
     chosen = choose_images(codes, where)
     rows, values = codes.read_latent(latent)
@@ -56,7 +71,8 @@ def query_patches(codes: CodeStore, latent: int, *, n_top: int = 10, where: str 
     image, token, value = image[keep], token[keep], values[keep].astype(np.float32)
     top = np.lexsort((token, image, -value))[:n_top]
     row, column = np.divmod(token[top] - 1, codes.grid[1])
-    return pa.table(describe_images(codes, image[top]) | {"row": row, "column": column, "value": value[top]})
+    places = describe_places(row, column, np.zeros(len(row), dtype=bool))
+    return pa.table(describe_images(codes, image[top]) | places | {"value": value[top]})
 
 
 def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, where: str | None = None) -> pa.Table:

@@ -84,8 +84,18 @@ def reduce_latents(
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish), pure=False, traverse=False)
     parts = [task(str(codes.path.absolute()), codes.codes_id, latents, shared, tau) for latents in ranges]
-    rows: list[R] = compute(dask.delayed(list, pure=False)(parts), parts=parts, on_progress=on_progress)
+    checks = map_shards(codes, _check_shard) if codes.fits_cache else []  # each shard once, whoever reads it
+    both = dask.delayed(_first, pure=False)(parts, checks)
+    rows: list[R] = compute(both, parts=parts, on_progress=on_progress)
     return rows
+
+
+def _check_shard(codes: CodeStore, shard: int) -> None:
+    codes.check_shard(shard)
+
+
+def _first(parts: list[R], checks: list[None]) -> list[R]:
+    return parts
 
 
 def cut_latents(codes: CodeStore, n_entries: int, *, at_most: int | None = None) -> list[range]:

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from actcache import ArtifactNotFoundError, SchemaError
 from analysis.concepts import ConceptTable
 from analysis.pictures import draw_matrix
-from analysis.report.page import BLUE, Plot, Section, draw_level, draw_line, fill, finish_plot, start_plot, write_page
+from analysis.report.page import (
+    BLUE,
+    Plot,
+    Section,
+    contradictions,
+    draw_level,
+    draw_line,
+    fill,
+    finish_plot,
+    start_plot,
+    write_page,
+)
 from analysis.report.top_images import Shot, TopShots
 from analysis.results import Comparison, CountOverlap, Overlap, OverlapMeans
 
@@ -63,12 +74,14 @@ def write_adaptation_page(
         for name, table in zip(MODELS, (base, adapted), strict=True)
     }
     rows, columns = tables["base"].grid
+    with contradictions("The comparison"):
+        part = draw_comparison(comparison, tables)
     return write_page(
         out,
         "adaptation.html.jinja",
         title="A model and its adapted self",
         subtitle=" and ".join(table.path.name for table in tables.values()),
-        part=draw_comparison(comparison, tables),
+        part=part,
         aspect=f"{columns} / {rows}",
     )
 

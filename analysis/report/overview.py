@@ -136,10 +136,12 @@ def draw_monosemanticity(concepts: ConceptTable) -> list[Plot]:
 
 def mean_likeness(concepts: ConceptTable) -> float | None:
     """The mean cosine of two images, which is the monosemanticity to expect by chance; None if it is not known."""
-    file = concepts.path / EMBEDDINGS_FILE
-    if not file.is_file() or concepts.summary["n_images"] != concepts.images.num_rows:
+    if (
+        not (concepts.path / EMBEDDINGS_FILE).is_file()
+        or concepts.summary_numbers()["n_images"] != concepts.images.num_rows
+    ):
         return None
-    embeddings = np.load(file, mmap_mode="r", allow_pickle=False)
+    embeddings = concepts.image_embeddings
     n, total = len(embeddings), embeddings.sum(axis=0, dtype=np.float64)
     return float((total @ total - n) / (n * (n - 1))) if n > 1 else None
 
@@ -148,7 +150,8 @@ def draw_training(curves: Mapping[str, Sequence[float]]) -> list[Plot]:
     """Loss, FVU, L0 and the share of dead latents by training step; no plots if no curves were recorded."""
     from bokeh.models import NumeralTickFormatter
 
-    if not curves:
+    names = ("step", "loss", "fvu", "l0", "dead")
+    if not curves or len({len(curves.get(name, ())) for name in names}) != 1:
         return []
     plots = []
     for name, title, scale, caption in (

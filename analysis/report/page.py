@@ -7,13 +7,16 @@ bokeh wrote.
 import base64
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from actcache.artifacts import write_atomic
+from actcache import CorruptError, PipelineError
+from actcache.artifacts import write_output
 
 _NO_PICTURES = '<script type="application/json" id="pictures">[]</script>'
 
@@ -45,15 +48,30 @@ class Section(NamedTuple):
     more: Markup = Markup("")
 
 
+@contextmanager
+def contradictions(file: object) -> Iterator[None]:
+    """Turn what drawing raises into one line. The fields of a result have the right types by then, so it means that
+    they contradict each other: a curve of an unknown kind, or a setting that the verb writes and the file lacks.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        what = " ".join(str(error).split())[:200]
+        raise CorruptError(
+            f"{file} has fields that do not fit each other ({type(error).__name__}: {what}). Run the command that made "
+            "it again, with --overwrite."
+        ) from error
+
+
 def write_page(out: str | Path, template: str, **fields: Any) -> Path:
     """Fill a template and write the page. An existing file is replaced."""
     from bokeh.resources import Resources
 
     script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
     page = share_pictures(fill(template, script=trust(script), **fields))
-    out = Path(out)
-    write_atomic(out, page.encode(), parents=True)
-    return out
+    return write_output(out, page.encode())
 
 
 def fill(template: str, **fields: Any) -> Markup:

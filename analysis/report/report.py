@@ -58,15 +58,15 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
     rows, columns = concepts.grid
     sae, source = concepts.sae, concepts.source
     latents = make_portraits(concepts)
-    curves = draw_training(concepts.artifact.provenance.get("curves", {}))
+    curves = draw_training(concepts.provenance.curves)
     sections = draw_sections(results, concepts)
     return write_page(
         out,
         "report.html.jinja",
-        title=f"Concepts of {source['images']}",
+        title=f"Concepts of {source.images}",
         subtitle=(
-            f"{sae['variant']} SAE with {sae['n_latents']:,} latents at {sae['hook_point']} of {source['model']} "
-            f"({source['pretrained']}), width {sae['d_model']}"
+            f"{sae.variant} SAE with {concepts.table.num_rows:,} latents at {sae.hook_point} of {source.model} "
+            f"({source.pretrained}), width {sae.d_model or 'unknown'}"
         ),
         cards=_cards(concepts),
         quality=_quality(concepts),
@@ -86,7 +86,7 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
         order=ORDERS[concepts.config.score],
         columns=_columns(latents),
         missing=missing_parts(concepts),
-        pictures=concepts.artifact.settings["pictures"],
+        pictures=bool(concepts.artifact.settings.get("pictures")),
         tau=concepts.config.tau,
         aspect=f"{columns} / {rows}",
     )
@@ -114,17 +114,22 @@ def _columns(latents: Sequence[Portrait]) -> list[Column]:
 
 
 def _cards(concepts: ConceptTable) -> list[dict[str, str]]:
-    dead, summary = concepts.artifact.provenance["quality"]["dead"], concepts.summary
-    quality = next(concepts.quality[kind] for kind in ("all", "patch", "cls") if kind in concepts.quality)
+    numbers, recorded = concepts.summary_numbers(), concepts.provenance.quality
+    quality = next((concepts.quality[kind] for kind in ("all", "patch", "cls") if kind in concepts.quality), None)
     n_latents = concepts.table.num_rows
-    return [
-        {"name": "images", "value": f"{summary['n_images']:,}"},
-        {"name": "tokens", "value": f"{summary['n_tokens']:,}"},
-        {"name": "latents that fired", "value": f"{summary['n_alive']:,} of {n_latents:,}"},
-        {"name": "held-out FVU", "value": f"{quality['fvu']:.3f}"},
-        {"name": "L0", "value": f"{quality['l0']:.1f}"},
-        {"name": "dead after training", "value": f"{100 * dead:.1f} %"},
+    cards = [
+        {"name": "images", "value": f"{numbers['n_images']:,}"},
+        {"name": "tokens", "value": f"{numbers['n_tokens']:,}"},
+        {"name": "latents that fired", "value": f"{numbers['n_alive']:,} of {n_latents:,}"},
     ]
+    if quality is not None:  # codes of other programs may not record it
+        cards += [
+            {"name": "held-out FVU", "value": f"{quality['fvu']:.3f}"},
+            {"name": "L0", "value": f"{quality['l0']:.1f}"},
+        ]
+    if "dead" in recorded:
+        cards += [{"name": "dead after training", "value": f"{100 * recorded['dead']:.1f} %"}]
+    return cards
 
 
 def _quality(concepts: ConceptTable) -> list[list[str]]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actcache import CorruptError
-from actcache.artifacts import open_artifact, read_manifest
+from actcache.artifacts import open_artifact, read_settings, read_summary
+from actcache.prompts import PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
-from analysis.report.page import Section, draw_level, draw_line, finish_plot, start_plot
+from analysis.report.page import Section, contradictions, draw_level, draw_line, finish_plot, start_plot
 from analysis.results import (
     Comparison,
     Deletion,
@@ -53,7 +53,8 @@ def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list
             sections.append(show_adaptation(path))
             continue
         result = read_result(path, *SECTIONS)
-        sections.append(SECTIONS[type(result)](result, concepts, path.parent))
+        with contradictions(path):
+            sections.append(SECTIONS[type(result)](result, concepts, path.parent))
     return sections
 
 
@@ -230,18 +231,13 @@ def show_localization(result: LocalizedConcepts) -> Section:
 def show_adaptation(path: Path) -> Section:
     """The accuracy without and with the prompts of an x.prompts folder."""
     artifact = open_artifact(path, "prompts", complete=True)
-    accuracy = read_manifest(artifact).get("accuracy")
+    accuracy = read_summary(artifact, PromptsSummary).accuracy
     rows = [["classes", "zero-shot accuracy", "with prompts"]]
-    try:
-        for name in ("all", "base", "novel", "harmonic"):
-            before, after = accuracy["zero_shot"][name], accuracy["adapted"][name]  # type: ignore[index]
-            if before is not None:
-                rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
-    except (KeyError, TypeError) as error:
-        raise CorruptError(
-            f"{path} has a missing or malformed field: accuracy. Run adapt again, with --overwrite."
-        ) from error
-    method = artifact.settings["config"]["method"]
+    for name in ("all", "base", "novel", "harmonic"):
+        before, after = getattr(accuracy.zero_shot, name), getattr(accuracy.adapted, name)
+        if before is not None:
+            rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
+    method = read_settings(artifact, PromptSettings).method
     return Section(
         f"Adaptation by {method}", f"Zero-shot accuracy without and with the prompts of {path.name}.", [], rows
     )

@@ -68,8 +68,8 @@ class Fidelity(Result):
     def tables(self) -> list[list[Row]]:
         """A row per run and variant. same: share of images classified as before."""
         rows: list[Row] = [
-            {"run": run.run, "layer": run.hook_point.split(".")[1], "tokens": run.tokens, "variant": name,
-             **scores.columns(), "same": scores.same_prediction}
+            {"run": run.run, "layer": run.hook_point.removeprefix("blocks.").split(".")[0], "tokens": run.tokens,
+             "variant": name, **scores.columns(), "same": scores.same_prediction}
             for run in self.runs for name, scores in run.variants.items()
         ]  # fmt: skip
         return [rows]

@@ -8,11 +8,13 @@ has an identity like an artifact's, and running the same command twice is as saf
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from actcache import SchemaError, SettingsError
-from actcache.artifacts import Artifact, digest, read_json, write_atomic
+from actcache.artifacts import Artifact, check_place, digest, read_json, read_signed, write_output
+from actcache.schema import parse
 from analysis.results.result import Head, Result, ResultParent
 
 SCHEMA = 1
@@ -40,15 +42,18 @@ def find_result(record: type[R], out: str | Path | None, head: Head, *, overwrit
     if out is None:
         return None
     out = Path(out)
+    check_place(out)
     if out.is_dir():
         raise SettingsError(f"{out} is a folder. Expected a file such as {out / 'result.json'}.")
     if overwrite or not out.exists():
         return None
-    content = read_json(out, "Choose another path, or pass --overwrite to replace it.")
+    content = _read(out, "Choose another path, or pass --overwrite to replace it.")
     if not isinstance(content, dict) or "kind" not in content:
         raise SettingsError(f"{out} is not a result file. Choose another path, or pass --overwrite to replace it.")
     if content.get("id") != head.id:
-        old = _compared_fields(content["kind"], content.get("settings", {}), content.get("parents", {}))
+        advice = "Choose another path, or pass --overwrite to replace it."
+        earlier = parse(_Earlier, content, out, advice)
+        old = _compared_fields(earlier.kind, earlier.settings, {n: {"id": p.id} for n, p in earlier.parents.items()})
         new = _compared_fields(head.kind, head.settings, {n: {"id": p.id} for n, p in head.parents.items()})
         rows = [
             f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} asked for"
@@ -67,7 +72,8 @@ def finish_result(out: str | Path | None, result: R) -> R:
     content = result.to_json()
     text = json.dumps(content, allow_nan=False, indent=1) + "\n"
     if out is not None:
-        write_atomic(Path(out), text.encode(), parents=True)
+        signed = {**content, "digest": digest(content)}
+        write_output(out, (json.dumps(signed, indent=1) + "\n").encode())
     return type(result).from_json(json.loads(text), str(out or "the result"))
 
 
@@ -76,15 +82,32 @@ def read_result(path: str | Path, *records: type[R]) -> R:
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path} does not exist. {_EXPECTED}")
-    content = read_json(path, "Run the command that made it again, with --overwrite.")
-    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+    content = _read(path, "Run the command that made it again, with --overwrite.")
+    if not isinstance(content, dict) or type(content.get("schema")) is not int:
         raise SchemaError(f"{path} is not a result file. {_EXPECTED}")
     if content["schema"] > SCHEMA:
         raise SchemaError(f"{path} has schema {content['schema']}; this program reads schemas up to {SCHEMA}.")
     kinds = {record.KIND: record for record in records}
-    if content.get("kind") not in kinds:
-        raise SchemaError(f"{path} holds {content.get('kind')}, expected {' or '.join(kinds)}.")
+    if not isinstance(content.get("kind"), str) or content["kind"] not in kinds:
+        raise SchemaError(f"{path} holds {str(content.get('kind'))[:40]}, expected {' or '.join(kinds)}.")
     return kinds[content["kind"]].from_json(content, str(path))
+
+
+def _read(path: Path, advice: str) -> Any:
+    """What a result file holds, compared with its digest; files of older versions have none. Raises CorruptError."""
+    content = read_json(path, advice)
+    if isinstance(content, dict) and "digest" in content:
+        return dict(read_signed(path, advice))
+    return content
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What is compared of a result that is there already."""
+
+    kind: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    parents: Mapping[str, ResultParent] = field(default_factory=dict)
 
 
 def _compared_fields(

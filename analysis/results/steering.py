@@ -28,6 +28,10 @@ class Steering(Result):
     shift: Mapping[str, float]
     predicted: Mapping[str, tuple[int, int]]
 
+    def __post_init__(self) -> None:
+        if self.shift.keys() != self.predicted.keys():
+            raise ValueError(f"shift and predicted should name the same classes, got {len(self.predicted)} classes")
+
     def tables(self) -> list[list[Row]]:
         """A row per class: how its probability moved, and how many images were classified as it."""
         rows: list[Row] = [

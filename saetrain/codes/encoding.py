@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actcache import NonFiniteError, SettingsError, open_stores
-from actcache.artifacts import begin_artifact, missing_shards, read_records, remove_litter, seal_artifact
+from actcache.artifacts import OutputLock, begin_artifact, missing_shards, read_records, record_path, seal_artifact
 from actcache.machine import check_memory
 from actcache.models import choose_device, free_memory
 from actcache.progress import Progress
+from actcache.schema import parse
 from actcache.store import StoreGroup, Stores
 from actcache.workers import find_worker
+from saetrain.codes.settings import CodesRecord
 from saetrain.codes.store import CodeStore
 from saetrain.codes.writer import code_dtypes, codes_settings, prepare_codes, write_shard
 from saetrain.model import Encoder, encoder_bytes, make_encoder
@@ -68,58 +71,71 @@ def encode(
         encoder_bytes(run.sae_config.n_latents, run.d_model), free_memory(target), f"Encoding with {run.path}",
         "Take a machine with more memory.",
     )  # fmt: skip
-    artifact = begin_artifact(
-        codes,
-        "codes",
-        settings=codes_settings(run.artifact, store, run.hook_point),
-        parents={**store.parents(), "run": (run.run_id, run.path), **store.image_parents()},
-        provenance={
-            "torch": torch.__version__,
-            "quality": run.quality,
-            "curves": run.curves(),
-            "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
-            "source": {key: store.stores[0].artifact.provenance[key] for key in ("images", "model", "pretrained")},
-        },
-        prepare=lambda folder: prepare_codes(folder, store),
-        overwrite=overwrite,
-    )
-    if not artifact.complete:
-        remove_litter(artifact.path)
-        encoder = make_encoder(run.sae().to(target))
-        shards = store.shards()
-        todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
-        total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
-        done = total - sum(len(shards[shard]) for shard in todo)
-        with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
-            written: list[Future[None]] = []
-            for shard in todo:
-                before = done
+    with OutputLock(codes, shared=not worker.alone) as lock:
+        artifact = begin_artifact(
+            codes,
+            "codes",
+            settings=codes_settings(run.artifact, store, run.hook_point),
+            parents={**store.parents(), "run": (run.run_id, run.path), **store.image_parents()},
+            provenance={
+                "torch": torch.__version__,
+                "quality": run.quality,
+                "curves": run.curves(),
+                "sae": {**run.artifact.settings["sae"], "hook_point": str(run.hook_point), "d_model": run.d_model},
+                "source": {
+                    **{
+                        key: store.stores[0].artifact.provenance[key]
+                        for key in ("images", "model", "pretrained")
+                        if key in store.stores[0].artifact.provenance
+                    },
+                    **({"columns": dict(columns)} if (columns := store.stores[0].settings.columns) else {}),
+                },
+            },
+            prepare=lambda folder: prepare_codes(folder, store, run),
+            overwrite=overwrite,
+            lock=lock,
+        )
+        if not artifact.complete:
+            encoder = make_encoder(run.sae().to(target))
+            shards = store.shards()
+            todo = [shard for shard in missing_shards(artifact.path, len(shards)) if worker.owns(shard)]
+            total = sum(len(images) for shard, images in enumerate(shards) if worker.owns(shard))
+            done = total - sum(len(shards[shard]) for shard in todo)
+            with ThreadPoolExecutor(1, thread_name_prefix="write codes") as pool:
+                written: list[Future[None]] = []
+                for shard in todo:
+                    before = done
 
-                def report(n_images: int, before: int = before) -> None:
-                    if on_progress:
-                        on_progress(before + n_images, total)
+                    def report(n_images: int, before: int = before) -> None:
+                        if on_progress:
+                            on_progress(before + n_images, total)
 
-                arrays, n_underflowed = _encode_shard(encoder, run, store, shards[shard], report)
-                if written:  # one shard is written while the next one is encoded
-                    written.pop().result()
-                written.append(pool.submit(write_shard, artifact, shard, arrays, n_underflowed))
-                done += len(shards[shard])
-            for last in written:
-                last.result()
-        worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
-        records = list(read_records(artifact.path))
-        n_entries = sum(int(record["n_entries"]) for record in records)
-        n_underflowed = sum(int(record.get("n_underflowed", 0)) for record in records)
-        failed = {str(image): reason for image, reason in store.failed.items()}
-        counted = all("n_underflowed" in record for record in records)
-        more = {"n_underflowed": n_underflowed} if counted else {}
-        seal_artifact(artifact.path, n_entries=n_entries, failed=failed, **more)
-        if n_underflowed > UNDERFLOW_SHARE * (n_entries + n_underflowed):
-            logger.warning(
-                "%s codes, %.1f %% of all, are below 6e-8 and became 0 in float16, so they are not in %s. The SAE "
-                "gives its codes a very small scale; train with --normalize, or scale the SAE's encoder up and its "
-                "decoder down.", f"{n_underflowed:,}", 100 * n_underflowed / (n_entries + n_underflowed), artifact.path,
-            )  # fmt: skip
+                    arrays, n_underflowed = _encode_shard(encoder, run, store, shards[shard], report)
+                    if written:  # one shard is written while the next one is encoded
+                        written.pop().result()
+                    written.append(pool.submit(write_shard, artifact, shard, arrays, n_underflowed))
+                    done += len(shards[shard])
+                for last in written:
+                    last.result()
+            worker.check_others(len(missing_shards(artifact.path, len(shards))), len(shards), "codes")
+            advice = "Remove it and run the same command again: it encodes this shard anew."
+            records = [
+                parse(CodesRecord, record, record_path(artifact.path, record["shard"]), advice)
+                for record in read_records(artifact.path)
+            ]
+            n_entries = sum(record.n_entries for record in records)
+            n_underflowed = sum(record.n_underflowed or 0 for record in records)
+            failed = {str(image): reason for image, reason in store.failed.items()}
+            counted = all(record.n_underflowed is not None for record in records)
+            more = {"n_underflowed": n_underflowed} if counted else {}
+            seal_artifact(artifact.path, n_entries=n_entries, failed=failed, **more)
+            if n_underflowed > UNDERFLOW_SHARE * (n_entries + n_underflowed):
+                logger.warning(
+                    "%s codes, %.1f %% of all, are below 6e-8 and became 0 in float16, so they are not in %s. The SAE "
+                    "gives its codes a very small scale; train with --normalize, or scale the SAE's encoder up and its "
+                    "decoder down.", f"{n_underflowed:,}", 100 * n_underflowed / (n_entries + n_underflowed),
+                    artifact.path,
+                )  # fmt: skip
     return CodeStore.open(artifact.path)
 
 
@@ -137,11 +153,12 @@ def _encode_shard(
     cuts = [np.arange(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
     parts = [positions[store.valid[positions]] for positions in cuts]
     with ThreadPoolExecutor(1, thread_name_prefix="read activations") as pool:
-        read = pool.submit(store.read, run.hook_point, images=parts[0], tokens=tokens)
+        read_part = partial(store.read, run.hook_point, tokens=tokens, check=store.checks_cheaply)
+        read = pool.submit(read_part, images=parts[0])
         for number, positions in enumerate(parts):
             x = torch.from_numpy(read.result())
             if number + 1 < len(parts):
-                read = pool.submit(store.read, run.hook_point, images=parts[number + 1], tokens=tokens)
+                read = pool.submit(read_part, images=parts[number + 1])
             per_image = x.shape[1]
             row, latent, value = (part.cpu() for part in encoder(x.flatten(0, 1)))
             _check_values(value, row, positions, per_image, store)

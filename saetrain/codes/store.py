@@ -11,20 +11,31 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache import CorruptError, HookPoint, SettingsError
-from actcache.artifacts import Artifact, open_artifact, read_manifest, require_complete
+from actcache.artifacts import (
+    MANIFEST_FILE,
+    Artifact,
+    open_artifact,
+    read_seal,
+    read_settings,
+    read_summary,
+    require_complete,
+)
+from actcache.machine import available_bytes
 from actcache.preprocess import Preprocess
-from actcache.store import IMAGES_FILE
+from actcache.store import IMAGES_FILE, check_images_footer, load_images, read_column, table_errors
+from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks
+from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
 
-CODES = "codes.zarr"
-COLUMNS = ("indptr", "latent", "value", "latent_indptr", "row", "latent_value")
+SEEN_FILE = "seen.bin"
+"""One byte for each image: 1 if the run, or the model behind it, has learned from the image. Absent in older codes."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,6 @@ class RowCodes(NamedTuple):
     value: NDArray[np.float16]  # [nnz]
 
 
-class CodesSummary(TypedDict):
-    """What is known of codes once they are complete."""
-
-    n_entries: int
-    failed: dict[str, str]  # image -> why it could not be read
-    n_underflowed: int | None  # codes that are 0 in float16 and were left out; None: the writer did not count them
-
-
 class CodeStore:
     """Complete codes, open for reading.
 
@@ -76,16 +79,22 @@ class CodeStore:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact, self.path, self.codes_id = artifact, artifact.path, artifact.id
-        s = artifact.settings
-        self.n_images, self.n_tokens, self.n_latents = (int(s[name]) for name in ("n_images", "n_tokens", "n_latents"))
-        self.shard_sizes = np.array(s["shard_sizes"], dtype=np.int64)
+        settings = read_settings(artifact, CodesSettings)
+        self.n_images, self.n_tokens, self.n_latents = settings.n_images, settings.n_tokens, settings.n_latents
+        self.shard_sizes = np.array(settings.shard_sizes, dtype=np.int64)
         self.n_shards = len(self.shard_sizes)
-        self.grid: tuple[int, int] = (int(s["grid"][0]), int(s["grid"][1]))
-        self.hook_point = HookPoint.parse(s["hook_point"])
-        self.tokens = str(s["tokens"])
+        self.grid, self.tokens, self.dtypes = settings.grid, settings.tokens, settings.numpy_dtypes
+        self.hook_point = HookPoint.parse(settings.hook_point)
         self.bytes_read = 0  # of codes.zarr, by this object
         self._zeros: dict[int, bool] = {}
         require_complete(artifact, self.n_shards, "encode")
+        self._seal = read_summary(artifact, CodesSeal)
+        if outside := [image for image in self._seal.failed if image >= self.n_images]:
+            raise CorruptError(
+                f"{self.path / MANIFEST_FILE} lists image {outside[0]} as failed, but there are {self.n_images:,} "
+                f"images. {artifact.remedy}"
+            )
+        self._checks = ArrayChecks(artifact, settings, self.n_entries)
 
     @classmethod
     def open(cls, path: str | Path) -> "CodeStore":
@@ -103,33 +112,47 @@ class CodeStore:
             f"{self.n_latents:,} latents, {self.n_entries:,} entries)"
         )
 
-    @cached_property
+    @property
     def summary(self) -> CodesSummary:
         """What the seal says."""
-        manifest = read_manifest(self.artifact)
-        return CodesSummary(
-            n_entries=manifest["n_entries"], failed=manifest["failed"], n_underflowed=manifest.get("n_underflowed")
-        )
+        failed = {str(image): reason for image, reason in self._seal.failed.items()}
+        return {"n_entries": self._seal.n_entries, "failed": failed, "n_underflowed": self._seal.n_underflowed}
 
     @property
     def n_entries(self) -> int:
-        return int(self.summary["n_entries"])
+        return self._seal.n_entries
 
     @cached_property
     def images(self) -> pa.Table:
-        """The images, copied from the images.parquet of the store."""
-        try:
-            return pq.read_table(self.path / IMAGES_FILE)
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptError(
-                f"{self.path / IMAGES_FILE} could not be read ({error}). Run `encode` again with --overwrite."
-            ) from error
+        """The images, copied from the images.parquet of the store. Raises CorruptError."""
+        table = load_images(self.artifact, self.n_images)
+        if "store" in table.column_names:
+            n_stores = sum(name.split()[0] == "images" for name in self.artifact.parents)
+            with table_errors(self.path / IMAGES_FILE, self.artifact.remedy):
+                numbers = table["store"].cast(pa.int64())
+                if numbers.null_count or not 0 <= pc.min(numbers).as_py() <= pc.max(numbers).as_py() < n_stores:
+                    raise ValueError(f"its column store does not number {n_stores} stores from 0")
+        return table
+
+    @cached_property
+    def seen(self) -> NDArray[np.bool_] | None:
+        """[I]: whether the run, or the model, has learned from the image; None where that was not recorded."""
+        if SEEN_FILE not in self._files:
+            return None
+        data = read_column(self.artifact, SEEN_FILE, self.n_images)
+        return np.asarray(np.frombuffer(data, np.uint8) != 0)
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        """The files that the seal covers."""
+        return frozenset(read_seal(self.artifact)["files"])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """[I]: whether the image was read and encoded."""
+        check_images_footer(self.artifact, self.n_images)  # before memory is allocated for what the settings claim
         valid = np.ones(self.n_images, dtype=bool)
-        valid[[int(image) for image in self.summary["failed"]]] = False
+        valid[list(self._seal.failed)] = False
         return valid
 
     def shard_range(self, shard: int) -> range:
@@ -138,14 +161,20 @@ class CodeStore:
         return range(first, first + int(self.shard_sizes[shard]))
 
     def read_shard(self, shard: int) -> ShardCodes:
-        """Read all arrays of a shard. Raises CorruptError if one is missing or their lengths disagree."""
+        """Read all arrays of a shard. Raises CorruptError if one is not what was written."""
+        self.check_shard(shard, COLUMNS)
         columns = {name: self._read(shard, name) for name in COLUMNS}
         images = self.shard_range(shard)
         sizes = {name: values.size for name, values in columns.items()}
         pointers = {"indptr": len(images) * self.n_tokens + 1, "latent_indptr": self.n_latents + 1}
         entries = dict.fromkeys(("latent", "value", "row", "latent_value"), sizes["value"])
-        if sizes != {**pointers, **entries} or {int(columns[name][-1]) for name in pointers} != {sizes["value"]}:
-            raise self._inconsistent(shard)
+        if sizes != {**pointers, **entries}:
+            raise self._checks.inconsistent(shard)
+        for name in pointers:
+            self._checks.check_pointers(shard, columns[name], sizes["value"], whole=True)
+        self._check_entries(shard, columns["row"], columns["latent_value"])
+        self._checks.check_numbers(shard, columns["latent"], 0, self.n_latents)
+        self._checks.check_values(shard, columns["value"])
         return _drop_zeros(ShardCodes(first_row=images.start * self.n_tokens, **columns))
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
@@ -157,13 +186,18 @@ class CodeStore:
         """
         parts = [self.read_latents(shard, latent, latent + 1) for shard in range(self.n_shards)]
         rows = np.concatenate([part.row for part in parts]).astype(np.int64)
+        if (rows[1:] <= rows[:-1]).any():  # entries of another latent are among them
+            raise CorruptError(f"{self.path} holds rows of latent {latent} that do not ascend. {self.artifact.remedy}")
         return rows, np.concatenate([part.latent_value for part in parts])
 
     def read_by_latent(self, shard: int) -> LatentCodes:
         """Map all entries of a shard by latent into memory, which reads only what is used. Raises as `read_shard`."""
-        indptr, row, value = (self._map(shard, name) for name in ("latent_indptr", "row", "latent_value"))
-        if indptr.size != self.n_latents + 1 or {row.size, value.size} != {int(indptr[-1])}:
-            raise self._inconsistent(shard)
+        self.check_shard(shard, BY_LATENT)
+        indptr, row, value = (self._map(shard, name) for name in BY_LATENT)
+        if indptr.size != self.n_latents + 1 or row.size != value.size:
+            raise self._checks.inconsistent(shard)
+        self._checks.check_pointers(shard, indptr, row.size, whole=True)
+        self._check_entries(shard, row, value)
         self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
         codes = LatentCodes(indptr, row, value)
         return _drop_zeros(codes) if self._has_zeros(shard) else codes
@@ -175,23 +209,29 @@ class CodeStore:
                 raise SettingsError(
                     f"A latent must lie in 0..{self.n_latents - 1}, got {latent}. Give a latent of this dictionary."
                 )
+        self._checks.touch(shard)
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
         first, last = int(indptr[0]), int(indptr[-1])
+        self._checks.check_pointers(shard, indptr, last, whole=False)
         if first == last:  # frequent with many shards; no other file is opened
-            dtypes = self.artifact.settings["dtypes"]
+            dtypes = self.dtypes
             return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
         row, value = (self._read(shard, name, first, last) for name in ("row", "latent_value"))
+        self._check_entries(shard, row, value)
         return _drop_zeros(LatentCodes(indptr - first, row, value))
 
     def count_latents(self, shard: int) -> NDArray[np.int64]:
         """Count the entries of each latent in one shard: [F]."""
         if self._has_zeros(shard):
             return np.diff(self.read_latents(shard, 0, self.n_latents).latent_indptr)
-        return np.diff(self._read(shard, "latent_indptr", 0, self.n_latents + 1))
+        self._checks.touch(shard)
+        pointers = self._read(shard, "latent_indptr", 0, self.n_latents + 1)
+        self._checks.check_pointers(shard, pointers, int(pointers[-1]), whole=True)
+        return np.diff(pointers)
 
     def _has_zeros(self, shard: int) -> bool:
         """Whether a shard holds entries of value 0. `encode` writes none since it counts them; others may have."""
-        if self.summary["n_underflowed"] is not None:
+        if self._seal.n_underflowed is not None:
             return False
         if shard not in self._zeros:
             self._zeros[shard] = not self._map(shard, "latent_value").all()
@@ -213,24 +253,43 @@ class CodeStore:
         return RowCodes._make(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def _read_rows(self, shard: int, rows: NDArray[np.int64]) -> RowCodes:
-        local = rows - self.shard_range(shard).start * self.n_tokens
-        indptr, latent, value = (self._map(shard, name) for name in ("indptr", "latent", "value"))
-        try:
-            start = indptr[local]
-            count = indptr[local + 1] - start
-            entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
-            codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
-            if not codes.value.all():
-                codes = RowCodes._make(column[codes.value != 0] for column in codes)
-        except (IndexError, ValueError) as error:  # a pointer is out of range or decreases
-            raise self._inconsistent(shard) from error
+        self._checks.touch(shard)
+        images = self.shard_range(shard)
+        local = rows - images.start * self.n_tokens
+        indptr, latent, value = (self._map(shard, name) for name in BY_ROW)
+        if indptr.size != len(images) * self.n_tokens + 1 or latent.size != value.size:
+            raise self._checks.inconsistent(shard)
+        start, end = indptr[local], indptr[local + 1]
+        count = end - start
+        if len(rows) and not (start.min() >= 0 and count.min() >= 0 and end.max() <= latent.size):
+            raise self._checks.inconsistent(shard)
+        entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
+        codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+        self._checks.check_numbers(shard, codes.latent, 0, self.n_latents)
+        self._checks.check_values(shard, codes.value)
+        if not codes.value.all():
+            codes = RowCodes._make(column[codes.value != 0] for column in codes)
         n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
         self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
         return codes
 
+    def check_shard(self, shard: int, columns: tuple[str, ...] = BY_LATENT) -> None:
+        """Compare arrays of a shard with their checksums, unless this process has done so. Raises CorruptError."""
+        self._checks.check_arrays(shard, columns)
+
+    @property
+    def fits_cache(self) -> bool:
+        """Whether the page cache can hold the codes, so that checking them costs no second reading of the disk."""
+        return self._checks.n_bytes < available_bytes() / 2
+
+    def _check_entries(self, shard: int, row: NDArray[Any], value: NDArray[np.float16]) -> None:
+        images = self.shard_range(shard)
+        self._checks.check_numbers(shard, row, images.start * self.n_tokens, images.stop * self.n_tokens)
+        self._checks.check_values(shard, value)
+
     def _read(self, shard: int, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Read the elements start to stop - 1 of one raw array, or all of it if `stop` is None."""
-        dtype = np.dtype(self.artifact.settings["dtypes"][column])
+        dtype = self.dtypes[column]
         try:
             if stop is None:
                 part = np.fromfile(self._file(shard, column), dtype)
@@ -238,7 +297,7 @@ class CodeStore:
                 file = os.open(self._file(shard, column), os.O_RDONLY)  # a memory map takes five times as long
                 try:
                     if not 0 <= start <= stop <= os.fstat(file).st_size // dtype.itemsize:
-                        raise self._inconsistent(shard)
+                        raise self._checks.inconsistent(shard)
                     data = os.pread(file, (stop - start) * dtype.itemsize, start * dtype.itemsize)
                 finally:
                     os.close(file)
@@ -252,7 +311,7 @@ class CodeStore:
 
     def _map(self, shard: int, column: str) -> NDArray[Any]:
         """Map one raw array into memory: using an element reads only its own page."""
-        dtype = self.artifact.settings["dtypes"][column]
+        dtype = self.dtypes[column]
         try:
             file = self._file(shard, column)
             return np.memmap(file, dtype=dtype, mode="r") if os.path.getsize(file) else np.empty(0, dtype=dtype)
@@ -263,16 +322,7 @@ class CodeStore:
         return f"{self.path}/{CODES}/{shard}/{column}/c/0"
 
     def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
-        return CorruptError(
-            f"Shard {shard} of {self.path} has no readable array {column} ({error}). Run `verify {self.path}`, then "
-            "encode again."
-        )
-
-    def _inconsistent(self, shard: int) -> CorruptError:
-        return CorruptError(
-            f"Shard {shard} of {self.path} has arrays that contradict each other. Run `verify {self.path}`, then "
-            "encode again."
-        )
+        return self._checks.corrupt(shard, f"has no readable array {column} ({error})")
 
 
 def _drop_zeros(codes: SomeCodes) -> SomeCodes:

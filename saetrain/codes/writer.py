@@ -4,18 +4,31 @@ The layout is described in store.py. The directory of a shard appears by one ren
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 from numpy.typing import NDArray
 
 from actcache import HookPoint
-from actcache.artifacts import Artifact, file_digest, fsync_directory, fsync_tree, temporary_path, write_record
-from actcache.store import IMAGES_FILE, StoreGroup
-from saetrain.codes.store import CODES, COLUMNS
+from actcache.artifacts import (
+    Artifact,
+    build_folder,
+    encode_table,
+    file_digest,
+    make_folders,
+    record_path,
+    storage_errors,
+    write_new,
+    write_record,
+)
+from actcache.seen import CONTENT_HASH, pack_hashes
+from actcache.store import CONTENT_FILE, IMAGES_FILE, StoreGroup
+from saetrain.codes.checks import CODES, COLUMNS
+from saetrain.codes.store import SEEN_FILE
+from saetrain.lineage import find_seen
+from saetrain.run import Run
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
@@ -46,27 +59,58 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
     }
 
 
-def prepare_codes(folder: Path, store: StoreGroup) -> None:
-    """Write what does not depend on the codes: the copied image table and the zarr group."""
-    import zarr
+def prepare_codes(folder: Path, store: StoreGroup, run: Run) -> None:
+    """Write what does not depend on the codes: what they copy of the images, and the zarr group.
 
-    pq.write_table(store.images, folder / IMAGES_FILE)
-    zarr.create_group(folder / CODES, zarr_format=3)
+    Beside the table lie the hashes of the images and, if it can be told, which of them the run, or the model behind the
+    store, has learned from.
+    """
+    images, seen = store.images, find_seen(store, [run])
+    if CONTENT_HASH in images.column_names:
+        hashes = images[CONTENT_HASH].to_pylist()
+        write_new(folder / CONTENT_FILE, pack_hashes(hashes))
+        images = images.drop_columns([CONTENT_HASH])
+    write_new(folder / IMAGES_FILE, encode_table(images))
+    if seen.known_by != "unknown":
+        write_new(folder / SEEN_FILE, seen.images.tobytes())
+    write_new(folder / CODES / "zarr.json", _zarr_metadata({})["zarr.json"])
 
 
 def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any]], n_underflowed: int = 0) -> None:
-    """Write the group of a shard under a temporary name, flush it, rename it, and write its commit record.
+    """Write the group of a shard, which appears whole and flushed, and its commit record.
 
     n_underflowed: codes that are 0 in float16, which the arrays leave out.
+
+    Raises:
+        StorageError: nothing is recorded; the same command resumes.
     """
+    if record_path(artifact.path, shard).exists():  # another worker was faster
+        return
+    dtypes = artifact.settings["dtypes"]
+    plain = {name: np.ascontiguousarray(arrays[name], dtype=dtypes[name]) for name in COLUMNS}
+    final = artifact.path / CODES / str(shard)
+    with storage_errors(artifact.path):
+        make_folders(final.parent, within=artifact.path)
+        with build_folder(final, replace=True) as folder:  # a writer that died before its record may have left one
+            for name, data in _zarr_metadata(plain).items():
+                write_new(folder / name, data)
+            for name, values in plain.items():
+                write_new(folder / name / "c" / "0", values.data)
+    files = {
+        os.path.relpath(file, artifact.path): file_digest(file) for file in sorted(final.rglob("*")) if file.is_file()
+    }
+    counts = {"n_entries": int(arrays["latent"].size), "n_underflowed": n_underflowed}
+    write_record(artifact.path, shard, {"files": files, **counts})
+
+
+def _zarr_metadata(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """Name -> contents of the zarr.json of a group and of its arrays, each of one uncompressed chunk."""
     import zarr
 
-    root = artifact.path / CODES
-    temporary = temporary_path(root / str(shard))
-    group = zarr.create_group(temporary, zarr_format=3)
-    for name in COLUMNS:
-        data = arrays[name].astype(artifact.settings["dtypes"][name], copy=False)
-        array = group.create_array(
+    files: dict[str, zarr.core.buffer.Buffer] = {}
+    group = zarr.create_group(files, zarr_format=3)
+    for name, data in arrays.items():
+        group.create_array(
             name,
             shape=data.shape,
             dtype=data.dtype,
@@ -74,19 +118,4 @@ def write_shard(artifact: Artifact, shard: int, arrays: Mapping[str, NDArray[Any
             compressors=None,
             config={"write_empty_chunks": True},
         )
-        if data.size:
-            array[:] = data
-        else:  # zarr writes no chunk for an empty array
-            (temporary / name / "c").mkdir()
-            (temporary / name / "c" / "0").touch()
-    fsync_tree(temporary)
-    final = root / str(shard)
-    if final.exists():  # left by a writer that died before the commit record
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    fsync_directory(root)
-    files = {
-        os.path.relpath(file, artifact.path): file_digest(file) for file in sorted(final.rglob("*")) if file.is_file()
-    }
-    counts = {"n_entries": int(arrays["latent"].size), "n_underflowed": n_underflowed}
-    write_record(artifact.path, shard, {"files": files, **counts})
+    return {name: data.to_bytes() for name, data in files.items()}

@@ -27,10 +27,16 @@ class Units:
     """
 
     def __init__(
-        self, store: StoreGroup, hook_points: Sequence[HookPoint], images: NDArray[np.int64], tokens: Tokens
+        self,
+        store: StoreGroup,
+        hook_points: Sequence[HookPoint],
+        images: NDArray[np.int64],
+        tokens: Tokens,
+        *,
+        check: bool = False,
     ) -> None:
-        """`images` are the wanted stored positions over all stores, ascending."""
-        self.store, self.hook_points, self.tokens = store, tuple(hook_points), tokens
+        """`images` are the wanted stored positions over all stores, ascending; `check` as in `read_chunk`."""
+        self.store, self.hook_points, self.tokens, self.check = store, tuple(hook_points), tokens, check
         self._blocks = store.blocks(images)
         n_rows, n_columns = store.layout.grid
         store.n_read_tokens(tokens)  # refuses unknown kinds
@@ -57,7 +63,8 @@ class Units:
         images, row = self._blocks[number], self._parts[part]
         member, array = self._member(images), "cls" if row == CLS else "patches"
         block = (int(images[0]) - self._start(images)) // member.layout.chunk_images
-        member.read_chunk(hook, block, max(row, 0), out.reshape(member.layout.chunk_shape(array)), array=array)
+        chunk = out.reshape(member.layout.chunk_shape(array))
+        member.read_chunk(hook, block, max(row, 0), chunk, array=array, check=self.check)
 
     def _start(self, images: NDArray[np.int64]) -> int:
         """The first image of the store that contains a block."""

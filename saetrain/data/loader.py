@@ -55,6 +55,8 @@ class ActivationLoader:
             see what one process would see.
         pin_memory: whether batches are in page-locked memory, for copies to a GPU.
         n_threads: number of reading threads; affects speed only.
+        check: compare each chunk with its recorded checksum when it is first read. Training at 20,000 tokens/s loses
+            0.2 % by it; reading alone loses a third.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class ActivationLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         n_threads: int = 2,
+        check: bool = False,
     ) -> None:
         self.store = open_stores(store)
         layers = layer if isinstance(layer, list | tuple) else [cast("int | HookPoint | None", layer)]
@@ -92,7 +95,7 @@ class ActivationLoader:
         if images is None:
             images, _ = split_images([member.n_images for member in self.store.stores])
         images = images[self.store.valid[images]]
-        self._units = Units(self.store, self.hook_points, images, tokens)
+        self._units = Units(self.store, self.hook_points, images, tokens, check=check)
         if self.n_rows < batch_size:
             raise SettingsError(
                 f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "

@@ -1,12 +1,11 @@
 """convert(): turns a Run into a checkpoint of another package, or such a checkpoint into a Run.
 
-Every conversion makes a parity report. The foreign side of the report is computed from the foreign tensors by the
-formulas of their package. If the two sides differ by more than float32 rounding, that is an error and nothing is kept.
+Every conversion makes a parity report. The foreign side of the report is computed from the files by the formulas of
+their package (`formulas/`), which share nothing with our readers but the bytes. If the two sides differ by more than
+float32 rounding, that is an error and nothing is kept.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,22 @@ import torch
 from torch import Tensor
 
 from actcache import ActivationStore, CorruptError, HookPoint, SettingsError, open_stores
-from actcache.artifacts import begin_artifact, crc32c, seal_artifact, write_atomic
+from actcache.artifacts import (
+    OutputLock,
+    begin_artifact,
+    build_folder,
+    check_place,
+    crc32c,
+    remove_remnants,
+    seal_artifact,
+    write_atomic,
+    write_new,
+)
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
-from saetrain.interop import dictionary_learning, patchsae, prisma, saelens, saev, sparsify
-from saetrain.interop.foreign import Foreign, Forward
+from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop.files import load_tensors
+from saetrain.interop.formulas.forward import Forward
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import SAE_FILE, Run, run_settings
@@ -29,10 +39,20 @@ WRITERS: dict[str, Callable[[SAE, HookPoint], dict[str, bytes]]] = {
     "saelens": saelens.write, "dictionary_learning": dictionary_learning.write, "sparsify": sparsify.write,
     "saev": saev.write, "prisma": prisma.write, "patchsae": patchsae.write,
 }  # fmt: skip
-READERS: dict[str, Callable[[Path], Foreign]] = {
-    saelens.WEIGHTS: saelens.read, dictionary_learning.WEIGHTS: dictionary_learning.read,
-    sparsify.WEIGHTS: sparsify.read, saev.WEIGHTS: saev.read, prisma.WEIGHTS: prisma.read,
+READERS: dict[str, Callable[[Path], SAE]] = {
+    "saelens": saelens.read, "dictionary_learning": dictionary_learning.read, "sparsify": sparsify.read,
+    "saev": saev.read, "prisma": prisma.read, "patchsae": patchsae.read, "overcomplete": overcomplete.read,
 }  # fmt: skip
+FORMULAS: dict[str, Callable[[Path], Forward]] = {
+    "saelens": formulas.saelens.load, "dictionary_learning": formulas.dictionary_learning.load,
+    "sparsify": formulas.sparsify.load, "saev": formulas.saev.load, "prisma": formulas.prisma.load,
+    "patchsae": formulas.patchsae.load, "overcomplete": formulas.overcomplete.load,
+}  # fmt: skip
+FOLDERS = {
+    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
+    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
+}  # fmt: skip
+"""The file by which a folder is recognized -> its format."""
 PARITY_FILE = "parity.json"
 N_ROWS = 1024
 TOLERANCE = 1e-3
@@ -63,6 +83,15 @@ class Parity:
     @property
     def holds(self) -> bool:
         return self.max_reconstruction_difference <= TOLERANCE and self.active_agreement >= 1 - TOLERANCE
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
+
+    format: str
+    sae: SAE
+    forward: Forward
 
 
 @dataclass(frozen=True)
@@ -105,19 +134,35 @@ def convert(
 
 def read_foreign(path: Path) -> Foreign:
     """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
+    name, path = _recognize(path)
+    return Foreign(name, READERS[name](path), FORMULAS[name](path))
+
+
+def _recognize(path: Path) -> tuple[str, Path]:
+    """(format, the path that its reader takes)."""
     if path.is_file():
         with open(path, "rb") as file:
-            return saev.read(path) if file.read(1) == b"{" else patchsae.read(path)
-    for weights, read in READERS.items():
+            first = file.read(1)
+        return ("saev" if first == b"{" else _recognize_file(path)), path
+    for weights, name in FOLDERS.items():
         if (path / weights).is_file():
-            return read(path)
+            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
+                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
     if (path / patchsae.WEIGHTS).is_file():
-        return patchsae.read(path / patchsae.WEIGHTS)
+        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
     raise SettingsError(
         f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev), "
-        "or a .pt file (PatchSAE, ViT-Prisma)."
+        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
+        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
     )
+
+
+def _recognize_file(path: Path) -> str:
+    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
+    content = load_tensors(path)
+    inside = "cfg" in content or "config" in content
+    beside = not inside and (path.parent / prisma.CONFIG).is_file()
+    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"
 
 
 def _export(
@@ -126,6 +171,8 @@ def _export(
 ) -> Conversion:  # fmt: skip
     if to not in WRITERS:
         raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
+    check_place(dst)
+    remove_remnants(dst)
     if dst.exists():
         existing = _find_export(dst, run, to)
         if existing is not None and not overwrite:
@@ -137,21 +184,16 @@ def _export(
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
     rows, name = _rows(sae, store, hook_point)
-    folder = dst.with_name(f".{dst.name}.{os.getpid()}.tmp")
-    folder.mkdir(parents=True)
-    try:
-        for file, data in WRITERS[to](sae, run.hook_point).items():
-            write_atomic(folder / file, data)
-        parity = _checked(
-            sae, read_foreign(folder).forward, rows, name
-        )  # compares what was written, by reading it again
-        report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
-        write_atomic(folder / PARITY_FILE, json.dumps(report, indent=2).encode())
-        if dst.exists():
-            shutil.rmtree(dst)
-        folder.rename(dst)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with OutputLock(dst) as lock:
+        lock.acquire()
+        with build_folder(dst, replace=overwrite) as folder:
+            for file, data in WRITERS[to](sae, run.hook_point).items():
+                write_new(folder / file, data)
+            parity = _checked(
+                sae, read_foreign(folder).forward, rows, name
+            )  # compares what was written, by reading it again
+            report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
+            write_new(folder / PARITY_FILE, json.dumps(report, indent=2).encode())
     return Conversion(dst, to, parity)
 
 
@@ -188,17 +230,18 @@ def _import(
     weights = save(sae.state_dict())
     settings = run_settings(group, hook_point, sae.config, TrainConfig())
     settings["imported"] = {"format": foreign.format, "crc32c": crc32c(weights), "bytes": len(weights)}
-    artifact = begin_artifact(
-        dst, "run", settings=settings, parents=group.parents(),
-        provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
-        overwrite=overwrite,
-    )  # fmt: skip
-    if not artifact.complete:
-        _, held_out = split_images([member.n_images for member in group.stores])
-        quality = evaluate(sae, group, hook_point, held_out)
-        quality["dead"] = quality["silent"]
-        write_atomic(artifact.path / SAE_FILE, weights)
-        seal_artifact(artifact.path, quality=quality)
+    with OutputLock(dst) as lock:
+        artifact = begin_artifact(
+            dst, "run", settings=settings, parents=group.parents(),
+            provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
+            overwrite=overwrite, lock=lock,
+        )  # fmt: skip
+        if not artifact.complete:
+            _, held_out = split_images([member.n_images for member in group.stores])
+            quality = evaluate(sae, group, hook_point, held_out)
+            quality["dead"] = quality["silent"]
+            write_atomic(artifact.path / SAE_FILE, weights)
+            seal_artifact(artifact.path, quality=quality)
     return Conversion(dst, foreign.format, parity)
 
 
@@ -209,7 +252,7 @@ def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Ten
         return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
     group = open_stores(store)
     images = group.valid.nonzero()[0][: 1 + N_ROWS // group.layout.n_tokens]
-    values = group.read(group.hook_point(hook_point), images=images)
+    values = group.read(group.hook_point(hook_point), images=images, check=group.checks_cheaply)
     if values.shape[-1] != sae.d_model:
         raise SettingsError(
             f"{group.path} holds activations of width {values.shape[-1]}, but the SAE reads width {sae.d_model}. "
@@ -227,6 +270,8 @@ def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
         rows, latents, values = sae.encode(part)
         ours = torch.zeros(len(part), sae.config.n_latents).index_put_((rows, latents), values)
         decoded = sae.decode(rows, latents, values, len(part))
+        if sae.norms is not None:  # in the units of the other package
+            ours = ours / sae.norms
         theirs, foreign = forward(part)
         both += int(((ours != 0) & (theirs != 0)).sum())
         either += int(((ours != 0) | (theirs != 0)).sum())

@@ -7,10 +7,12 @@ classes with a known name become plain objects that hold their fields.
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import safetensors
 import torch
@@ -18,11 +20,15 @@ from safetensors.torch import load
 from torch import Tensor
 
 from actcache import CorruptError
+from saetrain.interop.fields import shorten
 
 MAX_RATIO = 3
 """A torch file stores its tensors uncompressed. One that unpacks to more than this many times its size is refused."""
 MAX_JSON = 1 << 20
 """Largest size of a settings file, in bytes."""
+
+LARGEST = 1e12
+"""Largest number in a weight: the product of two of them and a row of activations stays far inside float32."""
 
 
 class Config(SimpleNamespace):
@@ -47,7 +53,9 @@ def load_tensors(path: Path, *, skip: int = 0) -> dict[str, object]:
             raise ValueError(f"it would unpack to {unpacked:,} bytes")
         if isinstance(source, io.BytesIO):
             source.seek(0)
-        with torch.serialization.safe_globals([(Config, name) for name in CONFIGS]):
+        shells: list[Any] = [(Config, name) for name in CONFIGS]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(shells):
+            warnings.simplefilter("ignore")  # torch warns of what it then refuses
             content = torch.load(source, map_location="cpu", weights_only=True)
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, IndexError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
@@ -107,7 +115,7 @@ def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[i
     """Take the named tensors as float32 and check their shapes, in which None stands for any size.
 
     Raises:
-        CorruptError: a tensor is missing, has another shape, holds integers, or is not finite.
+        CorruptError: a tensor is missing, has another shape, holds integers, or numbers that are not finite or huge.
     """
     taken = {}
     for name, shape in shapes.items():
@@ -125,15 +133,28 @@ def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[i
                 f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
             )
         taken[name] = value.float()
-        if not taken[name].isfinite().all():
+        if not (taken[name].abs() <= LARGEST).all():  # NaN fails the comparison
             raise CorruptError(
-                f"{path}: {name} holds numbers that are not finite: the training diverged. Give an earlier checkpoint."
+                f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST:g}: the training diverged. "
+                "Give an earlier checkpoint."
             )
     return taken
 
 
 def read_k(value: object, n_latents: int, path: Path) -> int:
     """Read the number of active latents. Raises CorruptError if it is not a whole number in 1..n_latents."""
-    if not isinstance(value, int | float) or value != int(value) or not 1 <= value <= n_latents:
-        raise CorruptError(f"{path}: k must be a whole number in 1..{n_latents}, got {value!r}. Copy the file again.")
-    return int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= n_latents:  # NaN is not
+        k = int(value)
+        if k == value:
+            return k
+    raise CorruptError(
+        f"{path}: k must be a whole number in 1..{n_latents}, got {shorten(value)}. Copy the file again."
+    )
+
+
+def read_flag(config: Mapping[str, object], name: str, default: bool, path: Path) -> bool:
+    """Read a field that is true or false. Raises CorruptError if it is neither."""
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise CorruptError(f"{path}: {name} must be true or false, got {shorten(value)}. Copy the file again.")
+    return value

@@ -1,17 +1,16 @@
-"""Foreign: a checkpoint of another package as an SAE of ours, with the package's own forward pass to compare it with.
+"""The parts of which every reader and writer is made: tensors under our names, and an SAE of ours from them.
 
 `take_weights` and `build_sae` make the SAE from foreign tensors; `fold` and `give_weights` prepare an SAE of ours for
 export, with its normalization folded into the weights.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from actcache import SettingsError
+from actcache import CorruptError, SettingsError
 from saetrain.config import SAEConfig
 from saetrain.interop.files import take
 from saetrain.model import SAE
@@ -25,17 +24,8 @@ GATED: Names = {**_SHARED, "b_enc": "b_gate", "log_scale": "r_mag", "b_mag": "b_
 TRANSPOSED = ("W_enc", "decoder.weight")
 """These are [D, F]; an encoder or decoder of another name is [F, D]."""
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Activations [B, D] -> (codes [B, F], reconstruction [B, D]), dense, by the package's own formulas."""
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
-
-    format: str
-    sae: SAE
-    forward: Forward
+UNIFORM = 1e-5
+"""Largest relative difference of the norms of decoder rows that counts as none; float32 rounds them by 1e-7."""
 
 
 def take_weights(tensors: Mapping[str, object], path: Path, names: Names) -> dict[str, Tensor]:
@@ -72,9 +62,44 @@ def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = T
         weights["b_enc"] = weights["b_enc"] + shift
         if "b_mag" in weights:
             weights["b_mag"] = weights["b_mag"] + weights["log_scale"].exp() * shift
+    weights = _unit_rows(weights)
+    exponents = [weights[name].exp() for name in ("log_scale",) if name in weights]
+    if not all(value.isfinite().all() for value in [*weights.values(), *exponents]):
+        raise CorruptError("The weights overflow float32. Check that the checkpoint is complete.")
     sae = SAE(config, d_model).requires_grad_(False)
+    if "norms" in weights:
+        sae.norms = torch.ones(n_latents)
     sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in weights.items()}})
     return sae.eval()
+
+
+def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with decoder rows of norm 1, so that a code is the length of what its latent adds.
+
+    The inverse s of the median norm becomes the scale of the input: E (x - b) = (E / s) (s x - s b), and f W + b is 1/s
+    times f (s W) + s b. The norms r of the rows of s W multiply the codes after they were selected, because f (s W) =
+    (f r) (s W / r). To fold r into the encoder instead would change which k are the largest. A row of zeros stays one.
+    """
+    lengths = weights["decoder"].double().norm(dim=1)
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    median = float(lengths.median())
+    if not 1e-12 < median < 1e12:
+        raise CorruptError(
+            f"The decoder's rows have a median norm of {median:.1g}. Check that the checkpoint is complete."
+        )
+    scale = 1.0 if abs(median - 1) < UNIFORM else 1 / median
+    norms = lengths * scale
+    uniform = bool(((norms - 1).abs() < UNIFORM).all())
+    if uniform and scale == 1:
+        return dict(weights)
+    return {
+        **weights,
+        "encoder": weights["encoder"] / scale,
+        "decoder": (weights["decoder"].double() / lengths[:, None]).float(),
+        "b_dec": weights["b_dec"] * scale,
+        "scale": torch.tensor(scale),
+        **({} if uniform else {"norms": norms.float()}),
+    }
 
 
 @torch.no_grad()
@@ -89,17 +114,13 @@ def fold(sae: SAE, *, centered: bool = True) -> dict[str, Tensor]:
     """
     tensors = {name: value.detach().clone() for name, value in sae.state_dict().items()}
     mean, scale = tensors.pop("mean"), tensors.pop("scale")
+    if "norms" in tensors:  # the codes are written as they were before they were multiplied by the norms
+        tensors["decoder"] = tensors["decoder"] * tensors.pop("norms")[:, None]
     tensors["encoder"], tensors["decoder"] = tensors["encoder"] * scale, tensors["decoder"] / scale
     tensors["b_dec"] = tensors["b_dec"] / scale + mean
     if not centered:
         tensors["b_enc"] = tensors["b_enc"] - tensors["encoder"] @ tensors["b_dec"]
     return tensors
-
-
-def keep_largest(z: Tensor, k: int) -> Tensor:
-    """z [B, F] with all entries set to 0 except the k largest of each row."""
-    top = z.topk(k, dim=1)
-    return torch.zeros_like(z).scatter(1, top.indices, top.values)
 
 
 def refuse(sae: SAE, format_name: str, variants: tuple[str, ...]) -> None:

@@ -7,41 +7,52 @@ The pickled object is read without running any code in the file.
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from actcache import CorruptError, HookPoint, SettingsError
-from saetrain.interop import prisma
+from actcache import CorruptError, HookPoint
+from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names
 from saetrain.interop.files import load_tensors, torch_bytes
-from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, refuse, take_weights
+from saetrain.interop.foreign import PLAIN, build_sae, fold, give_weights, refuse, take_weights
+from saetrain.interop.prisma import config_of
 from saetrain.model import SAE
 
 WEIGHTS = "out.pt"
+FIELDS = Fields(
+    "PatchSAE",
+    used=names("d_in d_sae"),
+    neutral=names(
+        "custom_clip_ckpt_path class_token image_width image_height model_name module_name block_layer dataset_path "
+        "image_key label_key use_cached_activations cached_activations_path total_training_tokens training_examples "
+        "activation_vectors_per_example n_batches_in_store store_size max_batch_size_for_vit_forward_pass "
+        "create_dataloader device seed dtype b_dec_init_method expansion_factor from_pretrained_path topk_k topk_aux_k "
+        "topk_aux_coefficient jumprelu_bandwidth jumprelu_init_threshold jumprelu_l0_coefficient matryoshka_sae "
+        "matryoshka_levels matryoshka_min_group_fraction l1_coefficient lr lr_scheduler_name lr_warm_up_steps "
+        "batch_size mse_cls_coefficient use_ghost_grads feature_sampling_window feature_sampling_method "
+        "resample_batches "
+        "feature_reinit_scale dead_feature_window dead_feature_estimation_method dead_feature_threshold log_to_wandb "
+        "wandb_project wandb_entity wandb_log_frequency n_checkpoints checkpoint_path run_name experiment_metadata"
+    ),
+    only={
+        **dict.fromkeys(("gated_sae", "topk_sae", "jumprelu_sae"), (False, None)),
+        "normalize_activations": ("none", None), "sae_type": ("standard",),
+    },
+)  # fmt: skip
+"""The settings of the whole training. `*_sae` choose another activation than ReLU."""
 
 
-def read(path: Path) -> Foreign:
-    """Read a checkpoint of PatchSAE or ViT-Prisma. Raises CorruptError, SettingsError (gated, normalizing)."""
+def read(path: Path) -> SAE:
+    """Read a checkpoint of PatchSAE. Raises CorruptError, SettingsError (gated, normalizing)."""
     content = load_tensors(path)
-    tensors, config = content.get("state_dict"), content.get("cfg", content.get("config"))
-    if config is None and (path.parent / prisma.CONFIG).is_file():
-        return prisma.read(path)
+    tensors = content.get("state_dict")
     if not isinstance(tensors, dict):
         raise CorruptError(f'{path} has no "state_dict". Give a checkpoint of PatchSAE or ViT-Prisma.')
-    fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
-    if "architecture" in fields:
-        return prisma.read_parts(tensors, fields, path)
-    if fields.get("gated_sae"):
-        raise SettingsError(f"{path} is a gated SAE, which cannot be read in this format. Give a plain ReLU SAE.")
-    if fields.get("normalize_activations", "none") not in ("none", None):
-        raise SettingsError(
-            f"{path} normalizes each token (normalize_activations), which is not supported. Give an SAE without it."
-        )
+    check_tensors(content, ("cfg", "config", "state_dict"), path)
+    fields = config_of(content)
+    check_fields(fields, FIELDS, path)
+    check_tensors(tensors, PLAIN.values(), path)
     weights = take_weights(tensors, path, PLAIN)
-
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = ((x - weights["b_dec"]) @ weights["encoder"].T + weights["b_enc"]).relu()
-        return codes, codes @ weights["decoder"] + weights["b_dec"]
-
-    return Foreign("patchsae", build_sae("relu", weights), forward)
+    n_latents, d_model = weights["encoder"].shape
+    check_sizes(fields, {"d_in": d_model, "d_sae": n_latents}, path)
+    return build_sae("relu", weights)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:

@@ -10,70 +10,78 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from actcache import HookPoint, SettingsError
+from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, is_same, names, shorten
 from saetrain.interop.files import load_tensors, read_header, read_k, take, torch_bytes
-from saetrain.interop.foreign import PLAIN, Foreign, build_sae, fold, give_weights, keep_largest, refuse, take_weights
+from saetrain.interop.foreign import PLAIN, build_sae, fold, give_weights, refuse, take_weights
 from saetrain.model import SAE
 
 WEIGHTS = "sae.pt"
 SCHEMA = 5
 ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
 KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}
+_TRAINING = names("exp_factor n_reinit_samples reinit_blend remove_parallel_grads normalize_w_dec seed")
+BARE = Fields("saev 0.1", names("d_vit"), _TRAINING | names("sparsity_coeff l1_coeff ghost_grads use_ghost_grads"))
+"""The first line of a file without a schema. The tensors tell the number of latents, not `exp_factor`."""
+HEADER = Fields("saev", names("schema cfg cls"), names("commit lib"))
+CONFIG = Fields("saev", names("d_vit d_model d_sae activation top_k"), _TRAINING)
+ACTIVATION = Fields("saev", names("cls params"))
+PARAMS = Fields("saev", names("top_k"), names("key kind sparsity aux"))
+"""`sparsity` and `aux` are terms of the training's loss."""
 
 
-def read(path: Path) -> Foreign:
+def read(path: Path) -> SAE:
     """Read sae.pt, given the file or its folder. Raises CorruptError, SettingsError (activation, schema)."""
     file = path / WEIGHTS if path.is_dir() else path
     header, skip = read_header(file)
     schema = header.get("schema")
-    if schema is not None and schema not in range(1, SCHEMA + 1):
+    if schema is not None and not any(is_same(schema, known) for known in range(1, SCHEMA + 1)):
         raise SettingsError(
-            f"{file} has schema {schema!r}, but only schemas up to {SCHEMA} are known. Save it "
+            f"{file} has schema {shorten(schema)}, but only schemas up to {SCHEMA} are known. Save it "
             "with an older version of saev."
         )
-    name, params = _activation(header)
-    if name not in ACTIVATIONS.values():
-        raise SettingsError(
-            f"{file} has activation {name!r}. Give an SAE with one of {', '.join(ACTIVATIONS.values())}."
-        )
+    name, top_k, config = _activation(header, file)
     tensors = load_tensors(file, skip=skip)
+    check_tensors(tensors, {*PLAIN.values(), *(["activation.threshold"] if name == "BatchTopK" else [])}, file)
     weights = take_weights(tensors, file, PLAIN)
-    threshold = None
+    n_latents, d_model = weights["encoder"].shape
+    check_sizes(config, {"d_vit": d_model, "d_model": d_model, "d_sae": n_latents}, file)
+    variant = {"Relu": "relu", "TopK": "topk", "BatchTopK": "topk"}[name]
     if name == "BatchTopK" and "activation.threshold" in tensors:
-        threshold = take(tensors, file, {"activation.threshold": ()})["activation.threshold"].clamp_min(0)
-    k = None if name == "Relu" else read_k(params.get("top_k"), len(weights["encoder"]), file)
-    centered = schema is None
-
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - weights["b_dec"] if centered else x) @ weights["encoder"].T + weights["b_enc"]
-        if name == "Relu":
-            codes = z.relu()
-        elif threshold is not None:
-            codes = z * (z > threshold)
-        else:
-            assert k is not None
-            codes = keep_largest(z, k)
-        return codes, codes @ weights["decoder"] + weights["b_dec"]
-
-    variant = {"Relu": "relu"}.get(name, "topk" if threshold is None else "batchtopk")
-    ours = weights if threshold is None else {**weights, "threshold": threshold}
-    return Foreign("saev", build_sae(variant, ours, centered=centered, k=k), forward)
+        threshold = take(tensors, file, {"activation.threshold": ()})["activation.threshold"]
+        variant, weights["threshold"] = "batchtopk", threshold.clamp_min(0)
+    k = None if name == "Relu" else read_k(top_k, n_latents, file)
+    return build_sae(variant, weights, centered=schema is None, k=k)
 
 
-def _activation(header: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
-    """The class and the parameters of the activation, which each schema keeps in another place."""
+def _activation(header: Mapping[str, object], file: Path) -> tuple[str, object, Mapping[str, object]]:
+    """(class, k, the settings of the SAE), which each schema keeps in another place."""
     if "schema" not in header:
-        return "Relu", {}
-    config = header.get("cfg")
-    config = config if isinstance(config, dict) else {}
+        check_fields(header, BARE, file)
+        return "Relu", None, header
+    check_fields(header, HEADER, file)
+    config = _object(header, "cfg", file)
+    check_fields(config, CONFIG, file)
     if header["schema"] == 1 and header.get("cls") in ACTIVATIONS.values():
-        return str(header["cls"]), {"top_k": config.get("top_k", 32)}
-    activation = config.get("activation")
-    activation = activation if isinstance(activation, dict) else {}
-    params = activation.get("params")
-    return str(activation.get("cls")), params if isinstance(params, dict) else {}
+        return str(header["cls"]), config.get("top_k", 32), config
+    if header.get("cls", "SparseAutoencoderConfig") != "SparseAutoencoderConfig":
+        raise SettingsError(f"{file} has the class {shorten(header['cls'])}. Give a sparse autoencoder.")
+    activation = _object(config, "activation", file)
+    check_fields(activation, ACTIVATION, file)
+    name, params = activation.get("cls"), _object(activation, "params", file)
+    check_fields(params, PARAMS, file)
+    if not isinstance(name, str) or name not in ACTIVATIONS.values():
+        raise SettingsError(
+            f"{file} has activation {shorten(name)}. Give an SAE with one of {', '.join(ACTIVATIONS.values())}."
+        )
+    return name, params.get("top_k"), config
+
+
+def _object(fields: Mapping[str, object], name: str, file: Path) -> Mapping[str, object]:
+    value = fields.get(name)
+    if not isinstance(value, dict):
+        raise CorruptError(f"{file}: {name} must be an object, got {shorten(value)}. Copy the file again.")
+    return value
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:

@@ -6,32 +6,39 @@ import json
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import Tensor
 
-from actcache import HookPoint, SettingsError
+from actcache import HookPoint
+from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names
 from saetrain.interop.files import read_config, read_k, read_safetensors
-from saetrain.interop.foreign import Foreign, build_sae, fold, give_weights, keep_largest, refuse, take_weights
+from saetrain.interop.foreign import build_sae, fold, give_weights, refuse, take_weights
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 NAMES = {"encoder": "encoder.weight", "b_enc": "encoder.bias", "decoder": "W_dec", "b_dec": "b_dec"}
+FIELDS = Fields(
+    "sparsify",
+    used=names("k d_in num_latents expansion_factor"),
+    neutral=names("normalize_decoder multi_topk lookup_max_order gram_table_hash"),
+    only={"activation": ("topk",), **dict.fromkeys(
+        ("skip_connection", "transcode", "embed_skip", "gram_lookup", "signed"), (False,)
+    )},
+)  # fmt: skip
 
 
-def read(path: Path) -> Foreign:
+def read(path: Path) -> SAE:
     """Read a folder. Raises CorruptError, and SettingsError for a transcoder or another activation."""
-    file, config = path / WEIGHTS, read_config(path / CONFIG)
-    activation = config.get("activation", "topk")
-    if activation != "topk" or config.get("transcode") or config.get("skip_connection"):
-        raise SettingsError(f"{path} is a transcoder or has activation {activation}. Give a TopK SAE.")
-    weights = take_weights(read_safetensors(file), file, NAMES)
-    k = read_k(config.get("k"), len(weights["encoder"]), path / CONFIG)
-
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        z = ((x - weights["b_dec"]) @ weights["encoder"].T + weights["b_enc"]).relu()
-        codes = keep_largest(z, k)
-        return codes, codes @ weights["decoder"] + weights["b_dec"]
-
-    return Foreign("sparsify", build_sae("topk", weights, k=k), forward)
+    file, settings = path / WEIGHTS, path / CONFIG
+    config, tensors = read_config(settings), read_safetensors(file)
+    check_fields(config, FIELDS, settings)
+    check_tensors(tensors, NAMES.values(), file)
+    weights = take_weights(tensors, file, NAMES)
+    n_latents, d_model = weights["encoder"].shape
+    check_sizes(config, {"d_in": d_model}, settings)
+    if config.get("num_latents"):  # otherwise the expansion factor tells their number
+        check_sizes(config, {"num_latents": n_latents}, settings)
+    elif "expansion_factor" in config:
+        check_sizes(config, {"expansion_factor": n_latents // d_model}, settings)
+    return build_sae("topk", weights, k=read_k(config.get("k"), n_latents, settings))
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:

@@ -28,12 +28,15 @@ class SAE(nn.Module):
 
     Parameters: encoder [F, D], b_enc [F], decoder [F, D] (the dictionary, with rows of norm 1), b_dec [D]; also
     threshold [F] for jumprelu, and log_scale [F] and b_mag [F] for gated.
-    Buffers: mean [D], scale []; also threshold [] for batchtopk.
+    Buffers: mean [D], scale []; also threshold [] for batchtopk, and norms [F] in an SAE of another package whose
+    decoder rows had different norms: its values are multiplied by them after they were selected, so that a value is
+    the length of what its latent adds, as in an SAE trained here.
     """
 
     mean: Tensor
     scale: Tensor
     threshold: Tensor
+    norms: Tensor | None
     log_scale: nn.Parameter
     b_mag: nn.Parameter
 
@@ -50,16 +53,22 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("norms", None)  # and so in no file, unless it is set
         self.variant.add_parameters(self)
 
     @classmethod
-    def load(cls, path: str | Path, config: ResolvedSAEConfig) -> "SAE":
+    def load(cls, path: str | Path, config: ResolvedSAEConfig, d_model: int | None = None) -> "SAE":
         """Read `sae.safetensors`. Raises CorruptError if it is truncated or has other shapes."""
         try:
             tensors = load_file(path)
-            sae = cls(config, tensors["decoder"].shape[1])
+            shape = tuple(tensors["decoder"].shape)
+            if shape != (config.n_latents, d_model or shape[-1]):  # before memory is taken for what the settings claim
+                raise ValueError(f"decoder is {shape}, but the settings say {(config.n_latents, d_model)}")
+            sae = cls(config, shape[1])
+            if "norms" in tensors:
+                sae.norms = torch.ones(shape[0])
             sae.load_state_dict(tensors)
-        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, IndexError) as error:
+        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CorruptError(f"{path} could not be read as an SAE ({reason}). Train it again.") from error
         return sae.requires_grad_(False).eval()
@@ -79,7 +88,8 @@ class SAE(nn.Module):
 
     def activate(self, z: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
         """The values f(z) of entries above the floor: [N] of the given latents, or [B, F]."""
-        return self.variant.activate(self, z, latents)
+        values = self.variant.activate(self, z, latents)
+        return values if self.norms is None else values * self.norms[latents]
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from actcache import SettingsError
 from saetrain.distributed import rank
-from saetrain.metrics import Quality
+from saetrain.quality import Quality
 from saetrain.run import MetricsLine, Run, read_metrics
 from saetrain.training.state import Training
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,23 @@ import torch
 from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError, SettingsError, open_stores
+from actcache.artifacts import OutputLock
 from actcache.models import choose_device, choose_precision
 from actcache.options import check_number
 from actcache.store import StoreGroup, Stores
 from saetrain.config import ResolvedTrainConfig, SAEConfig, TrainConfig
 from saetrain.data import ActivationLoader, TrainingData
 from saetrain.distributed import any_of_all, join_processes, rank, world_size
-from saetrain.run import MetricsLine, Run, lock_runs
+from saetrain.run import MetricsLine, Run
 from saetrain.training.memory import check_memory_of, stream_of
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
 TrainingProgress = Callable[[int, int, MetricsLine], None]
-"""Called with (steps done, steps in all, metrics of the last logged step)."""
+"""Called with (steps done, steps in all, metrics of that step), with every logged step and otherwise each second."""
+
+REPORT_S = 1.0
+"""Seconds between reports of progress where no step is logged. A report waits for the device."""
 
 
 def train(
@@ -69,8 +73,9 @@ def train(
     stores, target = open_stores(store), join_processes(choose_device(device))
     openers = choose_trackers(log_to, wandb_project)
     check_memory_of([(run, sae or SAEConfig(), config or TrainConfig())], stores, target)
-    training = _begin(run, stores, layer, sae, config, target, overwrite)
-    _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
+    with OutputLock(run) as lock:
+        training = _begin(run, stores, layer, sae, config, target, overwrite, lock)
+        _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
     return Run.open(training.path)
 
 
@@ -108,24 +113,25 @@ def sweep(
         stores,
         target,
     )
-    trainings = [
-        _begin(Path(runs) / name, stores, layer, sae, config, target, overwrite)
-        for name, (layer, sae, config) in zip(names, members, strict=True)
-    ]
-    streams: dict[tuple[Any, ...], list[Training]] = {}
-    for training in trainings:
-        streams.setdefault(stream_of(training.config), []).append(training)
-    before, total = 0, sum(training.config.n_steps for training in trainings)
+    with ExitStack() as held:
+        trainings = []
+        for name, (layer, sae, config) in zip(names, members, strict=True):
+            lock = held.enter_context(OutputLock(Path(runs) / name))
+            trainings.append(_begin(Path(runs) / name, stores, layer, sae, config, target, overwrite, lock))
+        streams: dict[tuple[Any, ...], list[Training]] = {}
+        for training in trainings:
+            streams.setdefault(stream_of(training.config), []).append(training)
+        before, total = 0, sum(training.config.n_steps for training in trainings)
 
-    def report(done: int, _: int, line: MetricsLine) -> None:
-        if on_progress:
-            on_progress(before + done, total, line)
+        def report(done: int, _: int, line: MetricsLine) -> None:
+            if on_progress:
+                on_progress(before + done, total, line)
 
-    failed: list[NonFiniteError] = []
-    for group in streams.values():
-        failed += _train(group, log_every, checkpoint_every, openers, report)
-        before += sum(training.config.n_steps for training in group)
-    _raise(failed, len(trainings))
+        failed: list[NonFiniteError] = []
+        for group in streams.values():
+            failed += _train(group, log_every, checkpoint_every, openers, report)
+            before += sum(training.config.n_steps for training in group)
+        _raise(failed, len(trainings))
     return [Run.open(training.path) for training in trainings]
 
 
@@ -157,12 +163,13 @@ def _begin(
     config: TrainConfig | None,
     device: torch.device,
     overwrite: bool,
+    lock: OutputLock,
 ) -> Training:
     resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
     settings = (config or TrainConfig()).resolve(resolved, choose_precision("auto", device))
     data, hook_point = TrainingData.split(stores, settings.where), stores.hook_point(layer)
     _make_loader(data, [hook_point], settings, device)  # refuses what cannot be trained before anything is written
-    return Training(run, data, hook_point, resolved, settings, device, overwrite=overwrite)
+    return Training(run, data, hook_point, resolved, settings, device, lock=lock, overwrite=overwrite)
 
 
 def _make_loader(
@@ -180,6 +187,7 @@ def _make_loader(
         rank=rank(),
         world_size=world_size(),
         pin_memory=device.type == "cuda",
+        check=data.stores.checks_cheaply,
     )
 
 
@@ -199,18 +207,15 @@ def _train(
     loader = _make_loader(trainings[0].data, hook_points, config, device)
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
-    incomplete = [training.path for training in trainings if not training.complete]
     active = [training for training in trainings if not training.done]
     step = first_step = min((training.step for training in active), default=0)
-    with (
-        lock_runs(incomplete if rank() == 0 else ()), tracked(trainings, openers), _signals() as stopped,
-        closing(loader.batches(step)) as batches,
-    ):  # fmt: skip
+    with tracked(trainings, openers), _signals() as stopped, closing(loader.batches(step)) as batches:
         for training in trainings:
             training.start()
             if training.done and not training.complete:  # it was stopped after its last step
                 _finish(training, failed)
         started, laps = time.perf_counter(), Laps()
+        reported = started
         while active:
             laps.exact = device.type == "cuda" and (step + 1) % log_every == 0
             batch = next(batches)
@@ -218,7 +223,7 @@ def _train(
             laps("wait")
             shared: dict[tuple[HookPoint, str | None], Tensor] = {}
             turn = [training for training in active if training.step == step]
-            lines = []
+            lines, losses, logged = [], [], list[MetricsLine]()
             for training in turn:
                 key = training.hook_point, training.sae.config.normalize
                 if key not in shared:
@@ -229,6 +234,7 @@ def _train(
                 except NonFiniteError as error:
                     failed[training.path] = error
                     continue
+                losses.append((training, loss))
                 if training.step % log_every == 0 or training.done:
                     lines.append((training, loss))
             step += 1
@@ -236,8 +242,12 @@ def _train(
                 speed = (step - first_step) * config.batch_size / (time.perf_counter() - started)
                 seconds = {name: round(value, 4) for name, value in laps.take().items()}
                 logged = [training.log(loss, tokens_per_s=speed, seconds=seconds) for training, loss in lines]
-                if on_progress:
-                    on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+            elif on_progress and losses and time.perf_counter() - reported > REPORT_S:
+                speed = (step - first_step) * config.batch_size / (time.perf_counter() - started)
+                logged = [training.measure(loss, tokens_per_s=speed, seconds={}) for training, loss in losses[-1:]]
+            if on_progress and logged:
+                on_progress(sum(training.step for training in trainings), n_total, logged[-1])
+                reported = time.perf_counter()
             stop = any_of_all(stopped(), device)
             for training in turn:
                 if training.path not in failed and (stop or (step % checkpoint_every == 0 and not training.done)):

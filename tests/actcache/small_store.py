@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from actcache import HookPoint
-from actcache.artifacts import missing_shards, remove_litter
+from actcache.artifacts import missing_shards
+from actcache.artifacts.litter import remove_litter
 from actcache.sources.plan import IMAGES_SCHEMA, ImagePlan
 from actcache.store.settings import StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store
@@ -120,7 +121,9 @@ def write_store(
 
 
 def all_bytes(store: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+    """What a store holds wherever it lies; places.json holds the paths of one machine."""
+    files = {str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file()}
+    return {name: file.read_bytes() for name, file in files.items() if name != "places.json"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from actcache.artifacts import (
     begin_artifact,
     open_artifact,
     read_manifest,
-    remove_litter,
     seal_artifact,
-    temporary_path,
     write_atomic,
+    write_record,
 )
+from actcache.artifacts.litter import remove_litter, temporary_path
 
 
 def begin(path: Path, *, k: int = 3, parent: str = "abc", overwrite: bool = False, kind: Any = "run") -> Artifact:
@@ -53,6 +53,7 @@ def test_the_same_settings_find_the_same_artifact(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_side_by_side_and_nothing_changes(tmp_path: Path) -> None:
     begin(tmp_path / "a")
+    write_record(tmp_path / "a", 0, {"files": {}})
     before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir() if file.is_file()}
     with pytest.raises(SettingsError, match=r"k: 3 there, 9 asked for") as caught:
         begin(tmp_path / "a", k=9, parent="other")
@@ -142,7 +143,8 @@ def test_an_unsealed_artifact_is_refused_when_completeness_is_asked_for(tmp_path
     with pytest.raises(IncompleteError, match="resumes"):
         open_artifact(tmp_path / "a", complete=True)
     assert describe(tmp_path / "a")["complete"] is False
-    assert describe(tmp_path / "a")["made from store"] == "abc (../there.acts, not there)"
+    parents = {"store": {"id": "abc", "path": "../there.acts", "state": "not there"}}
+    assert describe(tmp_path / "a")["parents"] == parents
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from actcache import HookPoint, ModelError, SettingsError, load_vision_tower
 from actcache.hook_point import SITES
 from actcache.models import VisionTower, choose_device
-from actcache.models.clip import check_quick_gelu
+from actcache.models.resolver import check_quick_gelu
 from actcache.models.vision import compile_tower
 from actcache.sources import decode_image
 

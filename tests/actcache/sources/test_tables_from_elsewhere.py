@@ -91,6 +91,11 @@ def test_one_column_and_lines_within_cells_are_no_matter(folder: Path, separator
     assert [row["text"] for row in rows_of(write(folder / "x.csv", rows, separator))] == [rows[1][1], rows[2][1]]
 
 
+def test_excels_line_on_the_separator_is_no_row(folder: Path) -> None:
+    (folder / "x.csv").write_text("sep=;\npath;label\na.png;x,y\n")
+    assert labels_of(folder / "x.csv") == [(0, "x,y")]
+
+
 def test_a_byte_that_no_encoding_has_is_no_obstacle(folder: Path) -> None:
     (folder / "x.csv").write_bytes(b"path,label\na.png,caf\xe9\nb.png,\x81\n")
     assert [name for _, name in labels_of(folder / "x.csv")] == ["café", "\x81"]
@@ -420,7 +425,7 @@ def test_a_damaged_parquet_file_is_a_listing_or_one_line(
 
 
 HOSTILE_LINES = {
-    "deep": b"[" * 1_000 + b"]" * 1_000, "list": b"[1]", "long number": b'{"path": "a.png", "n": ' + b"9" * 5_000 + b"}",
+    "deep": b"[" * 1_000 + b"]" * 1_000, "list": b"[1]", "number": b'{"path": "a.png", "n": ' + b"9" * 5_000 + b"}",
     "surrogate": b'{"path": "a.png", "n": "\\ud800"}', "cut": b'{"path": "a.png"', "bytes": b'{"path": "\xff"}',
 }  # fmt: skip
 

@@ -90,6 +90,15 @@ def test_a_class_may_be_a_number_or_a_text_and_be_given_twice(
     assert labels_of(tmp_path, *samples) == expected
 
 
+def test_a_key_of_any_name_can_be_the_label(tmp_path: Path) -> None:
+    record = b'{"breed": "husky", "label": "dog", "n": 1}'
+    path = write_tar(tmp_path / "x.tar", {"0.png": png(), "0.json": record})
+    (row,) = rows_of(path, label="breed").values()
+    assert (row["label"], row["label_name"], row["breed"]) == (0, "husky", "husky")
+    with pytest.raises(ImageSourceError, match=r"no column 'nothing' for --label\. Its columns are breed, label, n"):
+        ImageTars(path, label="nothing").plan()
+
+
 @pytest.mark.parametrize(
     ("cls", "record"), [(b"5", b'{"label": 6}'), (b"dog", b'{"label": "cat"}'), (b"dog", b'{"label": 1}')]
 )

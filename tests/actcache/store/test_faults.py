@@ -29,7 +29,8 @@ from actcache import (
     StorageError,
     verify,
 )
-from actcache.artifacts import missing_shards, temporary_path
+from actcache.artifacts import missing_shards
+from actcache.artifacts.litter import temporary_path
 from actcache.store import ChannelStatistics
 
 FIELDS = make_settings()  # two shards, the second one short

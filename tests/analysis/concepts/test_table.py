@@ -62,6 +62,7 @@ def test_the_same_call_returns_the_table_and_others_are_refused(concepts: Concep
 
 def test_without_images_the_pictures_are_left_out(tmp_path: Path, tiny_codes: Path) -> None:
     moved = shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes")
+    (moved / "places.json").unlink()  # as on another machine
     table = analyze(moved, tmp_path / "x.concepts", config=AnalyzeConfig(n_gallery=4))
     assert table.artifact.settings["pictures"] is False
     assert table.thumbnail(table.gallery.to_pylist()[0]["image"]) is None

@@ -112,7 +112,16 @@ def test_all_latents_from_the_command_line(tmp_path: Path, tiny_codes: Path) -> 
     table = pq.read_table(out)
     assert json.loads(done.stdout)["rows"] == table.to_pylist()
     assert set(table["n_sampled"].to_pylist()) == {300}
-    assert max(np.bincount(table["latent"])) == 2
+    pairs = list(zip(table["latent"].to_pylist(), table["partner"].to_pylist(), strict=True))
+    assert all(latent < partner for latent, partner in pairs)
+    assert len(set(pairs)) == len(pairs)
+    every = sample_partners(CodeStore.open(tiny_codes), n_tokens=300, seed=1, n_partners=2).to_pylist()
+    assert set(pairs) == {tuple(sorted((row["latent"], row["partner"]))) for row in every}
+    shares = {(row["latent"], row["partner"]): row["share"] for row in every}
+    for row in table.to_pylist():  # either direction is what the sample says of it
+        for latent, partner, share in (("latent", "partner", "share"), ("partner", "latent", "partner_share")):
+            known = shares.get((row[latent], row[partner]))
+            assert known is None or row[share] == pytest.approx(known, rel=1e-12)
     assert table["jaccard"].to_pylist() == sorted(table["jaccard"].to_pylist(), reverse=True)
     wrong = CliRunner().invoke(cli.app, ["query", str(tiny_codes), "--show", "patches", "--sample", "300"])
     assert wrong.exit_code == 2
@@ -122,5 +131,5 @@ def test_wrong_questions_are_refused(table_codes: CodeStore) -> None:
     for latents in ([64], [3, -1], []):
         with pytest.raises(SettingsError, match=r"0\.\.63"):
             co_fire(table_codes, latents)
-    with pytest.raises(SettingsError, match="at least one token"):
+    with pytest.raises(SettingsError, match="at least 1"):
         sample_partners(table_codes, n_tokens=0)

@@ -79,7 +79,9 @@ def test_a_latent_mask_is_where_the_upsampled_heat_map_exceeds_the_threshold(cod
 @pytest.fixture
 def moved(tmp_path: Path, tiny_codes: Path) -> CodeStore:
     """Codes whose images cannot be found."""
-    return CodeStore.open(shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes"))
+    copy = Path(shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes"))
+    (copy / "places.json").unlink()
+    return CodeStore.open(copy)
 
 
 def test_absent_images_are_an_error_and_can_be_given(tmp_path: Path, moved: CodeStore, tiny_images: Path) -> None:

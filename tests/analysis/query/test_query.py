@@ -162,7 +162,7 @@ def test_latents_of_a_selection_and_of_a_class(table_codes: CodeStore, dense: De
     latents = np.asarray(answer["latent"])
     assert answer["n_images"].to_pylist() == above[chosen].any(1).sum(0)[latents].tolist()
     np.testing.assert_allclose(answer["image_share"], above[chosen].any(1).mean(0)[latents], rtol=1e-12)
-    both = query_class(table_codes, "class1", where="weight < 0.4", tau=1.0)
+    both = query_class(table_codes, "class1", rank="frequent", where="weight < 0.4", tau=1.0)
     mine = chosen & (column(table_codes, "label_name") == "class1")
     assert both["n_tokens"].to_pylist() == np.sort((dense[mine] > 1).sum((0, 1)))[::-1][:10].tolist()
 
@@ -230,7 +230,7 @@ def test_classes_are_separated_and_random_groups_are_not(table_codes: CodeStore)
         (lambda c: query_firing(c, [70]), ["0..63", "70"]),
         (lambda _: parse_at("1;2"), ["ROW,COLUMN", "1;2"]),
         (lambda _: parse_latents("1,x", "--fires"), ["--fires", "1,x"]),
-        (lambda _: write_answer(pa.table({"a": [1]}), "x.txt"), [".csv or .parquet", "x.txt"]),
+        (lambda _: write_answer(pa.table({"a": [1]}), "x.txt"), [".csv, .parquet or .json", "x.txt"]),
     ],
 )  # fmt: skip
 def test_an_error_says_what_there_is_to_ask_for(

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from small_codes import write_codes
 
+from actcache.artifacts import seal_artifact
 from analysis import AnalyzeConfig, ConceptTable, analyze, write_report
 from analysis.report.overview import draw_training
 from analysis.report.report import PER_PAGE
@@ -43,6 +44,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, concepts: ConceptTable) -> Pa
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format="JPEG")
         (concepts.path / "gallery" / f"{image}.jpg").write_bytes(buffer.getvalue())
+    (concepts.path / "manifest.json").unlink()
+    seal_artifact(concepts.path, **{k: v for k, v in concepts.summary.items() if k != "files"})
     return write_report(ConceptTable.open(concepts.path), tmp_path_factory.mktemp("page") / "report.html")
 
 

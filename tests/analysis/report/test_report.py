@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from damage import reseal
 from PIL import Image
 
 from actcache import CorruptError
@@ -204,7 +205,7 @@ def test_the_curves_of_training_are_shown_if_there_are_any(tmp_path: Path, page:
     fields = json.loads((concepts.path / "artifact.json").read_bytes())
     del fields["provenance"]["curves"]  # as in older tables
     older = Path(shutil.copytree(concepts.path, tmp_path / "older.concepts"))
-    (older / "artifact.json").write_text(json.dumps(fields))
+    reseal(older, older / "artifact.json", fields)
     assert ">Training</h2>" not in write_report(older, tmp_path / "older.html").read_text()
 
 

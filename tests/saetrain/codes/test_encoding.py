@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import sign_file
 from worker_processes import start_workers
 
 from actcache import (
@@ -117,6 +118,7 @@ def test_values_beyond_float16_name_their_image(tmp_path: Path, planted_run: Run
     tensors = load_file(copy / "sae.safetensors")
     tensors["encoder"] *= 1e6
     save_file(tensors, copy / "sae.safetensors")
+    sign_file(copy, "sae.safetensors")
     with pytest.raises(NonFiniteError, match=r"image \d+\.png .*beyond the range of float16"):
         encode(copy, planted_store, tmp_path / "x.codes")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import sign_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -73,6 +74,7 @@ def test_readers_drop_stored_zeros(tmp_path_factory: pytest.TempPathFactory, see
             values = np.fromfile(file, np.float16)
             values[values == 65504] = 0
             values.tofile(file)
+        sign_shard(zeros.path, shard)
     wanted = write_codes(folder / "wanted.codes", plain, [4, 2])
     zeros = CodeStore.open(zeros.path)
     rows = np.arange(6 * 5)
@@ -98,6 +100,7 @@ def test_statistics_do_not_count_stored_zeros(tmp_path: Path) -> None:
         values = np.fromfile(file, np.float16)
         values[values == 0.25] = 0
         values.tofile(file)
+    sign_shard(zeros.path, 0)
     table = analyze(CodeStore.open(zeros.path), tmp_path / "x.concepts").table
     assert table["n_tokens"].to_pylist() == [4, 0]
     assert table["n_images"].to_pylist() == [4, 0]

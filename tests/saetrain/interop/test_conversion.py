@@ -47,9 +47,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, planted_store: Path) -> dict[
 
 
 def dense(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes in the units of the package that they came from, reconstruction)."""
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
 
 
 def planted_rows(planted_store: Path) -> Tensor:

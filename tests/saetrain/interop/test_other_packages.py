@@ -39,10 +39,11 @@ def rows_of(planted_store: Path) -> Tensor:
 
 
 def dense(run: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes in the units of the package that they came from, reconstruction)."""
     sae = Run.open(run).sae()
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
 
 
 def saev_file(path: Path, header: object, tensors: object) -> Path:
@@ -250,6 +251,52 @@ def test_a_checkpoint_that_saev_wrote_is_read(tmp_path: Path, planted_store: Pat
     with np.load(tmp_path / "y.npz") as theirs:
         np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=1e-3, atol=1e-3)
+
+
+OVERCOMPLETE = """
+import json, sys, numpy as np, torch
+from overcomplete.sae import BatchTopKSAE, JumpSAE, TopKSAE
+x, out = torch.from_numpy(np.load(sys.argv[1])), sys.argv[2]
+torch.manual_seed(0)
+made = {
+    "topk": (TopKSAE(32, 40, top_k=5, encoder_module="linear", device="cpu"), {"k": 5}),
+    "topk-norm": (TopKSAE(32, 40, top_k=5, encoder_module="mlp_bn_1", device="cpu"), {"k": 5}),
+    "batchtopk": (BatchTopKSAE(32, 40, top_k=5 * len(x), encoder_module="linear", device="cpu"), {"k": 5}),
+    "jumprelu": (JumpSAE(32, 40, encoder_module="linear", device="cpu"), {}),
+}
+for name, (sae, config) in made.items():
+    for shift in (0, 0.1, -0.2):  # running statistics and threshold, and the dictionary's norms
+        sae(x + shift)
+    if name == "batchtopk":
+        config = config | {"threshold": float(sae.running_threshold)}
+    sae.eval()
+    with torch.no_grad():
+        _, codes, decoded = sae(x)
+    torch.save(sae.state_dict(), f"{out}/{name}.pt")
+    np.savez(f"{out}/{name}.npz", codes=codes.numpy(), decoded=decoded.numpy())
+    json.dump({"architecture": name.split("-")[0], **config}, open(f"{out}/{name}.json", "w"))
+"""
+
+
+def test_what_overcomplete_wrote_is_read(tmp_path: Path, planted_store: Path) -> None:
+    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
+    if not python or subprocess.run([python, "-c", "import overcomplete"], capture_output=True, check=False).returncode:
+        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with overcomplete")
+    x = rows_of(planted_store)
+    np.save(tmp_path / "x.npy", x.numpy())
+    command = [python, "-c", OVERCOMPLETE, str(tmp_path / "x.npy"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("topk", "topk-norm", "batchtopk", "jumprelu"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (tmp_path / f"{name}.pt").rename(folder / "sae.pt")
+        (tmp_path / f"{name}.json").rename(folder / "config.json")
+        convert(folder, tmp_path / "runs" / name, store=planted_store)
+        codes, decoded = dense(tmp_path / "runs" / name, x)
+        with np.load(tmp_path / f"{name}.npz") as theirs:
+            np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=2e-3, atol=2e-3, err_msg=name)
+            np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 def test_the_command_line_writes_for_saev(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:

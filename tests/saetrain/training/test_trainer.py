@@ -1,6 +1,7 @@
 """train(): it finds a planted dictionary and repeats from its seed, and a killed run ends like an unbroken one."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -262,7 +263,9 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, planted_store
     refused: list[str] = []
 
     def train_it_twice(*_: object) -> None:
-        with pytest.raises(SettingsError, match="being trained by another process") as error:
+        with pytest.raises(
+            SettingsError, match=f"being written by process {os.getpid()} on .*, which started at "
+        ) as error:
             train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT)
         refused.append(str(error.value))
 

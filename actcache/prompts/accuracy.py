@@ -1,0 +1,59 @@
+"""What x.prompts records: how it was made and what it gained, as records that are checked at reading. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from actcache.prompts.config import ResolvedPromptConfig
+from actcache.seen import SeenImages
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The settings of an adapted model."""
+
+    model_id: str
+    method: str
+    template: str
+    position: str
+    classes: tuple[str, ...] = ()
+    precision: str = "float32"
+    config: ResolvedPromptConfig | None = None
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Accuracy for all classes, the base classes and the novel classes; None where it was not measured.
+
+    As usual, base and novel images are classified among the classes of their own half.
+
+    Attributes:
+        per_class: the accuracy of each class that has images, when all classes are candidates.
+        harmonic: the harmonic mean of base and novel (Xian et al. 2017).
+    """
+
+    all: float | None
+    per_class: Mapping[str, float]
+    base: float | None
+    novel: float | None
+    harmonic: float | None
+
+
+@dataclass(frozen=True)
+class AdaptationAccuracy:
+    """Accuracy without prompts and with them, on the same images."""
+
+    zero_shot: ClassAccuracy
+    adapted: ClassAccuracy
+
+    def to_json(self) -> dict[str, dict[str, object]]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PromptsSummary:
+    """What the manifest says of prompts."""
+
+    accuracy: AdaptationAccuracy
+    loss: tuple[float, ...]
+    seen: SeenImages | None = None
+    shots: Mapping[str, tuple[str | None, ...]] | None = None
