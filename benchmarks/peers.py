@@ -322,6 +322,9 @@ def main() -> None:
     arguments.add_argument("--held-out", type=Path, help="a .npy or a store of other images, for --quality")
     arguments.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="learning rates for --quality")
     options = arguments.parse_args()
+    least = 10 if options.quality else options.warmup + 2  # a tenth of the steps warm up; a median needs two times
+    if options.warmup < 0 or options.steps < least:
+        arguments.error(f"--steps must be at least {least} (with --warmup {options.warmup}), got {options.steps}")
 
     default = QUALITY if options.quality else SPEED.get(options.variant, OTHERS)
     entries = options.entries or default.split()

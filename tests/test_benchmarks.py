@@ -88,3 +88,13 @@ def test_masks_are_measured_beside_whole_forward_passes(tmp_path: Path, tiny_mod
                 "--pixels", "24", "--rounds", "1", "--folder", str(tmp_path))  # fmt: skip
     assert found["n_masks"] == 21
     assert {"speedup", "share_of_limit", "masks_s", "whole_forwards_s"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "options", [["--steps", "2"], ["--steps", "0"], ["--steps", "6", "--warmup", "5"], ["--quality", "--steps", "9"]]
+)
+def test_too_few_steps_for_a_median_are_refused(options: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--peers-python", sys.executable, *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "error: --steps must be at least" in done.stderr.splitlines()[-1]

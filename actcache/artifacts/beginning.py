@@ -145,7 +145,19 @@ def _find_begun(path: Path, body: Mapping[str, Any]) -> Artifact | None:
         artifact = open_artifact(path)
     except PipelineError:
         return None
-    return artifact if artifact.id == body["id"] else None
+    return artifact if _is_same(artifact, body) else None
+
+
+def _is_same(artifact: Artifact, body: Mapping[str, Any]) -> bool:
+    """Whether an artifact was made with these settings. 1 and 1.0 are the same, although their hashes differ: older
+    versions stored a float as the whole number that was given for it.
+    """
+    parents = {name: parent["id"] for name, parent in body["parents"].items()}
+    return artifact.id == body["id"] or (
+        artifact.kind == body["kind"]
+        and artifact.settings == body["settings"]
+        and {name: parent.id for name, parent in artifact.parents.items()} == parents
+    )
 
 
 def _begin(
@@ -156,7 +168,7 @@ def _begin(
         remove_litter(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         _create(path, body, places, prepare, overwrite)
-        if (begun := open_artifact(path, kind)).id != body["id"]:  # a writer without a lock was faster
+        if not _is_same(begun := open_artifact(path, kind), body):  # a writer without a lock was faster
             raise SettingsError(_differences(begun, body))
         return begun
     if not path.is_dir():
@@ -170,9 +182,9 @@ def _begin(
         if not overwrite:
             raise
     else:
-        if artifact.id != body["id"] and not overwrite and not _is_stub(artifact):
+        if not _is_same(artifact, body) and not overwrite and not _is_stub(artifact):
             raise SettingsError(_differences(artifact, body))
-        if artifact.id == body["id"] and (not overwrite or _is_overwriting(path)):
+        if _is_same(artifact, body) and (not overwrite or _is_overwriting(path)):
             return artifact
     _create(path, body, places, prepare, overwrite, replace=True)
     return open_artifact(path, kind)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from actcache.artifacts.files import artifact_path, digest, is_remote, read_json, read_signed
 from actcache.artifacts.places import exists, recorded_places
-from actcache.errors import ArtifactNotFoundError, CorruptError, IncompleteError, SchemaError
+from actcache.errors import ArtifactNotFoundError, CorruptError, IncompleteError, SchemaError, StorageError
 from actcache.schema import parse
 
 SCHEMA = 1
@@ -119,6 +119,8 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         there = (path / ARTIFACT_FILE).is_file()
         reason = "has no artifact.json" if path.exists() else "does not exist"
         advice = advice if there else _advice(path)
+    except StorageError:  # an object store that cannot be reached
+        raise
     except (OSError, ValueError) as error:  # no permission, or a name that is too long or holds a zero byte
         there, reason = False, f"cannot be opened ({getattr(error, 'strerror', None) or error})"
     if not there:
