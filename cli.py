@@ -28,6 +28,7 @@ import analysis
 import saetrain
 from actcache.errors import SettingsError
 from actcache.extraction import ExtractConfig
+from actcache.options import JudgingConfig
 from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
 from analysis import arguments
@@ -376,7 +377,7 @@ def evaluate(
 ) -> None:
     """Measure zero-shot accuracy with the SAE spliced in.
 
-    RUN may be a folder of runs (a sweep). Only images that the run was not trained on are used.
+    RUN may be a folder of runs (a sweep). Images that the run has learned from, under whatever name, are left out.
     """
     with show_progress("evaluate", "images") as on_progress:
         result = analysis.evaluate_fidelity(
@@ -401,8 +402,8 @@ def intervene(
     """Keep, drop or set latents and see what CLIP predicts.
 
     Latents are chosen and judged on different images. Without --chosen-on and --chosen-where, they are chosen on the
-    images that RUN was trained on and judged on the held-out ones. In a store that RUN was not trained on, the images
-    of each class are split into two halves.
+    images that RUN has learned from and judged on the others. In a store that is new to RUN, the images of each class
+    are split into two halves.
     """
     fixed, raised = read_values("--set", set_), read_values("--add", add)
     how: dict[str, Any] = {"study": study, "model": model, "overwrite": overwrite}
@@ -484,6 +485,7 @@ def localize(
     n_top: arguments.NTop = 1,
     where: arguments.Where = None,
     out: arguments.LocalizeOut = None,
+    judging: JudgingConfig = JudgingConfig(),
     images: arguments.MovedImages = None,
     store: arguments.MovedStore = None,
     n_workers: arguments.Workers = None,
@@ -503,10 +505,14 @@ def localize(
         result_file = out if out is not None and out.suffix.lower() == ".json" else None
         result = analysis.localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
-            store=store, overwrite=overwrite, on_progress=on_progress,
+            store=store, judging=judging, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     names = analysis.find_names(opened)
-    emit_answer(opened, result.tables()[0], out, names=names, is_written=result_file is not None)
+    seen = [asdict(counted) for counted in result.seen or ()]
+    emit_answer(
+        opened, result.tables()[0], out, names=names, is_written=result_file is not None, notes=result.notes(),
+        seen=seen,
+    )  # fmt: skip
     show_written(out)
     if result_file:
         show_next("report", "CONCEPTS", "report.html", "--result", result_file)
@@ -521,6 +527,7 @@ def inspect(
     n_tokens: arguments.NTokens = 2048,
     seed: arguments.InspectSeed = 0,
     truth: arguments.Truth = None,
+    judging: JudgingConfig = JudgingConfig(),
     out: arguments.ResultFile = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
@@ -530,7 +537,7 @@ def inspect(
     """
     with show_progress("inspect", "runs and pairs") as on_progress:
         result = analysis.inspect_dictionaries(
-            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, out=out, overwrite=overwrite,
+            runs, store, n_tokens=n_tokens, seed=seed, truth=truth, judging=judging, out=out, overwrite=overwrite,
             on_progress=on_progress,
         )  # fmt: skip
     emit_result(result, out, "inspect", *runs, "--store", *store, "--out")
@@ -567,6 +574,10 @@ def adapt(
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
+    if adaptation.seen is not None:
+        facts["seen"] = asdict(adaptation.seen)
+        for line in adaptation.seen.lines():
+            show_note(line)
     rows = [
         {"classes": part, **{how: accuracy[how][part] for how in ("zero_shot", "adapted")}}
         for part in ("all", "base", "novel", "harmonic")
@@ -599,8 +610,9 @@ def compare(
             on_progress=on_progress,
         )  # fmt: skip
     page = analysis.write_adaptation_page(result, base, adapted, out.with_suffix(".html"))
-    facts = {"out": str(out), "page": str(page), "conclusion": result.to_json()["conclusion"]}
-    emit(facts, result.lines())
+    written = result.to_json()
+    facts = {"out": str(out), "page": str(page), **{name: written.get(name) for name in ("conclusion", "seen")}}
+    emit(facts, [*result.lines(), *result.notes()])
     show_written(out, page)
     show_next("report", adapted, adapted.with_suffix(".html"), "--result", out)
 

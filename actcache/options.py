@@ -1,13 +1,14 @@
 """Fields of configurations: the help text that the command line shows for a flag, and the range of its values.
 
 `check_options` holds a configuration to its ranges when it is made, whoever makes it: the command line, a notebook, or
-a reader of an artifact. `check_number` is the same check for the arguments of a verb that are not fields.
+a reader of an artifact. `check_number` is the same check for the arguments of a verb that are not fields. JudgingConfig
+is the one option that everything that judges has in common.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -109,6 +110,41 @@ def check_options(config: Any) -> None:
     class_: type = type(config)
     for name, (flag, kind, bounds) in _rules(class_).items():
         object.__setattr__(config, name, _check_value(flag, getattr(config, name), kind, bounds))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What judges
+
+ON_SEEN = ("leave-out", "use")
+
+
+@dataclass(frozen=True)
+class JudgingConfig:
+    """What is done with images that an ancestor of what is judged has learned from. Raises SettingsError."""
+
+    _: KW_ONLY
+    on_seen: str = option(
+        ON_SEEN[0],
+        "What to do with images that were learned from, in training or in choosing: leave-out, or use them as well.",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.on_seen not in ON_SEEN:
+            raise SettingsError(f"--on-seen must be {' or '.join(ON_SEEN)}, got {self.on_seen!r}.")
+
+    @property
+    def uses_seen(self) -> bool:
+        return self.on_seen == "use"
+
+
+def identity_of(config: JudgingConfig) -> dict[str, Any]:
+    """The fields of a configuration as they enter an identity.
+
+    The default of `on_seen` is left out: what was made before the option existed lacks it and keeps its id.
+    """
+    values = asdict(config)
+    return {name: value for name, value in values.items() if (name, value) != ("on_seen", ON_SEEN[0])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

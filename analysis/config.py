@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actcache.errors import SettingsError
-from actcache.options import FLOAT_MAX, check_options, option
+from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option
 
 TAU = 0.2
 """Default activation above which a token counts (PatchSAE, equation 4)."""
@@ -32,7 +32,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(JudgingConfig):
     """Which images a study looks at, which texts the classifier compares them with, and which tokens it replaces."""
 
     templates: str | Sequence[str] = option(
@@ -48,9 +48,6 @@ class StudyConfig:
     where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
     limit: int | None = option(None, "Number of images to sample at random.", at_least=1)
     seed: int = option(0, "Random seed for the samples, the halves and the random latents.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class SteerabilityConfig:
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(JudgingConfig):
     """How a model is compared with its adapted version."""
 
     k: tuple[int, ...] = option(
@@ -135,13 +132,13 @@ class ComparisonConfig:
     n_seeds: int = option(1, "Number of seeds (seed, seed + 1, ...) to repeat the comparison with.", at_least=1)
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.high > self.low:
             raise SettingsError(f"--high must be at most --low, got {self.high} and {self.low}.")
 
 
 @dataclass(frozen=True)
-class RulesConfig:
+class RulesConfig(JudgingConfig):
     """What rules explain, and how large they may be."""
 
     explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")
@@ -150,6 +147,3 @@ class RulesConfig:
     n_candidates: int = option(64, "Number of candidate latents for each class.", at_least=1)
     n_rules: int = option(4, "Maximum number of rules per class.", at_least=1)
     n_literals: int = option(3, "Maximum number of latents per rule.", at_least=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)

@@ -1,4 +1,4 @@
-"""Where an artifact's parents lie now (its runs, stores and images), and which images a run was trained on."""
+"""Where an artifact's parents lie now (its runs, stores and images), and which images of codes were learned from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from actcache import (
     SettingsError,
     open_stores,
 )
-from actcache.artifacts import Artifact, exists, find_images_of, find_parent, open_artifact, read_provenance
+from actcache.artifacts import Artifact, exists, find_images_of, find_parent, open_artifact
+from actcache.seen import Seen
 from actcache.store import StoreGroup
-from saetrain import CodeStore, Run, held_out_images
+from saetrain import CodeStore, Run
 
 N_URIS = 3
 """Images by which a folder is recognized."""
@@ -32,21 +33,15 @@ class _TrainedOn:
     rows: tuple[str, ...] = ()
 
 
-def unseen_images(run: Run, store: StoreGroup) -> NDArray[np.int64]:
-    """Stored positions of the images that the run was not trained on.
+def seen_in_codes(codes: CodeStore) -> Seen:
+    """Which images of codes their run, and the model behind them, have learned from, as the codes recorded it.
 
-    In a store that it was trained on, or one of the same images in the same order, these are the held-out images; in
-    other stores, and for an imported SAE, all images.
+    Codes made before this was recorded say that it is unknown, and no image counts as learned from.
     """
-    if "imported" in run.artifact.settings:
-        return np.arange(store.n_images)
-    trained = {parent.id for name, parent in run.artifact.parents.items() if name.startswith("store")}
-    trained |= set(read_provenance(run.artifact, _TrainedOn).rows)
-    unseen = [
-        held_out_images(member.n_images) if {member.store_id, member.rows_id} & trained else range(member.n_images)
-        for member in store.stores
-    ]
-    return np.concatenate([start + np.array(part) for start, part in zip(store.starts, unseen, strict=False)])
+    by = f"run {Path(codes.artifact.parents['run'].path).name}"
+    if codes.seen is None:
+        return Seen(np.zeros(codes.n_images, dtype=bool), (by,), "unknown")
+    return Seen(codes.seen & codes.valid, (by,))
 
 
 def name_parents(runs: Sequence[Run], store: StoreGroup, codes: CodeStore | None = None) -> dict[str, Artifact]:

@@ -41,14 +41,14 @@ def main() -> None:
         )  # fmt: skip
         sae = SAEConfig("topk", options.n_latents, options.k)
         run = train(folder / "x.acts", folder / "run", sae=sae, config=TrainConfig(n_steps=3, batch_size=64))
-        # the same images again, in another order: a store the run was not trained on
+        # the same images again, in another order
         extract(
             folder / "images", folder / "y.acts", model=options.model, pretrained=options.pretrained,
             layers=[options.layer], seed=1,
         )  # fmt: skip
         store = open_stores(folder / "y.acts")
         towers = open_towers(store.stores[0].artifact)
-        config = StudyConfig()
+        config = StudyConfig(on_seen="use")
         images = choose_study_images(run, store, config)
         study = open_study(run, images, towers, config, batch_size=options.batch_size)
         grid = sorted(

@@ -21,3 +21,4 @@ class Quality(TypedDict):
     dense: float  # share of latents that fired on more than 10 % of the tokens
     n_tokens: int
     dead: NotRequired[float]  # share of latents that were dead at the end of the training
+    left_out: NotRequired[int]  # held-out images that were not measured because a copy of them was trained on

@@ -3,6 +3,7 @@
 artifact.json         the configurations, the hook point and d_model; the parent is the store
 metrics.jsonl         one JSON object per logged step
 checkpoints/          step-00001000.safetensors (weights, Adam, dead counters) and .json (checksum); the last two stay
+learned.bin           hashes of the images that the SAE was trained on, if its stores have them
 sae.safetensors       the finished SAE: encoder, decoder, b_enc, b_dec, mean, scale and the variant's own parameters
 manifest.json         the seal, with the held-out quality
 """
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NotRequired, TypedDict, TypeGuard
 
-from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, SettingsError
+from actcache import CorruptError, HookPoint, IncompleteError, ParentMismatchError, PipelineError, SettingsError
 from actcache.artifacts import (
     MANIFEST_FILE,
     Artifact,
@@ -45,7 +46,11 @@ logger = logging.getLogger(__name__)
 
 SAE_FILE = "sae.safetensors"
 METRICS_FILE = "metrics.jsonl"
+LEARNED_FILE = "learned.bin"
 CHECKPOINTS = "checkpoints"
+NORMALIZED_FROM = "normalized_from"
+"""The setting that names the rows from which the mean and the scale of the input come."""
+
 N_KEPT = 2
 CURVES: tuple[Literal["step", "loss", "fvu", "l0", "dead"], ...] = ("step", "loss", "fvu", "l0", "dead")
 N_CURVE = 200
@@ -180,15 +185,30 @@ class Run:
 
 
 def run_settings(
-    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig
+    store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, train: TrainConfig, *, whole_store: bool = True
 ) -> dict[str, object]:
+    """The settings of a run.
+
+    Args:
+        whole_store: the mean and the scale of the input are those of all images of the stores, as they were before
+            `normalized_from` existed; or they were imported.
+    """
     return {
+        **({} if whole_store else {NORMALIZED_FROM: "training images"}),
         "model_id": store.model_id,
         "hook_point": str(hook_point),
         "d_model": store.layout.d_model,
         "sae": asdict(sae),
         "train": asdict(train),
     }
+
+
+def normalizes_by_whole_store(path: str | Path) -> bool:
+    """Whether a run lies at `path` that an earlier version began, so that the same command has to go on like it."""
+    try:
+        return NORMALIZED_FROM not in open_artifact(path, "run").settings
+    except PipelineError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_classes_that_differ(
             assert done.exit_code == 0, done.output
     for name, words in (("adapted", "(class0, class1, class2); you asked for 3 (class1, class2, other)"),
                         ("wide", "for 4 specific classes")):  # fmt: skip
-        done = ask("compare", concepts["base"], concepts[name], tmp_path / "x.json")
+        done = ask("compare", concepts["base"], concepts[name], tmp_path / "x.json", "--on-seen", "use")
         check_refused(done, words, tmp_path / "x.json")
 
 
@@ -117,10 +117,13 @@ def test_a_pair_of_other_images_and_a_run_that_does_not_fit(
     options = ["--second-run", tmp_path / "nowhere"]
     check_refused(ask("compare", concepts["base"], concepts["adapted"], out, *options), "does not exist", out)
     done = ask(
-        "--json", "compare", concepts["base"], concepts["adapted"], out, "--k", "2", "--n-top", "2", "--n-seeds", "2"
-    )
+        "--json", "compare", concepts["base"], concepts["adapted"], out, "--k", "2", "--n-top", "2", "--n-seeds", "2",
+        "--on-seen", "use",
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert set(found) == {"out", "page", "conclusion"}
+    assert set(found) == {"out", "page", "conclusion", "seen"}
+    (seen,) = found["seen"]
+    assert (seen["n"], seen["of"], seen["used"], seen["known_by"]) == (71, 75, True, "unknown")  # who made maple.tar?
     assert json.loads(out.read_text())["settings"]["n_seeds"] == 2
     assert Path(found["page"]).read_text().startswith("<!doctype html>")

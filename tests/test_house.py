@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors interrupts machine options schema text progress preprocess workers hook_point artifacts models "
-    "sources store prompts extraction demo",
-    "saetrain": "distributed config quality model metrics run data training codes interop",
+    "actcache": "errors interrupts machine options schema seen text progress preprocess workers hook_point "
+    "artifacts models sources store prompts extraction demo",
+    "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions comparison report terminal arguments tour",
 }

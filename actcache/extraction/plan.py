@@ -21,7 +21,7 @@ from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
-from actcache.prompts import open_prompts, prompt_vision, read_class_names
+from actcache.prompts import open_prompts, prompt_vision, read_class_names, recorded_shots
 from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
@@ -53,9 +53,11 @@ class ExtractionPlan:
 
     def read_pixels(self, uri: str) -> Tensor:
         """An image as the tower takes it, [3, H, W] float32. Raises ImageSourceError."""
-        image = decode_image(
-            self.source.read(uri), name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess
-        )
+        return self.decode(self.source.read(uri), uri)
+
+    def decode(self, data: bytes, uri: str) -> Tensor:
+        """The same, of bytes that were read."""
+        image = decode_image(data, name=uri, max_pixels=self.max_pixels, preprocess=self.tower.preprocess)
         return self.tower.transform(image)
 
     @property
@@ -155,7 +157,7 @@ def plan_extraction(
         "model": name,
         "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
         "model_sources": clip.facts,
-        **({"prompts": Path(config.prompts).name} if config.prompts else {}),
+        **_describe_prompts(config.prompts),
         "images": source.path.name,
         "class_level": "auto" if config.class_level is None else config.class_level,
         **({"max_pixels": config.max_pixels} if config.max_pixels != MAX_PIXELS else {}),
@@ -175,6 +177,14 @@ def plan_extraction(
     _explain_more_images(source, plan, path, settings)
     names_given = config.class_level is not None or config.class_names is not None
     return ExtractionPlan(path, source, plan, tower, settings, provenance, config.max_pixels, names_given)
+
+
+def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
+    """The name of the prompts and, if they are known, the images that they were trained on."""
+    if prompts is None:
+        return {}
+    shots = recorded_shots(prompts)
+    return {"prompts": Path(prompts).name, **({} if shots is None else {"shots": shots})}
 
 
 def estimate(

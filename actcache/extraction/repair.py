@@ -29,6 +29,7 @@ from actcache.preprocess import MAX_PIXELS
 from actcache.progress import Progress
 from actcache.sources import ImageFolder, open_source
 from actcache.store import (
+    CONTENT_FILE,
     FOREIGN,
     IMAGES_FILE,
     LINK,
@@ -96,14 +97,15 @@ def repair(
 
 
 def _damaged_files(store: Path, settings: StoreSettings, verification: Verification) -> list[str]:
-    """Names of the files to be made again: links, damaged shards with their records, the plan, zarr metadata."""
+    """Names of the files to be made again: links, damaged shards with their records, tables, zarr metadata."""
     links = [problem.file for problem in verification.problems if problem.what == LINK]
     shards = [
         name
         for shard in verification.shards
         for name in (str(record_path(Path(), shard)), *settings.shard_files(shard))
     ]
-    fixed = [IMAGES_FILE, PLACES_FILE, *(name for name in list_files(store) if name.endswith("/zarr.json"))]
+    plans = (name for name in list_files(store) if name.endswith("/zarr.json"))
+    fixed = [IMAGES_FILE, CONTENT_FILE, PLACES_FILE, *plans]
     damaged = {problem.file for problem in verification.problems}
     return [*links, *shards, *(name for name in fixed if name in damaged)]
 

@@ -11,6 +11,7 @@ from .class_names import (
 )
 from .config import PromptConfig
 from .prompts import Prompts
+from .shots import learned_by_model, recorded_shots
 from .towers import Towers, open_towers, prompt_vision
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "class_words",
     "describe_shared_texts",
     "digest_class_names",
+    "learned_by_model",
     "open_prompts",
     "open_towers",
     "prompt_vision",
     "read_class_names",
     "read_prompt_checkpoint",
+    "recorded_shots",
     "warn_about_shared_texts",
     "write_prompt_checkpoint",
 ]

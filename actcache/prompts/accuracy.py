@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from actcache.prompts.config import ResolvedPromptConfig
+from actcache.seen import SeenImages
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,5 @@ class PromptsSummary:
 
     accuracy: AdaptationAccuracy
     loss: tuple[float, ...]
+    seen: SeenImages | None = None
+    shots: Mapping[str, tuple[str | None, ...]] | None = None

@@ -1,7 +1,8 @@
 """adapt(): train prompts on a few labeled images, and measure what they gain.
 
 In: labeled images, a model, `PromptConfig`. Out: an opened `x.prompts` artifact. Promises: the same call resumes;
-accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`.
+accuracies are measured on images that were not used for training: those of `test`, or the rest of `images`, without
+copies of shots.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ from actcache.artifacts import (
     seal_artifact,
     storage_errors,
 )
-from actcache.errors import SettingsError
+from actcache.errors import PipelineError, SettingsError
 from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
-from actcache.options import check_number
+from actcache.options import check_number, identity_of
 from actcache.progress import ProgressWithNote
 from actcache.prompts.accuracy import AdaptationAccuracy, ClassAccuracy, PromptSettings, PromptsSummary
 from actcache.prompts.artifact import read_prompts, write_prompts
@@ -36,8 +37,10 @@ from actcache.prompts.class_names import class_words, read_class_names, warn_abo
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, split_classes
 from actcache.prompts.prompts import Prompts
+from actcache.prompts.shots import leave_out_shots, list_shots
 from actcache.prompts.towers import Towers, classify, prompt_text
 from actcache.prompts.training import CHECKPOINT_FILE, Pixels, PromptTraining, Shots, embed_all, embed_texts
+from actcache.seen import SeenImages
 from actcache.sources import ImageSource, open_source
 from actcache.store import remember_paths
 
@@ -50,11 +53,16 @@ BATCH_TEXTS = 512
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A finished `x.prompts`, with the training loss thinned to at most 100 points."""
+    """A finished `x.prompts`, with the training loss thinned to at most 100 points.
+
+    Attributes:
+        seen: test images that are shots. None for an artifact that was made before they were looked for.
+    """
 
     artifact: Artifact
     accuracy: AdaptationAccuracy
     loss: list[float]
+    seen: SeenImages | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> "Adaptation":
@@ -62,7 +70,7 @@ class Adaptation:
         artifact = open_artifact(path, "prompts", complete=True)
         read_settings(artifact, PromptSettings)
         summary = read_summary(artifact, PromptsSummary)
-        return cls(artifact, summary.accuracy, list(summary.loss))
+        return cls(artifact, summary.accuracy, list(summary.loss), summary.seen)
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -122,6 +130,12 @@ def adapt(
     warn_about_shared_texts(names)
     rows = choose_shots(table["uri"].to_pylist(), table["label_name"].to_pylist(), names, config.shots, config.seed)
     test_table = _test_table(table, rows, test_source, split, config)
+    shot_table = table.take(rows)
+    shots_listed, seen = list_shots(source, shot_table["uri"].to_pylist()), None
+    if overwrite or not _is_complete(prompts):
+        test_table, seen = leave_out_shots(
+            test_table, test_source or source, shots_listed, shot_table["bytes"].to_pylist(), config
+        )
     clip = load_clip(model, pretrained)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
@@ -129,9 +143,9 @@ def adapt(
         artifact = _begin(
             prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite, lock
         )
-        if artifact.complete:
+        if artifact.complete or seen is None:
             return Adaptation.open(artifact.path)
-        pixels = Pixels(source, [table["uri"][int(row)].as_py() for row in rows], clip)
+        pixels = Pixels(source, shots_listed["uri"], clip)
         labels = np.repeat(np.arange(len(names)), config.shots)
         shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
         training = PromptTraining(towers, shots, resolved, artifact.path)
@@ -144,8 +158,16 @@ def adapt(
             (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         every = max(1, -(-training.n_steps // N_CURVE))
         loss = training.losses[::every].tolist()
-        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris))
+        more = {"seen": asdict(seen), "shots": shots_listed}
+        seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **more)
     return Adaptation.open(artifact.path)
+
+
+def _is_complete(path: str | Path) -> bool:
+    try:
+        return open_artifact(path, "prompts").complete
+    except PipelineError:
+        return False
 
 
 def _list_images(source: ImageSource, config: PromptConfig) -> Any:
@@ -195,7 +217,9 @@ def _begin(
         "classes": list(names),
         "precision": towers.vision.precision,
         # `classes` records what the last two fields decide
-        "config": {name: value for name, value in asdict(config).items() if name not in ("class_level", "class_names")},
+        "config": {
+            name: value for name, value in identity_of(config).items() if name not in ("class_level", "class_names")
+        },
     }
     provenance = {
         "model": Path(model).name,

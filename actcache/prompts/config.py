@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from actcache.errors import SettingsError
-from actcache.options import check_options, option
+from actcache.options import JudgingConfig, option
 from actcache.prompts.methods import METHODS
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(JudgingConfig):
     """How prompts are trained. None takes the method's usual value, see `METHODS`."""
 
     method: str = option("maple", "Adaptation method: coop, cocoop, vpt, ivlp or maple.")
@@ -47,7 +47,7 @@ class PromptConfig:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         if self.method not in METHODS:
             raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         kind = METHODS[self.method]

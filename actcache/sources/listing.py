@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
+from actcache.seen import CONTENT_HASH
 from actcache.sources.arrow_types import show_name
 from actcache.sources.files import NOT_REGULAR, read_file
 from actcache.sources.formats import is_system_name
 from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
 
-RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask"})
+RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask", CONTENT_HASH})
 """Columns of images.parquet, whose names a user's own column cannot have."""
 
 HIDDEN, SYSTEM, SPECIAL = "hidden", "of the operating system", "pipes, sockets or devices"

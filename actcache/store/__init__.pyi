@@ -3,7 +3,16 @@ from .channel_statistics import ChannelStatistics
 from .codecs import check_codec, check_dtype
 from .description import describe
 from .group import StoreGroup, Stores, open_stores, read_extra
-from .image_table import IMAGES_FILE, check_images_footer, load_images, read_images, table_errors
+from .image_statistics import statistics_of_images
+from .image_table import (
+    CONTENT_FILE,
+    IMAGES_FILE,
+    check_images_footer,
+    load_images,
+    read_column,
+    read_images,
+    table_errors,
+)
 from .layout import StoreLayout, choose_shape
 from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
 from .reader import ActivationStore, Tokens
@@ -14,6 +23,7 @@ from .where import select_images
 from .writer import ShardWriter, begin_store, seal_store
 
 __all__ = [
+    "CONTENT_FILE",
     "FOREIGN",
     "IMAGES_FILE",
     "LINK",
@@ -37,6 +47,7 @@ __all__ = [
     "find_origin",
     "load_images",
     "open_stores",
+    "read_column",
     "read_extra",
     "read_images",
     "read_signed_table",
@@ -46,6 +57,7 @@ __all__ = [
     "seal_store",
     "select_images",
     "sign_table",
+    "statistics_of_images",
     "table_errors",
     "verify",
 ]

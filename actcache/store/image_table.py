@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actcache.artifacts import Artifact, open_checked, open_plain
+from actcache.artifacts import Artifact, open_checked, open_plain, read_seal
 from actcache.errors import CorruptError
+from actcache.seen import CONTENT_HASH, HASH_BYTES, unpack_hashes
 
-IMAGES_FILE = "images.parquet"
+IMAGES_FILE, CONTENT_FILE = "images.parquet", "content.bin"
 
 _COLUMNS: dict[str, tuple[pa.DataType, Any]] = {
     "uri": (pa.string(), None), "label": (pa.int32(), -1), "label_name": (pa.string(), ""), "bytes": (pa.int64(), -1),
@@ -31,7 +32,10 @@ def read_images(store: Path) -> pa.Table:
 
 
 def load_images(artifact: Artifact, n_images: int | None = None) -> pa.Table:
-    """images.parquet of a complete artifact, of `n_images` images if that is known. Raises CorruptError."""
+    """images.parquet of a complete artifact, with a column `content_hash` if images were hashed. Raises CorruptError.
+
+    n_images: how many there must be, if that is known.
+    """
     path, advice = artifact.path / IMAGES_FILE, artifact.remedy
     with open_checked(artifact, IMAGES_FILE) as file, table_errors(path, advice):
         table = pq.read_table(file)
@@ -48,7 +52,20 @@ def load_images(artifact: Artifact, n_images: int | None = None) -> pa.Table:
                 column = pc.fill_null(column, pa.scalar(empty, kind))
             if column is not table[name]:
                 table = table.set_column(table.column_names.index(name), name, column)
-    return table
+    if CONTENT_FILE not in read_seal(artifact)["files"]:  # a store made before images were hashed
+        return table
+    hashes = read_column(artifact, CONTENT_FILE, HASH_BYTES * len(table))
+    return table.append_column(CONTENT_HASH, unpack_hashes(hashes))
+
+
+def read_column(artifact: Artifact, name: str, n_bytes: int) -> bytes:
+    """A file that holds the same number of bytes for every image. Raises CorruptError."""
+    path = artifact.path / name
+    with open_checked(artifact, name) as file, table_errors(path, artifact.remedy):
+        data = bytes(file.read())
+        if len(data) != n_bytes:
+            raise ValueError(f"it has {len(data):,} bytes, expected {n_bytes:,}")
+    return data
 
 
 def check_images_footer(artifact: Artifact, n_images: int) -> None:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,10 +45,11 @@ from actcache.artifacts import (
 )
 from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
+from actcache.seen import pack_hashes
 from actcache.sources import ImagePlan
 from actcache.store.channel_statistics import ChannelStatistics, merge_statistics
 from actcache.store.codecs import chunk_encoder
-from actcache.store.image_table import IMAGES_FILE, read_images
+from actcache.store.image_table import CONTENT_FILE, IMAGES_FILE, read_images
 from actcache.store.layout import StoreLayout
 from actcache.store.orphan_shards import digest_shard, scan_shard
 from actcache.store.reader import GROUP
@@ -131,14 +132,18 @@ def _without_seal(metadata: Any) -> Any:
 def seal_store(path: Path) -> None:
     """Seal the store if every shard has its record; otherwise do nothing. Several workers may call it."""
     artifact = open_artifact(path, "acts")
-    n_shards = StoreSettings.from_json(artifact.settings).layout.n_shards
-    if artifact.complete or missing_shards(path, n_shards):
+    layout = StoreSettings.from_json(artifact.settings).layout
+    if artifact.complete or missing_shards(path, layout.n_shards):
         return
     failed: dict[str, str] = {}
-    parts = []
+    parts, content, hashed = [], [], False
     for record in read_records(path):
         failed.update(record["failed"])
         parts.append(read_statistics(record))
+        hashed |= "content" in record
+        content.append(pack_hashes(record.get("content") or [""] * len(layout.shard_range(record["shard"]))))
+    if hashed:  # a shard that an earlier version committed has no hashes
+        write_atomic(path / CONTENT_FILE, b"".join(content))
     metadata = path / ARRAYS / "zarr.json"
     group = read_json(metadata)
     group["attributes"][GROUP] |= {"store_id": artifact.id, "complete": True}
@@ -232,8 +237,12 @@ class ShardWriter:
                         )
         self._statistics = merge_statistics([self._statistics, {str(hook_point): statistics}])
 
-    def commit(self, failed: Mapping[int, str]) -> None:
-        """Flush the shard, give it its name and record it. `failed`: image -> reason, for images whose rows are zeros.
+    def commit(self, failed: Mapping[int, str], content: Sequence[str] | None = None) -> None:
+        """Flush the shard, give it its name and record it.
+
+        Args:
+            failed: image -> reason, for images whose rows are zeros.
+            content: the hash of each of the shard's images, "" for one whose bytes could not be read.
 
         Raises:
             StorageError: nothing is recorded; the same command resumes.
@@ -262,6 +271,7 @@ class ShardWriter:
                     "images": [images.start, images.stop],
                     "failed": {str(image): reason for image, reason in sorted(failed.items())},
                     "statistics": _statistics_to_json(self._statistics),
+                    **({} if content is None else {"content": list(content)}),
                     "files": digests,
                 },
             )

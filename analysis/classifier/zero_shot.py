@@ -6,7 +6,7 @@ Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's pro
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from actcache import HookPoint, SettingsError
 from actcache.models import VisionTower, read_templates
-from actcache.options import check_number
+from actcache.options import check_number, identity_of
 from actcache.progress import Progress
 from actcache.prompts import (
     Towers,
@@ -165,7 +165,7 @@ def open_zero_shot(images: ClassifiedImages, towers: Towers, *, by_image: bool =
 
 def describe_config(config: StudyConfig | ComparisonConfig) -> dict[str, object]:
     """The fields of a configuration for a result's identity: a file of class names counts by its content, if given."""
-    fields = asdict(config)
+    fields = identity_of(config)
     names = digest_class_names(fields.pop("class_names"))
     return fields if names is None else fields | {"class_names": names}
 

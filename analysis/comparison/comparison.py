@@ -17,6 +17,7 @@ from actcache import ParentMismatchError
 from actcache.artifacts import find_parent
 from actcache.progress import Progress
 from actcache.prompts import open_towers
+from actcache.seen import SeenImages
 from actcache.store import StoreGroup
 from analysis.classifier import (
     BATCH_IMAGES,
@@ -37,6 +38,7 @@ from analysis.interventions import LatentCounts, check_grid, classify_masked, co
 from analysis.lineage import open_parents
 from analysis.results import Comparison, describe_result, find_result, finish_result
 from saetrain import CodeStore, Run
+from saetrain.lineage import find_seen
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def compare(
     Raises:
         ParentMismatchError: different images, SAEs or models; two stores of the same prompts; a second run of another
             model, hook point or kind of token.
-        SettingsError: no labels, classes for which the prompts were not trained, values out of range.
+        SettingsError: no labels, no image that is new to the prompts and the SAEs, classes for which the prompts were
+            not trained, values out of range.
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
@@ -92,7 +95,8 @@ def compare(
     head = describe_result(Comparison, describe_config(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
-    classifiers = _open_classifiers(sides, run, config, device)
+    images, counted = _choose_images(sides, [run] if second is None else [run, second], config)
+    classifiers = _open_classifiers(sides, run, images, config, device)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -139,6 +143,7 @@ def compare(
             (run, second), classifiers, rounds, k=k_top, tau=config.tau, seed=seed, limit=config.limit,
             batch_size=batch_size, report=report,
         ),
+        seen=(counted,),
     )  # fmt: skip
     return finish_result(out, result)
 
@@ -165,10 +170,21 @@ def _check_pair(base: Side, adapted: Side) -> Run:
     return Run.open(find_parent(base.codes.artifact, "run"))
 
 
-def _open_classifiers(sides: dict[str, Side], run: Run, config: ComparisonConfig, device: str) -> dict[str, ZeroShot]:
-    """Both models' classifiers, on the images that are labeled and readable in both stores."""
+def _choose_images(
+    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig
+) -> tuple[NDArray[np.int64], SeenImages]:
+    """The images that are labeled and readable in both stores, and that neither the runs nor the prompts have learned
+    from. Raises SettingsError if there are none.
+    """
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
-    images = np.intersect1d(first, second)
+    base, adapted = (find_seen(side.store, runs) for side in sides.values())
+    return (base | adapted).judge(np.intersect1d(first, second), config, str(sides["base"].store.path))
+
+
+def _open_classifiers(
+    sides: dict[str, Side], run: Run, images: NDArray[np.int64], config: ComparisonConfig, device: str
+) -> dict[str, ZeroShot]:
+    """Both models' classifiers on these images."""
     how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
     labeled = [choose_classes(side.store, run.hook_point, **how) for side in sides.values()]
     return {

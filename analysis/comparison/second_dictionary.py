@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from actcache import ParentMismatchError, SettingsError
@@ -20,7 +19,6 @@ from analysis.classifier import ZeroShot, sample_images
 from analysis.comparison.verdict import Round, share_with_base_latents
 from analysis.cosines import nearest_cosines, shuffle_channels
 from analysis.interventions import Condition, classify_masked, count_in_stream, make_masks
-from analysis.lineage import unseen_images
 from analysis.results import DictionaryCell, DictionaryShare, TwoDictionaries
 from saetrain import SAE, Run, evaluate
 
@@ -56,10 +54,11 @@ def cross_dictionaries(
 
     Args:
         runs: the tables' run, and the second one.
+        classifiers: of images that neither has learned from.
         rounds: as judged with the first run.
         k: latents per class at which the shares are taken.
     """
-    images = _held_out(runs, classifiers, limit, seed)
+    images = sample_images(classifiers["base"].images, limit, seed)
     cells, shares, shares_in_words, firing = [], [], [], []
     for name, run in zip(("first", "second"), runs, strict=True):
         sae, tokens = run.sae(), run.train_config.token_kind
@@ -90,9 +89,9 @@ def cross_dictionaries(
     n_new = int((largest < COUNTERPART).sum())
     sentence = (
         f"{n_new:,} of the {len(largest):,} latents of {runs[1].path.name} that fire have no counterpart in "
-        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). With {runs[1].path.name} the {k} latents a class "
-        f"that the base model uses most keep {shares_in_words[1]} of the gain, "
-        f"with {runs[0].path.name} {shares_in_words[0]}."
+        f"{runs[0].path.name} (decoder cosine below {COUNTERPART}). Share of the gain that the {k} latents a class "
+        f"keep that the base model uses most: {shares_in_words[1]} with {runs[1].path.name}, "
+        f"{shares_in_words[0]} with {runs[0].path.name}."
     )
     return TwoDictionaries(
         n_images=len(images), k=k, cells=tuple(cells), shares=tuple(shares),
@@ -100,21 +99,6 @@ def cross_dictionaries(
         mean_largest_cosine=float(largest.mean()), mean_largest_shuffled=float(by_chance.mean()),
         sentence=sentence,
     )  # fmt: skip
-
-
-def _held_out(
-    runs: Sequence[Run], classifiers: Mapping[str, ZeroShot], limit: int | None, seed: int
-) -> NDArray[np.int64]:
-    """Labeled images that neither run was trained on, in either store: both stores hold the same images."""
-    images = classifiers["base"].images
-    for run in runs:
-        for classifier in classifiers.values():
-            images = np.intersect1d(images, unseen_images(run, classifier.store))
-    if not len(images):
-        raise SettingsError(
-            "The two runs together were trained on every labeled image. Compare stores of other images."
-        )
-    return sample_images(images, limit, seed)
 
 
 def _judge_again(

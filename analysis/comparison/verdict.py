@@ -6,6 +6,7 @@ Accuracies are means over rounds and images. numpy only.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,23 +108,77 @@ def _confuse(rounds: Sequence[Round], condition: Condition, n_classes: int) -> C
 # The share of the gain
 
 
+class Change(NamedTuple):
+    """A change in accuracy, in percentage points, with its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+    @property
+    def word(self) -> str:
+        """gain or loss where both ends of the interval are on that side of 0; otherwise uncertain."""
+        return "gain" if self.low > 0 else "loss" if self.high < 0 else "uncertain"
+
+    def say(self) -> str:
+        """+1.2 points, +0.4 to +2.0: a certain gain."""
+        what = {"gain": "a certain gain", "loss": "a certain loss", "uncertain": "an uncertain change"}[self.word]
+        return f"{self.points:+.1f} points, {self.low:+.1f} to {self.high:+.1f}: {what}"
+
+
 def conclude(rounds: Sequence[Round], overlap: CountOverlap, k: int, n_top: int, seed: int) -> Conclusion:
     """Which shares of the gain need only the base model's k latents, or only its images; also in words."""
     base, adapted = (Condition(model, "all", "original") for model in MODELS)
     latents = share_with_base_latents(rounds, k, seed)
     texts = share(rounds, Condition("base", "all", "swap"), adapted, base, seed)
-    seen = [Condition(model, model, "class", k, 0, True) for model in MODELS]
-    before, after, least, most = (float(np.mean([r.right(c).mean() for r in rounds])) for c in (base, adapted, *seen))
-    points, seen_points = 100 * (after - before), 100 * (most - least)
+    before, after = (float(np.mean([r.right(c).mean() for r in rounds])) for c in (base, adapted))
+    whole = change(rounds, adapted, base, seed)
+    least, most = (Condition(model, model, "class", k, 0, True) for model in MODELS)
+    seen = change(rounds, most, least, seed)
     sentence = (
-        f"Accuracy goes from {before:.1%} to {after:.1%} ({points:+.1f} points). "
-        f"Seeing only the {k} latents a class that the base model uses most, the adapted model keeps "
-        f"{latents.say()} of the gain it makes with the {k} of its own ({seen_points:+.1f} points); "
-        "what it keeps needs no new concept. "
-        f"Its texts with the base model's images make {texts.say()} of the whole gain; "
-        f"the two models share {overlap.task.jaccard:.0%} of a class's top {n_top} latents."
+        f"Accuracy goes from {before:.1%} to {after:.1%} ({whole.say()}). {say_latents(latents, seen, k)} "
+        f"{say_texts(texts, whole)} "
+        f"The two models share {overlap.task.jaccard:.0%} of a class's top {n_top} latents."
     )
-    return Conclusion(sentence, k, points, seen_points, latents, texts)
+    return Conclusion(sentence, k, whole.points, seen.points, latents, texts, whole[1:], seen[1:])
+
+
+def say_latents(kept: Share, seen: Change, k: int) -> str:
+    """What the latents of the base model do for the adapted one, given the change when each sees k of its own."""
+    start = f"When each model sees only the {k} latents a class that it uses most, the adapted model"
+    if seen.word == "loss":
+        return f"{start} does worse ({seen.say()}), so there is no gain that new concepts could explain."
+    if seen.word == "uncertain" or kept.kind == "nothing":
+        return f"{start} does not certainly do better ({seen.say()}), so no share of a gain is given."
+    rest = {
+        "part": f"keeps {kept.say()} of that gain; what it keeps needs no new concept",
+        "none": f"does no better than the base model ({kept.say()} of that gain), so all of the gain needs new latents",
+        "uncertain": f"keeps a part of that gain that is not certainly above zero ({kept.say()})",
+    }[kept.kind]
+    return f"{start} does better ({seen.say()}). With the {k} that the base model uses most, it {rest}."
+
+
+def say_texts(texts: Share, whole: Change) -> str:
+    """What the texts of the adapted model do with the images of the base model, given the whole change."""
+    if whole.word == "loss":
+        return "The whole change is a loss, so its texts have no share of a gain."
+    if whole.word == "uncertain" or texts.kind == "nothing":
+        return "The whole change is not certainly a gain, so its texts are given no share of one."
+    part = {
+        "part": f"{texts.say()} of the whole gain",
+        "none": f"none of the whole gain ({texts.say()})",
+        "uncertain": f"a part of the whole gain that is not certainly above zero ({texts.say()})",
+    }[texts.kind]
+    return f"Its texts with the base model's images account for {part}."
+
+
+def change(rounds: Sequence[Round], after: Condition, before: Condition, seed: int) -> Change:
+    """after - before with its interval."""
+    values = [(r.right(after) - r.right(before))[:, None] for r in rounds]
+    means = resample_means(values, [r.judged for r in rounds], seed=seed)[:, 0]
+    low, high = np.percentile(means, LEVELS)
+    middle = np.mean([value.mean() for value in values])
+    return Change(*(float(100 * number) for number in (middle, low, high)))
 
 
 def share_with_base_latents(rounds: Sequence[Round], k: int, seed: int) -> Share:
@@ -139,11 +194,12 @@ def share_with_base_latents(rounds: Sequence[Round], k: int, seed: int) -> Share
 
 
 def share(rounds: Sequence[Round], part: Condition, whole: Condition, before: Condition, seed: int) -> Share:
-    """(part - before) / (whole - before) with its interval; None unless whole - before is certainly above 0."""
+    """(part - before) / (whole - before) with its interval; None unless whole - before is certainly a gain."""
     values = [np.stack([r.right(after) - r.right(before) for after in (part, whole)], axis=1) for r in rounds]
     means = resample_means(values, [r.judged for r in rounds], seed=seed)
-    if np.percentile(means[:, 1], LEVELS[0]) <= 0:
-        return Share(None, None, None)
+    lowest, highest = np.percentile(means[:, 1], LEVELS)
+    if lowest <= 0:
+        return Share(None, None, None, "loss" if highest < 0 else None)
     ratios = means[:, 0] / np.where(means[:, 1], means[:, 1], np.nan)
     low, high = np.nanpercentile(ratios, LEVELS)
     gained, total = np.concatenate(values).mean(0)

@@ -27,12 +27,13 @@ from torch.nn import functional as F
 
 from actcache import SettingsError, open_stores
 from actcache.machine import available_bytes, check_memory
-from actcache.options import check_number
+from actcache.options import JudgingConfig, check_number, identity_of
 from actcache.progress import Progress
+from actcache.seen import SeenImages
 from actcache.store import StoreGroup, Stores
 from analysis.cosines import nearest_cosines, shuffle_channels
 from analysis.dictionary.pursuit import pursue, refit
-from analysis.lineage import find_runs, name_parents, unseen_images
+from analysis.lineage import find_runs, name_parents
 from analysis.results import (
     Coherence,
     Gap,
@@ -44,6 +45,7 @@ from analysis.results import (
     finish_result,
 )
 from saetrain import Run
+from saetrain.lineage import find_seen
 
 N_CANDIDATES = 64
 """Latents of the other dictionary that a latent may be matched with: the nearest ones."""
@@ -59,6 +61,7 @@ def inspect_dictionaries(
     n_tokens: int = 2048,
     seed: int = 0,
     truth: NDArray[np.floating] | str | Path | None = None,
+    judging: JudgingConfig = JudgingConfig(),
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Inspection:
@@ -66,7 +69,7 @@ def inspect_dictionaries(
 
     Args:
         runs: one or several runs, or folders of runs, that read the same hook point.
-        store: a store of their model. If a run was trained on it, only its held-out images are used.
+        store: a store of their model. Images that a run has learned from are left out.
         out: a JSON file for the result; the same call again returns what the file holds.
         n_tokens: size of the random sample that is encoded by pursuit.
         truth: a known dictionary [N, D], or its .npy file, that every run is matched with (`first`).
@@ -93,11 +96,12 @@ def inspect_dictionaries(
     if (len(opened) > 1 or known is not None) and importlib.util.find_spec("scipy") is None:
         raise SettingsError("Matching dictionaries needs the package scipy: pip install 'patchsae[quality]'.")
     content = None if known is None else hashlib.sha256(known.numpy().tobytes()).hexdigest()[:16]
-    settings = {"n_tokens": n_tokens, "seed": seed, "truth": content}
+    settings = {"n_tokens": n_tokens, "seed": seed, "truth": content, **identity_of(judging)}
     head = describe_result(Inspection, settings, name_parents(opened, store))
     if (earlier := find_result(Inspection, out, head, overwrite=overwrite)) is not None:
         return earlier
     names = _name_runs(opened)
+    chosen = [_choose_images(run, store, judging) for run in opened]
     total = len(opened) * (len(opened) + 1) // 2 + (len(opened) if known is not None else 0)
     inspected: list[InspectedRun] = []
     firing: list[Tensor] = []
@@ -107,8 +111,8 @@ def inspect_dictionaries(
         if on_progress:
             on_progress(len(inspected) + len(matchings), total)
 
-    for name, run in zip(names, opened, strict=True):
-        rows, measured = _inspect(name, run, store, n_tokens, seed)
+    for name, run, (images, _) in zip(names, opened, chosen, strict=True):
+        rows, measured = _inspect(name, run, store, images, n_tokens, seed)
         inspected.append(measured)
         firing.append(rows)
         report()
@@ -119,13 +123,16 @@ def inspect_dictionaries(
         if known is not None:
             matchings.append(match_latents(known, rows, names=("truth", name)))
             report()
-    return finish_result(out, Inspection(*head, tuple(inspected), tuple(matchings)))
+    seen = tuple(counted for _, counted in chosen)
+    return finish_result(out, Inspection(*head, tuple(inspected), tuple(matchings), seen=seen))
 
 
 @torch.no_grad()
-def _inspect(name: str, run: Run, store: StoreGroup, n_tokens: int, seed: int) -> tuple[Tensor, InspectedRun]:
+def _inspect(
+    name: str, run: Run, store: StoreGroup, images: NDArray[np.int64], n_tokens: int, seed: int
+) -> tuple[Tensor, InspectedRun]:
     """(unit dictionary rows of the latents that fire, the numbers)."""
-    sae, x = run.sae(), sample_tokens(run, store, FIRING_TOKENS * n_tokens, seed)
+    sae, x = run.sae(), sample_tokens(run, store, FIRING_TOKENS * n_tokens, seed, images)
     dictionary = F.normalize(sae.decoder.detach())
     fires = torch.zeros(sae.config.n_latents, dtype=torch.bool)
     for part in torch.split(x, 4096):
@@ -166,12 +173,19 @@ def _check_memory(n_latents: Sequence[int], d_model: int) -> None:
     check_memory(needed, available_bytes(), "Inspecting these runs", "Give fewer runs at once.")
 
 
-def sample_tokens(run: Run, store: StoreGroup, n_tokens: int, seed: int) -> Tensor:
-    """At most `n_tokens` rows [N, D] float32 in random order, from images that the run was not trained on."""
-    images = unseen_images(run, store)
-    images = images[store.valid[images]]
-    if not len(images):
-        raise SettingsError(f"{run.path} was trained on every readable image of {store.path}. Give another store.")
+def _choose_images(run: Run, store: StoreGroup, judging: JudgingConfig) -> tuple[NDArray[np.int64], SeenImages]:
+    """The readable images that the run has not learned from. Raises SettingsError if there are none."""
+    readable = np.flatnonzero(store.valid)
+    if not len(readable):
+        raise SettingsError(f"No image of {store.path} could be read. Give another store.")
+    return find_seen(store, [run]).judge(readable, judging, str(store.path))
+
+
+def sample_tokens(
+    run: Run, store: StoreGroup, n_tokens: int, seed: int, images: NDArray[np.int64] | None = None
+) -> Tensor:
+    """At most `n_tokens` rows [N, D] float32 in random order, of some images; by default of those new to the run."""
+    images = _choose_images(run, store, JudgingConfig())[0] if images is None else images
     rng = np.random.Generator(np.random.Philox(seed))
     kind = run.train_config.tokens
     per_image = {"all": store.layout.n_tokens, "patch": store.layout.n_tokens - 1, "cls": 1}[kind]

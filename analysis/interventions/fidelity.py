@@ -42,7 +42,7 @@ def evaluate_fidelity(
     """Measure one run, or every run of a folder (a sweep: several layers, several sizes), on labeled images.
 
     Args:
-        store: a labeled store of the run's model. If a run was trained on it, only its held-out images are used.
+        store: a labeled store of the run's model. Images that a run has learned from are left out.
         out: a JSON file for the result; the same call again returns what the file holds.
         on_progress: called with (images done, images in all).
 

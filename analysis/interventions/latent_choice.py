@@ -7,15 +7,11 @@ Source: PatchSAE (arXiv 2412.05276) equations 4-5: a_c[s] is the number of token
 is above tau; a_D[s] is its sum over the classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from actcache import SettingsError
-from actcache.artifacts import Artifact
 from saetrain import CodeStore
 
 JITTER = 0.1
@@ -121,30 +117,3 @@ def split_halves(labels: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.in
         first.append(mine[: len(mine) // 2])
         second.append(mine[len(mine) // 2 :])
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
-
-
-def image_names(images: pa.Table, artifacts: Sequence[Artifact]) -> NDArray[np.object_]:
-    """[I] "source/uri", which is the same in two tables exactly for the same image.
-
-    Args:
-        artifacts: the stores whose images the table lists one after another, or the codes made from them.
-    """
-    sources = [
-        str(artifact.parent_path(name))
-        for artifact in artifacts
-        for name in sorted(artifact.parents)
-        if name.startswith("images")
-    ]
-    numbers = images["store"].to_pylist() if "store" in images.column_names else [0] * images.num_rows
-    names = [f"{sources[n]}/{uri}" for n, uri in zip(numbers, images["uri"].to_pylist(), strict=True)]
-    return np.array(names, dtype=object)
-
-
-def check_disjoint(chosen: NDArray[np.object_], judged: NDArray[np.object_]) -> None:
-    """Raise SettingsError if latents are chosen on an image that is also judged. Takes `image_names`."""
-    both = set(chosen) & set(judged)
-    if both:
-        raise SettingsError(
-            f"{len(both):,} images are used both to choose latents and to judge them, e.g. {min(both)}. "
-            "Separate them with --where and --chosen-where, or give codes of other images with --chosen-on."
-        )

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache import ParentMismatchError
+from actcache import ParentMismatchError, SettingsError
 from actcache.progress import Progress
+from actcache.seen import LearnedImages, SeenImages
 from actcache.store import StoreGroup, Stores, select_images
 from analysis.classifier import Outcome, as_numpy, check_images
 from analysis.config import MaskingConfig, ModelOptions, StudyConfig
 from analysis.intervals import bootstrap_intervals
-from analysis.interventions.latent_choice import LatentCounts, check_disjoint, count_in_codes, image_names, split_halves
+from analysis.interventions.latent_choice import LatentCounts, count_in_codes, split_halves
 from analysis.interventions.latent_masks import (
     Condition,
     LatentMask,
@@ -33,7 +34,6 @@ from analysis.interventions.latent_masks import (
     make_masks,
 )
 from analysis.interventions.study import Study, check_grid, check_latents, open_inputs, run_study
-from analysis.lineage import unseen_images
 from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores
 from saetrain import CodeStore, Run
 
@@ -53,15 +53,17 @@ def mask_latents(
     """Measure the masking curve.
 
     Args:
-        store: a labeled store of the run's model. If it is the run's own store, only held-out images are judged.
+        store: a labeled store of the run's model. Only images that the run has not learned from are judged, so of its
+            own store the held-out ones.
         out: a JSON file for the result; the same call again returns what the file holds.
         config: a k as large as the dictionary is left out, because that is `all`; `latents` take the place of the k
             most frequent ones of a class, for every image (selection `list`). Without `chosen_on` and `chosen_where`,
-            latents are chosen on the images the run was trained on, or in another store on half of each class.
+            latents are chosen on the images of the store that the run has learned from, if there are some of each
+            class, or else on half of each class.
         chosen_on: codes that this run made of the images that latents are chosen on.
 
     Raises:
-        SettingsError: no labels, a class without images to choose on, overlapping images, a latent out of range.
+        SettingsError: no labels, a class without images to choose on, nothing left to judge, a latent out of range.
         ParentMismatchError: a store of another model, codes of another run.
     """
     run, store = open_inputs(run, store)
@@ -76,7 +78,7 @@ def mask_latents(
     def measure(head: Head, studies: Iterator[Study]) -> MaskingCurve:
         (opened,) = studies
         classifier = opened.classifier
-        judged, counts, n_chosen = _choose(opened, codes, choosable, config.tau)
+        judged, counts, n_chosen, counted = _choose(opened, codes, choosable, config.tau)
         rng = np.random.Generator(np.random.Philox(study.seed))
         masks = add_predicted(make_masks(counts, grid, config.n_random, rng, listed=listed))
         n_done = 0
@@ -107,7 +109,7 @@ def mask_latents(
         return MaskingCurve(
             *head, *opened.facts, classes=classifier.names, n_chosen=n_chosen, n_judged=len(judged),
             n_latents=opened.sae.config.n_latents, curve=tuple(curve), margins=_measure_margins(groups, study.seed),
-            recalls=tuple(recalls),
+            recalls=tuple(recalls), seen=None if counted is None else (counted,),
         )  # fmt: skip
 
     settings = asdict(replace(config, k=tuple(grid), latents=tuple(listed)))
@@ -131,8 +133,8 @@ def _check_codes(codes: CodeStore, run: Run) -> None:
 
 def _choose(
     study: Study, codes: CodeStore | None, choosable: NDArray[np.bool_] | None, tau: float
-) -> tuple[NDArray[np.int64], LatentCounts, int]:
-    """(judged images, counts over the chosen images, number of chosen images).
+) -> tuple[NDArray[np.int64], LatentCounts, int, SeenImages | None]:
+    """(judged images, counts over the chosen images, number of chosen images, how many were both).
 
     Args:
         choosable: images of the codes, or else of the store, that latents may be chosen on, if the caller named them.
@@ -146,23 +148,32 @@ def _choose(
     if choosable is not None:
         labels[~choosable] = -1
     elif codes is None:
-        trained = np.setdiff1d(np.arange(store.n_images), unseen_images(study.run, store))
-        if len(trained):
-            labels[np.setdiff1d(np.arange(store.n_images), trained)] = -1
+        in_class = np.bincount(labels[study.seen.images & (labels >= 0)], minlength=len(number))
+        if in_class.all() and not study.config.uses_seen:
+            labels[~study.seen.images] = -1
         else:
             chosen, judged = split_halves(classifier.labels, seed=study.config.seed)
             labels[np.setdiff1d(np.arange(store.n_images), chosen)] = -1
     chosen = np.flatnonzero(labels >= 0)
     check_images(chosen, classifier.names, labels, "choose latents on")
-    stores = [member.artifact for member in store.stores]
-    names = image_names(table, stores if codes is None else [codes.artifact])
-    check_disjoint(names[chosen], image_names(store.images, stores)[judged])
+    both = LearnedImages.of("choice of latents", table, chosen)
+    if codes is None:  # positions tell the images of one store apart, names need not
+        known = both.find(store.images, named=np.zeros(store.n_images, dtype=bool))
+        known.images[chosen] = True
+    else:
+        known = both.find(store.images)
+    if known.images[judged].all() and not study.config.uses_seen:
+        raise SettingsError(
+            f"All {len(judged):,} images of {store.path} are used both to choose latents and to judge them. Separate "
+            "them with --where and --chosen-where, give codes of other images with --chosen-on, or pass --on-seen use."
+        )
+    judged, counted = known.judge(judged, study.config, str(store.path))
     if codes is not None:
-        return judged, count_in_codes(codes, labels, len(number), tokens=study.tokens, tau=tau), len(chosen)
+        return judged, count_in_codes(codes, labels, len(number), tokens=study.tokens, tau=tau), len(chosen), counted
     counts, _ = count_in_stream(
         study.sae, study.tokens, classifier, chosen, labels, tau=tau, batch_size=study.batch_size
     )  # fmt: skip
-    return judged, counts, len(chosen)
+    return judged, counts, len(chosen), counted
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ same command has written before, or else measures and writes it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from actcache import SettingsError, open_stores
 from actcache.options import check_number
 from actcache.progress import Progress
 from actcache.prompts import Towers, open_towers
+from actcache.seen import Seen, SeenImages
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import (
     ClassifiedImages,
@@ -30,18 +32,20 @@ from analysis.classifier import (
     splice,
 )
 from analysis.config import ModelOptions, StudyConfig
-from analysis.lineage import name_parents, unseen_images
+from analysis.lineage import name_parents
 from analysis.results import Head, Result, describe_result, find_result, finish_result
 from saetrain import SAE, CodeStore, Run
+from saetrain.lineage import find_seen
 
 R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A run and the classifier behind its hook point, opened."""
+    """A run and the classifier behind its hook point, opened. `seen`: the images that they have learned from."""
 
     run: Run
+    seen: Seen
     sae: SAE
     towers: Towers
     classifier: ZeroShot
@@ -102,27 +106,42 @@ def run_study(
         open_study(run, images, towers, study, batch_size=model.batch_size)
         for run, images in zip(runs, chosen, strict=True)
     )
-    return finish_result(out, measure(head, studies))
+    measured = measure(head, studies)
+    counted = (*(images.counted for images in chosen), *(measured.seen or ()))
+    return finish_result(out, replace(measured, seen=counted))
 
 
-def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> ClassifiedImages:
-    """The images that a run is studied on, none of which it was trained on. This checks all settings without a model.
+class StudyImages(NamedTuple):
+    """The images that a run is studied on, the images of the store that were learned from, and how many there are."""
 
-    Raises ParentMismatchError for a store of another model, and SettingsError: see `choose_tokens`, `choose_classes`.
+    classified: ClassifiedImages
+    seen: Seen
+    counted: SeenImages
+
+
+def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> StudyImages:
+    """The images that a run is studied on, none of which it has learned from. This checks all settings without a model.
+
+    Raises ParentMismatchError for a store of another model, and SettingsError: see `choose_tokens`, `choose_classes`
+    and `Seen.judge`.
     """
     run.check_store(store)
     choose_tokens(run, config.tokens)
-    return choose_classes(
-        store, run.hook_point, templates=config.templates, class_names=config.class_names, where=config.where,
-        within=unseen_images(run, store), limit=config.limit, seed=config.seed,
+    seen = find_seen(store, [run])
+    choose = partial(
+        choose_classes, store, run.hook_point, templates=config.templates, class_names=config.class_names,
+        where=config.where,
     )  # fmt: skip
+    judged, counted = seen.judge(np.flatnonzero(choose().labels >= 0), config, str(store.path))
+    classified = choose(within=judged, limit=config.limit, seed=config.seed)
+    return StudyImages(classified, seen, counted)
 
 
-def open_study(run: Run, images: ClassifiedImages, towers: Towers, config: StudyConfig, *, batch_size: int) -> Study:
+def open_study(run: Run, images: StudyImages, towers: Towers, config: StudyConfig, *, batch_size: int) -> Study:
     """Raises SettingsError: see `open_zero_shot`."""
-    classifier = open_zero_shot(images, towers)
+    classifier = open_zero_shot(images.classified, towers)
     sae = run.sae().to(classifier.vision.device)
-    return Study(run, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
+    return Study(run, images.seen, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
 
 
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:

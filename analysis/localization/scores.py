@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import SettingsError
-from actcache.options import check_number
+from actcache.options import JudgingConfig, check_number, identity_of
 from actcache.progress import Progress
+from actcache.seen import LearnedImages, SeenImages
 from analysis.heat_maps import heat_maps, upsample
-from analysis.lineage import image_stores
+from analysis.lineage import image_stores, seen_in_codes
 from analysis.localization.pixel_masks import PixelMasks, read_masks
 from analysis.reduce import cut_latents, find_pairs, fold_pieces, join_columns
 from analysis.results import LocalizedConcept, LocalizedConcepts, describe_result, find_result, finish_result
@@ -55,13 +56,15 @@ def localize(
     where: str | None = None,
     images: str | Path | None = None,
     store: str | Path | None = None,
+    judging: JudgingConfig = JudgingConfig(),
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> LocalizedConcepts:
     """The latents that localize each concept best, chosen by AP on one half of the images and judged on the other.
 
-    The halves are the first and second of each store's images with masks, in stored order, which is random. Concepts
-    that one half lacks are left out.
+    The halves are the first and second of each store's images with masks, in stored order, which is random. Of the
+    second half, images that the SAE or the model has learned from are left out. Concepts that one half lacks are left
+    out, too.
 
     Args:
         out: a JSON file for the result; the same call again returns what the file holds.
@@ -71,7 +74,7 @@ def localize(
 
     Raises:
         SettingsError, ImageSourceError, ParentMismatchError: see `read_masks`. SettingsError: a latent out of range, or
-            no concept in both halves.
+            no concept in both halves, or nothing left to judge.
     """
     n_top = check_number("n_top", n_top, int, at_least=1)
     latent = None if latent is None else check_number("latent", latent, int)
@@ -81,11 +84,14 @@ def localize(
         codes, masks=masks, legend=legend, images=images, store=store, where=where, on_progress=on_progress
     )
     settings = {"latent": latent, "n_top": n_top, "where": where, "masks": pixel_masks.digest()}
+    settings |= identity_of(judging)
     head = describe_result(LocalizedConcepts, settings, {"codes": codes.artifact})
     if (earlier := find_result(LocalizedConcepts, out, head, overwrite=overwrite)) is not None:
         return earlier
     first = _first_halves(image_stores(codes)[pixel_masks.images])
-    choose, judge = pixel_masks.take(np.flatnonzero(first)), pixel_masks.take(np.flatnonzero(~first))
+    second, seen = _leave_out(codes, pixel_masks.images[first], pixel_masks.images[~first], judging)
+    choose = pixel_masks.take(np.flatnonzero(first))
+    judge = pixel_masks.take(np.flatnonzero(np.isin(pixel_masks.images, second)))
     shares = [half.coverage(codes.grid) for half in (choose, judge)]
     present = [np.any(share > 0, axis=1) for share in shares]  # [M, C]
     concepts = np.flatnonzero(present[0].any(0) & present[1].any(0))
@@ -117,7 +123,16 @@ def localize(
                     n_images=len(in_judged),
                 )
             )
-    return finish_result(out, LocalizedConcepts(*head, len(pixel_masks.images), tuple(rows)))
+    return finish_result(out, LocalizedConcepts(*head, len(pixel_masks.images), tuple(rows), seen=(seen,)))
+
+
+def _leave_out(
+    codes: CodeStore, chosen: NDArray[np.int64], judged: NDArray[np.int64], judging: JudgingConfig
+) -> tuple[NDArray[np.int64], SeenImages]:
+    """The images to judge on, without copies of those that latents are chosen on and without what the SAE has seen."""
+    copies = LearnedImages.of("choice of latents", codes.images, chosen)
+    seen = copies.find(codes.images, named=np.zeros(codes.n_images, dtype=bool)) | seen_in_codes(codes)
+    return seen.judge(judged, judging, str(codes.path))
 
 
 def _first_halves(stores: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -165,15 +165,19 @@ def _rank(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float)
         z = np.where(spread > 0, (u - n_a * n_b / 2) / spread, 0.0)
 
     score = units * unit
-    score_a = score * in_a
-    sums, squares = (
-        [by_latent(part, first), by_latent(whole, first)]
-        for part, whole in ((score_a, score), (score_a * score, score * score))
-    )
+    sums = [by_latent(score * in_a, first), by_latent(score, first)]
     sums[1] -= sums[0]
     means = [total / size for total, size in zip(sums, (n_a, n_b), strict=True)]
-    within = squares[1] - sums[0] * means[0] - sums[1] * means[1]
-    pooled = np.sqrt(np.maximum(within, 0) / (n_total - 2))
+    # deviations from the mean, in a second pass: a difference of large sums would leave rounding errors as variance
+    score -= np.where(in_a, *(np.repeat(mean, n) for mean in means))
+    within = by_latent(score * score, first)
+    n_fired = n_fired_a, n - n_fired_a
+    constant = np.ones(len(first), dtype=np.bool_)
+    for mean, fired, size, in_run in zip(means, n_fired, (n_a, n_b), (a_tied, n_tied - a_tied), strict=True):
+        within += (size - fired) * mean**2
+        one_value = (fired == size) & (by_latent(in_run > 0, run) == 1)
+        constant &= (fired == 0) | one_value  # exact, since equal scores are one run
+    pooled = np.sqrt(np.where(constant, 0.0, within) / (n_total - 2))
     return Contrast(
         latent=latent[first].astype(np.int64),
         auroc=u / (n_a * n_b),

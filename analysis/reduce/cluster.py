@@ -126,9 +126,9 @@ def _check_workers(client: Any, address: str) -> None:
         _within(IMPORT_S, ask, f"its workers did not answer within {IMPORT_S} s")
     except OSError as error:
         raise SettingsError(f"The dask cluster at {address} cannot be used: {error}. Restart its workers.") from error
-    failed = {worker: error for worker, error in answers.items() if error is not None}
+    failed = [(worker, reason) for worker, reason in answers.items() if reason is not None]
     if failed:
-        worker, reason = next(iter(failed.items()))
+        worker, reason = failed[0]
         raise SettingsError(
             f"{len(failed)} of {len(answers)} workers of {address} cannot import patchsae "
             f"({worker}: {' '.join(str(reason).split())[:100]}). Install it where they run."

@@ -97,16 +97,28 @@ class ComparedPredictions:
 
 @dataclass(frozen=True)
 class Share:
-    """A share of the gain with its 95 % interval; all None where it is uncertain that there is a gain."""
+    """A share of the gain with its 95 % interval; all None where it is uncertain that there is a gain.
+
+    Attributes:
+        change: "loss" where it is certain that there is a loss instead.
+    """
 
     share: float | None
     low: float | None
     high: float | None
+    change: str | None = None
 
     def say(self) -> str:
         if self.share is None:
-            return "an unknown share (that gain is not certain)"
+            return "no share, because the loss is certain" if self.change else "no share, because no gain is certain"
         return f"{self.share:.0%} ({self.low:.0%} to {self.high:.0%})"
+
+    @property
+    def kind(self) -> str:
+        """What the two ends of the interval allow to say: part, none or uncertain; without a certain gain nothing."""
+        if self.share is None or self.low is None or self.high is None:
+            return "nothing"
+        return "part" if self.low > 0 else "none" if self.high <= 0 else "uncertain"
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,7 @@ class Conclusion:
 
     Attributes:
         points: gain in accuracy, in percentage points. seen_points: the same when each model sees its own k latents.
+        interval, seen_interval: their 95 % intervals. None in results made before these were recorded.
     """
 
     sentence: str
@@ -123,6 +136,8 @@ class Conclusion:
     seen_points: float
     without_new_concepts: Share
     text_only: Share
+    interval: tuple[float, float] | None = None
+    seen_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

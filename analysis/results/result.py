@@ -6,10 +6,11 @@ while it is None; a field that has a default may be absent from a file. A traili
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 from actcache.schema import parse
+from actcache.seen import SeenImages
 
 Row = Mapping[str, str | int | float | None]
 """A row of a table that people read: column name -> value."""
@@ -33,7 +34,11 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """A result: its head, and what a subclass measures."""
+    """A result: its head, what was done with images that had been learned from, and what a subclass measures.
+
+    Attributes:
+        seen: one for each run, and one for a choice of latents; None in results made before it was recorded.
+    """
 
     KIND: ClassVar[str]
 
@@ -42,6 +47,7 @@ class Result:
     id: str
     settings: Mapping[str, object]
     parents: Mapping[str, ResultParent]
+    seen: tuple[SeenImages, ...] | None = field(default=None, kw_only=True)
 
     def to_json(self) -> dict[str, object]:
         return {name: to_plain(getattr(self, field.name)) for name, field in _written(self)}
@@ -58,6 +64,10 @@ class Result:
     def lines(self) -> list[str]:
         """The lines that the command line prints below the tables."""
         return []
+
+    def notes(self) -> list[str]:
+        """What the command line says about images that were learned from, below all else."""
+        return [line for seen in self.seen or () for line in seen.lines()]
 
 
 def _written(record: Any) -> list[tuple[str, Field[Any]]]:

@@ -15,7 +15,7 @@ Source: NeSyViT (Padalkar and Gupta 2025, arXiv 2505.06745) for rules as the cla
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ParentMismatchError, SettingsError
+from actcache.options import identity_of
 from actcache.progress import Progress
+from actcache.seen import LearnedImages, SeenImages
 from analysis.concepts import ConceptTable
 from analysis.config import RulesConfig
 from analysis.intervals import wilson_interval
+from analysis.lineage import seen_in_codes
 from analysis.naming import read_names
 from analysis.reduce import Pairs, Piece, Statistic, join_columns, reduce_shards
 from analysis.results import (
@@ -73,12 +76,14 @@ def learn_rules(
 
     Args:
         out: a JSON file for the result; the same call again returns what the file holds.
-        judge: codes to judge on, of the same run; by default the last 20 % of the images.
+        judge: codes to judge on, of the same run; by default the last 20 % of the images. Images that the rules, the
+            run or the model have learned from are left out.
         concepts: names for the latents.
         on_progress: called with (shards done, shards in all), for one store of codes after the other.
 
     Raises:
-        SettingsError: no labels, codes without patches, impossible counts, scikit-learn is missing.
+        SettingsError: no labels, codes without patches, impossible counts, nothing left to judge, scikit-learn is
+            missing.
         ParentMismatchError: `judge` is of another run.
     """
     learn = codes if isinstance(codes, CodeStore) else CodeStore.open(codes)
@@ -94,22 +99,41 @@ def learn_rules(
                 "Give the concepts that were made from these codes."
             )
         parents["concepts"], names = table.artifact, read_names(table)
-    head = describe_result(LearnedRules, asdict(config), parents)
+    head = describe_result(LearnedRules, identity_of(config), parents)
     if (earlier := find_result(LearnedRules, out, head, overwrite=overwrite)) is not None:
         return earlier
 
     firing, report = Firing(config.tau, config.n_patches), on_progress
     targets, labels = _explained(learn, config.explain)
     chosen, judged = _split(learn, targets, other)
-    rules = _learn(learn, np.where(chosen, targets, ""), firing, config, report)
-    judged_codes = learn if other is None else other
+    judged_codes, judged_targets = learn, targets
     if other is not None:
-        targets, labels = _explained(other, config.explain)
-        judged = other.valid & (targets != "")
+        judged_codes = other
+        judged_targets, labels = _explained(other, config.explain)
+        judged = other.valid & (judged_targets != "")
         if not judged.any():
             raise SettingsError(f"No image of {other.path} has a label to judge with. Give codes of labeled images.")
+    judged, seen = _leave_out(learn, chosen, judged_codes, judged, config)
+    rules = _learn(learn, np.where(chosen, targets, ""), firing, config, report)
     fires = read_firing(judged_codes, rules.latents, firing, report)
-    return finish_result(out, _judge(head, int(chosen.sum()), rules, fires, labels, targets, judged, config, names))
+    result = _judge(head, int(chosen.sum()), rules, fires, labels, judged_targets, judged, config, names)
+    return finish_result(out, replace(result, seen=(seen,)))
+
+
+def _leave_out(
+    learn: CodeStore, chosen: NDArray[np.bool_], judge: CodeStore, judged: NDArray[np.bool_], config: RulesConfig
+) -> tuple[NDArray[np.bool_], SeenImages]:
+    """([I] images to judge on, without those that were learned from, and how many these were).
+
+    Raises SettingsError if nothing is left.
+    """
+    # positions tell the images of the same codes apart, so names are asked only about others
+    named = judged if judge is not learn else np.zeros(judge.n_images, dtype=bool)
+    seen = LearnedImages.of("rules", learn.images, chosen).find(judge.images, judged, named) | seen_in_codes(judge)
+    left, counted = seen.judge(np.flatnonzero(judged), config, str(judge.path))
+    mask = np.zeros(judge.n_images, dtype=bool)
+    mask[left] = True
+    return mask, counted
 
 
 def _check(learn: CodeStore, other: CodeStore | None, config: RulesConfig) -> None:

@@ -23,7 +23,7 @@ def emit_result(result: Any, out: str | Path | None, *command: object) -> None:
     if not lines:
         for rows in result.tables():
             lines += [*([""] if lines else []), *(draw_table(rows) if rows else [])]
-    emit({**result.to_json(), "out": None if out is None else str(out)}, lines)
+    emit({**result.to_json(), "out": None if out is None else str(out)}, [*lines, *result.notes()])
     show_written(out)
     if out is None:
         show_next(*command, "result.json", why="to keep the result for `report --result`")
@@ -40,6 +40,7 @@ def emit_answer(
     names: Mapping[int, str] = MappingProxyType({}),
     asked: Sequence[int] = (),
     is_written: bool = False,
+    notes: Sequence[str] = (),
     **more: Any,
 ) -> None:
     """Print an answer, a pyarrow table or rows, and what it cost to read it; write it where there is a path.
@@ -49,6 +50,7 @@ def emit_answer(
         names: the names of latents, which get a column of their own.
         asked: the latents that the question named; those that have a name are shown above the answer.
         is_written: the function that measured it has written the file.
+        notes: lines below the answer.
     """
     import pyarrow as pa
 
@@ -68,7 +70,7 @@ def emit_answer(
     head: list[Any] = [f"latent {latent}: {name}" for latent, name in called.items()]
     hidden = {"row", "column"} if rows and "at" in rows[0] else set()  # `at` says both, and CLS
     shown = [{key: value for key, value in row.items() if key not in hidden} for row in rows[:n_shown]]
-    emit(facts, [*head, *draw_table(shown)])
+    emit(facts, [*head, *draw_table(shown), *notes])
 
 
 def show_written(*paths: str | Path | None) -> None:

@@ -110,7 +110,7 @@ def print_verdict(title: str, before: dict[str, float], after: dict[str, float],
         truth, agree = "no class has a latent, before or after", gain.share is None
     else:
         truth, agree = "classes have a latent after adaptation only", gain.high is not None and gain.high < MOST
-    conclusion = "no gain is certain"
+    conclusion = "a loss is certain" if gain.change else "no gain is certain"
     if gain.share is not None:
         conclusion = f"{gain.say()} of the gain needs no new concept"
     ranges = [f"{min(auroc.values()):.2f} to {max(auroc.values()):.2f}" for auroc in (before, after)]

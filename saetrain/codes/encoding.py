@@ -91,7 +91,7 @@ def encode(
                     **({"columns": dict(columns)} if (columns := store.stores[0].settings.columns) else {}),
                 },
             },
-            prepare=lambda folder: prepare_codes(folder, store),
+            prepare=lambda folder: prepare_codes(folder, store, run),
             overwrite=overwrite,
             lock=lock,
         )

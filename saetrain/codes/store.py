@@ -23,15 +23,19 @@ from actcache.artifacts import (
     MANIFEST_FILE,
     Artifact,
     open_artifact,
+    read_seal,
     read_settings,
     read_summary,
     require_complete,
 )
 from actcache.machine import available_bytes
 from actcache.preprocess import Preprocess
-from actcache.store import IMAGES_FILE, check_images_footer, load_images, table_errors
+from actcache.store import IMAGES_FILE, check_images_footer, load_images, read_column, table_errors
 from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks
 from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
+
+SEEN_FILE = "seen.bin"
+"""One byte for each image: 1 if the run, or the model behind it, has learned from the image. Absent in older codes."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,19 @@ class CodeStore:
                 if numbers.null_count or not 0 <= pc.min(numbers).as_py() <= pc.max(numbers).as_py() < n_stores:
                     raise ValueError(f"its column store does not number {n_stores} stores from 0")
         return table
+
+    @cached_property
+    def seen(self) -> NDArray[np.bool_] | None:
+        """[I]: whether the run, or the model, has learned from the image; None where that was not recorded."""
+        if SEEN_FILE not in self._files:
+            return None
+        data = read_column(self.artifact, SEEN_FILE, self.n_images)
+        return np.asarray(np.frombuffer(data, np.uint8) != 0)
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        """The files that the seal covers."""
+        return frozenset(read_seal(self.artifact)["files"])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:

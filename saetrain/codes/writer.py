@@ -23,8 +23,12 @@ from actcache.artifacts import (
     write_new,
     write_record,
 )
-from actcache.store import IMAGES_FILE, StoreGroup
+from actcache.seen import CONTENT_HASH, pack_hashes
+from actcache.store import CONTENT_FILE, IMAGES_FILE, StoreGroup
 from saetrain.codes.checks import CODES, COLUMNS
+from saetrain.codes.store import SEEN_FILE
+from saetrain.lineage import find_seen
+from saetrain.run import Run
 
 
 def code_dtypes(n_latents: int, n_rows: int) -> dict[str, str]:
@@ -55,9 +59,20 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
     }
 
 
-def prepare_codes(folder: Path, store: StoreGroup) -> None:
-    """Write what does not depend on the codes: the copied image table and the zarr group."""
-    write_new(folder / IMAGES_FILE, encode_table(store.images))
+def prepare_codes(folder: Path, store: StoreGroup, run: Run) -> None:
+    """Write what does not depend on the codes: what they copy of the images, and the zarr group.
+
+    Beside the table lie the hashes of the images and, if it can be told, which of them the run, or the model behind the
+    store, has learned from.
+    """
+    images, seen = store.images, find_seen(store, [run])
+    if CONTENT_HASH in images.column_names:
+        hashes = images[CONTENT_HASH].to_pylist()
+        write_new(folder / CONTENT_FILE, pack_hashes(hashes))
+        images = images.drop_columns([CONTENT_HASH])
+    write_new(folder / IMAGES_FILE, encode_table(images))
+    if seen.known_by != "unknown":
+        write_new(folder / SEEN_FILE, seen.images.tobytes())
     write_new(folder / CODES / "zarr.json", _zarr_metadata({})["zarr.json"])
 
 

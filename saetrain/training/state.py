@@ -16,10 +16,11 @@ from torch import Tensor
 
 from actcache import HookPoint, NonFiniteError
 from actcache.artifacts import OutputLock, begin_artifact, seal_artifact, storage_errors, write_atomic
-from actcache.store import StoreGroup
+from actcache.store import statistics_of_images
 from saetrain.config import ResolvedSAEConfig, ResolvedTrainConfig
 from saetrain.data import TrainingData
 from saetrain.distributed import copy_first, rank, wait_for_all
+from saetrain.lineage import write_learned
 from saetrain.metrics import evaluate
 from saetrain.model import SAE
 from saetrain.run import (
@@ -29,6 +30,7 @@ from saetrain.run import (
     MetricsLine,
     append_metrics,
     load_checkpoint,
+    normalizes_by_whole_store,
     run_settings,
     save_checkpoint,
     truncate_metrics,
@@ -91,20 +93,21 @@ class Training:
     ) -> None:
         """Begin a run, or continue the one that was begun with the same settings. The first process locks it."""
         self.data, self.hook_point, self.config, self.device = data, hook_point, config, device
-        store = data.stores
+        store, overwrite = data.stores, overwrite and rank() == 0
         if rank():  # the first process creates the run
             wait_for_all()
+        whole_store = not overwrite and normalizes_by_whole_store(run)
         artifact = begin_artifact(
             run,
             "run",
-            settings=run_settings(store, hook_point, sae, config),
+            settings=run_settings(store, hook_point, sae, config, whole_store=whole_store),
             parents=store.parents(),
             provenance={
                 "torch": torch.__version__,
                 "device": device.type,
                 "rows": [member.rows_id for member in store.stores],
             },
-            overwrite=overwrite and rank() == 0,
+            overwrite=overwrite,
             lock=None if rank() else lock,
         )
         if not rank():
@@ -114,7 +117,7 @@ class Training:
         if self.complete:
             self.step = config.n_steps
             return
-        self.sae = _new_sae(store, hook_point, sae, config).to(device)
+        self.sae = _new_sae(data, hook_point, sae, config, whole_store=whole_store).to(device)
         self.optimizer = make_optimizer(self.sae)
         # tokens since each latent last fired
         self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
@@ -235,7 +238,10 @@ class Training:
                 f"in {self.path}. Train a new run with a lower --lr."
             )
         quality["dead"] = float(self.dead.float().mean())
+        if self.data.n_seen:
+            quality["left_out"] = self.data.n_seen
         write_atomic(self.path / SAE_FILE, save(sae.state_dict()))
+        write_learned(self.path, self.data.stores, self.data.images)
         truncate_metrics(self.path, self.step)
         with storage_errors(self.path):
             if (self.path / CHECKPOINTS).is_dir():
@@ -251,10 +257,19 @@ def steer(weight: float, l0: float, target_l0: float) -> float:
     return weight * math.exp(STEER_RATE * min(1.0, max(-1.0, error)))
 
 
-def _new_sae(store: StoreGroup, hook_point: HookPoint, sae: ResolvedSAEConfig, config: ResolvedTrainConfig) -> SAE:
-    """Make an untrained SAE. Mean and scale come from the statistics of the store, without a pass over the data."""
-    model = SAE(sae, store.layout.d_model, seed=config.seed)
-    statistics = store.statistics(hook_point, config.token_kind)
+def _new_sae(
+    data: TrainingData, hook_point: HookPoint, sae: ResolvedSAEConfig, config: ResolvedTrainConfig, *, whole_store: bool
+) -> SAE:
+    """Make an untrained SAE. Mean and scale come from the statistics of the training images, mostly from records.
+
+    Args:
+        whole_store: from those of all images instead, as in runs that an earlier version began.
+    """
+    model = SAE(sae, data.stores.layout.d_model, seed=config.seed)
+    if whole_store:
+        statistics = data.stores.statistics(hook_point, config.token_kind)
+    else:
+        statistics = statistics_of_images(data.stores, hook_point, config.token_kind, data.images)
     if sae.normalize == "center":
         model.set_normalization(statistics.mean, float(statistics.variance.sum()))
     else:

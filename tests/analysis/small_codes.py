@@ -30,15 +30,16 @@ def write_codes(
     grid: tuple[int, int] | None = None,
     tokens: str = "all",
     failed: Sequence[int] = (),
+    names: str = "",
 ) -> CodeStore:
-    """dense [I, T, F] -> codes in shards of `sizes` images."""
+    """dense [I, T, F] -> codes in shards of `sizes` images, whose file names begin with `names`."""
     n_images, n_tokens, n_latents = dense.shape
     assert sum(sizes) == n_images
     labels = np.full(n_images, -1, np.int32) if labels is None else labels
     table = pa.table(
         {
             "source_index": np.arange(n_images),
-            "uri": [f"{i:05d}.png" for i in range(n_images)],
+            "uri": [f"{names}{i:05d}.png" for i in range(n_images)],
             "label": pa.array(labels, pa.int32()),
             "label_name": [f"class{label}" if label >= 0 else "" for label in labels],
             "bytes": np.full(n_images, -1),

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from actcache import HookPoint
-from actcache.artifacts.artifact import SCHEMA
+from actcache.artifacts.opening import SCHEMA
 from actcache.sources.plan import plan_images
 from actcache.store import StoreSettings
 from actcache.store.writer import ShardWriter, begin_store, seal_store

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from actcache import ActivationStore, HookPoint, SchemaError, describe, verify
-from actcache.artifacts.artifact import SCHEMA
+from actcache.artifacts.opening import SCHEMA
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MAKE = "python tests/golden/make.py --overwrite"

@@ -27,8 +27,8 @@ from small_store import make_settings, make_values, write_store
 
 from actcache import ActivationStore, ArtifactNotFoundError, PipelineError, describe, verify
 from actcache.artifacts import crc32c, digest, file_digest
-from actcache.artifacts.artifact import Parent, artifact_id
 from actcache.artifacts.files import encode_json
+from actcache.artifacts.opening import Parent, artifact_id
 from actcache.store.writer import read_statistics
 
 PYTHONPATH = os.pathsep.join(map(str, (Path(__file__).parents[3], Path(__file__).parents[1])))

@@ -36,12 +36,12 @@ def test_a_url_without_bucket_or_folder_is_refused_without_a_connection(url: str
 @pytest.fixture
 def address() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     """address(answer): the URL of a server that treats each connection as `answer` does."""
-    servers = []
+    servers: list[socket.socket] = []
+    kept: list[socket.socket] = []
 
     def serve(answer: Callable[[socket.socket], None]) -> str:
         server = socket.create_server(("127.0.0.1", 0))
         servers.append(server)
-        kept: list[socket.socket] = []
 
         def accept() -> None:
             while True:
@@ -58,6 +58,8 @@ def address() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
     for server in servers:
         server.shutdown(socket.SHUT_RDWR)
         server.close()
+    for connection in kept:
+        connection.close()
 
 
 SCRIPT = """

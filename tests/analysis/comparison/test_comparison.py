@@ -19,9 +19,11 @@ from actcache.store import read_extra
 from analysis import AnalyzeConfig, Comparison, ComparisonConfig, analyze, compare, write_adaptation_page
 from analysis.interventions.latent_choice import split_halves
 from analysis.results import DictionaryShare
-from saetrain import SAEConfig, TrainConfig, encode, held_out_images, train
+from saetrain import SAEConfig, TrainConfig, encode, train
 
 LAYER, TAU = 1, 0.2
+ALL = ComparisonConfig(k=(3,), n_top=3, on_seen="use")  # the run has learned from tiny_images
+PLAIN = replace(ALL, tau=TAU)
 NAMES = ["class0", "class1", "class2"]
 
 
@@ -56,7 +58,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str], tiny_images: Path, tmp_path: Path
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU), device="cpu")
+    found = compare(base, adapted, tmp_path / "x.json", PLAIN, device="cpu")
     stores = [ActivationStore.open(path.with_suffix(".acts")) for path in (base, adapted)]
     labels = np.array([NAMES.index(name) for name in stores[0].images["label_name"].to_pylist()])
     chosen, judged = split_halves(labels, seed=0)
@@ -106,9 +108,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
         for m in ("adapted", "base")
     )
     assert found.conclusion.seen_points == pytest.approx(100 * (after - before))
-    assert (
-        compare(base, adapted, tmp_path / "x.json", ComparisonConfig(k=(3,), n_top=3, tau=TAU), device="cpu") == found
-    )
+    assert compare(base, adapted, tmp_path / "x.json", PLAIN, device="cpu") == found
     page = write_adaptation_page(found, base, adapted, tmp_path / "x.html").read_text()
     assert found.conclusion.sentence in page.replace("&#39;", "'")
     assert "http://" not in page.split("</style>")[0]
@@ -116,7 +116,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
 
 def test_seeds_are_single_comparisons_averaged(make_concepts: Callable[..., Path]) -> None:
     base, adapted = make_concepts(None), make_concepts("maple")
-    config = ComparisonConfig(k=(3, 60), n_top=3, n_random=1)
+    config = ComparisonConfig(k=(3, 60), n_top=3, n_random=1, on_seen="use")
     one_by_one = [compare(base, adapted, None, replace(config, seed=seed), device="cpu") for seed in (4, 5, 6)]
     found = compare(base, adapted, None, replace(config, seed=4, n_seeds=3), device="cpu")
     assert "seeds" in found.interval
@@ -135,22 +135,24 @@ def test_of_many_classes_no_confusions_are_kept(
 ) -> None:
     monkeypatch.setattr("analysis.comparison.verdict.MAX_CLASSES", 2)
     base, adapted = make_concepts(None), make_concepts("maple")
-    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3), device="cpu")
+    found = compare(base, adapted, None, ALL, device="cpu")
     assert (found.confusion, found.prediction) == ({}, ())
     assert write_adaptation_page(found, base, adapted, tmp_path / "x.html").stat().st_size > 10_000
 
 
 def test_two_dictionaries_by_two_models(
-    make_concepts: Callable[..., Path], plain_sae: Any, middle_run: Path, tmp_path: Path
-) -> None:
-    base, adapted = make_concepts(None), make_concepts("maple")
+    make_concepts: Callable[..., Path], make_images: Callable[..., Path], plain_sae: Any, middle_run: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    new = make_images(tmp_path / "new", 45, seed=9)  # neither run has learned from these
+    base, adapted = make_concepts(None, new, "base-new"), make_concepts("maple", new, "maple-new")
     config = TrainConfig(n_steps=60, batch_size=128, lr=3e-3)
-    store = adapted.with_suffix(".acts")
+    store = make_concepts("maple").with_suffix(".acts")
     train(store, tmp_path / "second", layer=LAYER, sae=SAEConfig(n_latents=48, k=4), config=config)
     options: dict[str, Any] = {"config": ComparisonConfig(k=(3,), n_top=3), "device": "cpu"}
     found = compare(base, adapted, second_run=tmp_path / "second", **options).dictionaries
     assert found is not None
-    images = list(held_out_images(75))  # of the adapted store the second run saw the others
+    images = list(range(45))
     assert found.n_images == len(images)
     fires = []
     for name, sae in (("first", plain_sae), ("second", type(plain_sae)(tmp_path / "second"))):
@@ -192,7 +194,7 @@ def test_two_dictionaries_by_two_models(
 
 
 def test_coop_cannot_change_a_latent(make_concepts: Callable[..., Path]) -> None:
-    found = compare(make_concepts(None), make_concepts("coop"), None, ComparisonConfig(k=(3,), n_top=5), device="cpu")
+    found = compare(make_concepts(None), make_concepts("coop"), None, replace(ALL, n_top=5), device="cpu")
     assert found.overlap.task.jaccard == found.overlap.dataset.rank_biased_overlap == 1
     assert found.overlap.dataset.correlation == pytest.approx(1)
     assert all(r.n_high_to_low == r.n_low_to_high == 0 for r in found.overlap.classes)
@@ -212,7 +214,7 @@ def test_cocoop_has_other_texts_for_every_image(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str]
 ) -> None:
     base, adapted = make_concepts(None), make_concepts("cocoop")
-    found = compare(base, adapted, None, ComparisonConfig(k=(3,), n_top=3), device="cpu", batch_size=7)
+    found = compare(base, adapted, None, ALL, device="cpu", batch_size=7)
     assert found.overlap.task.jaccard == 1
     store = ActivationStore.open(adapted.with_suffix(".acts"))
     labels = np.array([NAMES.index(name) for name in store.images["label_name"].to_pylist()])

@@ -30,6 +30,7 @@ from analysis.classifier.zero_shot import choose_classes, open_zero_shot
 from analysis.interventions.latent_choice import split_halves
 
 CPU = ModelOptions(device="cpu")
+ALL = StudyConfig(on_seen="use")  # the run has learned from the images
 LAYER, LATENTS = 1, (5, 17, 41)
 CASES = [("maple", 3, 2), ("maple", 3, 3), ("vpt", 3, 3), ("coop", 4, 1)]
 """(method, prompts, blocks with prompts of their own); with 3 the block after the hook point takes new ones."""
@@ -43,7 +44,7 @@ class Adapted:
         torch.save({"state_dict": tensors}, folder / "model.pth.tar-1")
         options: dict[str, Any] = {"shard_images": 16, "precision": "float32", "dtype": "float32"}
         self.path = folder / "x.acts"
-        self.store = extract(  # in another order than the run has learned from: all are judged
+        self.store = extract(  # in another order than the run has learned from
             images, self.path, **model, layers=[LAYER], **options, prompts=folder / "model.pth.tar-1", seed=1
         )
         clip = load_clip(**model)
@@ -118,7 +119,8 @@ def test_the_logits_are_those_of_whole_forward_passes_with_prompts(adapted: Adap
 
 
 def test_fidelity_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    (found,) = evaluate_fidelity(middle_run, adapted.path, model=ModelOptions(device="cpu", batch_size=16)).runs
+    options = ModelOptions(device="cpu", batch_size=16)
+    (found,) = evaluate_fidelity(middle_run, adapted.path, study=ALL, model=options).runs
     x = adapted.stream[:, :10]
     assert found.n_images == 75
     for name, new in (
@@ -131,7 +133,8 @@ def test_fidelity_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: 
 
 
 def test_masks_are_those_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    found = mask_latents(middle_run, adapted.path, None, MaskingConfig(latents=LATENTS, n_random=1), model=CPU)
+    config = MaskingConfig(latents=LATENTS, n_random=1)
+    found = mask_latents(middle_run, adapted.path, None, config, study=ALL, model=CPU)
     _, judged = split_halves(adapted.labels, seed=0)
     z = plain_sae.encode(adapted.stream[judged, :10])
     kept = torch.zeros_like(z)
@@ -145,7 +148,7 @@ def test_masks_are_those_of_whole_forward_passes(adapted: Adapted, middle_run: P
 def test_setting_a_latent_moves_what_it_moves_in_whole_forward_passes(
     adapted: Adapted, middle_run: Path, plain_sae: Any, tmp_path: Path
 ) -> None:
-    found = set_latents(middle_run, adapted.path, set={7: 5.0}, add={9: -1.5}, keep_error=True, model=CPU)
+    found = set_latents(middle_run, adapted.path, set={7: 5.0}, add={9: -1.5}, keep_error=True, study=ALL, model=CPU)
     x = adapted.stream[:, :10]
     z = plain_sae.encode(x)
     steered = z.clone()
@@ -160,7 +163,7 @@ def test_setting_a_latent_moves_what_it_moves_in_whole_forward_passes(
     (tmp_path / "words.txt").write_text("red\nsky\nwood\n")
     moved = measure_steerability(
         middle_run, adapted.path, None, SteerabilityConfig(latents=(7,), strengths=(40.0,)),
-        vocabulary=tmp_path / "words.txt", study=StudyConfig(limit=75), model=CPU,
+        vocabulary=tmp_path / "words.txt", study=StudyConfig(limit=75, on_seen="use"), model=CPU,
     )  # fmt: skip
     steered = z.clone()
     steered[..., 7] = 40.0
@@ -171,7 +174,7 @@ def test_setting_a_latent_moves_what_it_moves_in_whole_forward_passes(
 
 
 def test_deleting_is_that_of_whole_forward_passes(adapted: Adapted, middle_run: Path, plain_sae: Any) -> None:
-    found = delete_latents(middle_run, adapted.path, None, DeletionConfig(n=(1,)), model=CPU)
+    found = delete_latents(middle_run, adapted.path, None, DeletionConfig(n=(1,)), study=ALL, model=CPU)
     with torch.enable_grad():
         z = plain_sae.encode(adapted.stream[:, :10]).requires_grad_()
         error = (adapted.stream[:, :10] - plain_sae.decode(z)).detach()

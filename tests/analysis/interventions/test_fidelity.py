@@ -63,9 +63,10 @@ def test_the_numbers_are_those_of_whole_forward_passes(
 
 
 def test_of_another_store_every_labeled_image_counts_and_the_error_term_restores_it(
-    tmp_path: Path, middle_run: Path, tiny_images: Path, tiny_model: dict[str, str]
+    tmp_path: Path, middle_run: Path, make_images: Callable[..., Path], tiny_model: dict[str, str]
 ) -> None:
-    extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[1], seed=5)  # float16
+    other = make_images(tmp_path / "other", 75, seed=9)
+    extract(other, tmp_path / "other.acts", **tiny_model, layers=[1], seed=5)  # float16
     (run,) = evaluate_fidelity(middle_run, tmp_path / "other.acts", model=CPU).runs
     assert run.n_images == 75
     variants = run.variants

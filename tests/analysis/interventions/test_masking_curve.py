@@ -22,7 +22,7 @@ K = (1, 3, 7)
 
 @pytest.fixture(scope="module")
 def other_store(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path, tiny_model: dict[str, str]) -> Path:
-    """The same images in another order: a store the run has not seen."""
+    """The images that the run was trained on, in another order."""
     path = tmp_path_factory.mktemp("masks") / "other.acts"
     options: dict[str, Any] = {"dtype": "float32", "precision": "float32", "seed": 5, "shard_images": 32}
     extract(tiny_images, path, **tiny_model, layers=[1], **options)
@@ -39,7 +39,7 @@ def test_the_curve_is_that_of_whole_forward_passes(
     other_store: Path, middle_run: Path, plain_sae: Any, plain_clip: Any, full_forward: Callable[..., Any],
     class_texts: Any, tokens: str, keep_error: bool,
 ) -> None:  # fmt: skip
-    study = StudyConfig(tokens=tokens, where="label >= 0")
+    study = StudyConfig(tokens=tokens, where="label >= 0", on_seen="use")
     config = MaskingConfig(k=K, keep_error=keep_error, tau=TAU)
     found = mask_latents(middle_run, other_store, None, config, study=study, model=CPU)
     store, part = ActivationStore.open(other_store), PLACES[tokens]
@@ -112,7 +112,7 @@ def test_latents_are_chosen_on_codes_of_other_images_too(tmp_path: Path, other_s
     codes = encode(middle_run, other_store, tmp_path / "other.codes")
     first = "(source_index < 12 or 25 <= source_index < 37 or 50 <= source_index < 62)"
     half = first, f"not {first}"
-    config, study = MaskingConfig(k=(2,), chosen_where=half[0]), StudyConfig(where=half[1])
+    config, study = MaskingConfig(k=(2,), chosen_where=half[0]), StudyConfig(where=half[1], on_seen="use")
     stored = mask_latents(middle_run, other_store, None, config, study=study, chosen_on=codes, model=CPU)
     encoded = mask_latents(middle_run, other_store, None, config, study=study, model=CPU)
     assert stored.curve == encoded.curve
@@ -129,7 +129,8 @@ def test_of_its_own_store_a_run_is_judged_on_held_out_images(middle_run: Path, m
 def test_a_list_is_kept_or_dropped_for_every_image(
     other_store: Path, middle_run: Path, plain_sae: Any, full_forward: Callable[..., Any], class_texts: Any
 ) -> None:
-    found = mask_latents(middle_run, other_store, None, MaskingConfig(latents=(5, 41, 17)), model=CPU)
+    study = StudyConfig(on_seen="use")
+    found = mask_latents(middle_run, other_store, None, MaskingConfig(latents=(5, 41, 17)), study=study, model=CPU)
     assert {(r.selection, r.k) for r in found.curve} == {("all", "all"), ("list", 3), ("random", 3)}
     from analysis.interventions.latent_choice import split_halves
 
@@ -163,7 +164,7 @@ def test_bad_input_is_told_what_to_do(
     tiny_model: dict[str, str], tiny_run: Path,
 ) -> None:  # fmt: skip
     codes = encode(middle_run, other_store, tmp_path / "other.codes")
-    lonely = make_images(tmp_path / "lonely", 7)
+    lonely = make_images(tmp_path / "lonely", 7, seed=9)
     for file in list((lonely / "class2").iterdir())[1:]:
         file.unlink()  # one image of class2 is left: judged, and none to choose on
     extract(lonely, tmp_path / "lonely.acts", **tiny_model, layers=[1])
@@ -186,7 +187,7 @@ def test_bad_input_is_told_what_to_do(
         (
             SettingsError,
             "no image of class0, class1, class2 to choose",
-            {"config": MaskingConfig(chosen_where="label == 7")},
+            {"config": MaskingConfig(chosen_where="label == 7"), "study": StudyConfig(on_seen="use")},
         ),
         (SettingsError, "no image of class2 to choose latents on", {"store": tmp_path / "lonely.acts"}),
         (ParentMismatchError, "was trained on model", {"store": tmp_path / "random.acts"}),

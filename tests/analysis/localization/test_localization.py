@@ -19,12 +19,16 @@ from typer.testing import CliRunner
 
 import cli
 from actcache import SettingsError
+from actcache.options import JudgingConfig
 from actcache.preprocess import Preprocess
 from actcache.sources import resize_image, resize_mask
 from analysis import heat_maps, localize
 from analysis.localization.pixel_masks import read_masks
 from analysis.localization.scores import average_precision, choose_threshold, mean_iou, score_latents
 from saetrain import CodeStore
+
+USE = JudgingConfig(on_seen="use")
+"""The images of table_codes are those that its run was trained on."""
 
 
 @settings(max_examples=80, deadline=None)
@@ -104,14 +108,15 @@ def test_a_latent_whose_own_map_is_the_truth_is_found_and_perfect(tmp_path: Path
         Image.fromarray(mask).save((folder / uri).with_suffix(".png"))
     moved = _move_alone(table_codes, tmp_path / "far" / "away" / "x.codes")
     (tmp_path / "legend.csv").write_text("number,name\n7,planted\n9,never\n")
-    (found,) = localize(moved, masks=folder, legend=tmp_path / "legend.csv").concepts
+    (found,) = localize(moved, masks=folder, legend=tmp_path / "legend.csv", judging=USE).concepts
     assert (found.concept, found.latent) == ("planted", planted)
     assert found.ap == pytest.approx(1)
     assert found.chosen_ap == pytest.approx(1)
     assert found.pointing == pytest.approx(1)
     assert 0.4 < found.iou <= 1  # bilinear edges
     assert found.chance < found.ap
-    other = localize(moved, masks=folder, legend=tmp_path / "legend.csv", latent=(planted + 1) % 64).concepts
+    legend = tmp_path / "legend.csv"
+    other = localize(moved, masks=folder, legend=legend, latent=(planted + 1) % 64, judging=USE).concepts
     assert other[0].latent == (planted + 1) % 64
     assert other[0].ap < 1
 
@@ -172,7 +177,7 @@ def test_wrong_questions_are_told_what_is_missing(tmp_path: Path, table_codes: C
     with pytest.raises(SettingsError, match="--masks, --images or --store"):
         localize(moved)
     with pytest.raises(SettingsError, match="both halves"):
-        localize(table_codes, legend=legend_file(tmp_path, {"number": [9], "name": ["never"]}))
+        localize(table_codes, legend=legend_file(tmp_path, {"number": [9], "name": ["never"]}), judging=USE)
 
 
 def test_the_demo_is_localized_by_a_command(tmp_path: Path) -> None:
@@ -232,7 +237,7 @@ def test_codes_of_several_stores_are_localized_with_the_masks_of_each(
     np.testing.assert_array_equal(
         found.pixels(np.arange(n, n + 30), 3), np.arange(24)[None, None] >= np.full((30, 24, 1), 12)
     )
-    rows = {row.concept: row for row in localize(both).concepts}
+    rows = {row.concept: row for row in localize(both, judging=USE).concepts}
     assert rows["7"].n_images == 15  # of each store one half is judged
     assert rows["7"].chance == pytest.approx(0.5 * 15 / (15 + n - n // 2))
     kept = _copy(tmp_path, more, tiny_model, options)

@@ -51,7 +51,7 @@ def folder(
     second = train(folder / "maple.acts", folder / "second", layer=1, sae=SAEConfig(n_latents=64, k=4), config=config)
     compare(
         folder / "base.concepts", folder / "maple.concepts", folder / "comparison.json",
-        ComparisonConfig(k=(1, 3), n_top=N_TOP, n_seeds=2), second_run=second, device="cpu",
+        ComparisonConfig(k=(1, 3), n_top=N_TOP, n_seeds=2, on_seen="use"), second_run=second, device="cpu",
     )  # fmt: skip
     return folder
 

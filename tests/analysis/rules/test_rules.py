@@ -55,7 +55,7 @@ def learned_from(tmp_path_factory: pytest.TempPathFactory) -> CodeStore:
 @pytest.fixture(scope="module")
 def judged_on(tmp_path_factory: pytest.TempPathFactory) -> CodeStore:
     dense, labels = planted(300, 1)
-    return write_codes(tmp_path_factory.mktemp("rules") / "b.codes", dense, [300], labels)
+    return write_codes(tmp_path_factory.mktemp("rules") / "b.codes", dense, [300], labels, names="other-")
 
 
 def test_planted_rules_and_their_exceptions_are_found(learned_from: CodeStore, judged_on: CodeStore) -> None:
