@@ -60,7 +60,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 """The functions whose own keywords are the other flags."""
 
-OWN = {"on_progress", "on_step", "on_plan", "config", "sae", "study", "model", "batch_size"}
+OWN = {"on_progress", "on_step", "on_plan", "on_wait", "config", "sae", "study", "model", "batch_size"}
 """Keywords that are not flags themselves: callbacks, and configurations, whose fields are flags."""
 
 
