@@ -167,7 +167,7 @@ def test_workers_and_a_scheduler_give_the_same_answers(table_codes: CodeStore) -
         ["query", codes, "--group", "domain == 'photo'"],
         ["query", codes, "--class", "class1"],
         ["query", codes, "--sample", "50"],
-        ["localize", codes],
+        ["localize", codes, "--on-seen", "use"],
     ]
     expected = [ask(*question) for question in questions]
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp")
