@@ -217,7 +217,7 @@ def test_a_switch_takes_true_and_false_of_numpy_too_and_nothing_else(config: typ
 
 @pytest.mark.parametrize("value", [np.array([1, 2]), range(1, 3), [np.int32(1), np.int64(2)], (1, 2)], ids=repr)
 def test_a_sequence_of_any_kind_becomes_a_tuple_of_plain_numbers(value: Any) -> None:
-    layers = ExtractConfig("ViT-B-32", "openai", value).layers
+    layers = ExtractConfig("ViT-B-32", pretrained="openai", layers=value).layers
     assert layers == (1, 2)
     assert [type(layer) for layer in layers] == [int, int]
     json.dumps(layers)
@@ -226,11 +226,11 @@ def test_a_sequence_of_any_kind_becomes_a_tuple_of_plain_numbers(value: Any) -> 
 @pytest.mark.parametrize("value", [1, "12", {1: 2}, None, np.array(1), Path("1")], ids=repr)
 def test_what_is_no_sequence_is_refused_in_one_line(value: Any) -> None:
     with pytest.raises(SettingsError, match=r"--layer must be a list such as \[1, 2\], got "):
-        ExtractConfig("ViT-B-32", "openai", value)
+        ExtractConfig("ViT-B-32", pretrained="openai", layers=value)
 
 
 def test_a_path_is_taken_for_a_text() -> None:
-    assert ExtractConfig(Path("config.json"), np.str_("openai"), [1]).model == "config.json"  # type: ignore[arg-type]
+    assert ExtractConfig(Path("config.json"), pretrained=np.str_("openai"), layers=[1]).model == "config.json"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n_latents", [1, 8, np.int64(31)])

@@ -40,7 +40,7 @@ class ArrayChecks:
         self.small = self.n_bytes <= SMALL_BYTES and n_shards <= SMALL_SHARDS
         self._touched: set[int] = set()
 
-    def touch(self, shard: int) -> None:
+    def check_once(self, shard: int) -> None:
         """Compare all arrays of a shard with their checksums when it is first read, if the codes are small."""
         if self.small and shard not in self._touched:
             self.check_arrays(shard, COLUMNS)

@@ -201,7 +201,7 @@ class CodeStore:
                 raise SettingsError(
                     f"A latent must lie in 0..{self.n_latents - 1}, got {latent}. Give a latent of this dictionary."
                 )
-        self._checks.touch(shard)
+        self._checks.check_once(shard)
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
         first, last = int(indptr[0]), int(indptr[-1])
         self._checks.check_pointers(shard, indptr, last, whole=False)
@@ -216,7 +216,7 @@ class CodeStore:
         """Count the entries of each latent in one shard: [F]."""
         if self._has_zeros(shard):
             return np.diff(self.read_latents(shard, 0, self.n_latents).latent_indptr)
-        self._checks.touch(shard)
+        self._checks.check_once(shard)
         pointers = self._read(shard, "latent_indptr", 0, self.n_latents + 1)
         self._checks.check_pointers(shard, pointers, int(pointers[-1]), whole=True)
         return np.diff(pointers)
@@ -245,7 +245,7 @@ class CodeStore:
         return RowCodes._make(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def _read_rows(self, shard: int, rows: NDArray[np.int64]) -> RowCodes:
-        self._checks.touch(shard)
+        self._checks.check_once(shard)
         images = self.shard_range(shard)
         local = rows - images.start * self.n_tokens
         indptr, latent, value = (self._map(shard, name) for name in BY_ROW)
