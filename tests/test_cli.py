@@ -20,6 +20,7 @@ import actcache
 import analysis
 import cli
 import saetrain
+from actcache.options import JudgingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,8 +50,8 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "adapt": (actcache.PromptConfig,),
     "compare": (analysis.ComparisonConfig,),
     "name": (analysis.ModelOptions,),
-    "inspect": (analysis.JudgingConfig,),
-    "localize": (analysis.JudgingConfig,),
+    "inspect": (JudgingConfig,),
+    "localize": (JudgingConfig,),
 }
 """The configuration classes whose fields are flags of a verb."""
 
