@@ -20,6 +20,7 @@ import actcache
 import analysis
 import cli
 import saetrain
+from actcache.options import JudgingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +50,8 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "adapt": (actcache.PromptConfig,),
     "compare": (analysis.ComparisonConfig,),
     "name": (analysis.ModelOptions,),
+    "inspect": (JudgingConfig,),
+    "localize": (JudgingConfig,),
 }
 """The configuration classes whose fields are flags of a verb."""
 
@@ -60,7 +63,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 """The functions whose own keywords are the other flags."""
 
-OWN = {"on_progress", "on_step", "on_plan", "on_wait", "config", "sae", "study", "model", "batch_size"}
+OWN = {"on_progress", "on_step", "on_plan", "on_wait", "config", "sae", "study", "model", "judging", "batch_size"}
 """Keywords that are not flags themselves: callbacks, and configurations, whose fields are flags."""
 
 

@@ -60,7 +60,7 @@ def sign_table(table: pa.Table) -> pa.Table:
 def read_signed_table(path: Path, advice: str) -> pa.Table:
     """A Parquet file, compared with the digest in its metadata if it has one. Raises CorruptError."""
     with table_errors(path, advice), open_plain(path) as file:
-        table = pq.read_table(file)
+        table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
         recorded = (table.schema.metadata or {}).get(DIGEST)
         if recorded is not None and recorded.decode() != _digest_columns(table):
             raise ValueError("its columns differ from what was written")

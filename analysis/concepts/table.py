@@ -228,7 +228,7 @@ class ConceptTable:
         """A table, compared with its checksum, with the columns that readers rely on."""
         self._check_presence(name)
         with open_checked(self.artifact, name) as file, table_errors(self.path / name, self.artifact.remedy):
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
             for column, kind in COLUMNS[name].items():
                 if column not in table.column_names:
                     raise ValueError(f"it has no column {column}")

@@ -107,6 +107,6 @@ def test_queries_equal_a_dense_computation(tiny_codes: Path) -> None:
     assert query_image(codes, codes.images["uri"][image].as_py(), n_top=5).to_pylist() == answer
     mine = np.asarray(codes.images["label"]) == 1
     counts = (rows[mine] > 0.2).sum((0, 1))
-    best = query_class(codes, "class1", n_top=4).to_pylist()
+    best = query_class(codes, "class1", rank="frequent", n_top=4).to_pylist()
     assert [row["n_tokens"] for row in best] == np.sort(counts)[::-1][:4].tolist()
     assert best[0]["image_share"] == (rows[mine, :, best[0]["latent"]] > 0.2).any(1).mean()

@@ -47,7 +47,7 @@ def test_stores_are_analyzed_and_queried_as_one(
     assert strongest == dense[100].mean(0).argmax()
     images = np.array(codes.images["label_name"].to_pylist()) == "class1"
     counts = (dense[images] > np.float32(0.2)).sum((0, 1))
-    assert query_class(codes, "class1")["n_tokens"].to_pylist() == np.sort(counts)[::-1][:10].tolist()
+    assert query_class(codes, "class1", rank="frequent")["n_tokens"].to_pylist() == np.sort(counts)[::-1][:10].tolist()
     best = query_groups(codes, "store == 0", n_top=1).to_pylist()[0]
     a, b = dense[:75, :, best["latent"]].mean(1), dense[75:, :, best["latent"]].mean(1)
     wins = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
