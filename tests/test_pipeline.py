@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
+from actcache.artifacts import digest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--n-latents", "64", "--k", "4", "--n-steps", "60", "--batch-size", "128", "--lr", "0.003"]
@@ -108,7 +109,9 @@ def test_the_same_command_again_says_what_is_there_and_changes_nothing(pipeline:
         assert after == before
     if command.split()[0] in ("evaluate", "intervene", "attribute", "steer", "rules"):
         out = next(word for word in command.split() if word.endswith(".json"))
-        assert facts == json.loads((pipeline.folder / out).read_text())
+        kept = json.loads((pipeline.folder / out).read_text())
+        assert kept.pop("digest") == digest(kept)
+        assert facts == kept | {"out": out}
 
 
 def test_verbs_that_load_a_model_run_without_a_warning(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -199,15 +202,28 @@ BAD = [
     ("query a.codes --class class0 --where color==1 --out x.csv", "names the unknown column 'color'"),
     ("query a.codes --group label==1 --versus color==1 --out x.csv", "--versus names the unknown column 'color'"),
     ("query a.codes --where label==9 --out x.csv --sheet x.png", "none of the"),
-    ("query a.codes --latent 7 --out x.txt", ".csv"),
     ("query a.codes --latent 7 --names other.concepts --out x.csv", "does not exist"),
     ("report a.concepts x.html --result words.txt", "words.txt"),
     ("report a.codes x.html", "is a code store (x.codes). Expected a concept table"),
-    ("report a.concepts words.txt", "words.txt does not end in .html"),
     ("report a.concepts words.txt/x.html", "Choose another path"),
-    ("evaluate run a.acts a.concepts", "a.concepts"),
     ("info .", "it contains a.acts, a.codes, a.concepts, ...: name one of them"),
 ]
+
+
+MISTYPED = [
+    ("query a.codes --latent 7 --out x.txt", "--out must end in .csv, .parquet or .json"),
+    ("report a.concepts words.txt", "OUT must end in .html or .htm"),
+    ("evaluate run a.acts a.concepts", "OUT must end in .json"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), MISTYPED, ids=[command for command, _ in MISTYPED])
+def test_an_output_of_another_kind_is_wrong_usage_and_is_not_touched(other: Pipeline, command: str, words: str) -> None:
+    before = other.files()
+    done = other.ask(command)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert other.files() == before
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ class ArrayChecks:
                 raise self.corrupt(shard, f"has no checksum of its array {column}")
             if problem := check_once(Path(f"{self.artifact.path}/{name}"), digest):
                 there = os.path.exists(f"{self.artifact.path}/{name}")
-                what = f"has an array {column} that {problem}" if there else f"has no readable array {column}"
+                what = f"has an array {column} ({name}) that {problem}" if there else f"has no readable array {column}"
                 raise self.corrupt(shard, what)
 
     def check_pointers(self, shard: int, pointers: NDArray[np.int64], n_entries: int, *, whole: bool) -> None:
