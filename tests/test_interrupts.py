@@ -53,8 +53,8 @@ def test_ctrl_c_in_the_first_half_second_is_quiet(
     for number in range(5):
         seconds = (5 * part + number) / 40
         code, stderr = interrupt_after(seconds, commands[command])
-        if code == 0:  # it was done before
-            assert stderr == ""
+        said = all(line.startswith(("Wrote ", "Was there already: ", "Next: ")) for line in stderr.splitlines())
+        if code in (0, -signal.SIGINT) and said and (stderr or code == 0):  # the verb had ended before
             return
         assert (code, stderr in QUIET) == (130, True), f"after {seconds} s: {code}, {stderr}"
 

@@ -50,9 +50,10 @@ def check_everything_is_there(codes: Path) -> None:
     assert Path(find_image_source(artifact)).is_dir()
     assert find_images(opened).all_there()
     for path in (codes, artifact.path):
-        states = [str(value) for name, value in describe(path).items() if name.startswith("made from")]
-        assert states
-        assert all(", there" in state for state in states), states
+        parents = describe(path)["parents"]
+        assert isinstance(parents, dict)
+        assert parents
+        assert all(parent["state"].startswith("there") for parent in parents.values()), parents
 
 
 MOVES: dict[str, Callable[[Path, Path], Path]] = {

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,7 +56,9 @@ def artifact_path(path: str | Path) -> Path:
 
         if path.startswith(tuple(f"{scheme}://" for scheme in BUCKETS)):
             register_s3()
-        remote: Any = UPath(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "UPath .* not explicitly implemented", UserWarning)
+            remote: Any = UPath(path)
         assert remote.fs is not None  # this imports the file system's package
     except (ImportError, ValueError) as error:
         raise SettingsError(f"{path} cannot be reached: {error}. For S3, run: pip install 'patchsae[s3]'.") from error

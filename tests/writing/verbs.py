@@ -83,10 +83,10 @@ VERBS = {
     "attribute": Verb("attribute run b.acts {o}/x.json --n 1 --limit 12 --device cpu", ("x.json",)),
     "steer": Verb("steer run b.acts {o}/x.json --latent 19 --strength 20 --limit 12 --vocabulary words.txt "
                   "--device cpu", ("x.json",)),
-    "rules": Verb("rules a.codes {o}/x.json --n-patches 1", ("x.json",)),
+    "rules": Verb("rules a.codes {o}/x.json --n-patches 1 --on-seen use", ("x.json",)),
     "inspect": Verb("inspect run --store a.acts --n-tokens 20 --out {o}/x.json", ("x.json",)),
     "localize": Verb("localize a.codes --out {o}/x.json", ("x.json",)),
-    "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --device cpu",
+    "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --on-seen use --device cpu",
                     ("x.json", "x.html"), changing=("x.html",)),
     "convert": Verb("convert run {o}/x --to saelens --store a.acts", ("x",)),
     "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),

@@ -195,6 +195,7 @@ def test_remains_without_an_artifact_file_are_taken_over(
     assert sorted(name for name in os.listdir(tmp_path / "a") if not name.startswith(".")) == [
         "artifact.json",
         "commits",
+        "places.json",
     ]
 
 

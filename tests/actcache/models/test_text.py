@@ -87,6 +87,7 @@ def test_a_store_finds_its_towers(tiny_store: Path, tiny_model: dict[str, str], 
         open_towers(store.artifact, pretrained="random:1")
     moved = tmp_path / "elsewhere" / "deep" / "moved.acts"
     shutil.copytree(tiny_store, moved)
+    (moved / "places.json").unlink()  # as on another machine, where no absolute path helps
     artifact = ActivationStore.open(moved).artifact
     with pytest.raises(SettingsError, match=r"no longer exists.*--model"):
         open_towers(artifact)

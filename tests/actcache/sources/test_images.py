@@ -259,5 +259,5 @@ def test_other_hook_points_are_refused() -> None:
     for text in ("blocks.x.hook_resid_post", "blocks.1.hook_resid_pre", "resblocks.1", ""):
         with pytest.raises(SettingsError):
             HookPoint.parse(text)
-    with pytest.raises(SettingsError, match="from 0"):
+    with pytest.raises(SettingsError, match="--layer must be at least 0"):
         HookPoint(-1)

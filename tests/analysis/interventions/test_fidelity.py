@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError, extract
+from actcache.artifacts import digest
 from analysis import ModelOptions, StudyConfig, evaluate_fidelity
 from saetrain import convert
 
@@ -94,7 +95,9 @@ def test_the_same_call_twice_returns_the_file(tmp_path: Path, middle_run: Path, 
     out = tmp_path / "deep" / "fidelity.json"
     first = evaluate_fidelity(middle_run, middle_store, out, model=CPU)
     written = out.read_bytes()
-    assert json.loads(written) == first.to_json()
+    kept = json.loads(written)
+    assert kept.pop("digest") == digest(kept)
+    assert kept == first.to_json()
     assert evaluate_fidelity(middle_run, middle_store, out, model=CPU) == first
     with pytest.raises(SettingsError, match="templates: photo there, simple asked for"):
         evaluate_fidelity(middle_run, middle_store, out, study=StudyConfig(templates="simple"), model=CPU)
@@ -124,7 +127,7 @@ def test_bad_input_is_told_what_to_do(
         (SettingsError, "has a label", lambda: evaluate_fidelity(middle_run, tmp_path / "flat.acts")),
         (SettingsError, "template", lambda: evaluate(templates="no such")),
         (SettingsError, "one class, class1", lambda: evaluate(where="label == 1")),
-        (SettingsError, "No labeled image", lambda: evaluate(where="label == 9")),
+        (SettingsError, "holds for none of the", lambda: evaluate(where="label == 9")),
         (SettingsError, "Columns", lambda: evaluate(where="color == 9")),
         (SettingsError, "--tokens must be", lambda: evaluate(tokens="some")),
         (SettingsError, "not in", lambda: evaluate_fidelity(middle_run, tiny_store)),

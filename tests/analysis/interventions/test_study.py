@@ -28,7 +28,7 @@ STUDIES = {
 }
 BAD_SETTINGS = {
     "--where names the unknown column 'color'": {"where": "color == 'red'"},
-    "No labeled image of .* is selected": {"where": "label_name == 'class9'"},
+    "holds for none of the .* that have a label": {"where": "label_name == 'class9'"},
     "have one class, class": {"limit": 1},
     "limit must be at least 1": {"limit": 0},
     "tokens must be one of": {"tokens": "some"},

@@ -175,7 +175,7 @@ def test_where_chooses_images_to_train_on_and_to_judge_by(tmp_path: Path, plante
     config = TrainConfig(n_steps=5, batch_size=64, where="source_index % 2 == 0")
     with pytest.raises(SettingsError, match="cannot contain"):
         train(store, tmp_path / "run", sae=TOPK, config=config)
-    with pytest.raises(SettingsError, match="matches --where 'bytes < 100' is held out"):
+    with pytest.raises(SettingsError, match=r"'bytes < 100' holds for .* but for none of those that are held out"):
         train(store, tmp_path / "run", sae=TOPK, config=replace(config, where="bytes < 100"))
     assert not (tmp_path / "run").exists()
     run = train(store, tmp_path / "run", sae=TOPK, config=replace(config, where="bytes >= 200"))
