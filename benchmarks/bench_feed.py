@@ -14,6 +14,7 @@ from bench_read import temporary_store
 from common import emit, parser
 
 from actcache import open_stores
+from actcache.artifacts import OutputLock
 from actcache.models import has_cpu_bfloat16
 from saetrain import ActivationLoader, SAEConfig, TrainConfig
 from saetrain.data import TrainingData
@@ -34,7 +35,9 @@ def main() -> None:
         sae = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
         config = TrainConfig(n_steps=10**6, batch_size=options.batch_size).resolve(sae, precision)
         data = TrainingData.split(store)
-        training = Training(made.path.with_name("run"), data, store.hook_point(0), sae, config, torch.device("cpu"))
+        run = made.path.with_name("run")
+        with OutputLock(run) as lock:
+            training = Training(run, data, store.hook_point(0), sae, config, torch.device("cpu"), lock=lock)
         laps, fed, alone, waits = Laps(), [], [], []
         for turn in range(options.rounds + 1):  # the first touches memory
             stream = loader.batches(turn * options.steps)
