@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError, extract
+from actcache.artifacts import digest
 from analysis import MaskingConfig, MaskingCurve, ModelOptions, StudyConfig, mask_latents
 from analysis.interventions.latent_choice import rank_latents
 from saetrain import encode
@@ -152,7 +153,9 @@ def test_the_same_call_twice_returns_the_file(tmp_path: Path, other_store: Path,
     config = MaskingConfig(k=(1,))
     first = mask_latents(middle_run, other_store, out, config, model=ModelOptions(device="cpu", batch_size=7))
     written = out.read_bytes()
-    assert json.loads(written) == first.to_json()
+    kept = json.loads(written)
+    assert kept.pop("digest") == digest(kept)
+    assert kept == first.to_json()
     assert mask_latents(middle_run, other_store, out, config, model=CPU) == first
     with pytest.raises(SettingsError, match=r"tau: 0\.2 there, 0\.3 asked for"):
         mask_latents(middle_run, other_store, out, MaskingConfig(k=(1,), tau=0.3), model=CPU)

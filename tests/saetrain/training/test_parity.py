@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actcache import ActivationStore, extract
+from actcache import ActivationStore, extract, open_stores
 from saetrain import ActivationLoader, Run, SAEConfig, TrainConfig, train
 
 LR, L1, WARMUP = 4e-4, 8e-5, 500
@@ -100,10 +100,13 @@ def compare(
 
 def first_weights(store: ActivationStore, sae: SAEConfig, config: TrainConfig) -> dict[str, Tensor]:
     """The weights that training begins with, checked against PatchSAE's initialization."""
+    from saetrain.data import TrainingData
     from saetrain.training.state import _new_sae
 
     resolved = sae.resolve(store.layout.d_model)
-    made = _new_sae(store, store.hook_point(None), resolved, config).requires_grad_(False)  # type: ignore[arg-type]
+    data = TrainingData.split(open_stores(store))
+    made = _new_sae(data, store.hook_point(None), resolved, config, whole_store=False)  # type: ignore[arg-type]
+    made.requires_grad_(False)
     bound = (6 / resolved.n_latents) ** 0.5  # kaiming uniform over the latents
     assert float(made.encoder.abs().max()) <= bound
     assert float(made.encoder.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
