@@ -96,12 +96,14 @@ def test_a_limit_of_the_size_of_files(forked: Forked, memory_folder: Path, name:
     assert forked.run(VERBS[name].command.format(o=out), out).code == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_that_belongs_to_somebody_else(forked: Forked, memory_folder: Path, name: str) -> None:
     out = memory_folder / f"theirs-{name}"
     put_copies(VERBS[name], forked.inputs, out)
-    done = forked.run(VERBS[name].command.format(o=out), out, Trouble(user=NOBODY))
+    for path in (out, *out.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    done = forked.run(VERBS[name].command.format(o=out), out, Trouble(obeys=True))
     assert_one_line(done, str(out), "Permission denied", "Correct the permissions")
     assert leftovers(out) == []
 
@@ -120,16 +122,15 @@ UNREADABLE = {
 def test_a_file_of_a_parent_that_may_not_be_read(forked: Forked, memory_folder: Path, name: str) -> None:
     out = memory_folder / f"unreadable-{name}"
     put_copies(VERBS[name], forked.inputs, out)
-    os.chown(out, NOBODY, NOBODY)
     file = forked.inputs / UNREADABLE[name]
     file.chmod(0)
     try:
-        done = forked.run(VERBS[name].command.format(o=out), out, Trouble(user=NOBODY))
+        done = forked.run(VERBS[name].command.format(o=out), out, Trouble(obeys=True))
     finally:
         file.chmod(0o644)
     assert_one_line(done, file.name)
     assert leftovers(out) == []
-    assert forked.run(VERBS[name].command.format(o=out), out, Trouble(user=NOBODY)).code == 0
+    assert forked.run(VERBS[name].command.format(o=out), out, Trouble(obeys=True)).code == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
