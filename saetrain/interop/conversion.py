@@ -173,19 +173,15 @@ def _export(
         raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
     check_place(dst)
     remove_remnants(dst)
-    if dst.exists():
-        existing = _find_export(dst, run, to)
-        if existing is not None and not overwrite:
-            return existing
-        if not (dst / PARITY_FILE).is_file():  # it is not an export, so --overwrite must not delete it
-            raise SettingsError(f"{dst} exists and is not an exported SAE. Give another destination.")
-        if not overwrite:
-            raise SettingsError(f"{dst} holds another SAE or another format. Give another destination, or --overwrite.")
+    if (existing := _find_export(dst, run, to, overwrite)) is not None:
+        return existing
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
     rows, name = _rows(sae, store, hook_point)
     with OutputLock(dst) as lock:
         lock.acquire()
+        if (existing := _find_export(dst, run, to, overwrite)) is not None:  # written while we read the store
+            return existing
         with build_folder(dst, replace=overwrite) as folder:
             for file, data in WRITERS[to](sae, run.hook_point).items():
                 write_new(folder / file, data)
@@ -197,15 +193,24 @@ def _export(
     return Conversion(dst, to, parity)
 
 
-def _find_export(dst: Path, run: Run, to: str) -> Conversion | None:
-    """The export of this run in this format, if `dst` is one."""
+def _find_export(dst: Path, run: Run, to: str, overwrite: bool) -> Conversion | None:
+    """The export of this run in this format, if `dst` is one and is to stay; None if there is something to write.
+
+    Raises SettingsError for anything else at `dst`, unless it is an export and `overwrite` is given.
+    """
+    if not dst.exists():
+        return None
+    if not (dst / PARITY_FILE).is_file():  # it is not an export, so --overwrite must not delete it
+        raise SettingsError(f"{dst} exists and is not an exported SAE. Give another destination.")
+    if overwrite:
+        return None
     try:
         report = json.loads((dst / PARITY_FILE).read_bytes())
         if (report["run_id"], report["format"]) == (run.run_id, to):
             return Conversion(dst, to, Parity(**report["parity"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return None
+    raise SettingsError(f"{dst} holds another SAE or another format. Give another destination, or --overwrite.")
 
 
 def _import(

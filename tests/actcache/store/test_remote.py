@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -53,6 +54,7 @@ def bucket() -> Iterator[str]:
             "AWS_ENDPOINT_URL": url,
         }.items():
             patch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # one that knows another server's address
         for _ in range(200):
             try:
                 urllib.request.urlopen(url, timeout=5).close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from actcache import ActivationStore, PipelineError, SettingsError, StorageError, describe, extract, verify
@@ -31,6 +32,14 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEF
 def test_a_url_without_bucket_or_folder_is_refused_without_a_connection(url: str, call: Callable[..., object]) -> None:
     with pytest.raises(SettingsError, match=rf"{url} does not name .*Expected e\.g\. s3a?://bucket/val\.acts\.$"):
         call(url)
+
+
+@pytest.fixture(autouse=True)
+def no_file_system_is_kept() -> Iterator[None]:
+    """fsspec keeps a file system for each set of arguments, and with it the address that it was made with."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture
