@@ -27,6 +27,10 @@ SHARED_WAIT_S = 20
 """How long one of several workers waits while another one begins the output; this takes well under a second."""
 
 
+UNNAMED_WAIT_S = 1
+"""How long a lock is tried again whose holder has not written its name, which takes it well under a millisecond."""
+
+
 class OutputLock:
     """The right to write one output. Nothing is locked until `acquire`; leaving the block releases it."""
 
@@ -53,7 +57,8 @@ class OutputLock:
         """
         deadline = time.monotonic() + wait_s
         while self._fd is None and not is_remote(self.path) and not self._open():
-            if time.monotonic() >= deadline:
+            named = self._holder() is not None  # if not, it has just taken the lock, or has just released it
+            if time.monotonic() >= deadline + (0 if named else UNNAMED_WAIT_S):
                 raise SettingsError(self.describe_holder())
             time.sleep(random.uniform(0.01, 0.05))
         self.exclusive = not self.shared
@@ -111,15 +116,18 @@ class OutputLock:
 
     def describe_holder(self) -> str:
         """One line on the process that keeps us out."""
+        return (
+            f"{self.path} is being written by {self._holder() or 'another process'}. Wait for it to finish, or stop "
+            "it and run the same command, which resumes."
+        )
+
+    def _holder(self) -> str | None:
+        """The process that holds the lock, for people; None if its file does not name one."""
         try:
             holder = json.loads(self.file.read_text())
-            who = f"by process {holder['process']} on {holder['host']}, which started at {holder['started']}"
+            return f"process {holder['process']} on {holder['host']}, which started at {holder['started']}"
         except (OSError, ValueError, KeyError, TypeError):
-            who = "by another process"
-        return (
-            f"{self.path} is being written {who}. Wait for it to finish, or stop it and run the same command, which "
-            "resumes."
-        )
+            return None
 
 
 def remove_stale_lock(path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -394,3 +395,21 @@ def test_info_does_not_call_codes_complete_that_lack_files(tmp_path: Path, tiny_
     assert describe(codes)["complete"] is True
     shutil.rmtree(codes / lost) if (codes / lost).is_dir() else (codes / lost).unlink()
     assert describe(codes)["complete"] is False
+
+
+def test_a_lock_whose_holder_is_not_named_yet_is_tried_again(tmp_path: Path) -> None:
+    """Between taking a lock and naming oneself, and between removing the file and letting go, nobody can be named."""
+    unnamed, waiting = OutputLock(tmp_path / "x"), OutputLock(tmp_path / "x")
+    unnamed.acquire()
+    unnamed.file.write_text("")
+    timer = threading.Timer(0.2, unnamed.release)
+    timer.start()
+    waiting.acquire()
+    timer.join()
+    waiting.release()
+    unnamed.acquire()
+    started = time.monotonic()
+    with pytest.raises(SettingsError, match=f"by process {os.getpid()} on "):
+        waiting.acquire()
+    assert time.monotonic() - started < 0.5
+    unnamed.release()
