@@ -267,6 +267,7 @@ def analyze(
     store: arguments.MovedStore = None,
     run: arguments.MovedRun = None,
     embeddings: arguments.Embeddings = None,
+    with_: arguments.With = None,
     device: arguments.Device = "auto",
     n_workers: arguments.Workers = None,
     scheduler: arguments.Scheduler = None,
@@ -275,8 +276,9 @@ def analyze(
     """Compute the statistics and the top images of every latent."""
     with show_progress("analyze", "tasks") as on_progress:
         opened = analysis.analyze(
-            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
-            n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress, on_wait=show_note,
+            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, with_=with_,
+            device=device, n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
+            on_wait=show_note,
         )  # fmt: skip
     facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
@@ -333,6 +335,7 @@ def name(
     run: arguments.MovedRun = None,
     store: arguments.AnyMovedStore = None,
     images: arguments.EmbeddedImages = None,
+    with_: arguments.With = None,
 ) -> None:
     """Name latents with CLIP's text tower, or by hand."""
     table = analysis.ConceptTable.open(concepts)
@@ -349,7 +352,7 @@ def name(
     with show_progress("name", "images") as on_progress:
         names = analysis.name_latents(
             table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
-            images=images, **asdict(model), on_progress=on_progress,
+            images=images, with_=with_, **asdict(model), on_progress=on_progress,
         )  # fmt: skip
     order = names.sort_by([("alignment", "descending")])
     emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))

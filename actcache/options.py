@@ -33,6 +33,7 @@ def option(
     help: str,
     *,
     sweep: bool = False,
+    later: bool = False,
     parser: Callable[[str], T] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -44,11 +45,12 @@ def option(
     Args:
         help: one complete phrase, as `--help` prints it.
         sweep: the flag may be given several times, and every combination of such values is run.
+        later: results were made before the option existed, so its default is no part of an identity (`identity_of`).
         parser: turns the flag's text into a value, if the value has a notation of its own.
         at_least, at_most, above, below: the range of the number, or of each number of a sequence.
     """
     bounds = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "sweep": sweep, "parser": parser, **bounds})
+    return field(default=default, metadata={"help": help, "sweep": sweep, "later": later, "parser": parser, **bounds})
 
 
 def required(help: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:
@@ -126,6 +128,7 @@ class JudgingConfig:
     on_seen: str = option(
         ON_SEEN[0],
         "What to do with images that were learned from, in training or in choosing: leave-out, or use them as well.",
+        later=True,
     )
 
     def __post_init__(self) -> None:
@@ -141,10 +144,14 @@ class JudgingConfig:
 def identity_of(config: JudgingConfig) -> dict[str, Any]:
     """The fields of a configuration as they enter an identity.
 
-    The default of `on_seen` is left out: what was made before the option existed lacks it and keeps its id.
+    The default of a later option is left out: what was made before the option existed lacks it and keeps its id.
     """
     values = asdict(config)
-    return {name: value for name, value in values.items() if (name, value) != ("on_seen", ON_SEEN[0])}
+    return {
+        each.name: values[each.name]
+        for each in fields(config)
+        if not (each.metadata.get("later") and values[each.name] == each.default)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

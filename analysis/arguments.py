@@ -75,6 +75,11 @@ Workers = Annotated[int | None, Option(help="Number of local dask worker process
 Scheduler = Annotated[str | None, Option(help="Address of a dask scheduler, e.g. tcp://10.0.0.1:8786."), takes_address]
 CheckpointEvery = Annotated[int, Option(help="Steps between checkpoints."), at_least_one]
 
+With = Annotated[
+    str | None,
+    Option("--with", help="Activations of the same images by another model, which has texts or embeds images better."),
+    Takes("acts"),
+]
 MovedImages = Annotated[Path | None, Option(help="Where the images are, if they have moved."), takes_images]
 MovedStore = Annotated[Path | None, Option(help="Where the activation store is, if it has moved."), Takes("acts")]
 MovedRun = Annotated[Path | None, Option(help="Where the run is, if it has moved."), Takes("run")]

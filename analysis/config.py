@@ -5,7 +5,7 @@ says where things are and how fast they run. This module imports nothing heavy, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from actcache.errors import SettingsError
@@ -16,6 +16,14 @@ TAU = 0.2
 
 SCORES = ("mean", "max")
 """How an image's activations make a score: the mean over its tokens (PatchSAE 2.1), or the maximum."""
+
+
+JUDGES = ("auto", "zero-shot", "probe", "head")
+"""What answers which class an image belongs to: texts, a linear probe, or the checkpoint's own classifier."""
+EXPLAINED = ("label", "model", "zero-shot", "probe", "head")
+"""What rules explain: the label, or what a judge of the model answers; `model` is the judge `auto`."""
+FEATURES = ("cls", "patch", "pooled")
+"""What a linear probe can read: CLS, the mean of the patches, the tower's own pooled vector."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,50 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class StudyConfig(JudgingConfig):
-    """Which images a study looks at, which texts the classifier compares them with, and which tokens it replaces."""
+class ProbeConfig(JudgingConfig):
+    """What a linear probe reads, and which images it is trained on. Raises SettingsError."""
+
+    _: KW_ONLY
+    probe_features: str = option(
+        "cls+patch",
+        "What a linear probe reads: cls (if there is one), patch (their mean), pooled, or several joined by +.",
+        later=True,
+    )  # CLS and the mean patch, as DINOv3's own evaluation: every tower has patches, and their changes are seen
+    probe_where: str | None = option(
+        None, "Filter for the training images of a linear probe: \"split == 'train'\".", later=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = self.probe_features.split("+")
+        if not set(parts) <= set(FEATURES) or len(set(parts)) < len(parts):
+            raise SettingsError(
+                f"--probe-features must be {', '.join(FEATURES)}, or several of them joined by +, got "
+                f"{self.probe_features!r}."
+            )
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ProbeConfig):
+    """Which classifier judges. Raises SettingsError."""
+
+    _: KW_ONLY
+    judge: str = option(
+        "auto",
+        "Classifier: zero-shot (texts), head (the checkpoint's own classes), probe (a linear one, trained on other "
+        "images), or auto, the first of them that the model has.",
+        later=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judge not in JUDGES:
+            raise SettingsError(f"--judge must be one of {', '.join(JUDGES)}, got {self.judge!r}.")
+
+
+@dataclass(frozen=True)
+class StudyConfig(ClassifierConfig):
+    """Which images a study looks at, which classifier judges them, and which tokens it replaces."""
 
     templates: str | Sequence[str] = option(
         "photo",
@@ -48,6 +98,14 @@ class StudyConfig(JudgingConfig):
     where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
     limit: int | None = option(None, "Number of images to sample at random.", at_least=1)
     seed: int = option(0, "Random seed for the samples, the halves and the random latents.", at_least=0)
+    probe_store: str | None = option(
+        None, "Labeled activations to train a linear probe on; by default, the training split of STORE.", later=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probe_store is not None and self.judge in ("zero-shot", "head"):
+            raise SettingsError(f"--probe-store trains a probe, but the judge is {self.judge}. Leave one of them out.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +164,7 @@ class SteerabilityConfig:
 
 
 @dataclass(frozen=True)
-class ComparisonConfig(JudgingConfig):
+class ComparisonConfig(ClassifierConfig):
     """How a model is compared with its adapted version."""
 
     k: tuple[int, ...] = option(
@@ -138,12 +196,24 @@ class ComparisonConfig(JudgingConfig):
 
 
 @dataclass(frozen=True)
-class RulesConfig(JudgingConfig):
+class RulesConfig(ProbeConfig):
     """What rules explain, and how large they may be."""
 
-    explain: str = option("label", "What the rules predict: label, or zero-shot (the class that CLIP predicts).")
+    explain: str = option(
+        "label",
+        "What the rules predict: label, or the class that the model predicts, by zero-shot, head, probe, or model (the "
+        "first of them that it has).",
+    )
     tau: float = option(TAU, "Activation above which a latent is on at a patch.", at_least=0)
     n_patches: int = option(3, "Number of such patches that an image needs for a latent to fire on it.", at_least=1)
     n_candidates: int = option(64, "Number of candidate latents for each class.", at_least=1)
     n_rules: int = option(4, "Maximum number of rules per class.", at_least=1)
     n_literals: int = option(3, "Maximum number of latents per rule.", at_least=1)
+    probe_store: str | None = option(
+        None, "Labeled activations to train a linear probe on; by default, those of CODES.", later=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain not in EXPLAINED:
+            raise SettingsError(f"--explain must be one of {', '.join(EXPLAINED)}, got {self.explain!r}.")

@@ -18,7 +18,7 @@ from actcache import (
 )
 from actcache.artifacts import Artifact, exists, find_images_of, find_parent, open_artifact
 from actcache.seen import Seen
-from actcache.store import StoreGroup
+from actcache.store import StoreGroup, Stores
 from saetrain import CodeStore, Run
 
 N_URIS = 3
@@ -73,6 +73,25 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
             "holds all of them."
         )
     return open_stores([ActivationStore.open(find_parent(codes.artifact, name, store)) for name in names])
+
+
+def open_same_images(codes: CodeStore, other: Stores | StoreGroup) -> StoreGroup:
+    """The activations of the images of codes by another model, row by row the same images.
+
+    Raises ParentMismatchError for other images or another order, or if some could be read for the codes only.
+    """
+    store = open_stores(other)
+    if store.rows_id != str(codes.artifact.settings["rows_id"]):
+        raise ParentMismatchError(
+            f"--with {store.path} holds other images than {codes.path}, or in another order. Extract it from the same "
+            "images, with the same --seed and --limit."
+        )
+    if n_missing := int((codes.valid & ~store.valid).sum()):
+        raise ParentMismatchError(
+            f"--with {store.path} lacks {n_missing:,} images of {codes.path}, because they could not be read. "
+            "Extract it again once they can be."
+        )
+    return store
 
 
 def image_stores(codes: CodeStore) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from actcache import extract, open_stores
 from actcache.prompts import open_towers
-from analysis.classifier.zero_shot import as_numpy, batches
+from analysis.classifier.streams import as_numpy, batches
 from analysis.config import StudyConfig
 from analysis.interventions.latent_choice import LatentCounts
 from analysis.interventions.latent_masks import classify_masked, make_masks

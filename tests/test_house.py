@@ -26,7 +26,7 @@ ORDER = {
 
 LIBRARIES = {
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
-    "actcache/models": "huggingface_hub open_clip safetensors torch",
+    "actcache/models": "huggingface_hub open_clip safetensors timm torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",
@@ -42,7 +42,7 @@ LIBRARIES = {
     "saetrain/interop": "safetensors torch",
     "analysis/pictures": "PIL",
     "analysis/reduce": "dask distributed",
-    "analysis/classifier": "torch",
+    "analysis/classifier": "sklearn torch",
     "analysis/concepts": "dask safetensors",
     "analysis/query": "PIL dask",
     "analysis/naming": "torch",

@@ -1,5 +1,6 @@
 from .clip import Clip, hash_tensors, load_clip
 from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
+from .own_classes import own_classes
 from .text import TextTower, make_text_tower, read_templates
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
 
@@ -17,5 +18,6 @@ __all__ = [
     "load_vision_tower",
     "make_text_tower",
     "make_vision_tower",
+    "own_classes",
     "read_templates",
 ]

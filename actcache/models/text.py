@@ -40,6 +40,7 @@ class TextTower:
         module: open_clip's model, whose image tower is not used.
         tokenize: texts -> token ids [N, context].
         logit_scale: factor of the cosines before a softmax, exp of the trained parameter.
+        logit_bias: what is added to a scaled cosine before the sigmoid loss; None where the model has none.
     """
 
     module: Any
@@ -47,6 +48,7 @@ class TextTower:
     model_id: str
     device: torch.device
     logit_scale: float
+    logit_bias: float | None = None
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -151,12 +153,14 @@ def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
         SettingsError: the device is not available, or the tokenizer cannot be downloaded.
     """
     target = choose_device(device)
+    bias = getattr(clip.module, "logit_bias", None)
     return TextTower(
         module=clip.module.to(target),
         tokenize=_make_tokenizer(clip),
         model_id=clip.model_id,
         device=target,
         logit_scale=float(clip.module.logit_scale.exp()),
+        logit_bias=None if bias is None else float(bias),
     )
 
 

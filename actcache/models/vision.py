@@ -87,6 +87,11 @@ class VisionTower:
         return int(rows), int(columns)
 
     @property
+    def prefix(self) -> tuple[str, ...]:
+        """Kinds of the special tokens before the patches, in the order of the stream."""
+        return ("cls",)
+
+    @property
     def n_tokens(self) -> int:
         """CLS and patches, without prompt tokens."""
         return 1 + self.grid[0] * self.grid[1]
@@ -197,9 +202,26 @@ class VisionTower:
         """The stream is float32 and stays so: LayerNorm keeps its dtype, and float32 + bfloat16 gives float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @property
+    def embed_dim(self) -> int:
+        """Width of what `head` returns."""
+        return int(self.visual.output_dim)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The stream after the last norm; unchanged where the norm comes after pooling."""
+        visual = self.visual
+        first = visual.attn_pool is None and not visual.final_ln_after_pool
+        normed: Tensor = visual.ln_post(x) if first else x
+        return normed
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The stream after the last block -> the pooled vector before the projection, [B, W]."""
+        pooled: Tensor = self.visual._pool(x[:, : self.n_tokens])[0]
+        return pooled
+
     def head(self, x: Tensor) -> Tensor:
         """The stream after the last block -> image embedding [B, E] (not normalised)."""
-        pooled: Tensor = self.visual._pool(x[:, : self.n_tokens])[0]
+        pooled = self.pool(x)
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 

@@ -164,11 +164,25 @@ def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
 
 
 class Towers(NamedTuple):
-    """Both towers of a CLIP. For an adapted model, the image tower includes its prompts, the text tower does not."""
+    """The towers of a model. For an adapted model, the image tower includes its prompts, the text tower does not.
+
+    Attributes:
+        text_tower: None where the model has none; `text` refuses such a model.
+    """
 
     vision: VisionTower
-    text: TextTower
+    text_tower: TextTower | None
     prompts: Prompts | None = None
+
+    @property
+    def text(self) -> TextTower:
+        """Raises SettingsError where the model has no text tower."""
+        if self.text_tower is None:
+            raise SettingsError(
+                f"Model {self.vision.model_id} has no text tower, but texts are compared with its images. Use a model "
+                "that has one, or a judge that needs no texts: --judge probe or --judge head."
+            )
+        return self.text_tower
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Unit embeddings [C, E] of class names; an adapted model uses the template of its prompts.
@@ -227,7 +241,8 @@ def open_towers(
             raise ParentMismatchError(
                 f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
             )
-    text = make_text_tower(clip, device=device)  # this moves the whole module
+    has_text = getattr(clip, "has_text", True)
+    text = make_text_tower(clip, device=device) if has_text else None  # this moves the whole module
     vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
     adapted = adapted.to(vision.device) if adapted else None
     return Towers(prompt_vision(vision, adapted), text, adapted)

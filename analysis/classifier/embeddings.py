@@ -3,6 +3,7 @@
 Both ways give the same unit vectors, up to the rounding of the stored dtype.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from actcache.models import VisionTower
 from actcache.progress import Progress
 from actcache.sources import decode_image, reopen_source
 from actcache.store import StoreGroup, Stores
-from analysis.classifier.zero_shot import BATCH_IMAGES, as_numpy, batches, read_stream
+from analysis.classifier.streams import BATCH_IMAGES, as_numpy, batches, read_stream
 from saetrain import SAE
 
 
@@ -43,7 +44,7 @@ def embed_stored_images(
     store = open_stores(store)
     hook = None if files is not None else last_output(store)
     source = None if files is None else reopen_source(files, store.stores[0].settings.columns)
-    out = np.full((len(images), vision.visual.output_dim), np.nan, dtype=np.float32)
+    out = np.full((len(images), vision.embed_dim), np.nan, dtype=np.float32)
     readable = np.flatnonzero(store.valid[images])
     for places in batches(readable, batch_size, on_progress):
         positions = images[places]
@@ -74,13 +75,21 @@ def last_output(store: StoreGroup) -> HookPoint:
 BLOCK_LATENTS = 1024
 
 
-@torch.no_grad()
 def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
-    """Every latent's decoder direction, sent through the head: unit vectors [F, E] ("logit lens").
+    """Every latent's decoder direction, sent through the head: unit vectors [F, E]."""
+    return read_directions(sae, vision, lambda x: F.normalize(vision.head(x), dim=1))
+
+
+@torch.no_grad()
+def read_directions(sae: SAE, vision: VisionTower, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """What is read from every latent's decoder direction, as if it were the stream of an image ("logit lens"): [F, E].
 
     The direction is the whole stream, in activation units and without the bias.
+
+    Args:
+        read: the stream after the last block [B, T, D] -> [B, E].
     """
     directions = (sae.decoder / sae.scale).to(vision.device)
+    n_tokens = len(vision.prefix) + 1  # as every special token and as a patch, since a head may take any of them
     parts = torch.split(directions, BLOCK_LATENTS)
-    # as CLS and as a patch: a head takes CLS, or the mean of the patches
-    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, 2, -1)), dim=1).cpu() for part in parts])
+    return torch.cat([read(part[:, None].expand(-1, n_tokens, -1)).cpu() for part in parts])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from actcache import SettingsError
+from analysis.classifier.streams import Part
 from saetrain import SAE, Run
 
 TOKENS = ("all", "patch", "cls")
@@ -30,7 +31,7 @@ class Spliced:
 
     sae: SAE
     x: Tensor
-    part: slice
+    part: Part
     rows: Tensor
     latents: Tensor
     values: Tensor
@@ -97,9 +98,8 @@ class Spliced:
 
 
 @torch.no_grad()
-def splice(sae: SAE, x: Tensor, n_tokens: int, tokens: str) -> Spliced:
-    """Encode the tokens of one kind in the stream x [B, T, D], whose first `n_tokens` are CLS and the patches."""
-    part = {"all": slice(0, n_tokens), "patch": slice(1, n_tokens), "cls": slice(0, 1)}[tokens]
+def splice(sae: SAE, x: Tensor, part: Part) -> Spliced:
+    """Encode the tokens of one part of the stream x [B, T, D]."""
     rows, latents, values = sae.encode(x[:, part].flatten(0, 1))
     return Spliced(sae, x, part, rows, latents, values)
 

@@ -5,7 +5,7 @@ For each seed, latents are chosen on one half of each class's images and judged 
 as PatchSAE's do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ from actcache.seen import SeenImages
 from actcache.store import StoreGroup
 from analysis.classifier import (
     BATCH_IMAGES,
-    ZeroShot,
+    ClassifiedImages,
+    Classifier,
+    ProbeTraining,
     check_images,
     choose_classes,
     choose_images,
+    choose_judge,
+    choose_training,
     describe_config,
-    open_zero_shot,
+    fit_probe,
+    open_judge,
     sample_images,
 )
 from analysis.comparison.overlap import compare_counts, improvement_rate
@@ -94,8 +99,8 @@ def compare(
     head = describe_result(Comparison, describe_config(replace(config, k=tuple(grid))), parents)
     if (earlier := find_result(Comparison, out, head, overwrite=overwrite)) is not None:
         return earlier
-    images, counted = _choose_images(sides, [run] if second is None else [run, second], config)
-    classifiers = _open_classifiers(sides, run, images, config, device)
+    runs = [run] if second is None else [run, second]
+    classifiers, counted = _open_classifiers(sides, runs, config, device, batch_size)
     labels, names = classifiers["base"].labels, classifiers["base"].names
     tokens, sae, seed = run.train_config.tokens, run.sae(), config.seed
     halves = [_halve(labels, names, config.limit, number) for number in range(seed, seed + config.n_seeds)]
@@ -142,7 +147,7 @@ def compare(
             (run, second), classifiers, rounds, k=k_top, tau=config.tau, seed=seed, limit=config.limit,
             batch_size=batch_size, report=report,
         ),
-        seen=(counted,),
+        seen=(counted,), judge=classifiers["adapted"].judge.facts,
     )  # fmt: skip
     return finish_result(out, result)
 
@@ -170,26 +175,44 @@ def _check_pair(base: Side, adapted: Side) -> Run:
 
 
 def _choose_images(
-    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig
-) -> tuple[NDArray[np.int64], SeenImages]:
-    """The images that are labeled and readable in both stores, and that neither the runs nor the prompts have learned
-    from. Raises SettingsError if there are none.
+    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig, trainings: Mapping[str, ProbeTraining]
+) -> tuple[dict[str, ClassifiedImages], SeenImages]:
+    """The images that are labeled and readable in both stores, and that neither the runs nor the prompts nor a probe
+    have learned from. Raises SettingsError if there are none.
     """
     first, second = (choose_images(side.store, where=None, limit=None, seed=0) for side in sides.values())
     base, adapted = (find_seen(side.store, runs) for side in sides.values())
-    return (base | adapted).judge(np.intersect1d(first, second), config, str(sides["base"].store.path))
+    seen = base | adapted
+    for name, training in trainings.items():
+        seen |= training.seen_in(sides[name].store)
+    images, counted = seen.judge(np.intersect1d(first, second), config, str(sides["base"].store.path))
+    how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
+    return {name: choose_classes(side.store, runs[0].hook_point, **how) for name, side in sides.items()}, counted
 
 
 def _open_classifiers(
-    sides: dict[str, Side], run: Run, images: NDArray[np.int64], config: ComparisonConfig, device: str
-) -> dict[str, ZeroShot]:
-    """Both models' classifiers on these images."""
-    how: dict[str, Any] = {"templates": config.template, "class_names": config.class_names, "within": images}
-    labeled = [choose_classes(side.store, run.hook_point, **how) for side in sides.values()]
-    return {
-        name: open_zero_shot(chosen, open_towers(chosen.store.stores[0].artifact, device=device), by_image=True)
-        for name, chosen in zip(sides, labeled, strict=True)
-    }
+    sides: dict[str, Side], runs: Sequence[Run], config: ComparisonConfig, device: str, batch_size: int
+) -> tuple[dict[str, Classifier], SeenImages]:
+    """Both models' classifiers, on images that nothing has learned from. A probe is trained for each model."""
+
+    def train_probes() -> dict[str, ProbeTraining]:
+        return {name: choose_training(side.store, config, seed=config.seed) for name, side in sides.items()}
+
+    trainings = train_probes() if config.judge == "probe" else {}
+    labeled, counted = _choose_images(sides, runs, config, trainings)
+    towers = {name: open_towers(side.store.stores[0].artifact, device=device) for name, side in sides.items()}
+    kind = choose_judge(config.judge, labeled["base"], towers["base"])
+    if kind == "probe" and not trainings:
+        trainings = train_probes()
+        labeled, counted = _choose_images(sides, runs, config, trainings)
+    classifiers = {}
+    for name, images in labeled.items():
+        vision, probe = towers[name].vision, None
+        if kind == "probe":
+            probe = fit_probe(trainings[name], images.names, vision, batch_size=batch_size)
+        judge = open_judge(kind, images, towers[name], probe=probe, by_image=True)
+        classifiers[name] = Classifier.of(images, vision, judge)
+    return classifiers, counted
 
 
 def _halve(

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from actcache import ParentMismatchError, SettingsError
-from analysis.classifier import ZeroShot, sample_images
+from analysis.classifier import Classifier, sample_images
 from analysis.comparison.verdict import Round, share_with_base_latents
 from analysis.cosines import nearest_cosines, shuffle_channels
 from analysis.interventions import Condition, classify_masked, count_in_stream, make_masks
@@ -47,7 +47,7 @@ def check_second(first: Run, second: Run, k: int) -> None:
 
 
 def cross_dictionaries(
-    runs: tuple[Run, Run], classifiers: Mapping[str, ZeroShot], rounds: Sequence[Round], *, k: int, tau: float,
+    runs: tuple[Run, Run], classifiers: Mapping[str, Classifier], rounds: Sequence[Round], *, k: int, tau: float,
     seed: int, limit: int | None, batch_size: int, report: Callable[[int], None],
 ) -> TwoDictionaries:  # fmt: skip
     """`dictionaries` of a Comparison.
@@ -102,7 +102,7 @@ def cross_dictionaries(
 
 
 def _judge_again(
-    sae: SAE, tokens: str, classifiers: Mapping[str, ZeroShot], rounds: Sequence[Round], k: int, tau: float,
+    sae: SAE, tokens: str, classifiers: Mapping[str, Classifier], rounds: Sequence[Round], k: int, tau: float,
     batch_size: int, report: Callable[[int], None],
 ) -> list[Round]:  # fmt: skip
     """The same rounds with another SAE, its own counts, and only masks of k latents per class."""

@@ -5,8 +5,8 @@ Accuracies are means over rounds and images. numpy only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from analysis.classifier import Outcome
 from analysis.intervals import LEVELS, resample_means
 from analysis.interventions import Condition
-from analysis.results import ComparedMask, ComparedPredictions, Conclusion, CountOverlap, Counts, Scores, Share
+from analysis.results import (
+    ComparedMask,
+    ComparedPredictions,
+    Conclusion,
+    CountOverlap,
+    Counts,
+    Scores,
+    Share,
+    mean_scores,
+)
 
 MODELS = ("base", "adapted")
 MAX_CLASSES = 100
@@ -47,8 +56,9 @@ def summarize(rounds: Sequence[Round], seed: int) -> tuple[dict[str, Scores], tu
     low, high = interval(rounds, groups.values(), seed)
     accuracy, rows = {}, []
     for i, (condition, draws) in enumerate(groups.items()):
-        scores = [asdict(r.outcomes[draw].scores()) for r in rounds for draw in draws if draw in r.outcomes]
-        mean = {name: float(np.mean([numbers[name] for numbers in scores])) for name in scores[0]}
+        mean: dict[str, Any] = dict(
+            mean_scores([r.outcomes[draw].scores() for r in rounds for draw in draws if draw in r.outcomes])
+        )
         mean |= {"accuracy_low": float(low[i]), "accuracy_high": float(high[i])}
         if condition.selection in ("original", "swap"):
             image = MODELS.index(condition.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from actcache import PipelineError
+from actcache import PipelineError, SettingsError
 from actcache.artifacts import (
     Artifact,
     OutputLock,
@@ -22,7 +22,7 @@ from actcache.artifacts import (
 )
 from actcache.machine import available_bytes, check_memory
 from actcache.progress import Progress
-from actcache.store import IMAGES_FILE
+from actcache.store import IMAGES_FILE, StoreGroup, Stores
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.files import describe_range, write_array, write_files
 from analysis.concepts.histograms import N_BINS, entry_counts_statistic
@@ -36,7 +36,7 @@ from analysis.concepts.statistics import (
     totals_statistic,
 )
 from analysis.concepts.table import EMBEDDINGS_FILE, CodesProvenance, ConceptTable
-from analysis.lineage import find_images, find_run, open_parents
+from analysis.lineage import find_images, find_run, open_parents, open_same_images
 from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
 
@@ -58,6 +58,7 @@ def analyze(
     store: str | Path | None = None,
     run: str | Path | None = None,
     embeddings: str | Path | None = None,
+    with_: Stores | StoreGroup | None = None,
     device: str = "auto",
     n_workers: int | None = None,
     scheduler: str | None = None,
@@ -74,6 +75,7 @@ def analyze(
         run: the run that made the codes, if it moved; the table has no nearest latents when it cannot be found.
         embeddings: image embeddings for the monosemanticity scores: `clip` (the store's own model, continued from the
             cached activations), or an .npy file [I, width] with one row per image, in stored order.
+        with_: another model's store of the same images, whose model computes the embeddings instead.
         device: where `clip` is computed. Speed only.
         n_workers, scheduler: see `open_scheduler`; speed only. By default dask's threads, or the client that is open.
         on_progress: called with (tasks done, tasks in all); a task takes a range of latents.
@@ -84,15 +86,15 @@ def analyze(
     """
     with open_scheduler(n_workers, scheduler, on_wait=on_wait):  # first, because nothing is written if it fails
         return _analyze(
-            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, device=device,
-            overwrite=overwrite, on_progress=on_progress,
+            codes, concepts, config=config, images=images, store=store, run=run, embeddings=embeddings, with_=with_,
+            device=device, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
 
 
 def _analyze(
     codes: CodeStore | str | Path, concepts: str | Path, *, config: AnalyzeConfig | None, images: str | Path | None,
-    store: str | Path | None, run: str | Path | None, embeddings: str | Path | None, device: str, overwrite: bool,
-    on_progress: Progress | None,
+    store: str | Path | None, run: str | Path | None, embeddings: str | Path | None,
+    with_: Stores | StoreGroup | None, device: str, overwrite: bool, on_progress: Progress | None,
 ) -> ConceptTable:  # fmt: skip
     config = config or AnalyzeConfig()
     codes = codes if isinstance(codes, CodeStore) else CodeStore.open(codes)
@@ -103,6 +105,9 @@ def _analyze(
     if not isinstance(made_by, Run):
         left_out["nearest"] = f"{made_by}; analyze again with --run and --overwrite"
     embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
+    other = None if with_ is None else open_same_images(codes, with_)
+    if other is not None and embedded is not None:
+        raise SettingsError(f"--embeddings {embedded} and --with both give embeddings. Leave one of them out.")
     if embedded is not None:
         check_embeddings(codes, embedded)
 
@@ -117,7 +122,7 @@ def _analyze(
         **asdict(config),
         "pictures": "pictures" not in left_out,
         "nearest": 0 if "nearest" in left_out else N_NEAREST,
-        "embeddings": embeddings if embedded is None else file_digest(embedded)["pieces"],
+        "embeddings": _describe_embeddings(embeddings, embedded, other),
     }
     completed = _find_incomplete_table(concepts, codes, settings)
     notes = {} if completed is None else _read_notes(completed)
@@ -143,9 +148,10 @@ def _analyze(
         )
         if artifact.complete:
             return ConceptTable.open(artifact.path)
-        if embeddings is not None and embedded is None:
+        if (embeddings is not None or other is not None) and embedded is None:
             embedded = artifact.path / EMBEDDINGS_FILE
-            _embed_all_images(codes, store, embedded, device=device, on_progress=on_progress)
+            group = open_parents(codes, store) if other is None else other
+            _embed_all_images(group, embedded, device=device, on_progress=on_progress)
         labels = np.asarray(codes.images["label"])
         statistics = {
             "totals": totals_statistic(),
@@ -180,16 +186,20 @@ def _analyze(
     return ConceptTable.open(artifact.path)
 
 
-def _embed_all_images(
-    codes: CodeStore, store: str | Path | None, out: Path, *, device: str, on_progress: Progress | None
-) -> None:
-    """Write the embedding of every image by the store's own model."""
+def _describe_embeddings(embeddings: str | Path | None, file: Path | None, other: StoreGroup | None) -> object:
+    """What stands for the embeddings in a table's identity: the content of a file, or the stores they are from."""
+    if other is not None:
+        return {"stores": [member.store_id for member in other.stores]}
+    return embeddings if file is None else file_digest(file)["pieces"]
+
+
+def _embed_all_images(group: StoreGroup, out: Path, *, device: str, on_progress: Progress | None) -> None:
+    """Write the embedding of every image by the stores' own model."""
     from actcache.prompts import open_towers  # torch
     from analysis.classifier import embed_stored_images
 
-    group = open_parents(codes, store)
     vision = open_towers(group.stores[0].artifact, device=device).vision
-    write_array(out, embed_stored_images(group, np.arange(codes.n_images), vision=vision, on_progress=on_progress))
+    write_array(out, embed_stored_images(group, np.arange(group.n_images), vision=vision, on_progress=on_progress))
 
 
 def _find_incomplete_table(concepts: str | Path, codes: CodeStore, settings: Mapping[str, object]) -> Artifact | None:

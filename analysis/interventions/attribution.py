@@ -1,12 +1,13 @@
 """delete_latents(): which latents the model's decision rests on, and a test of that claim.
 
-    R = z dy/dz        attribution of an active entry, y = cos(image embedding, text of the predicted class)
+    R = z dy/dz        attribution of an active entry, y = cos(image embedding, text of the predicted class), or for a
+                       judge without texts the logit of the predicted class
 
 The error term is passed through: x' = decode(z) + (x - decode(z)).detach() leaves the output unchanged, so that one
 backward pass through the blocks after the hook point gives dy/dz for all entries. Latents (R summed over the tokens)
 are then deleted, the largest first, and y is measured again: a good attribution makes it fall fast. The alternatives
-are deletion by activation (z), energy (z times the norm of the decoder row), logit lens (z times the cosine of the
-direction with the text), and at random among the active latents.
+are deletion by activation (z), energy (z times the norm of the decoder row), logit lens (z times what y would be for
+the direction alone), and at random among the active latents.
 
 Source: Dreyer et al. 2025 (arXiv 2505.20229). Shapes as in splicing.py.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from actcache import SettingsError
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
-from analysis.classifier import Spliced, ZeroShot, as_numpy, embed_directions
+from analysis.classifier import Classifier, Spliced, as_numpy, read_directions
 from analysis.config import DeletionConfig, ModelOptions, StudyConfig
 from analysis.intervals import bootstrap_intervals
 from analysis.interventions.study import Study, open_inputs, run_study
@@ -34,16 +35,21 @@ BLOCK_ENTRIES = 1 << 16
 """Entries whose dictionary rows are gathered at once: 200 MB at width 768."""
 
 
-def attribute(classifier: ZeroShot, spliced: Spliced, targets: Tensor) -> Tensor:
+def measure_evidence(classifier: Classifier, x: Tensor, targets: Tensor) -> Tensor:
+    """y [B] of the stream x [B, T, D] for each image's class [B]: a cosine with its text, or its logit."""
+    evidence: Tensor = classifier.judge.evidence(classifier.embed(x))
+    return evidence.gather(1, targets[:, None])[:, 0]
+
+
+def attribute(classifier: Classifier, spliced: Spliced, targets: Tensor) -> Tensor:
     """R = z dy/dz of each active entry, [N].
 
     Args:
-        targets: [B] class whose cosine with the image is y.
+        targets: [B] class that y is about.
     """
     with torch.enable_grad():
         x = spliced.x.detach().requires_grad_()
-        cosines = (classifier.embed(x) * classifier.classes[targets]).sum(1)
-        (gradient,) = torch.autograd.grad(cosines.sum(), x)
+        (gradient,) = torch.autograd.grad(measure_evidence(classifier, x, targets).sum(), x)
     rows = gradient[:, spliced.part].flatten(0, 1)  # dy/dx' of the replaced tokens
     sae, parts = spliced.sae, []
     for first in range(0, len(spliced.rows), BLOCK_ENTRIES):
@@ -104,7 +110,7 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
     """Scores of each image's latents by every method, [M, B, F]; -inf where a latent is silent.
 
     Args:
-        lens: [F, E] unit embeddings of the directions.
+        lens: [F, C] what speaks for each class in the directions alone.
     """
     sae, classifier = study.sae, study.classifier
     shape = (len(spliced.x), sae.config.n_latents)
@@ -118,7 +124,7 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
         "attribution": add_up(attribute(classifier, spliced, targets)),
         "activation": activation,
         "energy": activation * sae.decoder.norm(dim=1),
-        "lens": activation * (classifier.classes[targets] @ lens.T),
+        "lens": activation * lens[:, targets].T,
         "random": torch.rand(shape, generator=rng).to(activation.device),
     }
     return torch.stack([scores[method].masked_fill(activation <= 0, -torch.inf) for method in METHODS])
@@ -128,7 +134,8 @@ def score_latents(study: Study, spliced: Spliced, targets: Tensor, lens: Tensor,
 def _delete(study: Study, grid: list[int], keep_error: bool, on_progress: Progress | None) -> NDArray[np.float64]:
     """y of every image, method and number of deleted latents: [I, M, n]."""
     classifier, rng = study.classifier, torch.Generator().manual_seed(study.config.seed)
-    lens = embed_directions(study.sae, classifier.vision).to(classifier.vision.device)
+    judge, vision = classifier.judge, classifier.vision
+    lens = read_directions(study.sae, vision, lambda x: judge.evidence(judge.embed(vision, x))).to(vision.device)
     batches = []
     for images, spliced in study.batches(classifier.images, on_progress):
         targets = classifier.logits(spliced.x).argmax(1)
@@ -137,7 +144,7 @@ def _delete(study: Study, grid: list[int], keep_error: bool, on_progress: Progre
         rest = spliced.error if keep_error else torch.zeros_like(spliced.old)
 
         def measure(new: Tensor, x: Spliced = spliced, targets: Tensor = targets) -> NDArray[np.float64]:
-            return as_numpy((classifier.embed(x.stream(new)) * classifier.classes[targets]).sum(1)).astype(np.float64)
+            return as_numpy(measure_evidence(classifier, x.stream(new), targets)).astype(np.float64)
 
         values = np.empty((len(images), len(METHODS), len(grid)))
         values[:, :, 0] = measure(spliced.whole + rest)[:, None]

@@ -1,12 +1,13 @@
 """evaluate_fidelity(): how much of the classifier is left when an SAE stands in for the stream.
 
-In: runs, and a store with labels. Out: zero-shot accuracy and loss for five variants of the stream: the activations
+In: runs, and a store with labels. Out: accuracy and loss of a judge for five variants of the stream: the activations
 themselves (`original`), their reconstruction (`sae`), reconstruction plus error term (`sae+error`: this restores the
 original and so checks the splice), zeros (`zero`) and the mean token of each kind (`mean`).
 
-loss: cross-entropy of softmax(logit scale x cosine) over the class names, CLIP's contrastive loss with the classes as
-texts. recovered: (ablated - sae) / (ablated - original). The share alone hides how much there was to lose, so the
-absolute values stand beside it.
+loss: the one with which the judge was trained, with the class names as CLIP's texts: cross-entropy of softmax(logit
+scale x cosine) for CLIP and of softmax(logits) for a probe or a head; the sigmoid loss for SigLIP, beside which
+softmax_loss stands. recovered: (ablated - sae) / (ablated - original). The share alone hides how much there was to
+lose, so the absolute values stand beside it.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch import Tensor
 from actcache import open_stores
 from actcache.progress import Progress
 from actcache.store import StoreGroup, Stores
-from analysis.classifier import Outcome, Outcomes, Spliced, ZeroShot
+from analysis.classifier import Classifier, Outcome, Outcomes, Spliced
 from analysis.config import ModelOptions, StudyConfig
 from analysis.interventions.study import Study, run_study
 from analysis.lineage import find_runs
@@ -72,19 +73,23 @@ def evaluate_fidelity(
 @torch.no_grad()
 def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[str, Outcome]:
     """Outcomes of the five variants on the study's images."""
-    classifier, means = study.classifier, mean_tokens(study.classifier)
-    outcomes = {name: Outcomes() for name in VARIANTS}
+    classifier, means = study.classifier, mean_tokens(study.classifier, study.tokens)
+    outcomes = {name: Outcomes(classifier.judge.facts.loss) for name in VARIANTS}
     for images, spliced in study.batches(classifier.images, on_progress):
         for name in VARIANTS:
             outcomes[name].add(classifier.logits(_variant(name, spliced, means)), classifier.labels[images])
     return {name: collected.result() for name, collected in outcomes.items()}
 
 
-def mean_tokens(classifier: ZeroShot) -> Tensor:
-    """[T, D]: the mean activation of each token's kind over the whole store, from its records."""
-    store, hook = classifier.store, classifier.hook_point
-    cls, patch = (torch.from_numpy(store.statistics(hook, kind).mean).float() for kind in ("cls", "patch"))
-    return torch.cat([cls[None], patch.expand(store.n_tokens - 1, -1)]).to(classifier.vision.device)
+def mean_tokens(classifier: Classifier, tokens: str) -> Tensor:
+    """[t, D]: the mean activation of the kind of each replaced token over the whole store, from its records."""
+    store, hook, vision = classifier.store, classifier.hook_point, classifier.vision
+    n_patches = vision.n_tokens - len(vision.prefix)
+    counts = {"cls": int(tokens != "patch" and "cls" in vision.prefix), "patch": n_patches * (tokens != "cls")}
+    means = [
+        torch.from_numpy(store.statistics(hook, kind).mean).float().expand(n, -1) for kind, n in counts.items() if n
+    ]
+    return torch.cat(means).to(vision.device)
 
 
 def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:
         "sae": lambda: spliced.whole,
         "sae+error": lambda: spliced.whole + spliced.error,
         "zero": lambda: torch.zeros_like(spliced.old),
-        "mean": lambda: means[spliced.part].expand_as(spliced.old),
+        "mean": lambda: means.expand_as(spliced.old),
     }[name]()
     return spliced.stream(new)
 

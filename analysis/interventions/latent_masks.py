@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.classifier import BATCH_IMAGES, Outcome, Outcomes, ZeroShot, as_numpy, batches, splice
+from analysis.classifier import BATCH_IMAGES, Classifier, Outcome, Outcomes, as_numpy, batches, splice
 from analysis.interventions.latent_choice import LatentCounts, match_frequency, rank_latents
 from saetrain import SAE
 
@@ -104,7 +104,7 @@ def add_predicted(masks: Iterable[LatentMask]) -> list[LatentMask]:
 
 @torch.no_grad()
 def count_in_stream(
-    sae: SAE, tokens: str, classifier: ZeroShot, images: NDArray[np.int64], labels: NDArray[np.int64], *, tau: float,
+    sae: SAE, tokens: str, classifier: Classifier, images: NDArray[np.int64], labels: NDArray[np.int64], *, tau: float,
     batch_size: int = BATCH_IMAGES,
 ) -> tuple[LatentCounts, NDArray[np.bool_]]:  # fmt: skip
     """(a_c[s] of some images, encoded on the spot; [F] whether a latent fired on them).
@@ -116,7 +116,7 @@ def count_in_stream(
     fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
     sae = sae.to(classifier.vision.device)
     for part in batches(images, batch_size):
-        spliced = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
+        spliced = splice(sae, classifier.read(part), classifier.part(tokens))
         above = spliced.values > tau
         counts.add(labels[part[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
         fired[as_numpy(spliced.latents)] = True
@@ -125,7 +125,7 @@ def count_in_stream(
 
 @torch.no_grad()
 def classify_masked(
-    classifiers: Mapping[str, ZeroShot], sae: SAE, tokens: str, images: NDArray[np.int64],
+    classifiers: Mapping[str, Classifier], sae: SAE, tokens: str, images: NDArray[np.int64],
     masks: Iterable[LatentMask] = (), *, modes: Sequence[str] = ("keep",),
     keep_errors: Sequence[bool] = (False, True), batch_size: int = BATCH_IMAGES,
     report: Callable[[int], None] = lambda n_images: None,
@@ -146,10 +146,13 @@ def classify_masked(
         for model, classifier in classifiers.items():
             truth = classifier.labels[part]
             label = torch.from_numpy(truth).to(device)
-            x = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
+            x = splice(sae, classifier.read(part), classifier.part(tokens))
 
-            def add(condition: Condition, logits: Tensor, truth: NDArray[np.int64] = truth) -> Tensor:
-                outcomes.setdefault(condition, Outcomes()).add(logits, truth)
+            def add(
+                condition: Condition, logits: Tensor, truth: NDArray[np.int64] = truth,
+                loss: str = classifier.judge.facts.loss,
+            ) -> Tensor:  # fmt: skip
+                outcomes.setdefault(condition, Outcomes(loss)).add(logits, truth)
                 return logits
 
             embedded = classifier.embed(x.x)

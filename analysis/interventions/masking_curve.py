@@ -34,7 +34,7 @@ from analysis.interventions.latent_masks import (
     make_masks,
 )
 from analysis.interventions.study import Study, check_grid, check_latents, open_inputs, run_study
-from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores
+from analysis.results import Head, MaskingCurve, MaskMargin, MaskRecall, MaskScores, mean_scores
 from saetrain import CodeStore, Run
 
 
@@ -199,8 +199,7 @@ def _summarize(
     """
     numbers = asdict(draws[0].scores())
     if key[0] == "random":
-        scores = [asdict(draw.scores()) for draw in draws]
-        numbers = {name: float(np.mean([draw[name] for draw in scores])) for name in numbers}
+        numbers = mean_scores([draw.scores() for draw in draws])
         right = np.mean([draw.right for draw in draws], axis=0)
         low, high = bootstrap_intervals(right[:, None], seed=seed)
         numbers |= {"accuracy_low": float(low[0]), "accuracy_high": float(high[0])}

@@ -5,7 +5,8 @@
     P     max of d_v, steering power; the word at which it is reached is the latent's top word
     coverage   number of different top words among the steerable latents
 
-p is the softmax of logit scale x cosine over the words. The baseline sets dimensions of the stream instead of latents.
+p is the softmax of logit scale x cosine over the words; a judge without texts knows its classes instead of words, and p
+is the softmax of its logits. The baseline sets dimensions of the stream instead of latents.
 Values are in the SAE's normalized units, in which an activation has mean square 1 per dimension.
 
 Source: Joseph et al. 2025 (arXiv 2504.08729), as a co-author's notebooks compute it.
@@ -69,7 +70,8 @@ def set_latents(
     def measure(head: Head, studies: Iterator[Study]) -> Steering:
         (opened,) = studies
         classifier = opened.classifier
-        before, after, shift = Outcomes(), Outcomes(), torch.zeros(len(classifier.names), dtype=torch.float64)
+        before, after = (Outcomes(classifier.judge.facts.loss) for _ in range(2))
+        shift = torch.zeros(len(classifier.names), dtype=torch.float64)
         for images, spliced in opened.batches(classifier.images, on_progress):
             new = spliced.old if keep_error else spliced.whole
             for values, is_added in ((fixed, False), (raised, True)):
@@ -111,7 +113,8 @@ def measure_steerability(
     """Steerability of latents, beside that of the same number of dimensions of the stream.
 
     Args:
-        vocabulary: a file of words; by default the general ones. They are put into `study.templates`.
+        vocabulary: a file of words; by default the general ones. They are put into `study.templates`. A judge without
+            texts takes its classes instead.
         study: `limit` defaults to 32 images here.
         on_progress: called with (latents and dimensions done, in all).
         The others are those of `mask_latents`.
@@ -121,6 +124,11 @@ def measure_steerability(
     """
     run, store = open_inputs(run, store)
     study = replace(study, limit=N_IMAGES if study.limit is None else study.limit)
+    if vocabulary is not None and study.judge in ("probe", "head"):
+        raise SettingsError(
+            f"--vocabulary needs texts, which --judge {study.judge} does not have. Leave it out, since its classes are "
+            "its words."
+        )
     words = read_vocabulary(vocabulary)
     check_latents(run, config.latents)
     if not config.strengths:
@@ -129,9 +137,10 @@ def measure_steerability(
     @torch.no_grad()
     def measure(head: Head, studies: Iterator[Study]) -> Steerability:
         (opened,) = studies
-        rows = _steer(opened, config, words, on_progress)
+        known = words if opened.classifier.judge.facts.kind == "zero-shot" else opened.classifier.names
+        rows = _steer(opened, config, known, on_progress)
         return Steerability(
-            *head, *opened.facts, n_judged=len(opened.classifier.images), n_words=len(words),
+            *head, *opened.facts, n_judged=len(opened.classifier.images), n_words=len(known),
             summary=_summarize(rows), rows=tuple(rows),
         )  # fmt: skip
 
@@ -145,7 +154,9 @@ def _steer(
     study: Study, config: SteerabilityConfig, words: Sequence[str], on_progress: Progress | None
 ) -> list[SteeringRow]:
     classifier, seed = study.classifier, study.config.seed
-    texts = study.towers.text.embed_classes(words, read_templates(study.config.templates))
+    texts = None
+    if classifier.judge.facts.kind == "zero-shot":
+        texts = study.towers.text.embed_classes(words, read_templates(study.config.templates))
     batches = [spliced for _, spliced in study.batches(classifier.images)]
     latents = list(config.latents) or sample_latents(batches, config.n_latents, seed)
     rng = np.random.Generator(np.random.Philox(seed))
@@ -175,9 +186,11 @@ def sample_latents(batches: Sequence[Spliced], n_latents: int, seed: int) -> lis
     return sorted(rng.permutation(live)[:n_latents].tolist())
 
 
-def _probabilities(study: Study, x: Tensor, texts: Tensor) -> Tensor:
-    """Softmax over the words, [B, V] float64."""
-    return (study.classifier.logit_scale * study.classifier.embed(x) @ texts.T).double().softmax(1).cpu()
+def _probabilities(study: Study, x: Tensor, texts: Tensor | None) -> Tensor:
+    """Softmax over the words, or over the classes of a judge without texts: [B, V] float64."""
+    if texts is None:
+        return study.classifier.logits(x).double().softmax(1).cpu()
+    return (study.towers.text.logit_scale * study.classifier.embed(x) @ texts.T).double().softmax(1).cpu()
 
 
 def _move(x: Spliced, kind: str, unit: int, value: float) -> Tensor:

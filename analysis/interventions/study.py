@@ -1,4 +1,4 @@
-"""A study: a run, and the zero-shot classifier behind its hook point, on images with labels.
+"""A study: a run, and the classifier behind its hook point, on images with labels.
 
 evaluate, intervene, attribute and steer differ only in what they do with the batches: each encodes the stream at the
 hook point, edits it and classifies. What they share is here: run_study() opens the inputs, returns the result that the
@@ -22,13 +22,18 @@ from actcache.seen import Seen, SeenImages
 from actcache.store import StoreGroup, Stores
 from analysis.classifier import (
     ClassifiedImages,
+    Classifier,
+    LinearProbe,
+    ProbeTraining,
     Spliced,
-    ZeroShot,
     batches,
     choose_classes,
+    choose_judge,
     choose_tokens,
+    choose_training,
     describe_config,
-    open_zero_shot,
+    fit_probe,
+    open_judge,
     splice,
 )
 from analysis.config import ModelOptions, StudyConfig
@@ -48,7 +53,7 @@ class Study:
     seen: Seen
     sae: SAE
     towers: Towers
-    classifier: ZeroShot
+    classifier: Classifier
     config: StudyConfig
     tokens: str
     batch_size: int
@@ -57,9 +62,9 @@ class Study:
         self, images: NDArray[np.int64], on_progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
         """Images with their encoded stream; `on_progress` is called once the caller is done with a batch."""
+        where = self.classifier.part(self.tokens)
         for part in batches(images, self.batch_size, on_progress):
-            stream = self.classifier.read(part)
-            yield part, splice(self.sae, stream, self.classifier.store.n_tokens, self.tokens)
+            yield part, splice(self.sae, self.classifier.read(part), where)
 
     @property
     def facts(self) -> tuple[str, str, str]:
@@ -94,21 +99,36 @@ def run_study(
         codes: a further parent.
 
     Raises:
-        SettingsError, ParentMismatchError: see `find_result`, `choose_study_images`, and then, once the model is
-            loaded, `open_towers` and `open_zero_shot`.
+        SettingsError, ParentMismatchError: see `find_result`, `choose_training`, `choose_study_images`, and then, once
+            the model is loaded, `open_towers` and `open_judge`.
     """
-    head = describe_result(record, {**describe_config(study), **settings}, name_parents(runs, store, codes))
+    training, parents = None, name_parents(runs, store, codes)
+    if study.judge == "probe" or study.probe_store is not None:
+        training = choose_training(store, study, other=study.probe_store, seed=study.seed)
+        parents |= training.parents(store)
+    head = describe_result(record, {**describe_config(study), **settings}, parents)
     if (earlier := find_result(record, out, head, overwrite=overwrite)) is not None:
         return earlier
-    chosen = [choose_study_images(run, store, study) for run in runs]
+    chosen = [choose_study_images(run, store, study, training if study.judge == "probe" else None) for run in runs]
     towers = open_towers(store.stores[0].artifact, model=model.model, pretrained=model.pretrained, device=model.device)
-    studies = (
-        open_study(run, images, towers, study, batch_size=model.batch_size)
-        for run, images in zip(runs, chosen, strict=True)
-    )
-    measured = measure(head, studies)
+    kind, probe = choose_judge(study.judge, chosen[0].classified, towers), None
+    if kind == "probe":
+        if training is None:
+            training = choose_training(store, study, seed=study.seed)
+        chosen = [choose_study_images(run, store, study, training) for run in runs]
+        names = sorted({name for images in chosen for name in images.classified.names})
+        probe = fit_probe(training, names, towers.vision, batch_size=model.batch_size)
+    judges = []
+
+    def open_studies() -> Iterator[Study]:
+        for run, images in zip(runs, chosen, strict=True):
+            opened = open_study(run, images, towers, study, batch_size=model.batch_size, kind=kind, probe=probe)
+            judges.append(opened.classifier.judge.facts)
+            yield opened
+
+    measured = measure(head, open_studies())
     counted = (*(images.counted for images in chosen), *(measured.seen or ()))
-    return finish_result(out, replace(measured, seen=counted))
+    return finish_result(out, replace(measured, seen=counted, judge=judges[0]))
 
 
 class StudyImages(NamedTuple):
@@ -119,27 +139,39 @@ class StudyImages(NamedTuple):
     counted: SeenImages
 
 
-def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> StudyImages:
+def choose_study_images(
+    run: Run, store: StoreGroup, config: StudyConfig, training: ProbeTraining | None = None
+) -> StudyImages:
     """The images that a run is studied on, none of which it has learned from. This checks all settings without a model.
 
-    Raises ParentMismatchError for a store of another model, and SettingsError: see `choose_tokens`, `choose_classes`
-    and `Seen.judge`.
+    Args:
+        training: the images of the probe that judges, if one does; they are not judged either.
+
+    Raises ParentMismatchError for a store of another model, and SettingsError: see `choose_tokens`, `choose_classes`,
+    `Seen.judge` and `ProbeTraining.of`.
     """
     run.check_store(store)
     choose_tokens(run, config.tokens)
     seen = find_seen(store, [run])
+    kept = seen if training is None else seen | training.seen_in(store)
     choose = partial(
         choose_classes, store, run.hook_point, templates=config.templates, class_names=config.class_names,
         where=config.where,
     )  # fmt: skip
-    judged, counted = seen.judge(np.flatnonzero(choose().labels >= 0), config, str(store.path))
+    judged, counted = kept.judge(np.flatnonzero(choose().labels >= 0), config, str(store.path))
     classified = choose(within=judged, limit=config.limit, seed=config.seed)
+    if training is not None:
+        training.of(classified.names)
     return StudyImages(classified, seen, counted)
 
 
-def open_study(run: Run, images: StudyImages, towers: Towers, config: StudyConfig, *, batch_size: int) -> Study:
-    """Raises SettingsError: see `open_zero_shot`."""
-    classifier = open_zero_shot(images.classified, towers)
+def open_study(
+    run: Run, images: StudyImages, towers: Towers, config: StudyConfig, *, batch_size: int, kind: str = "zero-shot",
+    probe: LinearProbe | None = None,
+) -> Study:  # fmt: skip
+    """Raises SettingsError: see `open_judge`."""
+    judge = open_judge(kind, images.classified, towers, probe=probe)
+    classifier = Classifier.of(images.classified, towers.vision, judge)
     sae = run.sae().to(classifier.vision.device)
     return Study(run, images.seen, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
 

@@ -1,8 +1,9 @@
-"""name_latents(): a word for every latent from CLIP's own text tower, with scores that say how far to trust it.
+"""name_latents(): a word for every latent from CLIP's text tower, with scores that say how far to trust it.
 
 There are two methods, which give each latent a vector v. `lens` passes the decoder direction through the final
 LayerNorm and projection, as if it were the residual stream of an image. `images` takes the mean embedding of the
-latent's top images. The name is the word whose embedding has the largest cosine with v.
+latent's top images. The name is the word whose embedding has the largest cosine with v. A model without a text tower
+borrows the words of another one that has seen the same images (`with_`); then only `images` is possible.
 
     alignment         cos(v, t_word) - cos(v, t_""); the empty text removes what all texts have in common
     clarity           mean pairwise cosine of the top images' embeddings: (||mean||^2 - 1/n) n / (n - 1)
@@ -27,10 +28,11 @@ from actcache.artifacts import digest, find_parent
 from actcache.models import read_templates
 from actcache.progress import Progress
 from actcache.prompts import open_towers
+from actcache.store import StoreGroup, Stores
 from analysis.classifier import BATCH_IMAGES, BLOCK_LATENTS, embed_directions, embed_stored_images
 from analysis.concepts import ConceptTable
 from analysis.cosines import nearest_cosines
-from analysis.lineage import open_parents
+from analysis.lineage import open_parents, open_same_images
 from analysis.naming.files import METHODS, write_name_table
 from analysis.naming.vocabulary import read_vocabulary
 from saetrain import CodeStore, Run
@@ -49,6 +51,7 @@ def name_latents(
     run: str | Path | None = None,
     store: str | Path | None = None,
     images: str | Path | None = None,
+    with_: Stores | StoreGroup | None = None,
     model: str | None = None,
     pretrained: str | None = None,
     device: str = "auto",
@@ -63,6 +66,7 @@ def name_latents(
         template: the text into which a word is put in place of {}.
         codes, run, store: where the table's ancestors are now, if they moved.
         images: compute the embeddings from these image files instead of the store.
+        with_: a store of the same images by a model with a text tower, which gives embeddings and words.
         model, pretrained, device: see `open_towers`. batch_size: affects speed only.
         on_progress: called with (images embedded, images in all).
 
@@ -71,9 +75,10 @@ def name_latents(
         method does not have is NaN. Earlier names by other methods are removed.
 
     Raises:
-        SettingsError: an invalid vocabulary, method or template, a word too long for the text tower, or a single store
-            for codes of several.
-        ParentMismatchError: the codes, run, store or model are not those that the table was made from.
+        SettingsError: an invalid vocabulary, method or template, a word too long for the text tower, a model without
+            one, or a single store for codes of several.
+        ParentMismatchError: the codes, run, store or model are not those that the table was made from, or `with_` holds
+            other images.
     """
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     words = read_vocabulary(vocabulary)
@@ -82,8 +87,14 @@ def name_latents(
         raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     (text,) = read_templates([template])
     opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes))
-    opened_run = Run.open(find_parent(opened_codes.artifact, "run", run))
-    stores = open_parents(opened_codes, store)
+    if with_ is None:
+        opened_run, stores = Run.open(find_parent(opened_codes.artifact, "run", run)), open_parents(opened_codes, store)
+    elif "images" not in methods:
+        raise SettingsError(
+            "--method lens reads the decoder in its own model, so it cannot be used --with another one."
+        )
+    else:
+        methods, stores = ("images",), open_same_images(opened_codes, with_)
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     embedded_words = towers.text.embed([text.format(word) for word in words]).cpu()
     empty = towers.text.embed([""])[0].cpu()
@@ -113,6 +124,9 @@ def name_latents(
         "vocabulary": "general" if vocabulary is None else Path(vocabulary).name, "words": digest(list(words)),
         "template": text, "model_id": stores.model_id,
     }  # fmt: skip
+    if with_ is not None:
+        ids = [member.store_id for member in stores.stores]
+        facts |= {"with": stores.path.name, "store_id": ids[0] if len(ids) == 1 else digest(ids)}
     write_name_table(concepts, table, facts)
     return table
 

@@ -17,6 +17,7 @@ from analysis.results import (
     Deletion,
     Fidelity,
     Inspection,
+    JudgeFacts,
     LearnedRules,
     LocalizedConcepts,
     MaskingCurve,
@@ -36,6 +37,12 @@ TITLES = {
 }  # fmt: skip
 LEVELS = (("original", "solid", "original"), ("keep", "dashed", "all latents"), ("drop", "dotted", "no latents"))
 MODES = {"keep": "only these latents", "drop": "all but these latents"}
+
+
+ANSWERS = {"zero-shot": "Zero-shot answers", "probe": "Answers of a probe", "head": "The classifier's answers"}
+EXPLAINED = {
+    "zero-shot": "CLIP's zero-shot answer", "probe": "a probe's answer", "head": "the checkpoint's own answer",
+}  # fmt: skip
 
 
 def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list[Section]:
@@ -66,11 +73,12 @@ def draw_compared(comparison: Comparison, concepts: ConceptTable, folder: Path) 
 
 def draw_masks(result: MaskingCurve) -> Section:
     """Accuracy against k, kept and dropped, with 95 % intervals; the margins over the random control as a table."""
+    judge = result.judged_by
     levels = {row.mode: row.accuracy for row in result.curve if row.selection == "all"}
     masked = [row for row in result.curve if isinstance(row.k, int)]
     plots = []
     for mode, title in MODES.items():
-        plot = _start(title, "latents k", "zero-shot accuracy")
+        plot = _start(title, "latents k", judge.name)
         plot.y_range.start = 0
         for name, style, level in LEVELS:
             draw_level(plot, levels[name], style, level)
@@ -91,19 +99,21 @@ def draw_masks(result: MaskingCurve) -> Section:
     ]
     error = "kept" if result.settings["keep_error"] else "left out"
     text = (
-        f"Zero-shot accuracy on {result.n_judged:,} images when the classifier sees only some of the "
+        f"{_accuracy(judge)} on {result.n_judged:,} images when the classifier sees only some of the "
         f"{result.n_latents:,} latents of {result.run}, or all but these ({result.tokens} tokens of "
         f"{result.hook_point}, error term {error}). Latents were chosen on {result.n_chosen:,} other images by how "
         "often they fire. Bands and bars are 95 % intervals. Level lines: original (solid), all latents (dashed), none "
         "(dotted). The oracle's mask knows the true class, so what it keeps gives the answer away: the mask of the "
-        "predicted class is the fair one."
+        f"predicted class is the fair one.{_about(judge)}"
     )
     return Section("Masking latents", text, plots, [head, *rows])
 
 
 def draw_deletion(result: Deletion) -> Section:
     """Cosine with the predicted class against the number of deleted latents, by method."""
-    plot = _start("deleting latents, the largest first", "1 + latents deleted", "cosine with the predicted class")
+    judge = result.judged_by
+    what = "cosine with" if judge.kind == "zero-shot" else "logit of"
+    plot = _start("deleting latents, the largest first", "1 + latents deleted", f"{what} the predicted class")
     for method in dict.fromkeys(point.method for point in result.curve):
         points = [(1.0 + p.n, p.y, p.low, p.high) for p in result.curve if p.method == method]
         draw_line(plot, points, COLORS[method], method)
@@ -115,8 +125,8 @@ def draw_deletion(result: Deletion) -> Section:
         rows.append([method, f"{area:.4f}", *more])
     text = (
         f"Latents are deleted from {result.n_judged:,} images one after another, in the order in which a method ranks "
-        "their effect on the decision; the faster the cosine falls, the better the ranking. Area: mean of the curve, "
-        "smaller is better."
+        f"their effect on the decision; the faster the {what.split()[0]} falls, the better the ranking. Area: mean of "
+        f"the curve, smaller is better.{_about(judge)}"
     )
     return Section("Which latents decide", text, [finish_plot(plot)], rows)
 
@@ -131,11 +141,13 @@ def show_fidelity(result: Fidelity) -> Section:
         for run in result.runs
         for name, v in run.variants.items()
     ]  # fmt: skip
-    text = "Zero-shot accuracy and loss with the SAE in place of the activations it reads, beside ablations."
-    return Section("Fidelity", text, [], [head, *rows])
+    judge = result.judged_by
+    text = f"{_accuracy(judge)} and loss with the SAE in place of the activations it reads, beside ablations."
+    return Section("Fidelity", text + _about(judge), [], [head, *rows])
 
 
 def show_steering(result: Steering) -> Section:
+    judge = result.judged_by
     rows = [["class", "change of its probability", "predicted before", "predicted after"]]
     for name, shift in result.shift.items():
         before, after = result.predicted[name]
@@ -146,10 +158,10 @@ def show_steering(result: Steering) -> Section:
         for latent, value in _values(result.settings[setting])
     ]
     text = (
-        f"Zero-shot answers on {result.n_judged:,} images before and after latents of {result.run} are changed on "
+        f"{ANSWERS[judge.kind]} on {result.n_judged:,} images before and after latents of {result.run} are changed on "
         f"every one of the {result.tokens} tokens ({'; '.join(changes)}). Accuracy goes from "
         f"{result.before.accuracy:.1%} to {result.after.accuracy:.1%}, loss from {result.before.loss:.3f} to "
-        f"{result.after.loss:.3f}."
+        f"{result.after.loss:.3f}.{_about(judge)}"
     )
     return Section("Setting latents", text, [], rows)
 
@@ -167,9 +179,12 @@ def show_steerability(result: Steerability) -> Section:
         ]
         for r in result.summary
     ]  # fmt: skip
+    judge = result.judged_by
+    words = "words" if judge.kind == "zero-shot" else "classes"
     text = (
-        f"How the probabilities of {result.n_words:,} words move when one latent, or one dimension of the stream, is "
+        f"How the probabilities of {result.n_words:,} {words} move when one latent, or one dimension of the stream, is "
         "set on every token. A latent is steerable when the squares of the changes add up to more than 0.1."
+        f"{_about(judge)}"
     )
     return Section("Steering", text, [], [head, *rows])
 
@@ -181,14 +196,15 @@ def show_rules(result: LearnedRules) -> Section:
             precision = "" if rule.precision is None else f"{rule.precision:.0%}"
             recall = "" if i or learned.recall is None else f"{learned.recall:.0%}"
             rows.append([name if not i else "", rule.text, precision, f"{rule.n_fires:,}", recall])
-    explained = "CLIP's zero-shot answer" if result.settings["explain"] == "zero-shot" else "the label"
+    judge = result.judged_by
+    explained = "the label" if result.settings["explain"] == "label" else EXPLAINED[judge.kind]
     text = (
         f"{result.size.rules} rules over {result.size.latents} latents for {explained}, learned on "
         f"{result.n_learned:,} images and judged on {result.n_judged:,}: fidelity {result.fidelity:.1%}, accuracy "
         f"{result.accuracy:.1%} ({result.accuracy_low:.1%} to {result.accuracy_high:.1%}); the largest class alone "
         f"{result.majority:.1%}. An image takes the class of the most precise rule that fires, or {result.default} if "
         "none does. Precision: share of the class among the images that the rule fires on. Recall: share of the "
-        "class's images that are classified correctly."
+        f"class's images that are classified correctly.{_about(judge)}"
     )
     return Section("Rules", text, [], rows)
 
@@ -241,6 +257,15 @@ def show_adaptation(path: Path) -> Section:
     return Section(
         f"Adaptation by {method}", f"Zero-shot accuracy without and with the prompts of {path.name}.", [], rows
     )
+
+
+def _accuracy(judge: JudgeFacts) -> str:
+    return f"{judge.name[0].upper()}{judge.name[1:]}"
+
+
+def _about(judge: JudgeFacts) -> str:
+    """A sentence about a judge that readers would not expect, after a blank."""
+    return "".join(f" {line[0].upper()}{line[1:]}." for line in judge.lines())
 
 
 def _start(title: str, x: str, y: str) -> Any:

@@ -15,9 +15,10 @@ from .comparison import (
     TwoDictionaries,
 )
 from .deletion import Deletion, DeletionMargin, DeletionPoint
-from .fidelity import Fidelity, RecoveredShares, RunFidelity, Scores, VariantScores
+from .fidelity import Fidelity, RecoveredShares, RunFidelity, Scores, VariantScores, mean_scores
 from .files import describe_result, find_result, finish_result, read_result
 from .inspection import Coherence, Gap, InspectedRun, Inspection, Matching
+from .judge import JudgeFacts, ProbeFacts
 from .localization import LocalizedConcept, LocalizedConcepts
 from .masking import MaskingCurve, MaskMargin, MaskRecall, MaskScores
 from .result import Head, Result
@@ -45,6 +46,7 @@ __all__ = [
     "Head",
     "InspectedRun",
     "Inspection",
+    "JudgeFacts",
     "LearnedRules",
     "LocalizedConcept",
     "LocalizedConcepts",
@@ -55,6 +57,7 @@ __all__ = [
     "Matching",
     "Overlap",
     "OverlapMeans",
+    "ProbeFacts",
     "RecoveredShares",
     "Result",
     "RuleLiteral",
@@ -72,5 +75,6 @@ __all__ = [
     "describe_result",
     "find_result",
     "finish_result",
+    "mean_scores",
     "read_result",
 ]

@@ -9,7 +9,11 @@ from analysis.results.result import Result, Row
 
 @dataclass(frozen=True)
 class DeletionPoint:
-    """Mean cosine with the predicted class after deleting n latents, with its 95 % interval."""
+    """Mean evidence for the predicted class after deleting n latents, with its 95 % interval.
+
+    Attributes:
+        y: cosine with the text of the class; its logit, where the judge has no texts.
+    """
 
     method: str
     n: int

@@ -1,7 +1,7 @@
 """The result of evaluate: zero-shot scores with an SAE in place of the stream, beside ablations."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from analysis.results.result import Result, Row
@@ -13,7 +13,9 @@ class Scores:
 
     Attributes:
         class_accuracy: mean over the classes of their recall.
-        loss: mean cross-entropy.
+        loss: mean loss, by the loss that the judge was trained with (`judge.loss`): cross-entropy of a softmax, or
+            SigLIP's sigmoid loss.
+        softmax_loss: mean cross-entropy, where `loss` is another one.
     """
 
     accuracy: float
@@ -21,11 +23,21 @@ class Scores:
     accuracy_high: float
     class_accuracy: float
     loss: float
+    softmax_loss: float | None = field(default=None, kw_only=True)
 
     def columns(self) -> Row:
+        more = {} if self.softmax_loss is None else {"softmax_loss": self.softmax_loss}
         return {
-            "accuracy": self.accuracy, "from": self.accuracy_low, "to": self.accuracy_high, "loss": self.loss,
+            "accuracy": self.accuracy, "from": self.accuracy_low, "to": self.accuracy_high, "loss": self.loss, **more,
         }  # fmt: skip
+
+
+def mean_scores(scores: Sequence[Scores]) -> dict[str, float | None]:
+    """The mean of each number of some scores; a number that they do not have stays None."""
+    rows = [asdict(each) for each in scores]
+    return {
+        name: None if value is None else sum(row[name] for row in rows) / len(rows) for name, value in rows[0].items()
+    }
 
 
 @dataclass(frozen=True)

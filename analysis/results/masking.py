@@ -18,6 +18,7 @@ class MaskScores:
         n_latents: mean number of latents in the lists; None for all latents.
         tokens_per_image: number of tokens per image on which the mean latent of the lists is above tau.
         draws: accuracy of each random draw; the other numbers are means over the draws.
+        loss, softmax_loss: as in `Scores`.
     """
 
     selection: str
@@ -31,6 +32,7 @@ class MaskScores:
     class_accuracy: float
     loss: float
     draws: tuple[float, ...] | None = None
+    softmax_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from actcache.schema import parse
 from actcache.seen import SeenImages
+from analysis.results.judge import JudgeFacts
 
 Row = Mapping[str, str | int | float | None]
 """A row of a table that people read: column name -> value."""
@@ -38,6 +39,8 @@ class Result:
 
     Attributes:
         seen: one for each run, and one for a choice of latents; None in results made before it was recorded.
+        judge: the classifier whose answers were counted. None where there is none, and in results made before there
+            was a choice: zero-shot, with the softmax loss.
     """
 
     KIND: ClassVar[str]
@@ -48,6 +51,7 @@ class Result:
     settings: Mapping[str, object]
     parents: Mapping[str, ResultParent]
     seen: tuple[SeenImages, ...] | None = field(default=None, kw_only=True)
+    judge: JudgeFacts | None = field(default=None, kw_only=True)
 
     def to_json(self) -> dict[str, object]:
         return {name: to_plain(getattr(self, each.name)) for name, each in _written(self)}
@@ -66,8 +70,14 @@ class Result:
         return []
 
     def notes(self) -> list[str]:
-        """What the command line says about images that were learned from, below all else."""
-        return [line for seen in self.seen or () for line in seen.lines()]
+        """What the command line says about the judge and about images that were learned from, below all else."""
+        judge = [] if self.judge is None else self.judge.lines()
+        return [*judge, *(line for seen in self.seen or () for line in seen.lines())]
+
+    @property
+    def judged_by(self) -> JudgeFacts:
+        """The judge, also of results that do not record it."""
+        return self.judge or JudgeFacts("zero-shot", "softmax")
 
 
 def _written(record: Any) -> list[tuple[str, Field[Any]]]:

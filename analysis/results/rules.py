@@ -54,7 +54,7 @@ class LearnedRules(Result):
         accuracy: against the labels. fidelity: against what the rules explain.
         coverage: share of images on which a rule fires.
         majority: share of the largest class.
-        model_accuracy: accuracy of the zero-shot answers that are explained. None where labels are.
+        model_accuracy: accuracy of the model's answers that are explained. None where labels are.
         default: the class of an image on which no rule fires.
     """
 

@@ -3,8 +3,8 @@
     b_i[s] = 1(latent s is above tau on at least m patches of image i)          PatchSAE equation 4, binary
     frog: latent 907 on >= 3 patches and not latent 12 on >= 3 patches  or  ...
 
-In: codes, and what the rules explain: the labels, or the model's own zero-shot classes. Out: rules with their accuracy
-(against labels), fidelity (against what they explain), coverage and size on the judging images.
+In: codes, and what the rules explain: the labels, or the classes that the model itself predicts. Out: rules with their
+accuracy (against labels), fidelity (against what they explain), coverage and size on the judging images.
 
 The latents that go with a class most (phi coefficient) are found by counting, shard by shard; only their columns are
 ever read image by image. How rules are made of them is in rules.py. An image takes the class of the most precise rule
@@ -17,7 +17,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from actcache import ParentMismatchError, SettingsError
 from actcache.options import identity_of
 from actcache.progress import Progress
-from actcache.seen import LearnedImages, SeenImages
+from actcache.seen import LearnedImages, Seen, SeenImages
 from analysis.concepts import ConceptTable
 from analysis.config import RulesConfig
 from analysis.intervals import wilson_interval
-from analysis.lineage import seen_in_codes
+from analysis.lineage import open_parents, seen_in_codes
 from analysis.naming import read_names
 from analysis.reduce import Pairs, Piece, Statistic, join_columns, reduce_shards
 from analysis.results import (
@@ -45,9 +45,11 @@ from analysis.results import (
 from analysis.rules.rules import Rule, RuleSet, choose_candidates, conjunction, learn_class, rank_rules
 from saetrain import CodeStore
 
+if TYPE_CHECKING:
+    from analysis.classifier import Answers, ProbeTraining  # torch
+
 JUDGE_SHARE = 0.2
 """The last images of the stored order, which is random, are judged where no other codes are given."""
-EXPLAINED = ("label", "zero-shot")
 
 
 @dataclass(frozen=True)
@@ -99,30 +101,42 @@ def learn_rules(
                 "Give the concepts that were made from these codes."
             )
         parents["concepts"], names = table.artifact, read_names(table)
-    head = describe_result(LearnedRules, identity_of(config), parents)
+    training, settings = None, identity_of(config)
+    settings.pop("probe_store", None)  # a parent
+    if config.explain == "probe" or (config.explain == "model" and config.probe_store is not None):
+        from analysis.classifier import choose_training
+
+        store = open_parents(learn)
+        training = choose_training(store, config, other=config.probe_store)
+        parents |= training.parents(store)
+    head = describe_result(LearnedRules, settings, parents)
     if (earlier := find_result(LearnedRules, out, head, overwrite=overwrite)) is not None:
         return earlier
 
     firing, report = Firing(config.tau, config.n_patches), on_progress
-    targets, labels = _explained(learn, config.explain)
+    labels = _read_labels(learn)
+    answers = None if config.explain == "label" else _ask_model(learn, config, training)
+    targets = labels if answers is None else answers.classes
     chosen, judged = _split(learn, targets, other)
     judged_codes, judged_targets = learn, targets
     if other is not None:
-        judged_codes = other
-        judged_targets, labels = _explained(other, config.explain)
+        judged_codes, labels = other, _read_labels(other)
+        answers = None if answers is None else _ask_model(other, config, answers.training)
+        judged_targets = labels if answers is None else answers.classes
         judged = other.valid & (judged_targets != "")
         if not judged.any():
             raise SettingsError(f"No image of {other.path} has a label to judge with. Give codes of labeled images.")
-    judged, seen = _leave_out(learn, chosen, judged_codes, judged, config)
+    judged, seen = _leave_out(learn, chosen, judged_codes, judged, config, None if answers is None else answers.seen)
     rules = _learn(learn, np.where(chosen, targets, ""), firing, config, report)
     fires = read_firing(judged_codes, rules.latents, firing, report)
     result = _judge(head, int(chosen.sum()), rules, fires, labels, judged_targets, judged, config, names)
-    return finish_result(out, replace(result, seen=(seen,)))
+    return finish_result(out, replace(result, seen=(seen,), judge=None if answers is None else answers.judge))
 
 
 def _leave_out(
-    learn: CodeStore, chosen: NDArray[np.bool_], judge: CodeStore, judged: NDArray[np.bool_], config: RulesConfig
-) -> tuple[NDArray[np.bool_], SeenImages]:
+    learn: CodeStore, chosen: NDArray[np.bool_], judge: CodeStore, judged: NDArray[np.bool_], config: RulesConfig,
+    by_probe: Seen | None,
+) -> tuple[NDArray[np.bool_], SeenImages]:  # fmt: skip
     """([I] images to judge on, without those that were learned from, and how many these were).
 
     Raises SettingsError if nothing is left.
@@ -130,6 +144,7 @@ def _leave_out(
     # positions tell the images of the same codes apart, so names are asked only about others
     named = judged if judge is not learn else np.zeros(judge.n_images, dtype=bool)
     seen = LearnedImages.of("rules", learn.images, chosen).find(judge.images, judged, named) | seen_in_codes(judge)
+    seen = seen if by_probe is None else seen | by_probe
     left, counted = seen.judge(np.flatnonzero(judged), config, str(judge.path))
     mask = np.zeros(judge.n_images, dtype=bool)
     mask[left] = True
@@ -139,8 +154,6 @@ def _leave_out(
 def _check(learn: CodeStore, other: CodeStore | None, config: RulesConfig) -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise SettingsError("Learning rules needs the package scikit-learn: pip install 'patchsae[quality]'.")
-    if config.explain not in EXPLAINED:
-        raise SettingsError(f"--explain must be {' or '.join(EXPLAINED)}, got {config.explain!r}.")
     most = learn.n_tokens - 1
     if config.n_patches > most:
         raise SettingsError(f"--n-patches must lie in 1..{most}, the patches of an image, got {config.n_patches}.")
@@ -156,16 +169,20 @@ def _check(learn: CodeStore, other: CodeStore | None, config: RulesConfig) -> No
         )
 
 
-def _explained(codes: CodeStore, explain: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """([I] the classes that rules explain, [I] the labels); "" for an image that has none."""
+def _read_labels(codes: CodeStore) -> NDArray[Any]:
+    """[I] the labels; "" for an image that has none."""
     labels = np.array(codes.images["label_name"].to_pylist(), dtype=object)
     if not labels.astype(bool).any():
         raise SettingsError(f"No image of {codes.path} has a label. Extract a folder of class folders, or a table.")
-    if explain == "label":
-        return labels, labels
+    return labels
+
+
+def _ask_model(codes: CodeStore, config: RulesConfig, training: "ProbeTraining | None") -> "Answers":
+    """The classes that the model predicts, which rules explain."""
     from analysis.classifier import predict_classes
 
-    return predict_classes(codes), labels
+    judge = "auto" if config.explain == "model" else config.explain
+    return predict_classes(codes, judge, config=config, training=training)
 
 
 def _split(

@@ -209,7 +209,9 @@ FIELDS: dict[str, Check] = {
     "tokens": OneOf(TOKENS), "templates": takes_templates, "template": takes_template, "not_in": Takes("acts"),
     "prompts": Reads("x.prompts or a checkpoint", folder=None), "masks": Reads("a folder of PNG masks", folder=True),
     "classes": OneOf(("all", "base", "novel")),
-    "explain": OneOf(("label", "zero-shot")), "score": OneOf(("mean", "max")), "where": takes_condition,
+    "explain": OneOf(("label", "model", "zero-shot", "probe", "head")),
+    "judge": OneOf(("auto", "zero-shot", "probe", "head")), "probe_store": Takes("acts"),
+    "probe_where": takes_condition, "score": OneOf(("mean", "max")), "where": takes_condition,
     "group": takes_condition, "versus": takes_condition, "chosen_where": takes_condition, "batch_size": at_least_one,
 }  # fmt: skip
 """Checks of the fields of configurations, by their names."""
@@ -218,7 +220,7 @@ FIELDS: dict[str, Check] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments that are missing, or were cut by the shell
 
-CONDITIONS = ("--where", "--group", "--versus", "--chosen-where")
+CONDITIONS = ("--where", "--group", "--versus", "--chosen-where", "--probe-where")
 _OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "=", "in", "not", "is", "and", "or")
 
 

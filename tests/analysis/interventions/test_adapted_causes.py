@@ -26,7 +26,7 @@ from analysis import (
     measure_steerability,
     set_latents,
 )
-from analysis.classifier.zero_shot import choose_classes, open_zero_shot
+from analysis.classifier import Classifier, choose_classes, open_judge
 from analysis.interventions.latent_choice import split_halves
 
 CPU = ModelOptions(device="cpu")
@@ -100,9 +100,11 @@ def _no_gradients() -> Any:
 def test_the_logits_are_those_of_whole_forward_passes_with_prompts(adapted: Adapted) -> None:
     store = open_stores(adapted.path)
     towers = open_towers(store.stores[0].artifact, device="cpu")
-    classifier = open_zero_shot(choose_classes(store, HookPoint(LAYER)), towers)
+    chosen = choose_classes(store, HookPoint(LAYER))
+    judge = open_judge("zero-shot", chosen, towers)
+    classifier = Classifier.of(chosen, towers.vision, judge)
     assert adapted.store.layout.n_extra == (len(adapted.vision[0]) if adapted.vision else 0)
-    torch.testing.assert_close(classifier.classes, adapted.texts, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(judge.classes, adapted.texts, rtol=1e-4, atol=1e-5)
     images = np.arange(75)
     x = classifier.read(images)
     assert x.shape[1] == 10 + adapted.store.layout.n_extra

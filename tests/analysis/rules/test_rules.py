@@ -16,8 +16,8 @@ from actcache import ParentMismatchError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact, digest
 from actcache.prompts import open_towers
 from analysis import RulesConfig, learn_rules
+from analysis.classifier import predict_classes
 from analysis.classifier.embeddings import embed_stored_images
-from analysis.classifier.zero_shot import predict_classes
 from analysis.results import RuleLiteral
 from analysis.rules.learning import Firing, count_classes, read_firing
 from analysis.rules.rules import Rule, RuleSet, choose_candidates, learn_class, rank_rules
@@ -167,7 +167,7 @@ def test_what_the_model_says_is_what_a_forward_pass_of_the_files_says(
     tmp_path: Path, tiny_codes: Path, tiny_store: Path, tiny_images: Path
 ) -> None:
     codes, store = CodeStore.open(tiny_codes), open_stores(tiny_store)
-    said = predict_classes(codes)
+    said = predict_classes(codes).classes
     towers = open_towers(store.stores[0].artifact)
     embedded = embed_stored_images(store, np.arange(store.n_images), vision=towers.vision, files=tiny_images)
     names = sorted(set(codes.images["label_name"].to_pylist()))
