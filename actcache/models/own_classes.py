@@ -25,12 +25,12 @@ def own_classes(vision: VisionTower) -> tuple[tuple[str, ...], ...]:
 
 def _imagenet_classes(module: Any, n_classes: int) -> tuple[tuple[str, ...], ...]:
     """The synsets and lemmas of the ImageNet subset that has this number of classes."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(module)
     if subset is None:
         return ((),) * n_classes
-    info = ImageNetInfo(subset)
+    info: Any = ImageNetInfo(subset)
     if info.num_classes() != n_classes:
         return ((),) * n_classes
     return tuple(_names(name, info.label_name_to_description(name)) for name in info.label_names())

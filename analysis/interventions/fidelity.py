@@ -19,7 +19,7 @@ from torch import Tensor
 
 from actcache import open_stores
 from actcache.progress import Progress
-from actcache.store import StoreGroup, Stores
+from actcache.store import StoreGroup, Stores, Tokens
 from analysis.classifier import Classifier, Outcome, Outcomes, Spliced
 from analysis.config import ModelOptions, StudyConfig
 from analysis.interventions.study import Study, run_study
@@ -85,7 +85,10 @@ def mean_tokens(classifier: Classifier, tokens: str) -> Tensor:
     """[t, D]: the mean activation of the kind of each replaced token over the whole store, from its records."""
     store, hook, vision = classifier.store, classifier.hook_point, classifier.vision
     n_patches = vision.n_tokens - len(vision.prefix)
-    counts = {"cls": int(tokens != "patch" and "cls" in vision.prefix), "patch": n_patches * (tokens != "cls")}
+    counts: dict[Tokens, int] = {
+        "cls": int(tokens != "patch" and "cls" in vision.prefix),
+        "patch": n_patches * (tokens != "cls"),
+    }
     means = [
         torch.from_numpy(store.statistics(hook, kind).mean).float().expand(n, -1) for kind, n in counts.items() if n
     ]
