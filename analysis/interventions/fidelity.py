@@ -83,16 +83,13 @@ def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[
 
 def mean_tokens(classifier: Classifier, tokens: str) -> Tensor:
     """[t, D]: the mean activation of the kind of each replaced token over the whole store, from its records."""
-    store, hook, vision = classifier.store, classifier.hook_point, classifier.vision
-    n_patches = vision.n_tokens - len(vision.prefix)
-    counts: dict[Tokens, int] = {
-        "cls": int(tokens != "patch" and "cls" in vision.prefix),
-        "patch": n_patches * (tokens != "cls"),
-    }
-    means = [
-        torch.from_numpy(store.statistics(hook, kind).mean).float().expand(n, -1) for kind, n in counts.items() if n
-    ]
-    return torch.cat(means).to(vision.device)
+    store, has_cls = classifier.store, "cls" in classifier.vision.prefix
+    kinds: tuple[Tokens, ...] = ("cls",) if tokens == "cls" else ("patch",)
+    if tokens == "all" and has_cls:
+        kinds = ("cls", "patch")
+    means = [torch.from_numpy(store.statistics(classifier.hook_point, each).mean).float() for each in kinds]
+    rows = [mean.expand(store.n_read_tokens(each), -1) for each, mean in zip(kinds, means, strict=True)]
+    return torch.cat(rows).to(classifier.vision.device)
 
 
 def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:

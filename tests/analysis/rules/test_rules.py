@@ -202,7 +202,7 @@ def test_the_same_call_twice_returns_the_file(tmp_path: Path, learned_from: Code
 
 def test_bad_input_is_named(tmp_path: Path, learned_from: CodeStore) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"explain": "teacher"}, "--explain must be label or zero-shot, got 'teacher'"),
+        ({"explain": "teacher"}, "--explain must be one of label, model, zero-shot, probe, head, got 'teacher'"),
         ({"n_patches": 0}, "--n-patches must be at least 1"),
         ({"n_patches": 7}, r"--n-patches must lie in 1\.\.6"),
         ({"n_candidates": 0}, "--n-candidates must be at least 1"),
