@@ -6,16 +6,13 @@ from typing import Any
 from actcache.models.vision import VisionTower
 
 
-def own_classes(vision: VisionTower) -> tuple[tuple[str, ...], ...]:
-    """For each class of the model's own classifier the names it is known by; () for a model without a classifier.
+def own_classes(vision: VisionTower, n_classes: int) -> tuple[tuple[str, ...], ...]:
+    """For each class of the model's own classifier the names it is known by.
 
     A class has no names where nothing names the classes of this checkpoint.
     """
     module = vision.visual
-    n_classes = int(getattr(module, "num_classes", 0) or 0)
-    if not n_classes or not hasattr(module, "pretrained_cfg"):
-        return ()
-    config = dict(module.pretrained_cfg or {})
+    config = dict(getattr(module, "pretrained_cfg", None) or {})
     listed = config.get("label_names")
     if isinstance(listed, Sequence) and not isinstance(listed, str) and len(listed) == n_classes:
         said = config.get("label_descriptions") or {}

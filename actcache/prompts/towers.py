@@ -168,11 +168,13 @@ class Towers(NamedTuple):
 
     Attributes:
         text_tower: None where the model has none; `text` refuses such a model.
+        n_classes: number of classes of the checkpoint's own classifier, whose logits the head gives; 0 if it has none.
     """
 
     vision: VisionTower
     text_tower: TextTower | None
     prompts: Prompts | None = None
+    n_classes: int = 0
 
     @property
     def text(self) -> TextTower:
@@ -245,4 +247,4 @@ def open_towers(
     text = make_text_tower(clip, device=device) if has_text else None  # this moves the whole module
     vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
     adapted = adapted.to(vision.device) if adapted else None
-    return Towers(prompt_vision(vision, adapted), text, adapted)
+    return Towers(prompt_vision(vision, adapted), text, adapted, getattr(clip, "classes", 0))

@@ -49,7 +49,7 @@ class OwnJudge:
 
 def open_own_judge(images: ClassifiedImages, towers: Towers) -> OwnJudge:
     """Raises SettingsError: the checkpoint has no classifier, or a class is none of its classes or that of another."""
-    path, classes = images.store.path, own_classes(towers.vision)
+    path, classes = images.store.path, own_classes(towers.vision, towers.n_classes)
     if not classes:
         raise SettingsError(
             f"The model of {path} has no classifier of its own. Judge with --judge probe, or take weights that were "
