@@ -117,10 +117,11 @@ def draw_comparison(
         say=say,
         percent=lambda value: "n/a" if value is None else f"{100 * value:.1f} %",
     )
+    seeds = f"; mean of {n_seeds} seeds, with other halves and draws" if n_seeds != 1 else ""
     text = (
         f"{method} prompts at {comparison.hook_point}, {len(comparison.classes)} classes. Latents were chosen on "
         f"{comparison.n_chosen:,} images and judged on {comparison.n_judged:,} others"
-        f"{f'; mean of {n_seeds} seeds, with other halves and draws' if n_seeds != 1 else ''}."
+        f"{seeds}.{comparison.judged_by.say()}"
     )
     return Section(f"What {method} changed", text, [], [], more)
 
