@@ -29,7 +29,7 @@ _LARGEST = 0x7BFF
 
 
 def has_zeros(values: NDArray[np.float16]) -> bool:
-    """Whether one of the values, which are not negative, is 0. By their bits: 0.02 ns each, `values.all()` takes 1.05."""
+    """Whether one of the values, which are not negative, is 0. Their bits tell it in 0.02 ns each, `all()` in 1.05."""
     return bool(values.size) and int(values.view(np.uint16).min()) == 0
 
 
