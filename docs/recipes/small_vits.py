@@ -43,7 +43,7 @@ SIGLIP: dict[str, Any] = {
     },
 }  # fmt: skip
 """The towers of ViT-B-16-SigLIP, but for a small text tower with CLIP's tokenizer, which needs no download."""
-N_EPOCHS, BATCH_SIZE, LR = 40, 128, 1e-3
+N_EPOCHS, BATCH_SIZE, LR = 20, 128, 1e-3
 
 
 def main(cifar10: Path, out: Path) -> None:
