@@ -1,0 +1,43 @@
+"""Every architecture of open_clip: taken apart with the bits of the model's own forward, or refused with the reason."""
+
+import open_clip
+import pytest
+import torch
+from every_tower import check
+from open_clip.model import _build_vision_tower
+from small_towers import add_noise, make_open_clip, timm_families
+
+from actcache.errors import ModelError
+from actcache.models.refusals import ACCEPTED, REFUSED, check_tower
+
+CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+
+
+def is_plain(config: dict[str, dict[str, object]]) -> bool:
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return timm_families()[str(vision["timm_model_name"])] in ACCEPTED
+    return not isinstance(vision["layers"], list)
+
+
+NAMES = [name for name, config in CONFIGS.items() if is_plain(config)]
+OTHERS = [name for name in CONFIGS if name not in NAMES]
+N_PARTS = 4
+
+
+@pytest.mark.parametrize("part", range(N_PARTS))
+def test_every_vit_is_taken_apart_bit_for_bit(part: int) -> None:
+    names = NAMES[part::N_PARTS]
+    assert names
+    for name in names:
+        check(add_noise(make_open_clip(name)), name)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_architecture_is_refused_with_a_reason(name: str) -> None:
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"])
+    with pytest.raises(ModelError, match=r"cannot be used: it .*Choose a plain ViT") as raised:
+        check_tower(visual)
+    assert any(reason in str(raised.value) for reason in REFUSED.values())
