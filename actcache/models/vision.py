@@ -7,6 +7,7 @@ in float32 and not compiled, every hook point equals the output of the library's
 `head(run_blocks(embed(x), 0, n_layers))` equals its `visual(x)`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -269,7 +270,7 @@ def make_vision_tower(clip: Clip, *, precision: str = "auto", device: str = "aut
     """
     target = choose_device(device)
     module = getattr(clip.module, "visual", clip.module)
-    return VisionTower(
+    tower = VisionTower(
         body=take_apart(module.requires_grad_(False).eval().to(target), clip.preprocess.size),
         model_id=clip.model_id,
         preprocess=clip.preprocess,
@@ -277,6 +278,11 @@ def make_vision_tower(clip: Clip, *, precision: str = "auto", device: str = "aut
         device=target,
         precision=choose_precision(precision, target),
     )
+    if tower.precision == "bfloat16" and any("RmsNorm" in type(part).__name__ for part in tower.blocks[0].modules()):
+        with warnings.catch_warnings():  # torch says once that weights are float32 and inputs bfloat16, which we want
+            warnings.simplefilter("ignore")
+            tower.run(torch.zeros(1, 3, *tower.image_size), [HookPoint(0)])
+    return tower
 
 
 @torch.no_grad()

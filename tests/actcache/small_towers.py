@@ -20,8 +20,7 @@ from timm.models.vitamin import VitCfg, VitConvCfg
 from torch import Tensor, nn
 
 from actcache import HookPoint
-from actcache.models import VisionTower
-from actcache.models.anatomy import take_apart
+from actcache.models import VisionTower, make_vision_tower, take_apart
 
 GRID = 4, 5
 """Rows and columns of patches, where a tower takes any."""
@@ -102,11 +101,11 @@ def add_noise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def make_tower(module: nn.Module, **fields: Any) -> VisionTower:
-    """A module as a tower, without a name or preprocessing."""
-    plain: dict[str, Any] = {"preprocess": None, "transform": None, "model_id": ""}
-    options = {"device": torch.device("cpu"), "precision": "float32", **plain, **fields}
-    return VisionTower(body=take_apart(module), **options)
+def make_tower(module: Any, size: tuple[int, int] | None = None, precision: str = "float32") -> VisionTower:
+    """A module as a tower that is fed images of this size, by default of the size that it declares."""
+    size = size or take_apart(module).image_size
+    model: Any = SimpleNamespace(module=module, model_id="", preprocess=SimpleNamespace(size=size), transform=None)
+    return make_vision_tower(model, precision=precision, device="cpu")
 
 
 def make_pixels(tower: VisionTower, n: int = 2) -> Tensor:
