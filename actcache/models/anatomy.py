@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -102,9 +103,13 @@ def take_apart(module: Any, image_size: tuple[int, int] | None = None) -> Body:
         body = _take_apart_native(module) if type(module) is NATIVE else _take_apart_timm(module, blank)
         x = body.embed(blank)
         output = body.head(blank.new_zeros(1, body.n_tokens, body.d_model))
-    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:  # a size, or another version of timm
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise _wrong_size(name, size, declared, reason) from error
+    except (AssertionError, RuntimeError) as error:  # timm asserts a size, torch cannot add positions
+        raise _wrong_size(name, size, declared, _shorten(error)) from error
+    except (AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{name} of timm {timm.__version__} cannot be taken apart: {_shorten(error)}. Other versions make it in "
+            "another way; install a newer one."
+        ) from error
     if 0 in body.grid:
         raise _wrong_size(name, size, declared, "they are smaller than one patch")
     check_tokens(body, x)
@@ -114,6 +119,10 @@ def take_apart(module: Any, image_size: tuple[int, int] | None = None) -> Body:
             "Choose a model that pools its tokens."
         )
     return replace(body, image_size=size, embed_dim=output.shape[1])
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def _wrong_size(name: str, size: tuple[int, int], declared: tuple[int, int], reason: str) -> ModelError:

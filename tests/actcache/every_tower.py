@@ -1,9 +1,10 @@
 """What must hold for a tower of any name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from small_towers import make_pixels, make_tower, watch
+from small_towers import add_noise, make_pixels, make_tower, watch
 from torch import Tensor, nn
 
 from actcache import HookPoint
@@ -12,6 +13,17 @@ from actcache.models import VisionTower
 
 CONVOLUTIONAL_STEMS = "HybridEmbed"
 """A patch's pixels reach several tokens, except in MobileCLIP-B, whose kernels do not overlap."""
+
+
+def check_all(names: list[str], make: Callable[[str], nn.Module]) -> None:
+    """Build one tower after the other and check it; whatever fails, the tower is named."""
+    assert names
+    for name in names:
+        try:
+            check(add_noise(make(name)), name)
+        except Exception as error:
+            error.add_note(f"This was {name}.")
+            raise
 
 
 @torch.no_grad()

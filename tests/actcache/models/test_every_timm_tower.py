@@ -5,8 +5,8 @@ import re
 import pytest
 import timm
 import torch
-from every_tower import check
-from small_towers import add_noise, make_timm, timm_families
+from every_tower import check_all
+from small_towers import make_timm, timm_families
 
 from actcache.errors import ModelError
 from actcache.models.refusals import ACCEPTED, REFUSED, check_family, check_tower
@@ -18,10 +18,7 @@ N_PARTS = 12
 
 @pytest.mark.parametrize("part", range(N_PARTS))
 def test_every_vit_is_taken_apart_bit_for_bit(part: int) -> None:
-    names = NAMES[part::N_PARTS]
-    assert names
-    for name in names:
-        check(add_noise(make_timm(name)), name)
+    check_all(NAMES[part::N_PARTS], make_timm)
 
 
 def test_every_other_name_is_refused_with_a_reason() -> None:
