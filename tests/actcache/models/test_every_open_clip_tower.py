@@ -11,6 +11,12 @@ from actcache.errors import ModelError
 from actcache.models.refusals import ACCEPTED, REFUSED, check_tower
 
 CONFIGS = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+LACKING = {
+    name
+    for name, config in CONFIGS.items()
+    if config["vision_cfg"].get("timm_model_name", "test_vit") not in timm_families()
+}
+"""open_clip also lists architectures for which an older timm has no trunk."""
 
 
 def is_plain(config: dict[str, dict[str, object]]) -> bool:
@@ -20,8 +26,8 @@ def is_plain(config: dict[str, dict[str, object]]) -> bool:
     return not isinstance(vision["layers"], list)
 
 
-NAMES = [name for name, config in CONFIGS.items() if is_plain(config)]
-OTHERS = [name for name in CONFIGS if name not in NAMES]
+NAMES = [name for name, config in CONFIGS.items() if name not in LACKING and is_plain(config)]
+OTHERS = [name for name in CONFIGS if name not in {*NAMES, *LACKING}]
 N_PARTS = 4
 
 

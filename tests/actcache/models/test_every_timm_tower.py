@@ -32,7 +32,10 @@ def test_every_other_name_is_refused_with_a_reason() -> None:
 @pytest.mark.parametrize("family", sorted(set(FAMILIES.values()) - set(ACCEPTED)))
 def test_a_model_of_a_refused_family_is_refused_by_its_class(family: str) -> None:
     name = min((name for name in FAMILIES if FAMILIES[name] == family), key=len)
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False)
+    except NotImplementedError:  # RegNet of an older timm computes its widths on the device
         model = timm.create_model(name, pretrained=False)
     with pytest.raises(ModelError, match=f"^{type(model).__name__} cannot be used: it ") as raised:
         check_tower(model)
