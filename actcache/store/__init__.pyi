@@ -13,9 +13,9 @@ from .image_table import (
     read_images,
     table_errors,
 )
-from .layout import StoreLayout, choose_shape
+from .layout import StoreLayout, Tokens, choose_shape
 from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
-from .reader import ActivationStore, Tokens
+from .reader import ActivationStore
 from .settings import StoreSettings
 from .shard_files import aligned_empty
 from .verification import FOREIGN, LINK, Verification, verify
