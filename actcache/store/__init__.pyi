@@ -2,7 +2,7 @@ from .beside_seal import read_signed_table, sign_table
 from .channel_statistics import ChannelStatistics
 from .codecs import check_codec, check_dtype
 from .description import describe
-from .group import StoreGroup, Stores, open_stores, read_extra
+from .group import StoreGroup, Stores, open_stores
 from .image_statistics import statistics_of_images
 from .image_table import (
     CONTENT_FILE,
@@ -48,7 +48,6 @@ __all__ = [
     "load_images",
     "open_stores",
     "read_column",
-    "read_extra",
     "read_images",
     "read_signed_table",
     "recorded_list",

@@ -155,6 +155,13 @@ class StoreGroup:
         n_tokens = self.layout.n_registers
         return self._read(ActivationStore.read_registers, n_tokens, layer, images, out, {"check": check})
 
+    def read_extra(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Like ActivationStore.read_extra, with images numbered across all stores."""
+        return self._read(ActivationStore.read_extra, self.layout.n_extra, layer, images, out, {"check": check})
+
     def read_stream(
         self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
         check: bool = False,
@@ -196,35 +203,3 @@ def open_stores(stores: "Stores | StoreGroup") -> StoreGroup:
 
 def _numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name} {index + 1}"
-
-
-def read_extra(
-    store: ActivationStore | StoreGroup,
-    layer: int | HookPoint | None = None,
-    *,
-    images: Images = slice(None),
-) -> NDArray[Any]:
-    """The prompt tokens behind the patches, [I, n_extra, D] in the store's dtype; of a plain model [I, 0, D].
-
-    Args:
-        images: stored positions, in any order.
-
-    Raises:
-        CorruptError: a shard is missing or short, or differs from what was written.
-    """
-    chosen = np.arange(store.n_images)[images]
-    out = np.empty((len(chosen), store.layout.n_extra, store.layout.d_model), dtype=store.dtype)
-    if not store.layout.n_extra:
-        return out
-    members = store.stores if isinstance(store, StoreGroup) else (store,)
-    first = 0
-    for member in members:
-        size = member.layout.chunk_images
-        chunk = np.empty((size, member.layout.n_extra, member.layout.d_model), dtype=member.dtype)
-        mine = np.flatnonzero((chosen >= first) & (chosen < first + member.n_images))
-        blocks, rows = np.divmod(chosen[mine] - first, size)
-        for block in np.unique(blocks).tolist():
-            member.read_chunk(layer, block, 0, chunk, array="extra", check=member.checks_cheaply)
-            out[mine[blocks == block]] = chunk[rows[blocks == block]]
-        first += member.n_images
-    return out

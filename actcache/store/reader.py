@@ -175,25 +175,25 @@ class ActivationStore:
         return self._read(layer, parts, self.layout.n_read_tokens(tokens), images, out, check)
 
     def read_registers(
-        self,
-        layer: int | HookPoint | None = None,
-        *,
-        images: Images = slice(None),
-        out: NDArray[Any] | None = None,
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
         check: bool = False,
-    ) -> NDArray[Any]:
+    ) -> NDArray[Any]:  # fmt: skip
         """The special tokens other than CLS, [I, R, D], in the order of the prefix. Arguments and errors as `read`."""
         n = self.layout.n_registers
         return self._read(layer, [("registers", slice(0, n))] if n else [], n, images, out, check)
 
-    def read_stream(
-        self,
-        layer: int | HookPoint | None = None,
-        *,
-        images: Images = slice(None),
-        out: NDArray[Any] | None = None,
+    def read_extra(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
         check: bool = False,
-    ) -> NDArray[Any]:
+    ) -> NDArray[Any]:  # fmt: skip
+        """The prompt tokens of an adapted model, [I, n_extra, D]. Arguments and errors as `read`."""
+        n = self.layout.n_extra
+        return self._read(layer, [("extra", slice(0, n))] if n else [], n, images, out, check)
+
+    def read_stream(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
         """Everything that the next block takes, [I, T, D] in the order of the tower: CLS, registers, patches and prompt
         tokens, those that there are. Arguments and errors as `read`.
         """

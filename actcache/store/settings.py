@@ -22,7 +22,7 @@ from actcache.store.shard_files import shard_path
 _ADVICE = "docs/reference/format.md lists what is expected."
 _POSITIVE = {"at_least": 1}
 
-CLS_ALONE = ("cls",)
+CLS_ALONE: tuple[Literal["cls"]] = ("cls",)
 """The prefix that the format had before it was a setting; it is not written, so that ids stay."""
 
 

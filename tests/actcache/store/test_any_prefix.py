@@ -30,7 +30,7 @@ from actcache import (
 from actcache.artifacts import begin_artifact, file_digest, open_artifact
 from actcache.artifacts.files import digest, encode_json
 from actcache.artifacts.opening import Parent, artifact_id
-from actcache.store import StoreLayout, read_extra, seal_store, statistics_of_images
+from actcache.store import StoreLayout, seal_store, statistics_of_images
 
 HOOKS = ["blocks.3.hook_resid_post", "blocks.7.hook_resid_post"]
 PREFIXES = ([], ["cls"], ["reg"], ["cls", "dist"], ["cls", "reg", "reg", "reg", "reg"], ["reg", "dist", "reg"])
@@ -75,7 +75,7 @@ def test_every_way_of_reading_gives_every_token_from_its_place(
                 )
                 np.testing.assert_array_equal(registers, x[chosen, n_cls:first])
                 np.testing.assert_array_equal(stream, x[chosen])
-            np.testing.assert_array_equal(read_extra(store, hook, images=chosen), x[chosen, first + n_patches :])
+            np.testing.assert_array_equal(store.read_extra(hook, images=chosen), x[chosen, first + n_patches :])
         layout = store.layout
         block = np.empty(layout.chunk_shape("patches"), store.dtype)
         last = layout.n_images - (-(-n_images // layout.chunk_images) - 1) * layout.chunk_images

@@ -109,8 +109,8 @@ def test_xarray_opens_a_hook_point_as_a_dataset_with_named_dimensions(store: Sto
             if (hook, "registers") in expected:
                 sizes["register"] = expected[hook, "registers"].shape[1]
             assert dict(dataset.sizes) == sizes
-            assert set(dataset.data_vars) == {name for of, name in expected if of == hook}
-            for name in dataset.data_vars:
+            assert set(dataset.variables) == {name for of, name in expected if of == hook}
+            for name in dataset.variables:
                 assert dataset[name].dims == DIMENSIONS[name]
                 same(dataset[name].values, expected[hook, name])
             same(dataset["patches"].isel(image=slice(20, 70), patch=3).values, expected[hook, "patches"][20:70, 3])
