@@ -82,6 +82,5 @@ def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
     """
     directions = (sae.decoder / sae.scale).to(vision.device)
     parts = torch.split(directions, BLOCK_LATENTS)
-    # as every special token and as a patch: a head takes CLS, the mean of the patches, or asks both
-    n_tokens = len(vision.prefix) + 1
-    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, n_tokens, -1)), dim=1).cpu() for part in parts])
+    # as CLS and as a patch: a head takes CLS, or the mean of the patches
+    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, 2, -1)), dim=1).cpu() for part in parts])
