@@ -150,7 +150,7 @@ def plan_extraction(
             shard_images=shard_images,
             n_extra=tower.n_extra,
             itemsize=check_dtype(config.dtype).itemsize,
-            prefix=tower.prefix,
+            prefix=getattr(tower, "prefix", ("cls",)),
         ),
         patch_size=_patch_size(tower),
         seed=config.seed,

@@ -86,8 +86,6 @@ class VisionTower:
         rows, columns = self.visual.grid_size
         return int(rows), int(columns)
 
-    prefix = ("cls",)  # kinds of the special tokens, in the order of the stream
-
     @property
     def n_tokens(self) -> int:
         """CLS and patches, without prompt tokens."""
