@@ -33,7 +33,7 @@ def encode_places(
 
 def write_places(
     path: Path, prefix: Sequence[str], *, n_images: int = 40, grid: tuple[int, int] = (2, 3), n_extra: int = 0,
-    failed: dict[int, str] | None = None, n_shards: int | None = None, **other: Any,
+    failed: dict[int, str] | None = None, n_shards: int | None = None, tidy: bool = True, **other: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A store of these values; returns the fields of its settings."""
     fields = make_settings(n_images, grid=list(grid), d_model=D_MODEL, n_extra=n_extra, **other)
@@ -43,7 +43,7 @@ def write_places(
         hook: encode_places(n_images, prefix, grid, n_extra, number).astype(fields["dtype"])
         for number, hook in enumerate(fields["hook_points"])
     }
-    write_store(path, fields, failed=failed, n_shards=n_shards, values=values)
+    write_store(path, fields, failed=failed, n_shards=n_shards, tidy=tidy, values=values)
     return fields
 
 
