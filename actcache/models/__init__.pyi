@@ -1,3 +1,4 @@
+from .anatomy import take_apart
 from .clip import Clip, hash_tensors, load_clip
 from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
 from .own_classes import own_classes
@@ -20,4 +21,5 @@ __all__ = [
     "make_vision_tower",
     "own_classes",
     "read_templates",
+    "take_apart",
 ]

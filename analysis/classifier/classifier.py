@@ -2,7 +2,7 @@
 
 Only the blocks after the hook point run, then the judge reads the stream. Promises: with unchanged activations the
 logits are those of a full forward pass, up to the rounding of the stored dtype.
-Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's prompt tokens), D d_model, C classes.
+Shapes: B images of a batch, T tokens (special tokens, patches, prompts), D d_model, C classes.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from actcache.models import VisionTower
 from actcache.store import StoreGroup
 from analysis.classifier.judge import Judge
 from analysis.classifier.labeled_images import ClassifiedImages
-from analysis.classifier.streams import Part, read_stream, stream_part
+from analysis.classifier.streams import read_stream
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,6 @@ class Classifier:
     def images(self) -> NDArray[np.int64]:
         """Stored positions of the selected images."""
         return np.flatnonzero(self.labels >= 0)
-
-    def part(self, tokens: str) -> Part:
-        """Where the tokens of a kind lie in the stream, see `stream_part`."""
-        return stream_part(self.vision, tokens)
 
     def read(self, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """The stream at the hook point, [B, T, D] float32 on the model's device."""

@@ -82,11 +82,9 @@ def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[
 
 
 def mean_tokens(classifier: Classifier, tokens: str) -> Tensor:
-    """[t, D]: the mean activation of the kind of each replaced token over the whole store, from its records."""
-    store, has_cls = classifier.store, "cls" in classifier.vision.prefix
-    kinds: tuple[Tokens, ...] = ("cls",) if tokens == "cls" else ("patch",)
-    if tokens == "all" and has_cls:
-        kinds = ("cls", "patch")
+    """[t, D]: for each token that is replaced, the mean activation of its kind over the whole store, from records."""
+    store, kind = classifier.store, classifier.store.layout.token_kind(tokens)
+    kinds: tuple[Tokens, ...] = ("cls", "patch") if kind == "all" else (kind,)
     means = [torch.from_numpy(store.statistics(classifier.hook_point, each).mean).float() for each in kinds]
     rows = [mean.expand(store.n_read_tokens(each), -1) for each, mean in zip(kinds, means, strict=True)]
     return torch.cat(rows).to(classifier.vision.device)

@@ -62,9 +62,9 @@ class Study:
         self, images: NDArray[np.int64], on_progress: Progress | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Spliced]]:
         """Images with their encoded stream; `on_progress` is called once the caller is done with a batch."""
-        where = self.classifier.part(self.tokens)
         for part in batches(images, self.batch_size, on_progress):
-            yield part, splice(self.sae, self.classifier.read(part), where)
+            stream = self.classifier.read(part)
+            yield part, splice(self.sae, stream, self.classifier.store.layout, self.tokens)
 
     @property
     def facts(self) -> tuple[str, str, str]:
@@ -151,7 +151,7 @@ def choose_study_images(
     `Seen.judge` and `ProbeTraining.of`.
     """
     run.check_store(store)
-    choose_tokens(run, config.tokens)
+    choose_tokens(run, store.layout, config.tokens)
     seen = find_seen(store, [run])
     kept = seen if training is None else seen | training.seen_in(store)
     choose = partial(
@@ -173,7 +173,8 @@ def open_study(
     judge = open_judge(kind, images.classified, towers, probe=probe)
     classifier = Classifier.of(images.classified, towers.vision, judge)
     sae = run.sae().to(classifier.vision.device)
-    return Study(run, images.seen, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
+    tokens = choose_tokens(run, classifier.store.layout, config.tokens)
+    return Study(run, images.seen, sae, towers, classifier, config, tokens, batch_size)
 
 
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
