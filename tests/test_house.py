@@ -26,11 +26,11 @@ ORDER = {
 
 LIBRARIES = {
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
-    "actcache/models": "huggingface_hub open_clip safetensors torch",
+    "actcache/models": "huggingface_hub open_clip safetensors timm torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",
-    "actcache/extraction": "open_clip torch torchvision",
+    "actcache/extraction": "torch torchvision",
     "actcache/demo": "PIL open_clip safetensors torch",
     "saetrain/distributed": "torch",
     "saetrain/model": "safetensors torch",

@@ -92,24 +92,29 @@ def native_names() -> list[str]:
 
 def test_a_bare_file_of_weights_says_which_preprocessing_is_assumed(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"not read here")
-    keys, assumed = ("mean", "std", "interpolation", "resize_mode"), []
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    assumed, refused_names = list[str](), list[str]()
     usual = open_clip.transform.PreprocessCfg()
     for name in native_names():
         tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
         known = {tuple(tuple(tag[key]) if key in ("mean", "std") else tag[key] for key in keys) for tag in tags}
+        if len(known) > 1:
+            with pytest.raises(ModelError, match=f"{name} differ in it.*--preprocess"):
+                resolve_model(name, str(tmp_path / "weights.pt"))
+            refused_names.append(name)
+            continue
         source = resolve_model(name, str(tmp_path / "weights.pt"))
         mine = tuple(getattr(source.preprocess, key) for key in keys)
-        default = tuple(getattr(usual, key) for key in keys)
-        assert mine == (known.pop() if len(known) == 1 else default), name
+        assert mine == known.pop(), name
         if source.notes:
             assumed.append(name)
-            assert "preprocess_cfg" in source.notes[0]  # how to give another
+            assert "--preprocess" in source.notes[0]  # how to give another
             assert all(str(value) in source.notes[0] for value in mine[2:])
         else:
-            assert mine == default
-            assert not known - {default}
-    assert {"ViT-L-14-CLIPA", "ViT-H-14-378-quickgelu", "ViT-L-14"} <= set(assumed)
+            assert mine == tuple(getattr(usual, key) for key in keys)
+    assert {"ViT-L-14-CLIPA", "ViT-H-14-378-quickgelu"} <= set(assumed)
     assert "ViT-B-32" not in assumed
+    assert "ViT-L-14" in refused_names
 
 
 def test_a_store_keeps_the_preprocessing_it_was_made_with(
