@@ -112,7 +112,7 @@ def _construct(make: Callable[[], Any], name: str, library: str, seed: int | Non
 def check_built(module: Any, name: str) -> None:
     """Raise ModelError if a module, built without memory, is larger than this machine's, or has no patches."""
     tower = getattr(module, "visual", module)
-    patches = getattr(getattr(tower, "trunk", tower), "patch_embed", None)
+    patches: Any = getattr(getattr(tower, "trunk", tower), "patch_embed", None)
     if 0 in (getattr(patches, "grid_size", None) or ()):
         size = " x ".join(str(side) for side in patches.img_size)
         raise ModelError(f"--model {name}: images of {size} are smaller than a patch. Give a larger --image-size.")

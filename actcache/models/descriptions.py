@@ -16,8 +16,7 @@ from actcache.errors import ModelError
 from actcache.models import transformers_clip, transformers_vision
 from actcache.models.architecture import check_architecture, image_size
 from actcache.models.hub import fetch_file
-from actcache.models.preprocessing import CONFIG as OPEN_CLIP
-from actcache.models.preprocessing import MAX_JSON, check_fields, read_timm
+from actcache.models.preprocessing import CONFIG, MAX_JSON, check_fields, read_timm
 from actcache.models.timm_names import PREFIX as TIMM
 from actcache.models.timm_names import TimmName, find_name, read_config
 from actcache.models.weight_files import HUB, LOCAL
@@ -52,7 +51,7 @@ class Description:
 
 def describe(model: str) -> Description:
     own = model.removeprefix(TIMM)
-    files = (OPEN_CLIP, TRANSFORMERS) if own == model else (TRANSFORMERS,)
+    files = (CONFIG, TRANSFORMERS) if own == model else (TRANSFORMERS,)
     if own.startswith(HUB):
         repo = own.removeprefix(HUB)
         return describe_file(fetch_file(repo, files), model, repo=repo)
@@ -62,7 +61,7 @@ def describe(model: str) -> Description:
             raise ModelError(f"--model {model}: there is no folder {folder}. Give the folder of {files[0]}.")
         file = next((folder / name for name in files if (folder / name).is_file()), None)
         if file is None:
-            what = f"neither {OPEN_CLIP} nor {TRANSFORMERS} of" if own == model else f"no {TRANSFORMERS} of timm or of"
+            what = f"neither {CONFIG} nor {TRANSFORMERS} of" if own == model else f"no {TRANSFORMERS} of timm or of"
             raise ModelError(f"--model {model}: the folder has {what} a model that is known. Name its folder.")
         return describe_file(file, folder.name or str(folder), folder=folder)
     if own.endswith(".json"):

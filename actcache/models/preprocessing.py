@@ -114,10 +114,11 @@ def _read_file(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(f"--preprocess {file} cannot be read as JSON: {reason}. Copy the file again.") from error
-    inner = fields.get("preprocess_cfg", fields.get("pretrained_cfg", fields)) if isinstance(fields, dict) else None
+    outer: dict[str, Any] = fields if isinstance(fields, dict) else {}
+    inner: Any = outer.get("preprocess_cfg", outer.get("pretrained_cfg", fields))
     if not isinstance(inner, dict):
         raise ModelError(f"--preprocess {file} holds no object. Expected mean, std, interpolation and so on.")
-    if inner is fields.get("pretrained_cfg"):
+    if inner is outer.get("pretrained_cfg"):
         return read_timm(inner)
     if not inner.get("crop_pct", 1):  # timm would take its default
         raise ModelError(f"--preprocess {file} has crop_pct {ascii(inner['crop_pct'])[:40]}. Expected 0.1 to 1.")

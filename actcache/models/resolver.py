@@ -25,8 +25,9 @@ import open_clip
 
 from actcache.errors import ModelError
 from actcache.models.architecture import TEXT, VISION, context_length, has_quick_gelu, image_size
-from actcache.models.descriptions import OPEN_CLIP, PREPROCESSOR, TRANSFORMERS, Description, describe, describe_file
+from actcache.models.descriptions import PREPROCESSOR, TRANSFORMERS, Description, describe, describe_file
 from actcache.models.preprocessing import (
+    CONFIG,
     DEFAULT,
     assume_preprocess,
     find_preprocess,
@@ -122,9 +123,9 @@ def _find_weights(described: Description, model: str, pretrained: str | None) ->
         pretrained = found.tag
     elif pretrained is None:
         pretrained = model.removeprefix(TIMM) if described.repo is not None else f"{LOCAL}{described.folder}"
+    if found is None and not Path(pretrained).is_file() and (tag := open_clip.get_pretrained_cfg(name, pretrained)):
+        check_quick_gelu(name, has_quick_gelu(described.config), pretrained, bool(tag.get("quick_gelu", False)))
     weights = find_weights(name, pretrained, found)
-    if found is None and weights.tag:
-        check_quick_gelu(name, has_quick_gelu(described.config), pretrained, bool(weights.tag.get("quick_gelu", False)))
     if found is not None and found.tag and weights.tag and pretrained != found.tag:
         raise ModelError(
             f"--model {TIMM}{described.name} names the tag {found.tag}, but --pretrained names {pretrained}. Leave one "
@@ -144,7 +145,7 @@ def _beside(weights: WeightFile, described: Description) -> Description | None:
     folder = weights.file.absolute().parent
     if described.folder is not None and described.folder.absolute() == folder:
         return None
-    for name in (OPEN_CLIP, TRANSFORMERS):
+    for name in (CONFIG, TRANSFORMERS):
         if (folder / name).is_file():
             try:
                 other = describe_file(folder / name, f"{name} beside {weights.file.name}")

@@ -20,6 +20,7 @@ from actcache.errors import ModelError
 from actcache.models.building import Trunk, build_timm, check_built
 from actcache.models.checkpoint import Weights, check_tensors, read_weights
 from actcache.models.timm_names import TimmName
+from actcache.models.transformers_tensors import FOREIGN
 
 Tensors = dict[str, Tensor]
 
@@ -92,7 +93,7 @@ def fit_tensors(weights: Weights, module: Any, trunk: Trunk, file: str, shown: s
     if head is not None and head.ndim == 2 and head.shape[1] != width:
         left |= {name: fitted.pop(name) for name in ("head.weight", "head.bias") if name in fitted}
     left |= {name: raw[name] for name in _lost(raw, fitted)}
-    notes += _describe_changes(raw, fitted, module, file, shown)
+    notes += _describe_changes(raw, fitted, module, file, shown, weights.kind)
     if shown_names := sorted(name for name in left if not _SILENT.search(name)):
         rest = f" and {len(shown_names) - 3:,} more" if len(shown_names) > 3 else ""
         notes.append(
@@ -134,10 +135,12 @@ def _lost(raw: Mapping[str, Tensor], fitted: Mapping[str, Tensor]) -> list[str]:
     return lost
 
 
-def _describe_changes(raw: Tensors, fitted: Tensors, module: Any, file: str, shown: str) -> list[str]:
+def _describe_changes(raw: Tensors, fitted: Tensors, module: Any, file: str, shown: str, kind: str) -> list[str]:
     notes = []
     renamed = sum(name not in raw for name in fitted)
-    if renamed:
+    if kind.startswith(FOREIGN):
+        notes.append(f"{file} has the names of {kind}; its tensors were renamed.")
+    elif renamed:
         notes.append(f"{file} names {renamed} of its {len(raw)} tensors otherwise than timm; they were renamed.")
     before = next((value for name, value in raw.items() if name.endswith(_POSITIONS)), None)
     after = fitted.get("pos_embed")
@@ -186,7 +189,7 @@ def fit_trunk(tensors: Tensors, visual: Any, trunk: Trunk, weights: Weights, fil
 @torch.no_grad()
 def _copy_periods(module: Any, periods: Tensor | None) -> dict[str, Tensor]:
     """Take DINOv3's rotary periods from the file, if they differ from timm's. Raises ModelError for another number."""
-    rope = getattr(module, "rope", None)
+    rope: Any = getattr(module, "rope", None)
     if periods is None or getattr(rope, "periods", None) is None:
         return {}
     if periods.shape != rope.periods.shape:

@@ -57,6 +57,10 @@ _OUTER = ("dinov2_with_registers.", "dinov2.", "dinov3_vit.", "vit.")
 """What stands before a tower's names in a file of a classifier."""
 
 
+FOREIGN = "transformers' "
+"""How the kind of a file begins that had other names."""
+
+
 def find_renaming(tensors: Mapping[str, object]) -> tuple[str, Callable[[Tensors], Tensors]] | None:
     """(what the file is, the function that renames its tensors), if they have transformers' names."""
     if "vision_model.head.probe" in tensors or "vision_model.embeddings.patch_embedding.bias" in tensors:
@@ -64,7 +68,7 @@ def find_renaming(tensors: Mapping[str, object]) -> tuple[str, Callable[[Tensors
     if "head.probe" in tensors and "embeddings.patch_embedding.bias" in tensors:  # an image tower by itself
         return "transformers' SigLIP", lambda t: _rename_siglip({f"vision_model.{k}": v for k, v in t.items()})
     if any(re.search(r"(^|\.)layer\.0\.attention\.(attention\.query|q_proj)\.weight$", name) for name in tensors):
-        return "a vision transformer of transformers", _rename_vit
+        return "transformers' vision transformers", _rename_vit
     return None
 
 

@@ -254,7 +254,7 @@ def preprocess_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "library": "timm", "size": list(target),
         "mean": fields.get("image_mean", [0.485, 0.456, 0.406]), "std": fields.get("image_std", [0.229, 0.224, 0.225]),
         "interpolation": INTERPOLATIONS[resample], "crop_mode": "squash" if squashed else "center",
-        "crop_pct": 1.0 if squashed else crop_share(target[0], int(edge)),
+        "crop_pct": 1.0 if squashed else crop_share(target[0], int(edge or target[0])),
     }  # fmt: skip
 
 

@@ -36,7 +36,8 @@ else:
         "dinov3_vit": lambda: (c := transformers.DINOv3ViTConfig(**tower, patch_size=16, num_register_tokens=4),
                                transformers.DINOv3ViTModel(c)),
         "dinov3_gated": lambda: (c := transformers.DINOv3ViTConfig(
-            **tower, patch_size=16, num_register_tokens=4, use_gated_mlp=True, hidden_act="silu"), transformers.DINOv3ViTModel(c)),
+            **tower, patch_size=16, num_register_tokens=4, use_gated_mlp=True, hidden_act="silu"),
+                         transformers.DINOv3ViTModel(c)),
         "vit": lambda: (c := transformers.ViTConfig(**tower, patch_size=16), transformers.ViTModel(c)),
     }[kind]()
 model = model.eval()
