@@ -118,7 +118,7 @@ def _read_file(file: Path) -> Mapping[str, Any]:
     inner: Any = outer.get("preprocess_cfg", outer.get("pretrained_cfg", fields))
     if not isinstance(inner, dict):
         raise ModelError(f"--preprocess {file} holds no object. Expected mean, std, interpolation and so on.")
-    if inner is outer.get("pretrained_cfg"):
+    if "pretrained_cfg" in outer and "preprocess_cfg" not in outer:
         return read_timm(inner)
     if not inner.get("crop_pct", 1):  # timm would take its default
         raise ModelError(f"--preprocess {file} has crop_pct {ascii(inner['crop_pct'])[:40]}. Expected 0.1 to 1.")
