@@ -140,9 +140,33 @@ def _load_timm(source: ModelSource, name: TimmName) -> _Made:
         module, trunk = build_timm(name, seed=source.seed, n_classes=0)  # a random classifier says nothing
     else:
         module, trunk, buffers, notes = load_timm(name, source.weights, source.name)
+    if source.beside is not None:
+        _check_construction(trunk, build_timm(source.beside, seed=None, meta=True)[1], source)
     described = {"library": "timm", "class": trunk.kind, "arguments": trunk.arguments}
     identity = {**described, "weights": hash_tensors({**module.state_dict(), **buffers})}
     return module, identity, {**source.config, **described}, notes
+
+
+_OF_USE = ("img_size", "num_classes", "dynamic_img_size", "class_token", "global_pool", "fc_norm", "use_fc_norm")
+"""Arguments that may differ between weights and their use: the size of images, the classifier, the pooling."""
+
+
+def _check_construction(ours: Trunk, theirs: Trunk, source: ModelSource) -> None:
+    """Raise ModelError where a config beside the weights describes another model than the one that was named.
+
+    The tensors can be the same: another GELU, another number of heads.
+    """
+    assert source.weights is not None
+    keys = {*ours.arguments, *theirs.arguments} - {*_OF_USE}
+    differing = sorted(key for key in keys if ours.arguments.get(key) != theirs.arguments.get(key))
+    if differing or ours.kind != theirs.kind:
+        key = differing[0] if differing else "class"
+        values = [trunk.arguments.get(key, "the default") if differing else trunk.kind for trunk in (theirs, ours)]
+        raise ModelError(
+            f"The config beside {source.weights.name} says {key} {ascii(values[0])[:60]}, but --model {source.name} "
+            f"has {ascii(values[1])[:60]}. Give --model {source.weights.absolute().parent} to use the weights as they "
+            "were trained."
+        )
 
 
 def _load_weights(module: Any, trunk: Trunk | None, source: ModelSource) -> list[str]:

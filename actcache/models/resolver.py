@@ -37,7 +37,7 @@ from actcache.models.preprocessing import (
 )
 from actcache.models.timm_names import PREFIX as TIMM
 from actcache.models.timm_names import TimmName
-from actcache.models.weight_files import LOCAL, WeightFile, find_weights, say_tags
+from actcache.models.weight_files import LOCAL, TIMM_WEIGHTS, WeightFile, find_weights, say_tags
 from actcache.preprocess import MAX_SIDE, Preprocess
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -57,6 +57,7 @@ class ModelSource:
         sources: what each of `preprocess`, `tokenizer`, `activation`, `image_size` and `context` was taken from.
         notes: what the user should know about the choices, one sentence each.
         timm: the model of timm; None for one of open_clip.
+        beside: what a config beside the weights says instead; its construction has to agree.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelSource:
     sources: Mapping[str, str]
     notes: tuple[str, ...] = ()
     timm: TimmName | None = None
+    beside: TimmName | None = None
 
 
 def resolve_model(
@@ -104,7 +106,7 @@ def resolve_model(
             "preprocess": origin, "tokenizer": tokenizer_origin, "activation": described.origin,
             "image_size": size_origin, "context": described.origin, "weights": weights.origin,
         },
-        notes=notes, timm=described.timm,
+        notes=notes, timm=described.timm, beside=None if beside is None else beside.timm,
     )  # fmt: skip
 
 
@@ -151,9 +153,9 @@ def _beside(weights: WeightFile, described: Description) -> Description | None:
                 other = describe_file(folder / name, f"{name} beside {weights.file.name}")
             except ModelError:  # it may belong to anything
                 continue
+            if described.timm is not None and other.timm is not None and weights.origin in TIMM_WEIGHTS:
+                return other
             if described.timm is not None or other.timm is not None:
-                if described.timm and other.timm and described.timm.architecture == other.timm.architecture:
-                    return other
                 continue
             if _towers(other.config) != _towers(described.config):
                 continue

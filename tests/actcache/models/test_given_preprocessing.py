@@ -173,3 +173,14 @@ def test_a_config_beside_a_timm_file_says_it(tmp_path: Path) -> None:
     source = resolve_model(f"timm:{VIT}", str(path / "model.safetensors"))
     assert source.preprocess.crop_pct == 0.8
     assert load_clip(str(path)).preprocess.crop_pct == 0.8
+
+
+def test_a_config_beside_a_file_contradicts_another_construction(tmp_path: Path) -> None:
+    """Of the same tensors: nothing else could tell them apart."""
+    one = write_folder(tmp_path / "one", VIT, make(VIT, img_size=32), size=32, img_size=32)
+    for change in ({"act_layer": "gelu_tanh"}, {"num_heads": 4}):
+        other = write_folder(tmp_path / "other", VIT, None, size=32, img_size=32, **change)
+        with pytest.raises(ModelError, match=f"beside model.safetensors says {next(iter(change))}.*--model {one}"):
+            load_clip(str(other), str(one / "model.safetensors"))
+    same = write_folder(tmp_path / "same", VIT, None, size=48, img_size=48, drop_path_rate=0.1)
+    assert load_clip(str(same), str(one / "model.safetensors")).module.patch_embed.img_size == (48, 48)

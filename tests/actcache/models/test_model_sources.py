@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from actcache import ActivationStore, ModelError, SettingsError, extract
+from actcache import ActivationStore, ModelError, SettingsError, extract, repair
 from actcache.models import load_clip, make_text_tower
 from actcache.models.resolver import resolve_model
 from actcache.prompts import open_towers
@@ -295,3 +295,29 @@ def test_weights_of_another_shape_still_fit_their_own_config(tmp_path: Path, tin
     refused(
         r"shapes differ: visual\.positional_embedding \[8, 32\]", tiny_model["model"], str(tmp_path / "odd.safetensors")
     )
+
+
+def test_a_store_keeps_the_size_of_its_images(tiny_model: dict[str, str], tmp_path: Path, tiny_images: Path) -> None:
+    """It is recorded once, with the preprocessing, so no verb that opens the store has to be told."""
+    store = extract(tiny_images, tmp_path / "a.acts", **tiny_model, layers=[0], limit=8, image_size="48x32")
+    assert store.layout.grid == (6, 4)
+    towers = open_towers(store.artifact, device="cpu")
+    assert towers.vision.model_id == store.model_id
+    assert towers.vision.preprocess.size == (48, 32)
+    assert store.model_id != load_clip(**tiny_model).model_id
+    shard = next((tmp_path / "a.acts" / "activations.zarr").rglob("c/0/0/0"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    assert repair(tmp_path / "a.acts").ok
+
+
+def test_a_store_keeps_the_preprocessing_that_was_given(
+    tiny_model: dict[str, str], tmp_path: Path, tiny_images: Path
+) -> None:
+    (tmp_path / "steps.json").write_text(json.dumps({"crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}))
+    store = extract(
+        tiny_images, tmp_path / "a.acts", **tiny_model, layers=[0], limit=8, preprocess=tmp_path / "steps.json"
+    )
+    (tmp_path / "steps.json").unlink()
+    towers = open_towers(store.artifact, device="cpu")
+    assert towers.vision.model_id == store.model_id
+    assert (towers.vision.preprocess.library, towers.vision.preprocess.scale) == ("timm", (26, 26))

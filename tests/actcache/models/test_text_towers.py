@@ -1,6 +1,8 @@
 """Texts of towers that look both ways are embedded as in open_clip: with all the padding, never cut in silence."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,56 @@ def test_only_a_text_that_was_cut_is_refused(tokenize: Any, tmp_path: Path) -> N
     for longer in (f"{fits} more", f"{fits} more and more . .", f"{fits} {fits} {fits}"):
         with pytest.raises(SettingsError, match="longer than the context of 12 tokens"):
             tower.embed(["dog", longer])
+
+
+OFFLINE = """
+import json, sys, torch
+from pathlib import Path
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from actcache.models import load_clip, make_text_tower
+folder = Path(sys.argv[1])
+words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "dog", "cat", "photo", "of"])}
+plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+plain.pre_tokenizer = pre_tokenizers.Whitespace()
+plain.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+made = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="</s>", eos_token="</s>", unk_token="<unk>")
+made.save_pretrained(folder)
+tower = make_text_tower(load_clip(f"local-dir:{folder}", "random:0"), device="cpu")
+ids = tower.tokenize(["A dog.", "a photo of a cat"])
+assert ids.tolist() == [[3, 4] + [1] * 10, [3, 6, 7, 3, 5] + [1] * 7], ids
+with torch.no_grad():
+    wanted = tower.module.encode_text(ids, normalize=True)
+torch.testing.assert_close(tower.embed(["A dog.", "a photo of a cat"]), wanted)
+tower.embed(["a " * 11, "dog ."])
+try:
+    tower.embed(["a " * 12])
+    print("not refused")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_tokenizer_in_the_models_folder_needs_no_network(tmp_path: Path) -> None:
+    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
+    if not python or subprocess.run([python, "-c", "import transformers"], capture_output=True, check=False).returncode:
+        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with transformers")
+    config = {"embed_dim": 32, **CONFIGS["SigLIP"]}
+    tokenizer = {"hf_tokenizer_name": "lab/absent", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    config["text_cfg"] = config["text_cfg"] | tokenizer
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [python, "-c", OFFLINE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("A text of 12 words is longer than the context of 12 tokens")
+
+
+def test_without_transformers_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"embed_dim": 32, **CONFIGS["SigLIP"]}
+    config["text_cfg"] = config["text_cfg"] | {"hf_tokenizer_name": "lab/absent"}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    with pytest.raises(SettingsError, match=r"transformers\. Install it with `pip install transformers`") as caught:
+        make_text_tower(load_clip(str(tmp_path / "model.json"), "random:0"), device="cpu")
+    assert "\n" not in str(caught.value)
