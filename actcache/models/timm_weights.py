@@ -90,8 +90,10 @@ def fit_tensors(weights: Weights, module: Any, trunk: Trunk, file: str, shown: s
             "Expected a complete file of exactly this architecture."
         ) from error
     width, head = getattr(module, "num_features", None), fitted.get("head.weight")
-    if head is not None and head.ndim == 2 and head.shape[1] != width:
+    if weights.kind.startswith(FOREIGN) and head is not None and head.shape[1:] != (width,):  # CLS and mean patch
         left |= {name: fitted.pop(name) for name in ("head.weight", "head.bias") if name in fitted}
+    if "mask_token" not in module.state_dict():
+        fitted.pop("mask_token", None)  # of a masked pretraining; some filters leave it
     left |= {name: raw[name] for name in _lost(raw, fitted)}
     notes += _describe_changes(raw, fitted, module, file, shown, weights.kind)
     if shown_names := sorted(name for name in left if not _SILENT.search(name)):

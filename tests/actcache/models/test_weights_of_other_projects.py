@@ -68,7 +68,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], Any]]] = {
     "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {}, lambda m: {"model": m.state_dict()}),
     "BEiT": (
         "beit_base_patch16_224", {},
-        lambda m: {"module": m.state_dict() | {"blocks.0.attn.relative_position_index": torch.zeros(2, 2).long()}},
+        lambda m: {"module": m.state_dict() | {"blocks.0.attn.relative_position_index": torch.zeros(2, 2).long(),
+                                               "mask_token": torch.ones(1, 1, 32), "lm_head.bias": torch.ones(3)}},
     ),
     "a training with teacher and student": (
         "vit_base_patch16_224", {},
@@ -204,6 +205,8 @@ def test_a_foreign_or_incomplete_file_is_refused(tmp_path: Path) -> None:
         "missing": {k: v for k, v in own.items() if k != "blocks.1.mlp.fc2.bias"},
         "left over": own | {"adapter.weight": torch.ones(3)},
         "shapes differ": own | {"norm.weight": torch.ones(5)},
+        "a head of another width": own | {"head.weight": torch.ones(7, 40)},
+        "a classifier without its biases": {k: v for k, v in own.items() if k != "head.bias"},
         "another width": clip.state_dict(),
         "another depth": make(name, depth=3, img_size=32).state_dict(),
         "a CLIP of transformers": {"vision_model.embeddings.class_embedding": torch.ones(32)},
@@ -214,6 +217,18 @@ def test_a_foreign_or_incomplete_file_is_refused(tmp_path: Path) -> None:
             load(tmp_path, content, folder)
         assert "\n" not in str(caught.value), what
         assert len(str(caught.value)) < 700
+
+
+@torch.no_grad()
+def test_a_clip_of_open_clip_gives_timm_its_image_tower(tmp_path: Path) -> None:
+    vision = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 99, "width": 16, "heads": 2, "layers": 1}
+    made = add_noise(open_clip.CLIP(24, vision, text))
+    name = "vit_base_patch16_clip_224"
+    folder = write_folder(tmp_path / "model", name, None, size=32, n_classes=24, img_size=32)
+    clip = load(tmp_path, made.state_dict(), folder)
+    torch.testing.assert_close(clip.module(pixels(32)), made.encode_image(pixels(32)), rtol=1e-5, atol=1e-5)
+    assert "were left out: ln_final.bias, ln_final.weight, logit_scale and" in " ".join(clip.source.notes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
