@@ -30,7 +30,7 @@ LIBRARIES = {
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",
-    "actcache/extraction": "open_clip torch torchvision",
+    "actcache/extraction": "torch torchvision",
     "actcache/demo": "PIL open_clip safetensors torch",
     "saetrain/distributed": "torch",
     "saetrain/model": "safetensors torch",

@@ -17,11 +17,19 @@ class ExtractConfig:
     """The options of `extract` that change what is stored. Raises SettingsError for a bad value."""
 
     model: str = required(
-        "open_clip architecture, folder of a model (local-dir:DIR), hf-hub:OWNER/NAME, or a config JSON."
+        "open_clip architecture, timm:NAME, folder of a model (local-dir:DIR), hf-hub:OWNER/NAME, or a config JSON."
     )
     layers: Sequence[int] = required("0-based index of a block; repeat the option for several.", at_least=0)
     pretrained: str | None = option(
-        None, "open_clip tag, file or folder of weights, or random:SEED; a folder's own weights by default."
+        None, "Tag, file or folder of weights, or random:SEED; a folder's own weights by default."
+    )
+    image_size: str | None = option(
+        None, "Height, or height x width such as 224x336, of the model's images; its own by default."
+    )
+    preprocess: str | Path | None = option(
+        None,
+        "How images are prepared, where the weights do not say it: a JSON file, an open_clip or timm name with a tag "
+        "(NAME.TAG) whose preprocessing is taken, or default.",
     )
     sites: Sequence[str] = option(
         ("resid_post",), "Site in the block: resid_post, resid_mid, attn_out or mlp_out; repeatable."

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torchvision
 from torch import Tensor
@@ -120,7 +119,13 @@ def plan_extraction(
         plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
     if on_plan is not None:
         on_plan(plan)
-    clip = load_clip(config.model, config.pretrained, preprocess=preprocess)
+    clip = load_clip(
+        config.model,
+        config.pretrained,
+        preprocess=preprocess,
+        image_size=config.image_size,
+        preprocess_as=None if config.preprocess is None else str(config.preprocess),
+    )
     prompts = None if config.prompts is None else open_prompts(config.prompts, clip)
     tower = prompt_vision(make_vision_tower(clip, precision=config.precision, device=device), prompts)
     tower = compile_tower(tower) if config.compile else tower
@@ -168,7 +173,7 @@ def plan_extraction(
         "images": source.path.name,
         "class_level": "auto" if config.class_level is None else config.class_level,
         **({"max_pixels": config.max_pixels} if config.max_pixels != MAX_PIXELS else {}),
-        "open_clip": open_clip.__version__,
+        **clip.versions,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "paths": remember_paths(

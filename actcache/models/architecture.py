@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import timm
+
 from actcache.errors import ModelError
 
 VISION = {
@@ -23,6 +25,14 @@ LIMITS = {
     "attn_pooler_heads": 4096,
 }  # fmt: skip
 """Largest values; the least is 1, or above 0 for mlp_ratio. The largest CLIPs have 64 layers and a width of 5,120."""
+OUR_ARGUMENTS = "timm_model_args"
+"""A key of `vision_cfg` that open_clip does not have: arguments of the timm trunk, where they are other ones than the
+name in `timm_model_name` stands for."""
+_NOT_TAKEN = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+    "features_only", "pruned", "scriptable", "exportable", "no_jit", "device", "dtype", "in_chans", "use_naflex",
+)  # fmt: skip
+"""Arguments of timm that say where weights are, or make something else than the model of a name."""
 
 
 def check_architecture(config: object, name: str) -> Mapping[str, Any]:
@@ -34,14 +44,17 @@ def check_architecture(config: object, name: str) -> Mapping[str, Any]:
         if not isinstance(config[tower], dict):
             raise ModelError(f"--model {name}: {tower} must be an object, got {_show(config[tower])}.")
     vision, text = VISION | config["vision_cfg"], TEXT | config["text_cfg"]
-    if isinstance(vision["layers"], list | tuple) or "timm_model_name" in vision:
-        raise ModelError(f"{name}'s image tower is not open_clip's VisionTransformer. Choose a plain ViT-*.")
+    if isinstance(vision["layers"], list | tuple):
+        raise ModelError(f"{name}'s image tower is not a vision transformer. Choose a plain ViT-*.")
     _check_numbers(name, "", {"embed_dim": config["embed_dim"]})
     _check_numbers(name, "vision_cfg.", {key: vision[key] for key in VISION})
     if "hf_model_name" not in text:
         _check_numbers(name, "text_cfg.", {key: text[key] for key in TEXT})
         _check_heads(name, "text_cfg", text["width"], text["width"] / text["heads"])
-    _check_heads(name, "vision_cfg", vision["width"], vision["head_width"])
+    if "timm_model_name" in vision:
+        _check_trunk(name, vision)
+    else:
+        _check_heads(name, "vision_cfg", vision["width"], vision["head_width"])
     if any(patch > size for patch, size in zip(_pair(vision["patch_size"]), _pair(vision["image_size"]), strict=True)):
         raise ModelError(
             f"--model {name}: patch_size {vision['patch_size']} is above image_size {vision['image_size']}."
@@ -49,13 +62,23 @@ def check_architecture(config: object, name: str) -> Mapping[str, Any]:
     for key in ("quick_gelu", "custom_text", "nonscalar_logit_scale"):
         if not isinstance(config.get(key, False), bool):
             raise ModelError(f"--model {name}: {key} must be true or false, got {_show(config[key])}.")
-    needed, memory = 4 * _count_parameters(config["embed_dim"], vision, text), _memory_bytes()
+    check_memory(name, 4 * _count_parameters(config["embed_dim"], vision, text))
+    return config
+
+
+def check_memory(name: str, needed: int) -> None:
+    """Raise ModelError if weights of so many bytes do not fit this machine's memory."""
+    memory = _memory_bytes()
     if needed > memory:
         raise ModelError(
             f"--model {name} describes a model of {needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB "
-            "of memory. Check layers, width and vocab_size."
+            "of memory. Check layers, width and vocab_size, or choose a smaller model."
         )
-    return config
+
+
+def has_trunk(config: Mapping[str, Any]) -> bool:
+    """Whether the image tower is a model of timm."""
+    return "timm_model_name" in config["vision_cfg"]
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -92,6 +115,33 @@ def _check_numbers(name: str, where: str, values: Mapping[str, object]) -> None:
                 )
 
 
+def _check_trunk(name: str, vision: Mapping[str, Any]) -> None:
+    trunk = vision["timm_model_name"]
+    if not isinstance(trunk, str) or not timm.is_model(trunk):
+        raise ModelError(
+            f"--model {name}: timm {timm.__version__} has no model {_show(trunk)}. Correct timm_model_name, or install "
+            "another version of timm."
+        )
+    check_arguments(name, vision.get(OUR_ARGUMENTS, {}))
+    if vision.get("timm_model_pretrained"):
+        raise ModelError(
+            f"--model {name}: timm_model_pretrained must be false, because weights come from --pretrained. Set it so."
+        )
+
+
+def check_arguments(name: str, arguments: object) -> None:
+    """Raise ModelError for arguments of a timm model that are out of bounds, or would make something else of it."""
+    if not isinstance(arguments, Mapping):
+        raise ModelError(f"--model {name}: the arguments of a timm model must be an object, got {_show(arguments)}.")
+    for key, value in arguments.items():
+        if key in _NOT_TAKEN and not (key == "in_chans" and value == 3):
+            raise ModelError(f"--model {name}: the argument {_show(key)} of a timm model is not taken. Leave it out.")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            limit = LIMITS["layers"] if key == "depth" else LIMITS["width"]
+            if isinstance(number, int | float) and not -limit <= number <= limit:  # NaN fails the comparison
+                raise ModelError(f"--model {name}: {_show(key)} must be at most {limit:,}, got {_show(number)}.")
+
+
 def _check_heads(name: str, tower: str, width: int, head_width: float) -> None:
     """A head has to be a whole part of the width: open_clip rounds their number, and attention then refuses it."""
     heads = int(width // head_width)
@@ -104,8 +154,9 @@ def _count_parameters(embed_dim: int, vision: Mapping[str, Any], text: Mapping[s
         return float(part["layers"] * part["width"] ** 2 * (4 + 2 * part["mlp_ratio"]))
 
     (height, width), (rows, columns) = _pair(vision["image_size"]), _pair(vision["patch_size"])
-    tokens = (height // rows) * (width // columns)
-    count = blocks(vision) + vision["width"] * (3 * rows * columns + tokens + embed_dim)
+    tokens, count = (height // rows) * (width // columns), 0.0
+    if "timm_model_name" not in vision:  # which says nothing about its size; it is counted when it is built
+        count += blocks(vision) + vision["width"] * (3 * rows * columns + tokens + embed_dim)
     if "hf_model_name" not in text:
         count += blocks(text) + text["width"] * (text["vocab_size"] + text["context_length"] + embed_dim)
         count += text["context_length"] ** 2  # its causal mask

@@ -1,14 +1,16 @@
 """Reading the weights of a model from a file: what is in it, never running what is in it.
 
 In: a safetensors file, a state dict of torch.save (also inside `{"state_dict": ...}` or `{"model": ...}`, and with the
-prefixes of DistributedDataParallel and torch.compile), a TorchScript archive as OpenAI published its CLIPs, or the
-weights of transformers' CLIPModel. Out: tensors under open_clip's names.
+prefixes of DistributedDataParallel and torch.compile), the checkpoint of a training with teacher and student, a
+TorchScript archive as OpenAI published its CLIPs, or the weights of models of transformers. Out: tensors under the
+names of open_clip, or of the project that published them.
 
 A TorchScript archive is a zip of a pickle, the tensors and a program. torch.jit.load would run the program, and a
 program may open and map files; so the pickle is read here by an unpickler that knows tensors, lists and empty shells of
 modules and refuses every other name, and of the program only one question is asked, as text: which GELU it calls.
 """
 
+import argparse
 import io
 import pickle
 import warnings
@@ -24,9 +26,12 @@ from torch import Tensor
 
 from actcache.errors import ModelError
 from actcache.models import transformers_clip
+from actcache.models.transformers_tensors import find_renaming
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.")
+TEACHER, STUDENT, BACKBONE = "teacher", "student", "backbone."
+"""Of a self-distillation the teacher is what is published: its weights are the average over the training."""
 DERIVED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """Buffers of TorchScript archives that a model computes by itself."""
 LARGEST = 1e9
@@ -44,14 +49,16 @@ class Weights:
     """What a file holds.
 
     Attributes:
-        tensors: under open_clip's names.
+        tensors: under open_clip's names, or those of the project that published them.
         kind: what the file is, for messages.
         quick_gelu: which activation the file itself records; None if it records none, as a plain state dict.
+        notes: what of the file was taken, where it holds more than one model.
     """
 
     tensors: Mapping[str, Tensor]
     kind: str
     quick_gelu: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -64,7 +71,7 @@ def read_weights(path: str | Path) -> Weights:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             f"{path.name} cannot be loaded: {reason[:300].rstrip('.')}. Expected a complete safetensors file, state "
-            "dict or TorchScript archive of a CLIP."
+            "dict or TorchScript archive of a model."
         ) from error
     return weights
 
@@ -73,7 +80,7 @@ def _read(path: Path) -> Weights:
     if path.suffix in (".npz", ".npy"):
         raise ValueError("arrays of big_vision belong to image towers that are not supported")
     if path.suffix == ".safetensors":
-        return _name(_unwrap(load_file(path)), "safetensors")
+        return _name(*_unwrap(load_file(path), path.name), "safetensors")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -81,17 +88,22 @@ def _read(path: Path) -> Weights:
                 raise ValueError(f"it would unpack to {unpacked:,} bytes")
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 return _read_torchscript(archive)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # options of a training
         warnings.simplefilter("ignore")  # torch warns of what it then refuses
         content = torch.load(path, map_location="cpu", weights_only=True)
-    return _name(_unwrap(content), "state dict")
+    return _name(*_unwrap(content, path.name), "state dict")
 
 
-def _unwrap(content: object) -> dict[str, Tensor]:
-    """The state dict in a file, without the names that wrappers put around it."""
-    for _ in range(len(WRAPPERS)):
+def _unwrap(content: object, file: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(the state dict in a file without the names that wrappers put around it, notes)."""
+    notes = []
+    for _ in range(len(WRAPPERS) + 1):
         if not isinstance(content, Mapping):
             break
+        if isinstance(content.get(TEACHER), Mapping) and not isinstance(content[TEACHER], Tensor):
+            content = content[TEACHER]
+            notes.append(f"{file} is the checkpoint of a training; the teacher's weights were taken.")
+            continue
         inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)]
         if len(inner) > 1:
             raise ValueError(f"it holds several of {', '.join(WRAPPERS)}")
@@ -102,16 +114,55 @@ def _unwrap(content: object) -> dict[str, Tensor]:
         raise ValueError(f"it holds {type(content).__name__}, or nothing, instead of named tensors")
     if wrong := [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
         raise ValueError(f"its entry {str(wrong[0])[:60]!r} is not a named tensor")
-    tensors = dict(content)
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors = _strip(dict(content))
+    if any(name.startswith(f"{TEACHER}.") for name in tensors) and any(n.startswith(f"{STUDENT}.") for n in tensors):
+        notes.append(f"{file} is the checkpoint of a training; the teacher's weights were taken.")
+        tensors = _strip(_select(tensors, f"{TEACHER}."))
+    if any(name.startswith(BACKBONE) for name in tensors):
+        others = sorted(name for name in tensors if not name.startswith(BACKBONE))
+        tensors = _strip(_select(tensors, BACKBONE))
+        if others:
+            rest = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+            notes.append(f"{file} holds more than its backbone; left out: {', '.join(others[:3])}{rest}.")
+    return tensors, tuple(notes)
+
+
+def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names without what stands before all of them."""
+    while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = _select(tensors, prefix)
     return tensors
 
 
-def _name(tensors: dict[str, Tensor], kind: str, quick_gelu: bool | None = None) -> Weights:
+def _name(tensors: dict[str, Tensor], notes: tuple[str, ...], kind: str, quick_gelu: bool | None = None) -> Weights:
     if transformers_clip.has_transformers_names(tensors):
-        return Weights(transformers_clip.rename(tensors), "transformers' CLIP", quick_gelu)
-    return Weights(tensors, kind, quick_gelu)
+        return Weights(transformers_clip.rename(tensors), "transformers' CLIP", quick_gelu, notes)
+    if (renaming := find_renaming(tensors)) is not None:
+        kind, rename = renaming
+        return Weights(rename(tensors), kind, quick_gelu, notes)
+    return Weights(tensors, kind, quick_gelu, notes)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: str, name: str) -> None:
+    """Raise ModelError unless a file has exactly the tensors of the architecture."""
+    shapes = [
+        f"{key} {list(tensors[key].shape)} instead of {list(value.shape)}"
+        for key, value in wanted.items() if key in tensors and tensors[key].shape != value.shape
+    ]  # fmt: skip
+    missing = sorted(set(wanted) - set(tensors))
+    more = sorted(ascii(key)[1:-1] for key in set(tensors) - set(wanted))
+    for what, names in (("tensors are missing", missing), ("tensors are left over", more), ("shapes differ", shapes)):
+        if names:
+            rest = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+            shown = ", ".join(key[:80] for key in names[:3])
+            raise ModelError(
+                f"{file} cannot be loaded into {name}: {what}: {shown}{rest}. Expected a complete file of exactly this "
+                "architecture."
+            )
 
 
 def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
@@ -192,7 +243,7 @@ def _read_torchscript(archive: zipfile.ZipFile) -> Weights:
         raise ValueError("its program has no module")
     found = dict(_tensors_of(module, set()))
     tensors = {name: value for name, value in found.items() if name.rsplit(".", 1)[-1] not in DERIVED}
-    return _name(tensors, "TorchScript archive", _which_gelu(archive, root))
+    return _name(tensors, (), "TorchScript archive", _which_gelu(archive, root))
 
 
 def _tensors_of(module: _Shell, seen: set[int], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Loading a CLIP: what its name means is found out (resolver.py), then it is built and its weights are loaded.
+"""Loading a model: what its name means is found out (resolver.py), then it is built and its weights are loaded.
 
 Out: `Clip`, from which vision.py and text.py take the towers. Promises: no code in a file of weights is run; nothing is
 missing in the file and nothing in it is left over; what contradicts the config is an error where it can be seen
@@ -8,21 +8,25 @@ model_id.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from torch import Tensor
 
 from actcache.artifacts import digest
 from actcache.errors import ModelError
-from actcache.models.architecture import context_length, grid, has_quick_gelu
-from actcache.models.checkpoint import read_weights
+from actcache.models.architecture import context_length, grid, has_quick_gelu, has_trunk
+from actcache.models.building import Trunk, build_open_clip, build_timm, check_built
+from actcache.models.checkpoint import check_tensors, read_weights
+from actcache.models.preprocessing import make_transform
 from actcache.models.resolver import ModelSource, check_quick_gelu, resolve_model
+from actcache.models.timm_names import TimmName
+from actcache.models.timm_weights import fit_trunk, load_timm
 from actcache.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
@@ -30,15 +34,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP in eval mode on the CPU.
+    """A model in eval mode on the CPU: a CLIP of open_clip, or an image tower of timm by itself.
 
     Attributes:
-        module: open_clip's model.
+        module: open_clip's model, or timm's.
         name: its name in messages.
-        config: open_clip's model config.
-        model_id: hash of architecture, base weights and preprocessing.
+        config: open_clip's model config; of timm `library`, `architecture`, the class and the constructor's arguments.
+        model_id: hash of architecture, base weights and preprocessing; of timm and its trunks also of the constructor's
+            arguments, some of which change values and leave no trace in the tensors.
         preprocess: what `transform` does.
-        transform: PIL image -> float32 tensor [3, H, W], open_clip's own.
+        transform: PIL image -> float32 tensor [3, H, W], the library's own.
         source: where each of these was taken from.
     """
 
@@ -51,61 +56,125 @@ class Clip:
     source: ModelSource
 
     @property
+    def library(self) -> str:
+        """open_clip or timm."""
+        return "open_clip" if self.source.timm is None else "timm"
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower, so that images can be compared with words."""
+        return self.source.timm is None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the checkpoint's own classifier, of which the head gives the logits; 0 if it has none.
+
+        The last layer of an image tower that was trained with texts makes embeddings, and is no classifier.
+        """
+        if self.source.timm is None:
+            return 0
+        count = int(getattr(self.module, "num_classes", 0) or 0)
+        embeds = any(word in self.source.timm.architecture for word in _TRAINED_WITH_TEXTS)
+        return 0 if embeds and timm.data.infer_imagenet_subset(self.module) is None else count
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that built it."""
+        return {"open_clip": open_clip.__version__, "timm": timm.__version__}
+
+    @property
     def facts(self) -> dict[str, str]:
         """What a store records about where the model's parts came from."""
         notes = {"notes": " ".join(self.source.notes)} if self.source.notes else {}
         return {**self.source.sources, **notes}
 
 
-def load_clip(model: str, pretrained: str | None = None, *, preprocess: Mapping[str, Any] | None = None) -> Clip:
+_TRAINED_WITH_TEXTS = ("_clip_", "pe_core", "siglip", "vitamin", "_mci_")
+
+
+def load_clip(
+    model: str, pretrained: str | None = None, *, preprocess: Mapping[str, Any] | None = None,
+    image_size: str | None = None, preprocess_as: str | None = None,
+) -> Clip:  # fmt: skip
     """Build the model and load its weights.
 
     Args:
-        model, pretrained, preprocess: see `resolve_model`.
+        model, pretrained, preprocess, image_size, preprocess_as: see `resolve_model`.
 
     Raises:
-        ModelError: see `resolve_model`; also if the tower is not a VisionTransformer, QuickGELU does not match, or the
-            checkpoint is truncated or has other tensors than the architecture.
+        ModelError: see `resolve_model`; also if the model is larger than this machine's memory, QuickGELU does not
+            match, or the checkpoint is truncated or has other tensors than the architecture.
     """
-    source = resolve_model(model, pretrained, preprocess=preprocess)
-    module = _build(source.config, source.name, source.seed)
-    notes = [*source.notes]
-    if source.weights is not None:
-        notes += _load_weights(module, source)
+    source = resolve_model(model, pretrained, preprocess=preprocess, image_size=image_size, preprocess_as=preprocess_as)
+    made = _load_open_clip(source) if source.timm is None else _load_timm(source, source.timm)
+    module, identity, config, found = made
+    notes = (*source.notes, *found)
     for note in notes:
         logger.warning("%s", note)
-    source = replace(source, notes=tuple(notes))
-    fields = source.preprocess.to_json()
-    transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**fields), False)
-    model_id = digest({"config": source.config, "weights": hash_weights(module), "preprocess": fields})
+    source = replace(source, notes=notes)
+    model_id = digest({**identity, "preprocess": source.preprocess.to_json()})
     module = module.requires_grad_(False).eval()
-    return Clip(module, source.name, source.config, model_id, source.preprocess, transform, source)
+    transform = make_transform(source.preprocess)
+    return Clip(module, source.name, config, model_id, source.preprocess, transform, source)
 
 
-def _build(config: Mapping[str, Any], name: str, seed: int | None) -> Any:
-    """The module with random weights. Towers of other libraries are told apart here and in `check_architecture`."""
-    fields = json.loads(json.dumps(config))
-    custom = fields.pop("custom_text", False)
-    if "hf_model_name" in fields["text_cfg"]:
-        fields["text_cfg"]["hf_model_pretrained"] = False
-        custom = True
-    kind: Any = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    if "multimodal_cfg" in fields:
-        kind = open_clip.CoCa
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0 if seed is None else seed)
-            return kind(**fields)
-    except Exception as error:  # open_clip checks nothing, so anything may come out of its modules
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ModelError(f"{name} does not describe an open_clip model: {reason}.") from error
+_Made = tuple[Any, dict[str, Any], Mapping[str, Any], list[str]]
+"""Module, what its identity is made of besides the preprocessing, config, notes."""
 
 
-def _load_weights(module: Any, source: ModelSource) -> list[str]:
+def _load_open_clip(source: ModelSource) -> _Made:
+    if has_trunk(source.config):
+        check_built(build_open_clip(source.config, source.name, seed=0, meta=True)[0], source.name)
+    module, trunk = build_open_clip(source.config, source.name, seed=source.seed)
+    notes = [] if source.weights is None else _load_weights(module, trunk, source)
+    identity: dict[str, Any] = {"config": source.config, "weights": hash_weights(module)}
+    if trunk is not None:
+        identity["trunk"] = {"class": trunk.kind, "arguments": trunk.arguments}
+    return module, identity, source.config, notes
+
+
+def _load_timm(source: ModelSource, name: TimmName) -> _Made:
+    buffers, notes = dict[str, Tensor](), list[str]()
+    if source.weights is None:
+        check_built(build_timm(name, seed=None, n_classes=0, meta=True)[0], source.name)
+        module, trunk = build_timm(name, seed=source.seed, n_classes=0)  # a random classifier says nothing
+    else:
+        module, trunk, buffers, notes = load_timm(name, source.weights, source.name)
+    if source.beside is not None:
+        _check_construction(trunk, build_timm(source.beside, seed=None, meta=True)[1], source)
+    described = {"library": "timm", "class": trunk.kind, "arguments": trunk.arguments}
+    identity = {**described, "weights": hash_tensors({**module.state_dict(), **buffers})}
+    return module, identity, {**source.config, **described}, notes
+
+
+_OF_USE = ("img_size", "num_classes", "dynamic_img_size", "class_token", "global_pool", "fc_norm", "use_fc_norm")
+"""Arguments that may differ between weights and their use: the size of images, the classifier, the pooling."""
+
+
+def _check_construction(ours: Trunk, theirs: Trunk, source: ModelSource) -> None:
+    """Raise ModelError where a config beside the weights describes another model than the one that was named.
+
+    The tensors can be the same: another GELU, another number of heads.
+    """
+    assert source.weights is not None
+    keys = {*ours.arguments, *theirs.arguments} - {*_OF_USE}
+    differing = sorted(key for key in keys if ours.arguments.get(key) != theirs.arguments.get(key))
+    if differing or ours.kind != theirs.kind:
+        key = differing[0] if differing else "class"
+        values = [trunk.arguments.get(key, "the default") if differing else trunk.kind for trunk in (theirs, ours)]
+        raise ModelError(
+            f"The config beside {source.weights.name} says {key} {ascii(values[0])[:60]}, but --model {source.name} "
+            f"has {ascii(values[1])[:60]}. Give --model {source.weights.absolute().parent} to use the weights as they "
+            "were trained."
+        )
+
+
+def _load_weights(module: Any, trunk: Trunk | None, source: ModelSource) -> list[str]:
     """Load the file into the module, strictly. Returns notes about what had to be adapted."""
     path, name = source.weights, source.name
     assert path is not None
-    weights, notes = read_weights(path), []
+    weights = read_weights(path)
+    notes = [*weights.notes]
     if weights.quick_gelu is not None:
         check_quick_gelu(name, has_quick_gelu(source.config), path.name, weights.quick_gelu)
     tensors, wanted = dict(weights.tensors), module.state_dict()
@@ -120,8 +189,12 @@ def _load_weights(module: Any, source: ModelSource) -> list[str]:
     ids = "text.transformer.embeddings.position_ids"  # derived; stored by older versions of transformers
     if ids not in wanted:
         tensors.pop(ids, None)
-    notes += _fit_positions(module, tensors, source)
-    _check_tensors(tensors, wanted, source)
+    if trunk is None:
+        notes += _fit_positions(module, tensors, source)
+    else:
+        _check_context(tensors, source)
+        notes += fit_trunk(tensors, module.visual, trunk, weights, path.name, name)
+    check_tensors(tensors, wanted, path.name, name)
     module.load_state_dict(tensors, strict=True)
     return notes
 
@@ -133,20 +206,8 @@ def _fit_positions(module: Any, tensors: dict[str, Tensor], source: ModelSource)
     of a text do not: position 40 of 77 is no position of 32.
     """
     assert source.weights is not None
-    file, context = source.weights.name, context_length(source.config)
-    own_texts = "hf_model_name" not in source.config["text_cfg"]
-    for name in ("positional_embedding", "text.positional_embedding") if own_texts else ():
-        value = tensors.get(name)
-        if (
-            value is not None
-            and value.ndim == 2
-            and len(value) != context
-            and "hf_model_name" not in source.config["text_cfg"]
-        ):
-            raise ModelError(
-                f"{file} was trained with texts of {len(value)} tokens, but {source.name} has a context_length of "
-                f"{context}. Correct the one in the config."
-            )
+    file = source.weights.name
+    _check_context(tensors, source)
     name, (rows, columns) = "visual.positional_embedding", grid(source.config)
     value = tensors.get(name)
     if value is None or value.ndim != 2 or len(value) == 1 + rows * columns:
@@ -162,22 +223,18 @@ def _fit_positions(module: Any, tensors: dict[str, Tensor], source: ModelSource)
     ]
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: ModelSource) -> None:
-    """Raise ModelError unless the file has exactly the tensors of the architecture."""
+def _check_context(tensors: Mapping[str, Tensor], source: ModelSource) -> None:
+    """Raise ModelError where the file's texts have another length. One token more is CoCa's CLS."""
     assert source.weights is not None
-    shapes = [
-        f"{name} {list(tensors[name].shape)} instead of {list(value.shape)}"
-        for name, value in wanted.items() if name in tensors and tensors[name].shape != value.shape
-    ]  # fmt: skip
-    missing = sorted(set(wanted) - set(tensors))
-    more = sorted(ascii(name)[1:-1] for name in set(tensors) - set(wanted))
-    for what, names in (("tensors are missing", missing), ("tensors are left over", more), ("shapes differ", shapes)):
-        if names:
-            rest = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-            shown = ", ".join(name[:80] for name in names[:3])
+    text, context = source.config["text_cfg"], context_length(source.config)
+    if "hf_model_name" in text:
+        return
+    for name in ("positional_embedding", "text.positional_embedding"):
+        value = tensors.get(name)
+        if value is not None and value.ndim == 2 and len(value) != context + bool(text.get("embed_cls")):
             raise ModelError(
-                f"{source.weights.name} cannot be loaded into {source.name}: {what}: {shown}{rest}. Expected a "
-                "complete file of exactly this architecture."
+                f"{source.weights.name} was trained with texts of {len(value)} tokens, but {source.name} has a "
+                f"context_length of {context}. Correct the one in the config."
             )
 
 

@@ -43,7 +43,7 @@ def fetch_file(repo: str, names: Sequence[str]) -> Path:
                 f"{name} of hf-hub:{repo} is not in the cache of the Hugging Face hub and could not be downloaded: "
                 f"{_first_line(error)}. Download the repository where there is a network, and name its folder."
             ) from error
-    raise ModelError(f"hf-hub:{repo} has no {' or '.join(names)}. Give a repository of open_clip, or a folder.")
+    raise ModelError(f"hf-hub:{repo} has no {' or '.join(names)}. Give the repository of a model, or a folder.")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 Promises: embeddings equal open_clip's `encode_text` in float32; a class's embedding is the mean of its templates'
 unit embeddings, normalized again (Radford et al. 2021, section 3.1.4); no text is truncated silently. Texts of similar
 length are run together, only up to their EOT, which is exact under a causal mask: 796 words take 4.4 s on one thread in
-the tower of ViT-B/16, and 53 s with all 77 tokens each.
+the tower of ViT-B/16, and 53 s with all 77 tokens each. A tower that looks both ways (SigLIP, CLIPA) sees the padding
+too, as it did in training, so its texts are always run at full length.
 """
 
 import importlib.util
@@ -38,16 +39,18 @@ class TextTower:
 
     Attributes:
         module: open_clip's model, whose image tower is not used.
-        tokenize: texts -> token ids [N, context].
-        logit_scale: factor of the cosines before a softmax, exp of the trained parameter.
-        logit_bias: what is added to a scaled cosine before the sigmoid loss; None where the model has none.
+        tokenize: texts -> token ids [N, context]; takes another `context_length` too.
+        logit_scale: factor of the cosines before a softmax or a sigmoid, exp of the trained parameter.
+        embed_dim: E, the size of the embeddings.
+        logit_bias: what a sigmoid loss adds to the scaled cosines; None for a model that was trained with a softmax.
     """
 
     module: Any
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Callable[..., Tensor]
     model_id: str
     device: torch.device
     logit_scale: float
+    embed_dim: int
     logit_bias: float | None = None
 
     @torch.no_grad()
@@ -126,20 +129,19 @@ class TextTower:
         embedded: Tensor = self.modules.token_embedding(self.tokenize(list(texts)).to(self.device)).float()
         return embedded
 
-    @property
-    def embed_dim(self) -> int:
-        return int(self.module.visual.output_dim)
-
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenize(list(texts))
-        for i in (tokens[:, -1] != 0).nonzero().squeeze(1).tolist():
-            self._check_length(texts[i], tokens.shape[1])
+        padding = self.tokenize([""])[0, -1]
+        full = (tokens[:, -2:] != padding).any(1)  # some tokenizers end with the token that they pad with
+        for i in full.nonzero().squeeze(1).tolist():
+            self._check_length(texts[i], tokens[i], padding)
         return tokens
 
-    def _check_length(self, text: str, context: int) -> None:
-        """Raise SettingsError if a text was truncated, so that its last word makes no difference."""
-        shorter = text.rsplit(maxsplit=1)[0]
-        if shorter != text and torch.equal(self.tokenize([text]), self.tokenize([shorter])):
+    def _check_length(self, text: str, tokens: Tensor, padding: Tensor) -> None:
+        """Raise SettingsError if a text was truncated: with twice the context it has other tokens."""
+        context = len(tokens)
+        whole = self.tokenize([text], context_length=2 * context)[0]
+        if not torch.equal(whole[:context], tokens) or bool((whole[context:] != padding).any()):
             raise SettingsError(
                 f"A text of {len(text.split())} words is longer than the context of {context} tokens. Shorten "
                 f"it: {text}"
@@ -150,16 +152,21 @@ def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
     """The text tower of a loaded CLIP, frozen.
 
     Raises:
-        SettingsError: the device is not available, or the tokenizer cannot be downloaded.
+        SettingsError: the model has no text tower, the device is not available, or the tokenizer cannot be downloaded.
     """
-    target = choose_device(device)
-    bias = getattr(clip.module, "logit_bias", None)
+    if not clip.has_text:
+        raise SettingsError(
+            f"{clip.name} has no text tower, so its images cannot be compared with words. Give a model that was "
+            "trained with texts, such as a CLIP or a SigLIP of open_clip."
+        )
+    target, bias = choose_device(device), getattr(clip.module, "logit_bias", None)
     return TextTower(
         module=clip.module.to(target),
         tokenize=_make_tokenizer(clip),
         model_id=clip.model_id,
         device=target,
         logit_scale=float(clip.module.logit_scale.exp()),
+        embed_dim=int(clip.config["embed_dim"]),
         logit_bias=None if bias is None else float(bias),
     )
 
@@ -173,7 +180,7 @@ def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
             made = open_clip.SimpleTokenizer(context_length=length, **options)
             return made
         if importlib.util.find_spec("transformers") is None:
-            raise ModelError("it needs the package transformers. Install it with pip")
+            raise ModelError("it needs the package transformers. Install it with `pip install transformers`")
         if not Path(
             place
         ).is_dir():  # asks once; the tokenizer's own loading asks for a minute when there is no network

@@ -95,6 +95,8 @@ def adapt(
     test: ImageSource | str | Path | None = None,
     path_column: str | None = None,
     label: str | None = None,
+    image_size: str | None = None,
+    preprocess: str | Path | None = None,
     precision: str = "auto",
     device: str = "auto",
     checkpoint_every: int = 200,
@@ -110,6 +112,7 @@ def adapt(
         config: how to train; None takes MaPLe's usual values.
         test: labeled images of the same classes for the evaluation; by default those of `images` not used as shots.
         path_column, label: the columns of the images and of the labels of tables, as in `open_source`.
+        image_size, preprocess: see `ExtractConfig`.
         precision: auto, float32, or bfloat16 (branches in bfloat16, the residual stream in float32).
         checkpoint_every: number of steps between checkpoints.
         on_progress: called with (steps done, all steps, note), then with (images measured, all images, note).
@@ -136,7 +139,8 @@ def adapt(
         test_table, seen = leave_out_shots(
             test_table, test_source or source, shots_listed, shot_table["bytes"].to_pylist(), config
         )
-    clip = load_clip(model, pretrained)
+    as_given = None if preprocess is None else str(preprocess)
+    clip = load_clip(model, pretrained, image_size=image_size, preprocess_as=as_given)
     towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
     with OutputLock(prompts) as lock:

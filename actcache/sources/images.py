@@ -18,7 +18,7 @@ from actcache.preprocess import MAX_PIXELS, Preprocess
 from actcache.sources.depths import find_levels, read_depth, reduce_depth
 from actcache.sources.files import read_file
 from actcache.sources.formats import FORMATS, open_image
-from actcache.sources.resizing import find_crop, is_strip, resize_crop, resize_image
+from actcache.sources.resizing import find_crop, is_strip, resize_crop, resize_strip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,7 @@ def decode_image(
         name: how messages call it; the file's own name when None.
         max_pixels: an image with more pixels is refused before it is decoded; None for no limit.
         preprocess: how the image will be resized. With it a strip, for which resizing would take gigabytes, is returned
-            cropped and resized to the model's size; other images are not changed.
+            resized to `Preprocess.scale`, so that the model's transform only crops it; other images are not changed.
 
     Raises:
         ImageSourceError: the file is missing, damaged, not an image, too large, or does not say what its values mean.
@@ -74,7 +74,7 @@ def decode_image(
         rgb = upright.convert("RGB")
         if crop is not None and preprocess is not None:
             return resize_crop(rgb, crop, size, preprocess)
-        return resize_image(rgb, preprocess) if preprocess is not None and is_strip(*size) else rgb
+        return resize_strip(rgb, preprocess) if preprocess is not None and is_strip(*size) else rgb
 
     return _decode(image, name, convert, FORMATS, max_pixels)
 

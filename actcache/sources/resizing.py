@@ -1,7 +1,8 @@
 """Resizing: the rectangle of an image that the model sees, at the model's size.
 
-Images of usual shapes are resized and then cropped, pixel for pixel as open_clip's transform does. A strip is cropped
-first, because its resized form would need gigabytes: 30,000 x 2 pixels become 3,360,000 x 224.
+Images of usual shapes are resized and then cropped, pixel for pixel as the transform of open_clip or timm does. A strip
+is cropped first, because its resized form would need gigabytes: 30,000 x 2 pixels become 3,360,000 x 224. What is
+returned of a strip has the size `Preprocess.scale`, so that the library's transform does no more than crop it.
 """
 
 import math
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 STRIP_RATIO = 32
 """An image whose longer side is more than this many times its shorter one is a strip. At this ratio the resized form
-for a 336-pixel model takes 14 MB. A strip may differ from open_clip's transform in rounding, since Pillow chooses by
+for a 336-pixel model takes 14 MB. A strip may differ from the library's transform in rounding, since Pillow chooses by
 the size of an image whether it resizes rows or columns first."""
 
 
@@ -29,11 +30,12 @@ def is_strip(width: int, height: int) -> bool:
 def find_crop(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int, int] | None:
     """The part (left, top, right, bottom) of a strip that has an influence on what the model sees; None if it is all
     of the image, or no strip."""
-    if not is_strip(width, height) or preprocess.resize_mode in ("squash", "longest"):
+    if not is_strip(width, height) or preprocess.fit in ("squash", "longest"):
         return None
-    box, _ = _seen_box(width, height, preprocess)
+    rows, columns = preprocess.scale
+    box = _seen_box(width, height, preprocess)
     # A bicubic or Lanczos filter reaches at most 3 output pixels beyond the box.
-    reach = [3 * max(1.0, (box[2] - box[0]) / preprocess.size[1]), 3 * max(1.0, (box[3] - box[1]) / preprocess.size[0])]
+    reach = [3 * max(1.0, (box[2] - box[0]) / columns), 3 * max(1.0, (box[3] - box[1]) / rows)]
     return (
         max(0, math.floor(box[0] - reach[0]) - 1),
         max(0, math.floor(box[1] - reach[1]) - 1),
@@ -42,54 +44,75 @@ def find_crop(width: int, height: int, preprocess: Preprocess) -> tuple[int, int
     )
 
 
-def _seen_box(
-    width: int, height: int, preprocess: Preprocess
-) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
-    """What the model sees of an image whose shorter side is resized: in its own pixels, and in resized pixels."""
-    rows, columns = preprocess.size
+def _seen_box(width: int, height: int, preprocess: Preprocess) -> tuple[float, float, float, float]:
+    """The center of size `scale` of an image whose shorter side is resized, in the image's own pixels."""
     scaled = _scaled_size(width, height, preprocess)
-    left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)
+    left, top, right, bottom = _center(scaled, preprocess.scale)
     across, down = width / scaled[0], height / scaled[1]
-    seen = (left, top, left + columns, top + rows)
-    return (left * across, top * down, seen[2] * across, seen[3] * down), seen
+    return left * across, top * down, right * across, bottom * down
+
+
+def _center(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The central rectangle (left, top, right, bottom) of an image of size (width, height). target: (rows, columns)."""
+    rows, columns = target
+    left, top = round((size[0] - columns) / 2), round((size[1] - rows) / 2)
+    return left, top, left + columns, top + rows
 
 
 def _scaled_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
-    rows, columns = preprocess.size
+    rows, columns = preprocess.scale
     if rows == columns:
         short = min(width, height)
         return int(columns * width / short), int(rows * height / short)
-    ratio = min(width / columns, height / rows)  # as open_clip has it for models whose input is not square
+    ratio = min(width / columns, height / rows)  # as both libraries have it for models whose input is not square
     return round(width / ratio), round(height / ratio)
 
 
 def resize_image(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
-    """Crop an image to the rectangle that the model sees, pixel for pixel as open_clip's transform does.
+    """Crop an image to the rectangle that the model sees, pixel for pixel as the library's transform does.
 
     See `STRIP_RATIO` for the exception.
     """
+    return _resize(image, preprocess, preprocess.size)
+
+
+def resize_strip(image: "Image.Image", preprocess: Preprocess) -> "Image.Image":
+    """A strip at the size `scale`, of which the library's transform then crops the center."""
+    return _resize(image, preprocess, preprocess.scale)
+
+
+def _resize(image: "Image.Image", preprocess: Preprocess, target: tuple[int, int]) -> "Image.Image":
+    """Fit an image to `scale`, then crop its center to `target` or pad it. target: (rows, columns)."""
     from PIL import Image
 
-    height, width = preprocess.size
+    height, width = preprocess.scale
     method = Image.Resampling[preprocess.interpolation.upper()]
-    if preprocess.resize_mode == "squash":
+    if preprocess.fit == "squash":
         if is_strip(*image.size):  # Pillow resizes rows first, which a tall strip has too many of
             image = image.resize((image.width, height), method)
-        return image.resize((width, height), method)
-    if preprocess.resize_mode == "longest":
+        return _cut(image.resize((width, height), method), target)
+    if preprocess.fit == "longest":
         ratio = max(image.width / width, image.height / height)
         small = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
         if is_strip(*image.size):
             image = image.resize((image.width, small[1]), method)
         image = image.resize(small, method)
-        canvas = Image.new("RGB", (width, height), (preprocess.fill_color,) * 3)
-        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        canvas = Image.new("RGB", (target[1], target[0]), preprocess.fill)
+        canvas.paste(image, (_place(image.width, target[1]), _place(image.height, target[0])))
         return canvas
     crop = find_crop(*image.size, preprocess)
     if crop is not None:
-        return resize_crop(image.crop(crop), crop, image.size, preprocess)
-    _, seen = _seen_box(*image.size, preprocess)
-    return image.resize(_scaled_size(*image.size, preprocess), method).crop(seen)
+        return _cut(resize_crop(image.crop(crop), crop, image.size, preprocess), target)
+    return _cut(image.resize(_scaled_size(*image.size, preprocess), method), target)
+
+
+def _cut(image: "Image.Image", target: tuple[int, int]) -> "Image.Image":
+    return image if image.size == target[::-1] else image.crop(_center(image.size, target))
+
+
+def _place(side: int, target: int) -> int:
+    """Where a side of an image begins in a canvas: centered, half a pixel towards the beginning where it is odd."""
+    return (target - side) // 2 if side <= target else -round((side - target) / 2)
 
 
 def resize_crop(
@@ -98,7 +121,7 @@ def resize_crop(
     """Resize the part of a strip that `find_crop` returned. size: width and height of the whole image."""
     from PIL import Image
 
-    box, _ = _seen_box(*size, preprocess)
+    box = _seen_box(*size, preprocess)
     within = (
         max(0.0, box[0] - crop[0]),
         max(0.0, box[1] - crop[1]),
@@ -106,13 +129,14 @@ def resize_crop(
         min(float(part.height), box[3] - crop[1]),
     )
     method = Image.Resampling[preprocess.interpolation.upper()]
-    return part.resize((preprocess.size[1], preprocess.size[0]), method, within)
+    return part.resize((preprocess.scale[1], preprocess.scale[0]), method, within)
 
 
 def resize_mask(mask: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Crop a pixel mask [H, W] as the model's image, [height, width]; numbers are never mixed, and padding is 0."""
     from PIL import Image
 
-    cut = resize_image(Image.fromarray(mask), replace(preprocess, interpolation="nearest", fill_color=0))
+    unpadded = replace(preprocess, interpolation="nearest", fill_color=0, mean=(0.0, 0.0, 0.0))  # timm pads by the mean
+    cut = resize_image(Image.fromarray(mask), unpadded)
     pixels = np.asarray(cut)
     return pixels if pixels.ndim == 2 else pixels[..., 0]

@@ -23,11 +23,8 @@ from actcache.store.image_table import read_images
 
 N_URIS = 3
 """Images by which a folder is recognized."""
-LOCAL = "local-dir:"
-"""What stands before the folder of a model of open_clip."""
-
-LOCAL = "local-dir:"
-"""The prefix of a model's folder, which stays before the path."""
+PREFIXES = ("timm:local-dir:", "local-dir:")
+"""What stands before the folder of a model, and stays before its path."""
 
 
 def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
@@ -78,7 +75,7 @@ def whole_path(artifact: Artifact, name: str, value: str) -> str:
             f"{artifact.path} was made with {name} {value}, which is on other storage and is read only on request. "
             f"Name it with --{name}, if the verb has that flag."
         )
-    prefix = LOCAL if value.startswith(LOCAL) else ""
+    prefix = _prefix(value)
     path = value.removeprefix(prefix)
     if not path.startswith("..") and not is_remote(artifact.path):
         return value
@@ -89,6 +86,10 @@ def whole_path(artifact: Artifact, name: str, value: str) -> str:
     if there is None:
         raise SettingsError(f"{places[0]} no longer exists. Give its new path with --{name}, or move it back.")
     return f"{prefix}{there}"
+
+
+def _prefix(value: str) -> str:
+    return next((prefix for prefix in PREFIXES if value.startswith(prefix)), "")
 
 
 def find_image_source(artifact: Artifact, images: str | Path | None = None) -> str | Path:
@@ -121,7 +122,7 @@ def remember_paths(store: Path, **given: Any) -> dict[str, object]:
     def relative(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [relative(member) for member in value]
-        prefix = LOCAL if str(value).startswith(LOCAL) else ""
+        prefix = _prefix(str(value))
         path = Path(str(value).removeprefix(prefix))
         there = value is not None and not is_remote(store) and exists(path)
         return prefix + relative_path(path, store) if there else (value if value is None else str(value))

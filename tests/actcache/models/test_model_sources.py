@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from actcache import ActivationStore, ModelError, SettingsError, extract
+from actcache import ActivationStore, ModelError, SettingsError, extract, repair
 from actcache.models import load_clip, make_text_tower
 from actcache.models.resolver import resolve_model
 from actcache.prompts import open_towers
@@ -92,24 +92,29 @@ def native_names() -> list[str]:
 
 def test_a_bare_file_of_weights_says_which_preprocessing_is_assumed(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"not read here")
-    keys, assumed = ("mean", "std", "interpolation", "resize_mode"), []
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    assumed, refused_names = list[str](), list[str]()
     usual = open_clip.transform.PreprocessCfg()
     for name in native_names():
         tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
         known = {tuple(tuple(tag[key]) if key in ("mean", "std") else tag[key] for key in keys) for tag in tags}
+        if len(known) > 1:
+            with pytest.raises(ModelError, match=f"{name} differ in it.*--preprocess"):
+                resolve_model(name, str(tmp_path / "weights.pt"))
+            refused_names.append(name)
+            continue
         source = resolve_model(name, str(tmp_path / "weights.pt"))
         mine = tuple(getattr(source.preprocess, key) for key in keys)
-        default = tuple(getattr(usual, key) for key in keys)
-        assert mine == (known.pop() if len(known) == 1 else default), name
+        assert mine == known.pop(), name
         if source.notes:
             assumed.append(name)
-            assert "preprocess_cfg" in source.notes[0]  # how to give another
+            assert "--preprocess" in source.notes[0]  # how to give another
             assert all(str(value) in source.notes[0] for value in mine[2:])
         else:
-            assert mine == default
-            assert not known - {default}
-    assert {"ViT-L-14-CLIPA", "ViT-H-14-378-quickgelu", "ViT-L-14"} <= set(assumed)
+            assert mine == tuple(getattr(usual, key) for key in keys)
+    assert {"ViT-L-14-CLIPA", "ViT-H-14-378-quickgelu"} <= set(assumed)
     assert "ViT-B-32" not in assumed
+    assert "ViT-L-14" in refused_names
 
 
 def test_a_store_keeps_the_preprocessing_it_was_made_with(
@@ -290,3 +295,29 @@ def test_weights_of_another_shape_still_fit_their_own_config(tmp_path: Path, tin
     refused(
         r"shapes differ: visual\.positional_embedding \[8, 32\]", tiny_model["model"], str(tmp_path / "odd.safetensors")
     )
+
+
+def test_a_store_keeps_the_size_of_its_images(tiny_model: dict[str, str], tmp_path: Path, tiny_images: Path) -> None:
+    """It is recorded once, with the preprocessing, so no verb that opens the store has to be told."""
+    store = extract(tiny_images, tmp_path / "a.acts", **tiny_model, layers=[0], limit=8, image_size="48x32")
+    assert store.layout.grid == (6, 4)
+    towers = open_towers(store.artifact, device="cpu")
+    assert towers.vision.model_id == store.model_id
+    assert towers.vision.preprocess.size == (48, 32)
+    assert store.model_id != load_clip(**tiny_model).model_id
+    shard = next((tmp_path / "a.acts" / "activations.zarr").rglob("c/0/0/0"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
+    assert repair(tmp_path / "a.acts").ok
+
+
+def test_a_store_keeps_the_preprocessing_that_was_given(
+    tiny_model: dict[str, str], tmp_path: Path, tiny_images: Path
+) -> None:
+    (tmp_path / "steps.json").write_text(json.dumps({"crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.5] * 3}))
+    store = extract(
+        tiny_images, tmp_path / "a.acts", **tiny_model, layers=[0], limit=8, preprocess=tmp_path / "steps.json"
+    )
+    (tmp_path / "steps.json").unlink()
+    towers = open_towers(store.artifact, device="cpu")
+    assert towers.vision.model_id == store.model_id
+    assert (towers.vision.preprocess.library, towers.vision.preprocess.scale) == ("timm", (26, 26))
