@@ -17,7 +17,6 @@ from torch import Tensor
 from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
 from actcache.errors import ModelError, PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
-from actcache.hook_point import SITES
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
@@ -134,10 +133,9 @@ def plan_extraction(
         raise SettingsError(
             f"{name} has no layer {last}: its blocks are 0..{tower.n_layers - 1}. Choose --layer within that range."
         )
-    sites = getattr(tower, "sites", SITES)
-    if lacking := sorted({hook.site for hook in config.hook_points} - set(sites)):
+    if lacking := sorted({hook.site for hook in config.hook_points} - set(tower.sites)):
         raise SettingsError(
-            f"{name} has no {', '.join(lacking)}: its blocks have {', '.join(sites)}. Choose --site among these."
+            f"{name} has no {', '.join(lacking)}: its blocks have {', '.join(tower.sites)}. Choose --site among these."
         )
     chunk_images, shard_images = choose_shape(plan.n_images, config.shard_images)
     settings = StoreSettings(
@@ -155,7 +153,7 @@ def plan_extraction(
             shard_images=shard_images,
             n_extra=tower.n_extra,
             itemsize=check_dtype(config.dtype).itemsize,
-            prefix=getattr(tower, "prefix", ("cls",)),
+            prefix=tower.prefix,
         ),
         patch_size=_patch_size(tower),
         seed=config.seed,
