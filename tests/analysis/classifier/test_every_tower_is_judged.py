@@ -89,8 +89,8 @@ def test_a_probe_judges_every_tower(tower: dict[str, Any]) -> None:
     assert found.judge.probe.features == ("cls+patch" if has_cls else "patch")
     assert found.runs[0].variants["original"].accuracy > 0.9  # each class has a color of its own
     if not has_cls:
+        cls = StudyConfig(judge="probe", probe_features="cls")
         with pytest.raises(SettingsError, match="no CLS token"):
-            cls = StudyConfig(judge="probe", probe_features="cls")
             evaluate_fidelity(tower["run"], tower["store"], study=cls, model=CPU)
 
 
@@ -110,8 +110,8 @@ def test_the_other_studies_take_them_too(tower: dict[str, Any]) -> None:
     steered = measure_steerability(tower["run"], tower["store"], None, SteerabilityConfig(n_latents=2), **how)
     assert {result.judge.kind for result in (curve, deleted, steered) if result.judge} == {"head"}
     assert steered.n_words == len(LABELS)
+    text = StudyConfig(judge="zero-shot", on_seen="use")
     with pytest.raises(SettingsError, match="no text tower"):
-        text = StudyConfig(judge="zero-shot", on_seen="use")
         evaluate_fidelity(tower["run"], tower["store"], study=text, model=CPU)
 
 
