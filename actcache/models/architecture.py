@@ -12,6 +12,7 @@ from typing import Any
 import timm
 
 from actcache.errors import ModelError
+from actcache.models.refusals import check_family
 
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
@@ -45,7 +46,7 @@ def check_architecture(config: object, name: str) -> Mapping[str, Any]:
             raise ModelError(f"--model {name}: {tower} must be an object, got {_show(config[tower])}.")
     vision, text = VISION | config["vision_cfg"], TEXT | config["text_cfg"]
     if isinstance(vision["layers"], list | tuple):
-        raise ModelError(f"{name}'s image tower is not a vision transformer. Choose a plain ViT-*.")
+        check_family(name, "modified_resnet")
     _check_numbers(name, "", {"embed_dim": config["embed_dim"]})
     _check_numbers(name, "vision_cfg.", {key: vision[key] for key in VISION})
     if "hf_model_name" not in text:
@@ -122,11 +123,17 @@ def _check_trunk(name: str, vision: Mapping[str, Any]) -> None:
             f"--model {name}: timm {timm.__version__} has no model {_show(trunk)}. Correct timm_model_name, or install "
             "another version of timm."
         )
+    check_family(name, find_family(trunk))
     check_arguments(name, vision.get(OUR_ARGUMENTS, {}))
     if vision.get("timm_model_pretrained"):
         raise ModelError(
             f"--model {name}: timm_model_pretrained must be false, because weights come from --pretrained. Set it so."
         )
+
+
+def find_family(architecture: str) -> str:
+    """The module of timm that has a name, by which towers are taken or refused."""
+    return str(timm.models.model_entrypoint(architecture).__module__).rpartition(".")[2]
 
 
 def check_arguments(name: str, arguments: object) -> None:

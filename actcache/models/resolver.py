@@ -24,7 +24,7 @@ from typing import Any
 import open_clip
 
 from actcache.errors import ModelError
-from actcache.models.architecture import TEXT, VISION, context_length, has_quick_gelu, image_size
+from actcache.models.architecture import TEXT, VISION, context_length, find_family, has_quick_gelu, image_size
 from actcache.models.descriptions import PREPROCESSOR, TRANSFORMERS, Description, describe, describe_file
 from actcache.models.preprocessing import (
     CONFIG,
@@ -35,6 +35,7 @@ from actcache.models.preprocessing import (
     read_tag,
     read_timm,
 )
+from actcache.models.refusals import check_family
 from actcache.models.timm_names import PREFIX as TIMM
 from actcache.models.timm_names import TimmName
 from actcache.models.weight_files import LOCAL, TIMM_WEIGHTS, WeightFile, find_weights, say_tags
@@ -89,6 +90,8 @@ def resolve_model(
             out of bounds, two of the sources contradict each other, or nothing says which preprocessing is right.
     """
     described = describe(model)
+    if described.timm is not None:
+        check_family(described.name, find_family(described.timm.architecture))
     weights = _find_weights(described, model, pretrained)
     if described.timm is not None and weights.tag:
         described = replace(described, timm=replace(described.timm, cfg=weights.tag))

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import SMALL, make, pixels, write_folder
 
-from actcache import ModelError, SettingsError
-from actcache.models import load_clip, make_text_tower
+from actcache import ModelError, SettingsError, extract
+from actcache.models import load_clip, make_text_tower, make_vision_tower
 from actcache.models.building import build_timm
 from actcache.models.timm_names import find_name
+from actcache.store.provenance import find_origin
 
 ROOT = Path(__file__).parents[3]
 REG = "vit_base_patch14_reg4_dinov2"
@@ -207,3 +208,19 @@ def test_construction_is_watched_for_every_family(name: str) -> None:
     assert json.loads(json.dumps(trunk.arguments)) == trunk.arguments
     assert trunk.arguments
     assert all(value.is_meta for value in module.parameters())
+
+
+@torch.no_grad()
+def test_a_loaded_model_is_taken_apart_and_stored(folder: Path, tmp_path: Path, tiny_images: Path) -> None:
+    tower = make_vision_tower(load_clip(str(folder), image_size="42x28"), precision="float32", device="cpu")
+    assert (tower.prefix, tower.grid, tower.embed_dim) == (("cls", "reg", "reg", "reg", "reg"), (3, 2), 32)
+    store = extract(
+        tiny_images, tmp_path / "a.acts", model=f"timm:local-dir:{folder}", layers=[1], limit=8, image_size="42x28"
+    )
+    assert store.model_id == tower.model_id
+    assert store.artifact.provenance["timm"] == timm.__version__
+    again = load_clip(
+        find_origin(store.artifact, "model"), find_origin(store.artifact, "pretrained"),
+        preprocess=store.artifact.settings["preprocess"],
+    )  # fmt: skip
+    assert again.model_id == store.model_id

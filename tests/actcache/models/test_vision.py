@@ -382,7 +382,7 @@ def test_unknown_names_are_answered_with_near_ones(tmp_path: Path) -> None:
 
 def test_towers_that_are_no_vision_transformer_are_refused() -> None:
     for name in ("RN50", "RN50x4-quickgelu"):
-        with pytest.raises(ModelError, match="not a vision transformer"):
+        with pytest.raises(ModelError, match="is a convolutional network"):
             load_vision_tower(name, "random:0")
 
 

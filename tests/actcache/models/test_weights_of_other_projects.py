@@ -360,11 +360,25 @@ def test_every_plain_name_of_open_clip_is_described() -> None:
     """Descriptions only: nothing is built."""
     from actcache.models.resolver import resolve_model
 
-    resnets = [name for name in open_clip.list_models()
-               if isinstance(open_clip.get_model_config(name)["vision_cfg"].get("layers"), list)]  # fmt: skip
-    for name in resnets:
-        with pytest.raises(ModelError, match="not a vision transformer"):
-            resolve_model(name, "random:0")
-    taken = [resolve_model(name, "random:0").name for name in open_clip.list_models() if name not in resnets]
-    assert {"ViT-B-16-SigLIP", "PE-Core-bigG-14-448", "EVA02-L-14", "MobileCLIP-B", "ViTamin-B"} <= set(taken)
-    assert len(resnets) < 15
+    refused = 0
+    for name in open_clip.list_models():
+        vision = open_clip.get_model_config(name)["vision_cfg"]
+        trunk = vision.get("timm_model_name", "vit")
+        if isinstance(vision.get("layers"), list) or trunk.startswith(("convnext", "fastvit", "swin")):
+            refused += 1
+            with pytest.raises(ModelError, match=r"cannot be used: it (is a convolutional network|has stages)"):
+                resolve_model(name, "random:0")
+        else:
+            assert resolve_model(name, "random:0").timm is None
+    assert refused == 28
+
+
+def test_a_tower_that_cannot_be_used_is_refused_before_it_is_built_or_downloaded() -> None:
+    for name in (
+        "timm:swin_base_patch4_window7_224.ms_in22k",
+        "timm:resnet50",
+        "timm:cait_s24_224",
+        "convnext_xxlarge",
+    ):
+        with pytest.raises(ModelError, match=r"cannot be used: it .*Choose a plain ViT"):
+            load_clip(name, None if "." in name else "random:0")
