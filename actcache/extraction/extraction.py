@@ -93,7 +93,7 @@ def extract(
         raise SettingsError(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
-    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan)
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan, overwrite=overwrite)
     with OutputLock(plan.path, shared=not find_worker().alone) as lock:
         return run_plan(
             plan, lock, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
