@@ -202,7 +202,8 @@ class MaskFolder:
         """
         if not self.path.is_dir():
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of PNG masks; check --masks.")
-        existing = pa.array(list_files(self.path, (".png",)).names, pa.string())
+        files = list_files(self.path, (".png",)).names
+        existing = pa.array(filter(_is_utf8, files), pa.string())  # an image whose mask has another name is refused
         result: Any = pa.scalar("")
         for uris in reversed(candidates):
             names = _mask_name(uris)
