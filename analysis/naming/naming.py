@@ -81,9 +81,9 @@ def name_latents(
     if unknown or not methods:
         raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     (text,) = read_templates([template])
-    opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes))
-    opened_run = Run.open(find_parent(opened_codes.artifact, "run", run))
-    stores = open_parents(opened_codes, store)
+    opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes, has_flag=True))
+    opened_run = Run.open(find_parent(opened_codes.artifact, "run", run, has_flag=True))
+    stores = open_parents(opened_codes, store, has_flag=True)
     towers = open_towers(stores.stores[0].artifact, model=model, pretrained=pretrained, device=device)
     embedded_words = towers.text.embed([text.format(word) for word in words]).cpu()
     empty = towers.text.embed([""])[0].cpu()
