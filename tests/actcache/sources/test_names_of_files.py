@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -111,6 +113,42 @@ def test_a_folder_of_archives_with_such_names(bad_name: tuple[Path, str], tmp_pa
         tar.add(folder / "1.png", arcname="1.png")
     assert_right_or_one_line(read_all(archives))
     assert_right_or_one_line(read_all(next(archives.iterdir())))
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "jsonl", "parquet", "parquet of images", "tar", "folder of tables"])
+def test_a_source_in_a_folder_whose_name_is_not_utf8(tmp_path: Path, kind: str) -> None:
+    """The names of the images themselves are fine."""
+    import tarfile
+
+    place = tmp_path / os.fsdecode(b"B\xe4ume")
+    try:
+        place.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (place / "images" / "cat").mkdir(parents=True)
+    for i in range(3):
+        save(place / "images" / "cat" / f"{i}.png", (i, 50, 7))
+    names = [f"images/cat/{i}.png" for i in range(3)]
+    source = place / "images"
+    if kind == "csv":
+        (source := place / "t.csv").write_text("path,label\n" + "".join(f"{name},cat\n" for name in names))
+    elif kind == "jsonl":
+        (source := place / "t.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
+    elif kind == "tar":
+        with tarfile.open(source := place / "t.tar", "w") as tar:
+            tar.add(place / "images", arcname="images")
+    elif kind != "folder":
+        data = [(place / name).read_bytes() for name in names]
+        source = place / ("t.parquet" if kind != "folder of tables" else "tables")
+        file = source if kind != "folder of tables" else source / "train.parquet"
+        file.parent.mkdir(exist_ok=True)
+        with file.open("wb") as sink:
+            pq.write_table(pa.table({"path": names} if kind == "parquet" else {"image": data}), sink)
+    refused = read_all(source)
+    assert_right_or_one_line(refused)
+    if kind in ("folder", "tar"):  # tables are read by pyarrow, which opens only paths that are UTF-8
+        assert refused is None
+        assert open_source(source).plan().n_images == 3
 
 
 def test_a_mask_with_such_a_name_belongs_to_no_image(bad_name: tuple[Path, str], tmp_path: Path) -> None:
