@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import cli
 from actcache import ActivationStore, ImageFolder, ImageSourceError, PipelineError, extract
 from actcache.sources import open_source
+from actcache.text import visible
 from analysis import AnalyzeConfig, analyze, query_image, write_report
 from saetrain import CodeStore, encode
 
@@ -82,7 +83,7 @@ def read_all(source: Path) -> str | None:
 def assert_right_or_one_line(refused: str | None) -> None:
     if refused is not None:
         assert "\n" not in refused
-        refused.encode()  # it can be printed
+        visible(refused).encode()  # it can be printed
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "tar"])
