@@ -57,7 +57,7 @@ def main() -> None:
         masks = make_masks(count(study), grid, 0, np.random.default_rng(0))
         masks = [mask for mask in masks if mask.selection == "class"]
         vision, images = study.classifier.vision, study.classifier.images
-        pixels = torch.randn(len(images), 3, *vision.visual.image_size)
+        pixels = torch.randn(len(images), 3, *vision.image_size)
 
         @torch.no_grad()
         def whole() -> None:

@@ -49,9 +49,11 @@ def evaluate(
 ) -> Quality:
     """Measure the quality of an SAE on some images of a store.
 
-    The mean in the fvu is taken over the same tokens (centered; 1 - R^2).
+    The mean in the fvu is taken over the same tokens (centered; 1 - R^2). Of a store without CLS all tokens are
+    patches, and only these are in the result.
     """
     store = open_stores(store)
+    tokens = store.layout.token_kind(tokens)
     positions = np.array([image for image in images if store.valid[image]], dtype=np.int64)
     if not len(positions):
         raise SettingsError(f"No readable image of {store.path} is held out. Extract more images.")
@@ -67,9 +69,9 @@ def evaluate(
         reconstruction = sae.decode(rows, latents, values, len(x))
         fired += torch.bincount(latents, minlength=len(fired))
         per_row = torch.bincount(rows, minlength=len(x)).view(n_images, n_tokens)
-        first_row = (torch.arange(len(x)) % n_tokens) == 0
+        is_cls = (torch.arange(len(x)) % n_tokens) == 0  # where CLS is read together with patches, it comes first
         for kind in kinds:
-            mask = _kind_mask(kind, tokens, first_row)
+            mask = _kind_mask(kind, tokens, is_cls)
             sums[kind].add(x[mask].float(), reconstruction[mask], int(per_row.flatten()[mask].sum()))
     count = max(total.count for total in sums.values())
     by_kind: dict[Tokens, TokenQuality] = {kind: total.result() for kind, total in sums.items()}
@@ -81,7 +83,7 @@ def evaluate(
     }
 
 
-def _kind_mask(kind: str, tokens: str, first_row: Tensor) -> Tensor:
+def _kind_mask(kind: str, tokens: str, is_cls: Tensor) -> Tensor:
     if kind == tokens:
-        return torch.ones_like(first_row)
-    return first_row if kind == "cls" else ~first_row
+        return torch.ones_like(is_cls)
+    return is_cls if kind == "cls" else ~is_cls

@@ -60,11 +60,11 @@ def digest_of(file: Path, sizes: list[int] | None = None) -> dict[str, Any]:
 def write_artifact(
     folder: Path, kind: str, settings: dict[str, Any], parents: dict[str, tuple[str, str]], **provenance: Any
 ) -> str:
-    identity = hash_of(
-        {"kind": kind, "schema": 1, "settings": settings, "parents": {name: id for name, (id, _) in parents.items()}}
-    )
+    schema = 2 if settings.get("prefix", ["cls"]) != ["cls"] else 1
+    ids = {name: id for name, (id, _) in parents.items()}
+    identity = hash_of({"kind": kind, "schema": schema, "settings": settings, "parents": ids})
     fields = {
-        "kind": kind, "schema": 1, "id": identity, "settings": settings,
+        "kind": kind, "schema": schema, "id": identity, "settings": settings,
         "parents": {name: {"id": id, "path": path} for name, (id, path) in parents.items()}, "provenance": provenance,
     }  # fmt: skip
     (folder / "artifact.json").write_text(spell(fields))
@@ -102,38 +102,53 @@ def write_images(folder: Path) -> None:
 # x.acts, a run, x.codes
 
 
-def write_store(folder: Path) -> NDArray[np.float16]:
-    """An activation store of random values [N, tokens, D], which it returns."""
+def write_store(folder: Path, prefix: tuple[str, ...] = ("cls",)) -> NDArray[np.float16]:
+    """An activation store of random values [N, tokens, D], which it returns in the order of the stream."""
     folder.mkdir()
     write_images(folder)
     settings = {
         "model_id": "0123456789abcdef", "rows_id": hash_of("my images"), "hook_points": [HOOK], "dtype": "float16",
         "precision": "float32", "codec": "raw", "n_images": N, "grid": list(GRID), "patch_size": [8, 8], "d_model": D,
         "n_extra": 0, "chunk_images": CHUNK, "shard_images": SHARD, "seed": 0, "limit": None, "preprocess": PREPROCESS,
+        **({} if prefix == ("cls",) else {"prefix": list(prefix)}),
     }  # fmt: skip
     identity = write_artifact(folder, "acts", settings, {"images": (settings["rows_id"], "../images")})
     attributes = {"actcache": {**settings, "store_id": identity, "complete": True}}
     root = zarr.open_group(folder / "activations.zarr", mode="w", zarr_format=3, attributes=attributes)
     group = root.create_group(HOOK)
-    shapes = {"patches": ((GRID[0] * GRID[1], D), (GRID[1], D)), "cls": ((D,), (D,))}
-    names = {"patches": ("image", "patch", "channel"), "cls": ("image", "channel")}
-    for array, (rest, chunk) in shapes.items():
+    n_cls, first_patch = prefix.count("cls"), len(prefix)
+    n_registers = first_patch - n_cls
+    shapes = {
+        "patches": ((GRID[0] * GRID[1], D), (GRID[1], D)), "cls": ((D,), (D,)),
+        "registers": ((n_registers, D), (n_registers, D)),
+    }  # fmt: skip
+    names = {
+        "patches": ("image", "patch", "channel"), "cls": ("image", "channel"),
+        "registers": ("image", "register", "channel"),
+    }  # fmt: skip
+    n_tokens = first_patch + GRID[0] * GRID[1]
+    values = np.random.default_rng(0).normal(size=(N, n_tokens, D)).astype("<f2")
+    parts = {"patches": values[:, first_patch:]}
+    if n_cls:
+        parts["cls"] = values[:, 0]
+    if n_registers:
+        parts["registers"] = values[:, n_cls:first_patch]
+    for array in parts:
+        rest, chunk = shapes[array]
         group.create_array(
             array, shape=(N, *rest), dtype="<f2", chunks=(CHUNK, *chunk), shards=(SHARD, *rest), compressors=None,
             fill_value=0, dimension_names=names[array],
         )  # fmt: skip
-    values = np.random.default_rng(0).normal(size=(N, N_TOKENS, D)).astype("<f2")
-    parts = {"patches": values[:, 1:], "cls": values[:, 0]}
     total: dict[str, dict[str, Any]] = {}
     for shard, first in enumerate(range(0, N, SHARD)):
         last = min(first + SHARD, N)
         files, statistics = {}, {}
         for array, part in parts.items():
-            file = (
-                folder / "activations.zarr" / HOOK / array / "c" / str(shard) / ("0/0" if array == "patches" else "0")
-            )
+            file = folder / "activations.zarr" / HOOK / array / "c" / str(shard) / ("0" if array == "cls" else "0/0")
             sizes = write_raw_shard(file, part[first:last], GRID[0] if array == "patches" else 1)
             files[str(file.relative_to(folder))] = digest_of(file, sizes)
+            if array == "registers":
+                continue
             rows = part[first:last].reshape(-1, D).astype(np.float64)
             kind = "patch" if array == "patches" else "cls"
             statistics[kind] = {
@@ -275,6 +290,36 @@ def test_every_verb_takes_what_the_page_describes(folder: Path) -> None:
         done = ask(command.format(folder))
         assert done.exit_code == 0, (name, done.output, done.exception)
         assert right(json.loads(done.stdout)), (name, done.stdout)
+
+
+@pytest.mark.parametrize("prefix", [(), ("reg", "reg"), ("cls", "reg", "dist")], ids=str)
+def test_stores_with_other_special_tokens_are_taken_as_the_page_describes_them(
+    tmp_path: Path, prefix: tuple[str, ...]
+) -> None:
+    from actcache import ActivationStore
+
+    values = write_store(tmp_path / "x.acts", prefix)
+    n_cls, first = prefix.count("cls"), len(prefix)
+    store = ActivationStore.open(tmp_path / "x.acts")
+    np.testing.assert_array_equal(store.read_stream(check=True), values)
+    np.testing.assert_array_equal(store.read_registers(check=True), values[:, n_cls:first])
+    np.testing.assert_array_equal(store.read(tokens="patch", check=True), values[:, first:])
+    kept = [*range(n_cls), *range(first, values.shape[1])]
+    np.testing.assert_array_equal(store.read(check=True), values[:, kept])
+    kind = "all" if n_cls else "patch"
+    write = "--n-latents 16 --k 2 --n-steps 5 --batch-size 16"
+    asked = {
+        f"verify {tmp_path}/x.acts": lambda answer: answer["ok"] is True,
+        f"train {tmp_path}/x.acts {tmp_path}/run {write}": lambda answer: answer["quality"][kind]["fvu"] > 0,
+        f"encode {tmp_path}/run {tmp_path}/x.acts {tmp_path}/x.codes": lambda answer: answer["n_entries"] > 0,
+        f"analyze {tmp_path}/x.codes {tmp_path}/x.concepts": lambda answer: answer["n_tokens"] == N * len(kept),
+        f"report {tmp_path}/x.concepts {tmp_path}/page.html": lambda answer: answer["bytes"] > 1000,
+    }
+    for command, right in asked.items():
+        done = ask(command)
+        assert done.exit_code == 0, (command, done.output, done.exception)
+        assert right(json.loads(done.stdout)), (command, done.stdout)
+    assert json.loads((tmp_path / "x.codes" / "artifact.json").read_text())["settings"]["tokens"] == kind
 
 
 def test_the_values_are_those_that_were_written(folder: Path) -> None:

@@ -26,7 +26,7 @@ ORDER = {
 
 LIBRARIES = {
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
-    "actcache/models": "huggingface_hub open_clip safetensors torch",
+    "actcache/models": "huggingface_hub open_clip safetensors timm torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",

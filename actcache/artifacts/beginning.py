@@ -35,7 +35,6 @@ from actcache.artifacts.locks import SHARED_WAIT_S, OutputLock, remove_stale_loc
 from actcache.artifacts.opening import (
     ARTIFACT_FILE,
     MANIFEST_FILE,
-    SCHEMA,
     Artifact,
     Kind,
     Parent,
@@ -63,6 +62,7 @@ def begin_artifact(
     parents: Mapping[str, tuple[str, Path]],
     provenance: Mapping[str, Any],
     prepare: Callable[[Path], None] = lambda folder: None,
+    schema: int = 1,
     overwrite: bool = False,
     lock: OutputLock | None = None,
 ) -> Artifact:
@@ -76,6 +76,7 @@ def begin_artifact(
         parents: name -> (id, current path).
         provenance: JSON-able facts that are shown but are not part of the identity.
         prepare: fills the new directory with everything that never changes; it appears in one rename.
+        schema: the version of the format that the settings need.
         overwrite: replace an existing artifact of this kind, unless the same command began it and was interrupted.
         lock: it is taken unless the artifact is complete, and the caller releases it when the writing has ended.
 
@@ -90,8 +91,8 @@ def begin_artifact(
     settings = json.loads(json.dumps(settings, allow_nan=False))
     body = {
         "kind": kind,
-        "schema": SCHEMA,
-        "id": artifact_id(kind, settings, relative),
+        "schema": schema,
+        "id": artifact_id(kind, settings, relative, schema),
         "settings": settings,
         "parents": {name: {"id": p.id, "path": p.path} for name, p in relative.items()},
         "provenance": dict(provenance),

@@ -14,14 +14,17 @@ from actcache.artifacts.places import exists, recorded_places
 from actcache.errors import ArtifactNotFoundError, CorruptError, IncompleteError, SchemaError, StorageError
 from actcache.schema import parse
 
-SCHEMA = 1
-"""Major version of docs/reference/format.md. A reader refuses a newer one."""
+SCHEMA = 2
+"""Newest major version of docs/reference/format.md."""
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
 
 Kind = Literal["acts", "prompts", "run", "codes", "concepts"]
 T = TypeVar("T")
+
+_NEWEST: Mapping[Kind, int] = {"acts": SCHEMA}
+"""The newest version of each kind, of which a reader refuses a newer one; 1 for the kinds that are not listed."""
 
 _NAMES: Mapping[Kind, str] = {
     "acts": "an activation store (x.acts)",
@@ -53,6 +56,7 @@ class Artifact:
     """The contents of `artifact.json`, and whether the artifact is sealed.
 
     `settings` are the fields that change the bytes; they are hashed into `id` together with the parents' ids.
+    `schema` is the version of the format that the artifact has.
     """
 
     path: Path
@@ -62,6 +66,7 @@ class Artifact:
     parents: Mapping[str, Parent]
     provenance: Mapping[str, Any]
     complete: bool
+    schema: int = 1
 
     def parent(self, name: str) -> Parent:
         """What is recorded of a parent. Raises CorruptError if there is none of this name."""
@@ -95,7 +100,7 @@ class _Fields:
     schema: int = field(metadata={"at_least": 1})
 
 
-def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Parent], schema: int = SCHEMA) -> str:
+def artifact_id(kind: str, settings: Mapping[str, Any], parents: Mapping[str, Parent], schema: int = 1) -> str:
     return digest(
         {
             "kind": kind,
@@ -126,9 +131,7 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
     if not there:
         raise ArtifactNotFoundError(f"{path} {reason}. Expected {wanted}; {advice}.")
     value = read_json(path / ARTIFACT_FILE, _REMAKE)
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if type(schema) is int and SCHEMA < schema < 1 << 31:
-        raise SchemaError(f"{path} has schema {schema}; this version reads up to {SCHEMA}. Install a newer patchsae.")
+    _check_schema(path, value)
     fields = parse(_Fields, value, path / ARTIFACT_FILE, _REMAKE)
     if kind is not None and fields.kind != kind:
         raise SchemaError(f"{path} is {_NAMES[fields.kind]}. Expected {wanted}; check the order of the arguments.")
@@ -145,10 +148,19 @@ def open_artifact(path: str | Path, kind: Kind | None = None, *, complete: bool 
         parents=fields.parents,
         provenance=fields.provenance,
         complete=(path / MANIFEST_FILE).is_file(),
+        schema=fields.schema,
     )
     if complete and not artifact.complete:
         raise IncompleteError(f"{path} is not complete. Run the command that started it again: it resumes.")
     return artifact
+
+
+def _check_schema(path: Path, value: Any) -> None:
+    """Raise SchemaError for a newer artifact before its fields are read, because they may mean something else."""
+    schema, kind = (value.get("schema"), value.get("kind")) if isinstance(value, dict) else (None, None)
+    newest = next((version for known, version in _NEWEST.items() if known == kind), 1)
+    if type(schema) is int and newest < schema < 1 << 31:
+        raise SchemaError(f"{path} has schema {schema}; this version reads up to {newest}. Install a newer patchsae.")
 
 
 def _advice(path: Path) -> str:

@@ -24,9 +24,10 @@ from actcache.artifacts import (
     read_records,
     remove_artifact,
 )
-from actcache.errors import ImageSourceError, NonFiniteError, SettingsError
+from actcache.errors import ImageSourceError, SettingsError
+from actcache.extraction.block import Block
 from actcache.extraction.config import ExtractConfig
-from actcache.extraction.plan import ExtractionPlan, check_space, plan_extraction
+from actcache.extraction.plan import ExtractionPlan, check_space, check_stream, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.machine import count_processors
 from actcache.models import VisionTower
@@ -36,7 +37,6 @@ from actcache.seen import hash_content
 from actcache.sources import ImagePlan, ImageSource, describe_failures
 from actcache.store import (
     ActivationStore,
-    ChannelStatistics,
     ShardWriter,
     StoreLayout,
     begin_store,
@@ -112,8 +112,11 @@ def run_plan(
         repairing: keep the store even if none of its images can be read.
     """
     worker, n_shards = find_worker(), plan.layout.n_shards
-    if not (plan.path / ARTIFACT_FILE).exists():  # its images would not be the same the next time
+    new = not (plan.path / ARTIFACT_FILE).exists()
+    if new:  # its images would not be the same the next time
         check_apart(plan.path, {"images": plan.source.path})
+    if new or overwrite:
+        check_stream(plan)
     artifact = begin_store(
         plan.path,
         plan=plan.images,
@@ -206,7 +209,7 @@ def _fill_shards(
     total = sum(len(layout.shard_range(shard)) for shard in owned)
     done = total - sum(len(layout.shard_range(shard)) for shard in shards)
     uris = plan.images.table["uri"]
-    blocks = [_Block(plan), _Block(plan)]
+    blocks = [Block(plan), Block(plan)]
     reasons: dict[int, str] = {}
     content: list[str] = []
     with ExitStack() as stack, ThreadPoolExecutor(n_threads or count_processors(), "decode") as decoders, \
@@ -262,89 +265,6 @@ class _Background:
     def wait(self) -> None:
         while self._pending:
             self._pending.popleft().result()
-
-
-class _Block:
-    """One block of every hook point in the stored dtype and in chunk order, allocated once."""
-
-    def __init__(self, plan: ExtractionPlan) -> None:
-        self.plan = plan
-        self.hooks = plan.settings.hook_points
-        rows, columns = plan.layout.grid
-        dtype: Any = getattr(torch, plan.settings.dtype)
-        shape = plan.layout.chunk_images, plan.layout.d_model
-        options: dict[str, Any] = {"dtype": dtype, "pin_memory": plan.tower.device.type == "cuda"}
-        self.patches = {
-            hook: torch.zeros(rows, shape[0], columns, shape[1], **options) for hook in plan.settings.hook_points
-        }
-        self.cls = {hook: torch.zeros(*shape, **options) for hook in self.hooks}
-        self.extra = {
-            hook: torch.zeros(shape[0], plan.layout.n_extra, shape[1], **options) for hook in plan.settings.hook_points
-        }
-        self.n_images = 0
-        self.good: list[int] = []
-
-    def put(self, first: int, n: int, good: Sequence[int], streams: dict[HookPoint, Tensor]) -> None:
-        """Add a batch of `n` images; those in `good` have streams [len(good), T, D], the others become zeros."""
-        if first == 0:
-            self.good = []
-        self.n_images = first + n
-        self.good += [first + k for k in good]
-        (rows, columns), n_tokens = self.plan.layout.grid, self.plan.layout.n_tokens
-        for hook in self.hooks:
-            patches, cls = self.patches[hook][:, first : first + n], self.cls[hook][first : first + n]
-            extra = self.extra[hook][first : first + n]
-            if len(good) < n:
-                patches.zero_(), cls.zero_(), extra.zero_()
-            if good:
-                x = streams[hook]
-                if self.plan.layout.n_extra:
-                    extra[list(good)] = x[:, n_tokens:].to(cls.dtype).cpu()
-                ordered = x[:, 1:n_tokens].reshape(len(x), rows, columns, -1).transpose(0, 1)  # [rows, n, columns, D]
-                if x.device.type != "cpu":  # permute and round on the device, where it is fast
-                    x, ordered = x[:, 0].to(cls.dtype), ordered.to(cls.dtype).contiguous()
-                else:
-                    x = x[:, 0]
-                if len(good) == n:
-                    patches.copy_(ordered), cls.copy_(x)
-                else:
-                    patches[:, list(good)], cls[list(good)] = ordered.to(cls.dtype).cpu(), x.to(cls.dtype).cpu()
-
-    def statistics(self, uris: Sequence[str]) -> dict[HookPoint, dict[str, ChannelStatistics]]:
-        """Statistics of the stored values. Raises NonFiniteError, which names the image (`uris` are the block's)."""
-        statistics: dict[HookPoint, dict[str, ChannelStatistics]] = {}
-        for hook in self.hooks:
-            first, *rows = [_statistics_of(row[self.good].flatten(0, 1)) for row in self.patches[hook]]
-            statistics[hook] = {"cls": _statistics_of(self.cls[hook][self.good]), "patch": sum(rows, first)}
-            finite = all(value.absmax < float("inf") for value in statistics[hook].values())
-            if not finite or not torch.isfinite(self.extra[hook][self.good]).all():
-                self._name_image(hook, uris)
-        return statistics
-
-    def _name_image(self, hook: HookPoint, uris: Sequence[str]) -> None:
-        dtype = self.plan.settings.dtype
-        for k in self.good:
-            values = torch.cat([self.patches[hook][:, k].flatten(), self.cls[hook][k], self.extra[hook][k].flatten()])
-            if not torch.isfinite(values).all():
-                what = "is NaN" if values.isnan().any() else f"is too large for {dtype}"
-                raise NonFiniteError(
-                    f"{hook} {what} for image {uris[k]}. Nothing of this shard was written. "
-                    "Try --precision float32 and --dtype float32, or check the checkpoint."
-                )
-
-    def write(self, writer: ShardWriter, block: int, statistics: dict[HookPoint, dict[str, ChannelStatistics]]) -> None:
-        for hook in self.hooks:
-            patches, cls = self.patches[hook][:, : self.n_images].numpy(), self.cls[hook][: self.n_images].numpy()
-            extra = self.extra[hook][: self.n_images].numpy() if self.plan.layout.n_extra else None
-            writer.write(hook, block, patches, cls, statistics=statistics[hook], extra=extra)
-
-
-def _statistics_of(rows: Tensor) -> ChannelStatistics:
-    """ChannelStatistics.of in torch: 1.5 GB/s per core, against 0.6 with numpy. NaN and infinity appear in absmax."""
-    x = rows.double()
-    peak = float(rows.abs().amax()) if rows.numel() else 0.0
-    peak = float("inf") if peak != peak else peak
-    return ChannelStatistics(len(rows), x.sum(0).numpy(), x.square_().sum(0).numpy(), peak)
 
 
 class _Loaded(NamedTuple):

@@ -17,8 +17,9 @@ import torchvision
 from torch import Tensor
 
 from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
-from actcache.errors import PipelineError, SettingsError, StorageError
+from actcache.errors import ModelError, PipelineError, SettingsError, StorageError
 from actcache.extraction.config import ExtractConfig
+from actcache.hook_point import SITES
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
@@ -131,6 +132,11 @@ def plan_extraction(
         raise SettingsError(
             f"{name} has no layer {last}: its blocks are 0..{tower.n_layers - 1}. Choose --layer within that range."
         )
+    sites = getattr(tower, "sites", SITES)
+    if lacking := sorted({hook.site for hook in config.hook_points} - set(sites)):
+        raise SettingsError(
+            f"{name} has no {', '.join(lacking)}: its blocks have {', '.join(sites)}. Choose --site among these."
+        )
     chunk_images, shard_images = choose_shape(plan.n_images, config.shard_images)
     settings = StoreSettings(
         model_id=tower.model_id,
@@ -147,8 +153,9 @@ def plan_extraction(
             shard_images=shard_images,
             n_extra=tower.n_extra,
             itemsize=check_dtype(config.dtype).itemsize,
+            prefix=getattr(tower, "prefix", ("cls",)),
         ),
-        patch_size=tower.patch_size,
+        patch_size=_patch_size(tower),
         seed=config.seed,
         limit=config.limit,
         preprocess=tower.preprocess.to_json(),
@@ -194,6 +201,31 @@ def _list_images(source: ImageSource, store: Path | None, **options: Any) -> Ima
     return plan
 
 
+def _patch_size(tower: VisionTower) -> tuple[int, int]:
+    """Pixels of a patch: those that the tower names, if they give its grid. A tower with a convolutional stem may name
+    the patches of the stem's output, and then the picture divided by the grid is right.
+    """
+    (height, width), (rows, columns), (high, wide) = tower.preprocess.size, tower.grid, tower.patch_size
+    exact = (height // high, width // wide) == (rows, columns)
+    return (high, wide) if exact else (height // rows, width // columns)
+
+
+@torch.no_grad()
+def check_stream(plan: ExtractionPlan) -> None:
+    """Raise ModelError unless one pass over black pictures gives the tokens that the layout says, because the grid that
+    a tower declares may be another than the one that it makes of pictures of this size.
+    """
+    (height, width), last, layout = plan.tower.preprocess.size, plan.settings.hook_points[-1], plan.layout
+    shape = tuple(plan.tower.run(torch.zeros(2, 3, height, width), [last])[last].shape[1:])
+    if shape != (layout.n_stream, layout.d_model):
+        rows, columns = layout.grid
+        raise ModelError(
+            f"{plan.provenance['model']} makes {shape[0]} tokens of width {shape[1]} of {height} x {width} "
+            f"pixels; expected were {layout.n_stream} of width {layout.d_model} ({len(layout.prefix)} special tokens, "
+            f"{rows} x {columns} patches, {layout.n_extra} prompts). Nothing was written; choose another image size."
+        )
+
+
 def _describe_prompts(prompts: str | Path | None) -> dict[str, object]:
     """The name of the prompts and, if they are known, the images that they were trained on."""
     if prompts is None:
@@ -216,6 +248,7 @@ def estimate(
     worker, batch_size = find_worker(), check_number("batch_size", batch_size, int, at_least=1)
     plan = plan_extraction(images, store, config or ExtractConfig(**options), device)
     path = plan.path
+    check_stream(plan)
     shards = range(plan.layout.n_shards)
     missing = missing_shards(path, len(shards)) if path.is_dir() else list(shards)
     uris = plan.images.table["uri"].slice(0, min(SAMPLE_IMAGES, batch_size)).to_pylist()
@@ -236,7 +269,7 @@ def estimate(
     own = [shard for shard in missing if worker.owns(shard)]
     return ExtractionEstimate(
         n_images=plan.layout.n_images,
-        n_tokens=plan.layout.n_images * plan.layout.n_tokens,
+        n_tokens=plan.layout.n_images * plan.layout.n_read_tokens("all"),
         n_bytes=plan.shard_bytes(shards),
         n_shards=len(shards),
         n_missing_shards=len(missing),

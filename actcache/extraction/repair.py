@@ -69,7 +69,7 @@ def repair(
     if foreign := [problem.file for problem in verification.problems if problem.what == FOREIGN]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")
-    settings = StoreSettings.from_json(artifact.settings)
+    settings = StoreSettings.of(artifact)
     source = find_image_source(artifact, images)
     config = _find_config(artifact, settings, source, model, pretrained, prompts)
     plan = plan_extraction(source, artifact.path, config, device, preprocess=settings.preprocess)

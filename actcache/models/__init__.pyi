@@ -1,3 +1,4 @@
+from .anatomy import take_apart
 from .clip import Clip, hash_tensors, load_clip
 from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
 from .text import TextTower, make_text_tower, read_templates
@@ -18,4 +19,5 @@ __all__ = [
     "make_text_tower",
     "make_vision_tower",
     "read_templates",
+    "take_apart",
 ]

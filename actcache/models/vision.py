@@ -1,77 +1,77 @@
-"""The open_clip image tower, taken apart: embed -> run_blocks(start, stop) -> head, or run(images, hooks).
+"""An image tower, taken apart: embed -> run_blocks(start, stop) -> head, or run(images, hooks).
 
 In: the name of a model and of its weights, as resolver.py describes.
 Out: `VisionTower`. Promises: weights load strictly and without pickle code; a QuickGELU mismatch is an error;
 `run` is one pass that stops at the last requested hook point; the prompts of an adapted model come after the patches;
-in float32 and not compiled, every hook point equals the output of open_clip's own modules bit for bit, and
+in float32 and not compiled, every hook point equals the output of the library's own modules bit for bit, and
 `head(run_blocks(embed(x), 0, n_layers))` equals its `visual(x)`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from actcache.errors import ModelError, SettingsError
 from actcache.hook_point import HookPoint
+from actcache.models.anatomy import Body, take_apart
+from actcache.models.blocks import HALVES, Halves, compile_halves, find_sites
 from actcache.models.clip import Clip, load_clip
 from actcache.models.device import choose_device, choose_precision
+from actcache.models.trunks import Context
 from actcache.preprocess import Preprocess
-
-Half = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
-
-
-_CUSTOM = open_clip.transformer.CustomResidualAttentionBlock  # with qk_norm, scale_attn and similar options
-_KNOWN_BLOCKS = (open_clip.transformer.ResidualAttentionBlock, _CUSTOM)
-
-
-def attend(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's first half: resid_pre [B, T, D] -> (attn_out, resid_mid), by open_clip's modules in their order."""
-    y = block.ln_1(x)
-    y = block.ls_1(block.ln_attn(block.attn(y)) if isinstance(block, _CUSTOM) else block.attention(y))
-    return y, x + y
-
-
-def feed_forward(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's second half: resid_mid [B, T, D] -> (mlp_out, resid_post)."""
-    y = block.ls_2(block.mlp(block.ln_2(x)))
-    return y, x + y
 
 
 @dataclass(frozen=True)
 class VisionTower:
-    """A CLIP image tower in eval mode on its device.
+    """An image tower in eval mode on its device.
+
+    The stream holds the special tokens first (`prefix`), then the patches in raster order, then the prompts.
 
     Attributes:
-        visual: open_clip's VisionTransformer.
+        body: the parts of the tower.
         model_id: hash of architecture, base weights and preprocessing.
         preprocess: what `transform` does.
-        transform: PIL image -> float32 tensor [3, H, W], open_clip's own.
+        transform: PIL image -> float32 tensor [3, H, W], the library's own.
         precision: `float32`, or `bfloat16`: the branches (attention, MLP) in bfloat16, the residual stream and its
             LayerNorms in float32. The stream is what we store, so it is not rounded at every block: after the last
             block of ViT-B/16 the error is 0.34 % instead of 0.89 % with plain autocast (decision 7).
-        halves: `attend` and `feed_forward`, or compiled versions of them.
+        halves: the two halves of each kind of block, or compiled versions of them.
         prompts: prompts of an adapted model (`prompt_vision`), [n, D] for the input and before each of the next blocks.
-            They come after the patches, so T is 1 + P + n and every other token keeps its position.
+            They come after the patches, so every other token keeps its position.
+
+    Raises:
+        ModelError: prompts for a tower that cannot take them.
     """
 
-    visual: Any
+    body: Body
     model_id: str
     preprocess: Preprocess
     transform: Callable[[Any], Tensor]
     device: torch.device
     precision: str
-    halves: tuple[Half, Half] = (attend, feed_forward)
+    halves: Halves = field(default_factory=lambda: HALVES, repr=False)
     prompts: tuple[Tensor, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.prompts and not self.body.takes_prompts:
+            raise ModelError(
+                f"{self.body.name} cannot take prompts: it adds a bias for every pair of its own tokens, and prompts "
+                "have none. Choose a tower with positions of another kind, such as ViT-B-16."
+            )
+
     @property
-    def blocks(self) -> nn.ModuleList:
-        blocks: nn.ModuleList = self.visual.transformer.resblocks
-        return blocks
+    def visual(self) -> Any:
+        """The tower as its library made it: `visual` of open_clip's model, or timm's model."""
+        return self.body.module
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.body.blocks
 
     @property
     def n_layers(self) -> int:
@@ -79,33 +79,56 @@ class VisionTower:
 
     @property
     def d_model(self) -> int:
-        return int(self.visual.positional_embedding.shape[1])
+        return self.body.d_model
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of what `head` gives: E, the embedding's, or the number of classes."""
+        return self.body.embed_dim
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that are fed."""
+        return self.body.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        rows, columns = self.visual.grid_size
-        return int(rows), int(columns)
+        """Rows and columns of patches in an image that is fed."""
+        return self.body.grid
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return self.body.patch_size
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Kind of each special token, in the order of the stream: `cls`, `dist` or `reg`."""
+        return self.body.prefix
 
     @property
     def n_tokens(self) -> int:
-        """CLS and patches, without prompt tokens."""
-        return 1 + self.grid[0] * self.grid[1]
+        """Prefix and patches, without prompt tokens."""
+        return self.body.n_tokens
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that every block has."""
+        return find_sites(self.blocks)
 
     @property
     def n_extra(self) -> int:
         """Number of prompt tokens."""
         return int(self.prompts[0].shape[0]) if self.prompts else 0
 
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        height, width = self.visual.patch_size
-        return int(height), int(width)
+    @cached_property
+    def _contexts(self) -> tuple[Context, ...]:
+        return self.body.extend_contexts(self.n_extra)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] -> the stream before block 0, [B, T, D] float32."""
-        x: Tensor = self.visual._embeds(images.to(self.device))
-        if self.prompts:  # without a position, after the patches; ln_pre acts on each token separately
-            prompts: Tensor = self.visual.ln_pre(self.prompts[0])
+        x = self.body.embed(images.to(self.device))
+        if self.prompts:  # without a position, after the patches; the norm before block 0 acts on each token separately
+            prompts = self.body.norm_pre(self.prompts[0])
             x = torch.cat([x, prompts.expand(len(x), -1, -1)], 1)
         return x
 
@@ -113,7 +136,7 @@ class VisionTower:
         """Run blocks start..stop-1 on the stream [B, T, D] float32. Gradients flow if they are enabled.
 
         Raises:
-            SettingsError: T is not the number of CLS, patches and this tower's prompts.
+            SettingsError: T is not the number of special tokens, patches and this tower's prompts.
         """
         if x.shape[1] != self.n_tokens + self.n_extra:
             raise SettingsError(
@@ -149,7 +172,7 @@ class VisionTower:
             ModelError: a site inside a block whose structure is unknown.
         """
         wanted = sorted(set(hooks))
-        self._check(wanted)
+        self.check_hooks(wanted)
         kept: dict[HookPoint, Tensor] = {}
         if not wanted:
             return kept
@@ -168,39 +191,53 @@ class VisionTower:
     def _reach(self, layer: int, x: Tensor, inside: bool) -> Iterator[tuple[str, Tensor]]:
         """Yield (site, [B, T, D]) in the order of the pass, resid_post last; what is not requested is not computed.
 
-        A block runs as open_clip's own forward if no site inside it is requested, or if its structure is unknown.
+        A block runs as its own forward if no site inside it is requested, or if it has none.
         """
-        block, x = self.blocks[layer], self._renew_prompts(layer, x)
-        whole = not inside and self.halves == (attend, feed_forward)
-        if whole or type(block) not in _KNOWN_BLOCKS:  # a subclass may differ
-            yield "resid_post", block(x)
+        block, context, x = self.blocks[layer], self._contexts[layer], self._renew_prompts(layer, x)
+        halves = self.halves.get(type(block))
+        if halves is None or (not inside and self.halves is HALVES):
+            yield "resid_post", block(x, **context)
             return
-        first, second = self.halves
-        attn_out, x = first(block, x)
+        first, second = halves
+        attn_out, x = first(block, x, **context)
         yield "attn_out", attn_out
         yield "resid_mid", x
         mlp_out, x = second(block, x)
         yield "mlp_out", mlp_out
         yield "resid_post", x
 
-    def _check(self, hooks: Sequence[HookPoint]) -> None:
+    def check_hooks(self, hooks: Sequence[HookPoint]) -> None:
+        """Raise SettingsError for a layer that the tower lacks, ModelError for a site that its block lacks."""
         for hook in hooks:
             if hook.layer >= self.n_layers:
                 raise SettingsError(
                     f"There is no {hook}: the tower has blocks 0..{self.n_layers - 1}. Choose a layer in that range."
                 )
             kind = type(self.blocks[hook.layer])
-            if hook.site != "resid_post" and kind not in _KNOWN_BLOCKS:
-                raise ModelError(f"{hook} is not available: for a {kind.__name__} only resid_post is supported.")
+            if hook.site != "resid_post" and kind not in HALVES:
+                raise ModelError(
+                    f"{hook} is not available: a {kind.__name__} has no point between attention and MLP, or it is "
+                    "unknown. Choose the site resid_post."
+                )
 
     def _autocast(self) -> torch.autocast:
         """The stream is float32 and stays so: LayerNorm keeps its dtype, and float32 + bfloat16 gives float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The stream after the last block, without prompts, after the tower's last norm: [B, T, D].
+
+        It is the stream itself where the tower has no norm before it pools.
+        """
+        return self.body.final_norm(x[:, : self.n_tokens])
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The stream after the last block -> the pooled vector [B, W], before any classifier or projection."""
+        return self.body.pool(x[:, : self.n_tokens])
+
     def head(self, x: Tensor) -> Tensor:
-        """The stream after the last block -> image embedding [B, E] (not normalised)."""
-        pooled: Tensor = self.visual._pool(x[:, : self.n_tokens])[0]
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+        """The stream after the last block -> image embedding or logits of classes, [B, E] (not normalised)."""
+        return self.body.head(x[:, : self.n_tokens])
 
 
 def load_vision_tower(
@@ -222,16 +259,30 @@ def load_vision_tower(
 
 
 def make_vision_tower(clip: Clip, *, precision: str = "auto", device: str = "auto") -> VisionTower:
-    """The frozen image tower of a loaded CLIP. Arguments and errors as for `load_vision_tower`."""
+    """The frozen image tower of a loaded model.
+
+    Args:
+        precision, device: as for `load_vision_tower`.
+
+    Raises:
+        SettingsError: as for `load_vision_tower`.
+        ModelError: the tower cannot be taken apart (`REFUSED` says why), or does not take images as they are prepared.
+    """
     target = choose_device(device)
-    return VisionTower(
-        visual=clip.module.visual.requires_grad_(False).eval().to(target),
+    module = getattr(clip.module, "visual", clip.module)
+    tower = VisionTower(
+        body=take_apart(module.requires_grad_(False).eval().to(target), clip.preprocess.size),
         model_id=clip.model_id,
         preprocess=clip.preprocess,
         transform=clip.transform,
         device=target,
         precision=choose_precision(precision, target),
     )
+    if tower.precision == "bfloat16" and any("RmsNorm" in type(part).__name__ for part in tower.blocks[0].modules()):
+        with warnings.catch_warnings():  # torch says once that weights are float32 and inputs bfloat16, which we want
+            warnings.simplefilter("ignore")
+            tower.run(torch.zeros(1, 3, *tower.image_size), [HookPoint(0)])
+    return tower
 
 
 @torch.no_grad()
@@ -244,31 +295,18 @@ def compile_tower(tower: VisionTower) -> VisionTower:
     by default.
 
     Raises:
-        SettingsError: torch.compile does not work here, e.g. without a C++ compiler.
+        SettingsError: torch.compile does not work here, e.g. without a C++ compiler, or the blocks have no halves.
     """
-    first, second = (torch.compile(half, dynamic=True) for half in (_attend_plainly, feed_forward))
-    compiled = replace(tower, halves=(first, second))
-    height, width = tower.visual.image_size
+    if len(tower.sites) == 1:
+        kinds = ", ".join(sorted({type(block).__name__ for block in tower.blocks if type(block) not in HALVES}))
+        raise SettingsError(
+            f"--compile cannot be used here: it needs blocks of two halves, and {kinds} has none. Leave it out."
+        )
+    compiled = replace(tower, halves=compile_halves(tower.blocks))
+    height, width = tower.image_size
     try:  # two images, since sizes 0 and 1 are compiled as constants
         compiled.run(torch.zeros(2, 3, height, width), [HookPoint(0)])
     except Exception as error:  # the compiler's stages raise many kinds of errors
         reason = " ".join(str(error).split())
         raise SettingsError(f"--compile cannot be used here: {reason[:200]}. Leave it out.") from error
     return compiled
-
-
-def _attend_plainly(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`attend` for the compiler: nn.MultiheadAttention written out, with [B, T, D] throughout.
-
-    The compiler turns the transposed projection of nn.MultiheadAttention into a batched product with copies of the
-    weights: 449 ms instead of 47 per block (ViT-B/16, 16 images, bfloat16), 316 of them for copying.
-    """
-    if isinstance(block, _CUSTOM):
-        return attend(block, x)
-    attn = block.attn
-    qkv = functional.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    heads = (*x.shape[:2], attn.num_heads, -1)
-    q, k, v = (part.reshape(heads).transpose(1, 2) for part in qkv.chunk(3, 2))  # [B, heads, T, D / heads]
-    y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    y = block.ls_1(attn.out_proj(y))
-    return y, x + y

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache.errors import ModelError, SettingsError
-from actcache.models import hash_tensors
+from actcache.models import hash_tensors, take_apart
 from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT, VPT_BLOCKS, Method
 
 Shape = tuple[int, ...]
@@ -118,9 +118,9 @@ class Prompts:
 
     def check_towers(self, clip: Any) -> None:
         """Raise ModelError unless widths and depths fit a CLIP. `clip`: a loaded `Clip`."""
-        visual, config = clip.module.visual, clip.config["text_cfg"]
-        widths = {"image": int(visual.positional_embedding.shape[1]), "text": config.get("width", 0)}
-        n_blocks = {"image": len(visual.transformer.resblocks), "text": config.get("layers", 0)}
+        body, config = take_apart(clip.module.visual, clip.preprocess.size), clip.config["text_cfg"]
+        widths = {"image": body.d_model, "text": config.get("width", 0)}
+        n_blocks = {"image": len(body.blocks), "text": config.get("layers", 0)}
         for tower, prompts in (("image", self.vision), ("text", self.text)):
             for i, value in enumerate(prompts):
                 if value.shape[-1] != widths[tower]:

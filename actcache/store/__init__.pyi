@@ -2,7 +2,7 @@ from .beside_seal import read_signed_table, sign_table
 from .channel_statistics import ChannelStatistics
 from .codecs import check_codec, check_dtype
 from .description import describe
-from .group import StoreGroup, Stores, open_stores, read_extra
+from .group import StoreGroup, Stores, open_stores
 from .image_statistics import statistics_of_images
 from .image_table import (
     CONTENT_FILE,
@@ -13,9 +13,9 @@ from .image_table import (
     read_images,
     table_errors,
 )
-from .layout import StoreLayout, choose_shape
+from .layout import StoreLayout, Tokens, choose_shape
 from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
-from .reader import ActivationStore, Tokens
+from .reader import ActivationStore
 from .settings import StoreSettings
 from .shard_files import aligned_empty
 from .verification import FOREIGN, LINK, Verification, verify
@@ -48,7 +48,6 @@ __all__ = [
     "load_images",
     "open_stores",
     "read_column",
-    "read_extra",
     "read_images",
     "read_signed_table",
     "recorded_list",

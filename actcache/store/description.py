@@ -37,7 +37,7 @@ def describe(path: str | Path) -> Mapping[str, object]:
     }
     sizes = artifact.settings.get("shard_sizes")  # a code store has these
     if artifact.kind == "acts" or isinstance(sizes, list):
-        n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.from_json(artifact.settings).layout.n_shards
+        n_shards = len(sizes) if isinstance(sizes, list) else StoreSettings.of(artifact).layout.n_shards
         facts["shards"] = {"done": len(committed_shards(artifact.path)), "total": n_shards}
     present = set(list_files(artifact.path))
     facts["bytes"] = sum(_size(artifact.path / name) for name in present)
@@ -65,7 +65,7 @@ def _expected_files(artifact: Artifact, manifest: Mapping[str, object]) -> set[s
     expected = set(listed) if isinstance(listed, dict) else set()
     n_there = len(committed_shards(artifact.path)) + 1  # of more shards than that, one is missing for certain
     if artifact.kind == "acts":
-        settings = StoreSettings.from_json(artifact.settings)
+        settings = StoreSettings.of(artifact)
         shards = range(min(settings.layout.n_shards, n_there))
         expected |= {name for shard in shards for name in settings.shard_files(shard)}
     elif artifact.kind == "codes" and isinstance(sizes, list):

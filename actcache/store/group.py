@@ -3,7 +3,7 @@
 New images go into another store; training and encoding read the stores together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,8 @@ from actcache.artifacts import digest
 from actcache.errors import ParentMismatchError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.store.channel_statistics import ChannelStatistics
-from actcache.store.reader import ActivationStore, Tokens
+from actcache.store.layout import Tokens
+from actcache.store.reader import ActivationStore, Images
 
 Stores = ActivationStore | str | Path | Sequence[ActivationStore | str | Path]
 """What functions that read stores accept."""
@@ -44,6 +45,7 @@ class StoreGroup:
                 )
             for name, mine, other in (
                 ("patch grids", self.layout.grid, store.layout.grid),
+                ("special tokens", list(self.layout.prefix), list(store.layout.prefix)),
                 ("storage dtypes", self.dtype, store.dtype),
                 ("precisions", stores[0].settings.precision, store.settings.precision),
             ):
@@ -136,27 +138,58 @@ class StoreGroup:
         self,
         layer: int | HookPoint | None = None,
         *,
-        images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
+        images: Images = slice(None),
         tokens: Tokens = "all",
         out: NDArray[Any] | None = None,
         check: bool = False,
     ) -> NDArray[Any]:
         """Like ActivationStore.read, with images numbered across all stores."""
+        how = {"tokens": tokens, "check": check}
+        return self._read(ActivationStore.read, self.n_read_tokens(tokens), layer, images, out, how)
+
+    def read_registers(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Like ActivationStore.read_registers, with images numbered across all stores."""
+        n_tokens = self.layout.n_registers
+        return self._read(ActivationStore.read_registers, n_tokens, layer, images, out, {"check": check})
+
+    def read_extra(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Like ActivationStore.read_extra, with images numbered across all stores."""
+        return self._read(ActivationStore.read_extra, self.layout.n_extra, layer, images, out, {"check": check})
+
+    def read_stream(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Like ActivationStore.read_stream, with images numbered across all stores."""
+        n_tokens = self.layout.n_stream
+        return self._read(ActivationStore.read_stream, n_tokens, layer, images, out, {"check": check})
+
+    def _read(
+        self, method: Callable[..., NDArray[Any]], n_tokens: int, layer: int | HookPoint | None, images: Images,
+        out: NDArray[Any] | None, how: dict[str, Any],
+    ) -> NDArray[Any]:  # fmt: skip
+        """Have each store read its own images, `n_tokens` tokens each."""
         if len(self.stores) == 1:
-            return self.stores[0].read(layer, images=images, tokens=tokens, out=out, check=check)
+            return method(self.stores[0], layer, images=images, out=out, **how)
         chosen = np.arange(self.n_images)[images] if isinstance(images, slice) else np.asarray(images)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_images):
             given = f"{chosen.min()}..{chosen.max()}"
             raise SettingsError(f"Image indices must lie in 0..{self.n_images - 1}, got {given}.")
         if out is None:
-            out = np.empty((len(chosen), self.n_read_tokens(tokens), self.layout.d_model), dtype=self.dtype)
+            out = np.empty((len(chosen), n_tokens, self.layout.d_model), dtype=self.dtype)
         numbers = np.searchsorted(self.starts, chosen, side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chosen)]
         for first, stop in pairwise(edges):
             if first < stop:
                 number = int(numbers[first])
                 local = chosen[first:stop] - self.starts[number]
-                self.stores[number].read(layer, images=local, tokens=tokens, out=out[first:stop], check=check)
+                method(self.stores[number], layer, images=local, out=out[first:stop], **how)
         return out
 
 
@@ -170,35 +203,3 @@ def open_stores(stores: "Stores | StoreGroup") -> StoreGroup:
 
 def _numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name} {index + 1}"
-
-
-def read_extra(
-    store: ActivationStore | StoreGroup,
-    layer: int | HookPoint | None = None,
-    *,
-    images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
-) -> NDArray[Any]:
-    """The prompt tokens behind the patches, [I, n_extra, D] in the store's dtype; of a plain model [I, 0, D].
-
-    Args:
-        images: stored positions, in any order.
-
-    Raises:
-        CorruptError: a shard is missing or short, or differs from what was written.
-    """
-    chosen = np.arange(store.n_images)[images]
-    out = np.empty((len(chosen), store.layout.n_extra, store.layout.d_model), dtype=store.dtype)
-    if not store.layout.n_extra:
-        return out
-    members = store.stores if isinstance(store, StoreGroup) else (store,)
-    first = 0
-    for member in members:
-        size = member.layout.chunk_images
-        chunk = np.empty((size, member.layout.n_extra, member.layout.d_model), dtype=member.dtype)
-        mine = np.flatnonzero((chosen >= first) & (chosen < first + member.n_images))
-        blocks, rows = np.divmod(chosen[mine] - first, size)
-        for block in np.unique(blocks).tolist():
-            member.read_chunk(layer, block, 0, chunk, array="extra", check=member.checks_cheaply)
-            out[mine[blocks == block]] = chunk[rows[blocks == block]]
-        first += member.n_images
-    return out

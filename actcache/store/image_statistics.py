@@ -16,7 +16,8 @@ from actcache.artifacts import read_record
 from actcache.hook_point import HookPoint
 from actcache.store.channel_statistics import ChannelStatistics
 from actcache.store.group import StoreGroup
-from actcache.store.reader import ActivationStore, Tokens
+from actcache.store.layout import Tokens
+from actcache.store.reader import ActivationStore
 
 CONDITION = 1e8
 """Sums are added up anew where a sum of squares would shrink by more than this: 1e8 costs half of the digits."""
@@ -33,7 +34,7 @@ def statistics_of_images(
 
     Raises CorruptError for a shard or record that is damaged.
     """
-    parts = []
+    parts, tokens = [], stores.layout.token_kind(tokens)
     for start, member in zip(stores.starts.tolist(), stores.stores, strict=False):
         wanted = np.zeros(member.n_images, dtype=bool)
         mine = images[(images >= start) & (images < start + member.n_images)] - start

@@ -6,6 +6,8 @@ Inside a shard the raw chunks lie token-major: all blocks of patch row 0, then a
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,15 @@ from actcache.options import check_number
 INDEX_ABSENT = 2**64 - 1
 """Offset and length of an absent chunk in a zarr shard index."""
 
+Tokens = Literal["all", "patch", "cls"]
+"""Which tokens of an image are read. Without CLS, `all` is the same as `patch`; registers are never among them."""
+
+KNOWN_ARRAYS = ("patches", "cls", "registers", "extra")
+"""Every array that a hook point may have; a store has `StoreLayout.arrays` of them."""
+
+PREFIX_KINDS = ("cls", "reg", "dist")
+"""Kinds of the tokens that come before the patches: CLS, a register, and DeiT's distillation token."""
+
 
 @dataclass(frozen=True)
 class StoreLayout:
@@ -25,6 +36,7 @@ class StoreLayout:
         grid: patch rows and columns; token 1 + row * columns + column is the patch at (row, column).
         n_extra: prompt tokens of an adapted model, which come after the patches; 0 for a plain model.
         itemsize: bytes per value.
+        prefix: the kinds of the special tokens, in the order in which they come before the patches in the stream.
     """
 
     n_images: int
@@ -34,6 +46,7 @@ class StoreLayout:
     shard_images: int
     n_extra: int = 0
     itemsize: int = 2
+    prefix: tuple[str, ...] = ("cls",)
 
     def check(self) -> None:
         """Raise ValueError unless the format allows this layout. Sizes are not limited."""
@@ -50,15 +63,60 @@ class StoreLayout:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {str(value)[:80]}")
         if self.shard_images % self.chunk_images:
             raise ValueError(f"shard_images {self.shard_images} is not a multiple of chunk_images {self.chunk_images}")
+        if "cls" in self.prefix[1:] or not set(self.prefix) <= set(PREFIX_KINDS):
+            shown = str(list(self.prefix))[:80]
+            raise ValueError(f"prefix must hold {', '.join(PREFIX_KINDS)}, and cls only in front, got {shown}")
 
     @property
     def n_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @cached_property
+    def has_cls(self) -> bool:
+        return self.prefix[:1] == ("cls",)
+
+    @cached_property
+    def n_registers(self) -> int:
+        """Special tokens other than CLS, which have an array of their own and no number."""
+        return len(self.prefix) - self.has_cls
+
     @property
     def n_tokens(self) -> int:
-        """CLS and patches, without prompt tokens."""
+        """Numbers that an image's tokens take: 0 for CLS, which may be absent, and 1 to P for the patches."""
         return 1 + self.n_patches
+
+    @property
+    def n_stream(self) -> int:
+        """Tokens of the stream that a block takes: special tokens, patches and prompts."""
+        return len(self.prefix) + self.n_patches + self.n_extra
+
+    def token_kind(self, tokens: str) -> Tokens:
+        """What `tokens` names here: `patch` instead of `all` where there is no CLS.
+
+        Raises:
+            SettingsError: no such kind of token, or `cls` where there is no CLS.
+        """
+        if tokens not in get_args(Tokens):
+            raise SettingsError(f"--tokens must be one of {', '.join(get_args(Tokens))}, got {tokens!r}.")
+        if tokens == "cls" and not self.has_cls:
+            others = ", ".join(self.prefix) or "none"
+            raise SettingsError(
+                f"--tokens cls asks for CLS, but the model of this store has none (its special tokens: {others}). "
+                "Use --tokens all or patch."
+            )
+        return "patch" if tokens == "all" and not self.has_cls else cast(Tokens, tokens)
+
+    def n_read_tokens(self, tokens: str) -> int:
+        """Number of tokens per image that are read. Raises SettingsError: see `token_kind`."""
+        return {"all": self.n_tokens, "patch": self.n_patches, "cls": 1}[self.token_kind(tokens)]
+
+    def token_places(self, tokens: str) -> tuple[slice, ...]:
+        """Where the tokens that are read lie in the stream, in their order. Raises SettingsError: see `token_kind`."""
+        kind, first = self.token_kind(tokens), len(self.prefix)
+        cls, patches = slice(0, 1), slice(first, first + self.n_patches)
+        if kind == "all":
+            return (slice(0, patches.stop),) if first == 1 else (cls, patches)
+        return (cls if kind == "cls" else patches,)
 
     @property
     def n_shards(self) -> int:
@@ -84,17 +142,17 @@ class StoreLayout:
         return range(first, min(first + self.chunk_images, images.stop))
 
     def chunk_shape(self, array: str) -> tuple[int, ...]:
-        """Chunk of `patches`, `cls` or `extra`."""
+        """Chunk of `patches`, `cls`, `registers` or `extra`."""
         if array == "patches":
             return (self.chunk_images, self.grid[1], self.d_model)
-        if array == "extra":
-            return (self.chunk_images, self.n_extra, self.d_model)
-        return (self.chunk_images, self.d_model)
+        if array == "cls":
+            return (self.chunk_images, self.d_model)
+        return (self.chunk_images, self.n_registers if array == "registers" else self.n_extra, self.d_model)
 
     def array_shape(self, array: str) -> tuple[int, ...]:
         """Shape of a whole array."""
-        tokens = {"patches": (self.n_patches,), "extra": (self.n_extra,), "cls": ()}[array]
-        return (self.n_images, *tokens, self.d_model)
+        tokens = {"patches": (self.n_patches,), "registers": (self.n_registers,), "extra": (self.n_extra,), "cls": ()}
+        return (self.n_images, *tokens[array], self.d_model)
 
     def n_rows(self, array: str) -> int:
         """Chunks along the token axis."""
@@ -125,7 +183,13 @@ class StoreLayout:
         return index.reshape(-1, 2)
 
     def arrays(self) -> tuple[str, ...]:
-        return ("patches", "cls", "extra") if self.n_extra else ("patches", "cls")
+        """The arrays of a hook point, in the order in which they are written."""
+        there = {"patches": True, "cls": self.has_cls, "registers": self.n_registers, "extra": self.n_extra}
+        return tuple(array for array in KNOWN_ARRAYS if there[array])
+
+    def statistics_kinds(self) -> tuple[str, ...]:
+        """The kinds of tokens of which records hold statistics."""
+        return ("cls", "patch") if self.has_cls else ("patch",)
 
 
 def choose_shape(n_images: int, shard_images: int | None = None) -> tuple[int, int]:

@@ -61,14 +61,16 @@ def scan_shard(
     images = layout.shard_range(shard)
     group: Any = zarr.open_group(store / ARRAYS, mode="r")
     zeros = np.ones(len(images), dtype=bool)
+    arrays = {"patch": "patches", **({"cls": "cls"} if layout.has_cls else {})}
     for hook in hook_points:
-        zeros &= ~group[f"{hook}/cls"][images.start : images.stop].any(1)
+        values = group[f"{hook}/{arrays.get('cls', 'patches')}"][images.start : images.stop]
+        zeros &= ~values.reshape(len(images), -1).any(1)
     statistics = {
         str(hook): {
             kind: ChannelStatistics.of(
                 group[f"{hook}/{array}"][images.start : images.stop][~zeros].reshape(-1, layout.d_model)
             )
-            for kind, array in (("patch", "patches"), ("cls", "cls"))
+            for kind, array in arrays.items()
         }
         for hook in hook_points
     }

@@ -5,19 +5,17 @@ of a local store are read by `preadv` straight into the returned array, by sever
 and the footer of images.parquet; the sizes that a store claims are checked before memory is allocated for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache.artifacts import (
-    MANIFEST_FILE,
     Artifact,
     FileDigest,
     check_once,
@@ -26,23 +24,25 @@ from actcache.artifacts import (
     is_remote,
     open_artifact,
     read_record,
-    read_summary,
     require_complete,
 )
-from actcache.errors import CorruptError, SettingsError
+from actcache.errors import SettingsError
 from actcache.hook_point import HookPoint
 from actcache.machine import available_bytes, count_processors
 from actcache.store.channel_statistics import ChannelStatistics
-from actcache.store.image_table import check_images_footer, load_images
+from actcache.store.image_table import load_images
+from actcache.store.layout import Tokens
 from actcache.store.settings import StoreSettings
 from actcache.store.shard_files import ShardFiles, image_runs, shard_path
+from actcache.store.summary import read_store_summary
 from actcache.store.zarr_arrays import ZarrArrays
 
 GROUP = "actcache"
 """Attribute of the zarr group that holds the store's settings."""
 
-Tokens = Literal["all", "patch", "cls"]
-_SUMS: tuple[Literal["sum", "sum_squares"], ...] = ("sum", "sum_squares")
+Images = slice | Sequence[int] | NDArray[np.integer]
+"""Stored positions, in any order."""
+
 _PARTS: dict[Tokens, list[tuple[str, slice]]] = {
     "all": [("cls", slice(0, 1)), ("patches", slice(1, None))],
     "patch": [("patches", slice(0, None))],
@@ -55,28 +55,6 @@ _THREADED_BYTES = 1 << 22
 """Smaller reads are done by the calling thread: handing work to another one costs as much as reading 1 MB."""
 
 
-_SUM = {"at_least": -1e100, "at_most": 1e100}
-"""The square of the largest float32, a billion times, is 1e86."""
-
-
-@dataclass(frozen=True)
-class _Statistics:
-    """ChannelStatistics, as the manifest holds them."""
-
-    count: int = field(metadata={"at_least": 0})
-    sum: tuple[float, ...] = field(metadata=_SUM)
-    sum_squares: tuple[float, ...] = field(metadata=_SUM)
-    absmax: float = field(metadata={"at_least": 0, "at_most": 1e40})
-
-
-@dataclass(frozen=True)
-class _Summary:
-    """What the manifest says of a store: image -> why it could not be read, and hook point -> kind -> statistics."""
-
-    failed: Mapping[int, str]
-    statistics: Mapping[str, Mapping[str, _Statistics]]
-
-
 class ActivationStore:
     """A complete store, open for reading.
 
@@ -87,14 +65,14 @@ class ActivationStore:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self.path = artifact.path
-        self.settings = StoreSettings.from_json(artifact.settings)
+        self.settings = StoreSettings.of(artifact)
         self.layout, self.hook_points = self.settings.layout, self.settings.hook_points
         self.dtype = self.settings.stored_dtype
         self.n_images, self.n_tokens = self.layout.n_images, self.layout.n_tokens
         self.store_id, self.model_id = artifact.id, self.settings.model_id
         self.rows_id = self.settings.rows_id  # of the images and their order: stores with equal ids join row by row
         require_complete(artifact, self.layout.n_shards, "extract")
-        self._summary = self._check(read_summary(artifact, _Summary))
+        self._summary = read_store_summary(artifact, self.settings)
         self._files = ShardFiles(self.path, self.layout)
         self._zarr = ZarrArrays(self.path, self.settings, self._files)
         self._seen: set[Path] = set()
@@ -113,28 +91,9 @@ class ActivationStore:
 
     def __repr__(self) -> str:
         return (
-            f"ActivationStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens x "
+            f"ActivationStore({self.path.name}: {self.n_images:,} images x {self.n_read_tokens('all')} tokens x "
             f"{self.layout.d_model}, {', '.join(map(str, self.hook_points))})"
         )
-
-    def _check(self, summary: _Summary) -> _Summary:
-        """Compare the manifest and the table of images with the settings, before memory is allocated for them."""
-        d_model = self.layout.d_model
-        for hook in self.hook_points:
-            kinds = summary.statistics.get(str(hook), {})
-            lengths = {len(getattr(kinds[kind], name)) for kind in ("cls", "patch") if kind in kinds for name in _SUMS}
-            if not {"cls", "patch"} <= kinds.keys() or lengths != {d_model}:
-                raise CorruptError(
-                    f"{self.path / MANIFEST_FILE} lacks the statistics of {hook} by kind (cls, patch), with {d_model} "
-                    f"channels each. {self.artifact.remedy}"
-                )
-        if outside := [image for image in summary.failed if image >= self.n_images]:
-            raise CorruptError(
-                f"{self.path / MANIFEST_FILE} lists image {outside[0]} as failed, but there are {self.n_images:,} "
-                f"images. {self.artifact.remedy}"
-            )
-        check_images_footer(self.artifact, self.n_images)
-        return summary
 
     @cached_property
     def images(self) -> pa.Table:
@@ -179,21 +138,19 @@ class ActivationStore:
 
     def statistics(self, layer: int | HookPoint | None, tokens: Tokens = "all") -> ChannelStatistics:
         """Statistics of the stored values of one hook point, merged from the commit records."""
-        kinds = self._summary.statistics[str(self.hook_point(layer))]
-        parts = [ChannelStatistics.from_json(vars(kinds[k])) for k in ("cls", "patch") if tokens in ("all", k)]
+        kinds, kind = self._summary.statistics[str(self.hook_point(layer))], self.layout.token_kind(tokens)
+        parts = [ChannelStatistics.from_json(vars(kinds[k])) for k in ("cls", "patch") if kind in ("all", k)]
         return parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
     def n_read_tokens(self, tokens: Tokens) -> int:
-        """Number of tokens per image. Raises SettingsError for an unknown `tokens`."""
-        if tokens not in _PARTS:
-            raise SettingsError(f"tokens must be one of {', '.join(_PARTS)}, got {tokens!r}.")
-        return {"all": self.n_tokens, "patch": self.layout.n_patches, "cls": 1}[tokens]
+        """Number of tokens per image. Raises SettingsError for an unknown `tokens`, and for `cls` without CLS."""
+        return self.layout.n_read_tokens(tokens)
 
     def read(
         self,
         layer: int | HookPoint | None = None,
         *,
-        images: slice | Sequence[int] | NDArray[np.integer] = slice(None),
+        images: Images = slice(None),
         tokens: Tokens = "all",
         out: NDArray[Any] | None = None,
         check: bool = False,
@@ -202,6 +159,7 @@ class ActivationStore:
 
         Args:
             images: stored positions, in any order.
+            tokens: CLS and the patches, the patches, or CLS. Where there is no CLS, all are the patches.
             out: a C-contiguous array [I, T, D] in the store's dtype to read into; allocated when None.
             check: compare every chunk that is read for the first time with its recorded checksum (whole chunks are
                 read).
@@ -210,14 +168,59 @@ class ActivationStore:
             [I, T, D] in the store's dtype; T depends on `tokens`. Rows of failed images are zeros (see `valid`).
 
         Raises:
-            SettingsError: an image index or hook point that is not stored.
+            SettingsError: an image index or hook point that is not stored, or CLS of a model that has none.
             CorruptError: a shard is missing, short, or (with `check`) differs from what was written.
         """
+        parts = _PARTS[self.layout.token_kind(tokens)]
+        return self._read(layer, parts, self.layout.n_read_tokens(tokens), images, out, check)
+
+    def read_registers(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """The special tokens other than CLS, [I, R, D], in the order of the prefix. Arguments and errors as `read`."""
+        n = self.layout.n_registers
+        return self._read(layer, [("registers", slice(0, n))] if n else [], n, images, out, check)
+
+    def read_extra(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """The prompt tokens of an adapted model, [I, n_extra, D]. Arguments and errors as `read`."""
+        n = self.layout.n_extra
+        return self._read(layer, [("extra", slice(0, n))] if n else [], n, images, out, check)
+
+    def read_stream(
+        self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
+        check: bool = False,
+    ) -> NDArray[Any]:  # fmt: skip
+        """Everything that the next block takes, [I, T, D] in the order of the tower: CLS, registers, patches and prompt
+        tokens, those that there are. Arguments and errors as `read`.
+        """
+        layout, parts, stop = self.layout, [], 0
+        for array, n in (
+            ("cls", int(layout.has_cls)), ("registers", layout.n_registers), ("patches", layout.n_patches),
+            ("extra", layout.n_extra),
+        ):  # fmt: skip
+            if n:
+                parts.append((array, slice(stop, stop + n)))
+            stop += n
+        return self._read(layer, parts, stop, images, out, check)
+
+    def _read(
+        self,
+        layer: int | HookPoint | None,
+        parts: Sequence[tuple[str, slice]],
+        n_tokens: int,
+        images: Images,
+        out: NDArray[Any] | None,
+        check: bool,
+    ) -> NDArray[Any]:
+        """Read arrays side by side: (array, position of its tokens in the output)."""
         hook = self.hook_point(layer)
-        n_tokens = self.n_read_tokens(tokens)
         positions = self._positions(images)
         for shard, chosen in self._by_shard(positions):
-            for array, _ in _PARTS[tokens]:  # before memory is allocated: a store may claim any size
+            for array, _ in parts:  # before memory is allocated: a store may claim any size
                 self._check_shard(hook, array, shard, chosen if check else None)
         shape = (len(positions), n_tokens, self.layout.d_model)
         if out is None:
@@ -226,7 +229,7 @@ class ActivationStore:
         jobs = [
             (hook, array, *divmod(int(positions[start]), self.layout.shard_images), out[start:stop, columns])
             for start, stop in image_runs(positions, self.layout.shard_images)
-            for array, columns in _PARTS[tokens]
+            for array, columns in parts
         ]
         if not self._direct:
             for job in jobs:
@@ -270,7 +273,7 @@ class ActivationStore:
 
         Args:
             block: number of the block in the whole store, image // chunk_images.
-            row: patch row; 0 for `cls`.
+            row: patch row; 0 for the other arrays.
             out: C-contiguous [chunk_images, columns, D] (`cls`: [chunk_images, D]) in the store's dtype. A short last
                 block is padded with zeros.
             past_cache: use O_DIRECT, if `out` begins at a page (`aligned_empty`); by default the property `past_cache`.
@@ -281,6 +284,8 @@ class ActivationStore:
             CorruptError: the shard is missing or short, or (with `check`) differs from what was written.
         """
         hook, layout = self.hook_point(layer), self.layout
+        if array != "patches" and array not in layout.arrays():
+            raise SettingsError(f"{self.path} has no array {array}. It has {', '.join(layout.arrays())}.")
         n_blocks, n_rows = -(-self.n_images // layout.chunk_images), layout.n_rows(array)
         if not (0 <= block < n_blocks and 0 <= row < n_rows):
             raise SettingsError(f"Chunk ({block}, {row}) does not exist: {n_blocks} blocks, {n_rows} rows.")
@@ -307,7 +312,7 @@ class ActivationStore:
         shards, offsets = np.divmod(positions, self.layout.shard_images)
         return [(int(shard), offsets[shards == shard]) for shard in np.unique(shards)]
 
-    def _positions(self, images: slice | Sequence[int] | NDArray[np.integer]) -> NDArray[np.integer]:
+    def _positions(self, images: Images) -> NDArray[np.integer]:
         if isinstance(images, slice):
             chosen = range(*images.indices(self.n_images))
             return np.arange(chosen.start, chosen.stop, chosen.step)

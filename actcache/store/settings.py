@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from actcache.artifacts import ARTIFACT_FILE, Artifact
+from actcache.errors import CorruptError
 from actcache.hook_point import HookPoint
 from actcache.preprocess import Preprocess
 from actcache.schema import parse
@@ -19,6 +21,9 @@ from actcache.store.shard_files import shard_path
 
 _ADVICE = "docs/reference/format.md lists what is expected."
 _POSITIVE = {"at_least": 1}
+
+CLS_ALONE: tuple[Literal["cls"]] = ("cls",)
+"""The prefix that the format had before it was a setting; it is not written, so that ids stay."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class _StoredFields:
     compile: bool = False
     prompts: _PromptFields | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    prefix: tuple[Literal["cls", "reg", "dist"], ...] = CLS_ALONE
 
     def __post_init__(self) -> None:
         self.layout.check()
@@ -66,7 +72,7 @@ class _StoredFields:
 
     @property
     def layout(self) -> StoreLayout:
-        sizes = {name: getattr(self, name) for name in ("n_images", "d_model", "n_extra", "chunk_images")}
+        sizes = {name: getattr(self, name) for name in ("n_images", "d_model", "n_extra", "chunk_images", "prefix")}
         itemsize = check_dtype(self.dtype).itemsize
         return StoreLayout(grid=self.grid, shard_images=self.shard_images, itemsize=itemsize, **sizes)
 
@@ -100,6 +106,17 @@ class StoreSettings:
     compile: bool = False
     prompts: Mapping[str, object] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "StoreSettings":
+        """The settings of a store. Raises CorruptError, which names the field, when they are malformed."""
+        settings = cls.from_json(artifact.settings)
+        if artifact.schema < settings.schema:
+            raise CorruptError(
+                f"{artifact.path / ARTIFACT_FILE} has schema {artifact.schema}, but its prefix "
+                f"{list(settings.prefix)} needs schema {settings.schema}. {_ADVICE}"
+            )
+        return settings
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "StoreSettings":
@@ -140,7 +157,20 @@ class StoreSettings:
             **({"compile": True} if self.compile else {}),  # it changes the lowest bits
             **({"prompts": self.prompts} if self.prompts is not None else {}),
             **({"columns": dict(self.columns)} if self.columns else {}),
+            **({} if self.prefix == CLS_ALONE else {"prefix": list(self.prefix)}),
         }
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The kinds of the special tokens, in the order of the stream."""
+        return self.layout.prefix
+
+    @property
+    def schema(self) -> int:
+        """The version of the format that a store with these settings has. A reader of schema 1 takes the first token
+        for CLS, so any other prefix must be refused by it.
+        """
+        return 1 if self.prefix == CLS_ALONE else 2
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:

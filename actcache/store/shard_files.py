@@ -33,7 +33,7 @@ _OPEN_FILES = 256
 
 
 def shard_path(store: Path, hook_point: HookPoint, array: str, shard: int) -> Path:
-    """zarr v3's default chunk key: c/<shard>/0/0 (patches, extra) or c/<shard>/0 (cls)."""
+    """zarr v3's default chunk key: c/<shard>/0 for cls, which has no axis of tokens; c/<shard>/0/0 for the others."""
     tail = "0" if array == "cls" else "0/0"
     return store / f"{ARRAYS}/{hook_point}/{array}/c/{shard}/{tail}"
 

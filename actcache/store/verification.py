@@ -81,7 +81,7 @@ def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progr
     settings, problems = None, []
     if artifact.kind == "acts":
         try:
-            settings = StoreSettings.from_json(artifact.settings)
+            settings = StoreSettings.of(artifact)
         except CorruptError as error:
             problems.append(Problem(ARTIFACT_FILE, str(error)))
     expected, damaged = _expected_files(artifact, settings)

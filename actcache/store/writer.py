@@ -83,6 +83,7 @@ def begin_store(
         parents={"images": (plan.rows_id, images_path)},
         provenance=provenance,
         prepare=lambda folder: write_fixed_files(folder, plan, settings),
+        schema=settings.schema,
         overwrite=overwrite,
         lock=lock,
     )
@@ -132,7 +133,7 @@ def _without_seal(metadata: Any) -> Any:
 def seal_store(path: Path) -> None:
     """Seal the store if every shard has its record; otherwise do nothing. Several workers may call it."""
     artifact = open_artifact(path, "acts")
-    layout = StoreSettings.from_json(artifact.settings).layout
+    layout = StoreSettings.of(artifact).layout
     if artifact.complete or missing_shards(path, layout.n_shards):
         return
     failed: dict[str, str] = {}
@@ -171,7 +172,7 @@ class ShardWriter:
 
     with ShardWriter(artifact, shard) as writer:
         for block in range(layout.n_blocks(shard)):
-            writer.write(hook_point, block, patches, cls)
+            writer.write(hook_point, block, patches, cls)  # and the store's other arrays
         writer.commit(failed)
 
     Leaving the `with` block without `commit` removes the temporary files.
@@ -180,7 +181,7 @@ class ShardWriter:
     def __init__(self, artifact: Artifact, shard: int) -> None:
         self.path = artifact.path
         self.shard = shard
-        settings = StoreSettings.from_json(artifact.settings)
+        settings = StoreSettings.of(artifact)
         self.layout, self.hook_points = settings.layout, settings.hook_points
         self.dtype, self.codec = settings.stored_dtype, settings.codec
         self._files: dict[tuple[HookPoint, str], _ShardFile] = {}
@@ -211,11 +212,12 @@ class ShardWriter:
         hook_point: HookPoint,
         block: int,
         patches: NDArray[Any],  # [rows, n, columns, D], n = images in the block
-        cls: NDArray[Any],  # [n, D]
+        cls: NDArray[Any] | None,  # [n, D], None where there is no CLS
         *,
         valid: NDArray[np.bool_]
         | None = None,  # [n]; false if the image could not be read, so that its values are zeros
         statistics: Mapping[str, ChannelStatistics] | None = None,  # of the valid images, by token kind
+        registers: NDArray[Any] | None = None,  # [n, R, D]
         extra: NDArray[Any] | None = None,  # [n, n_extra, D]
     ) -> None:
         """Write one block of one hook point. `statistics` are computed here, at 0.6 GB/s, unless they are given.
@@ -223,18 +225,21 @@ class ShardWriter:
         Raises:
             StorageError: the disk is full or broken.
         """
+        arrays = {"patches": patches, "cls": cls, "registers": registers, "extra": extra}
+        given = {array: values for array, values in arrays.items() if values is not None}
+        assert given.keys() == set(self.layout.arrays()), f"got {sorted(given)} for {self.layout.arrays()}"
         if statistics is None:
-            readable = np.ones(len(cls), dtype=bool) if valid is None else valid
+            readable = np.ones(patches.shape[1], dtype=bool) if valid is None else valid
             rows = patches[:, readable].reshape(-1, patches.shape[-1])
-            statistics = {"patch": ChannelStatistics.of(rows), "cls": ChannelStatistics.of(cls[readable])}
+            statistics = {"patch": ChannelStatistics.of(rows)}
+            if cls is not None:
+                statistics["cls"] = ChannelStatistics.of(cls[readable])
         with storage_errors(self.path):
-            for array, values in (("patches", patches), ("cls", cls[None]), ("extra", extra)):
-                if values is not None:
-                    rows = values[None] if array == "extra" else values
-                    for row, chunk in enumerate(rows):
-                        self._files[hook_point, array].write_chunk(
-                            block, row, np.ascontiguousarray(chunk, dtype=self.dtype)
-                        )
+            for array, values in given.items():
+                for row, chunk in enumerate(values if array == "patches" else values[None]):
+                    self._files[hook_point, array].write_chunk(
+                        block, row, np.ascontiguousarray(chunk, dtype=self.dtype)
+                    )
         self._statistics = merge_statistics([self._statistics, {str(hook_point): statistics}])
 
     def commit(self, failed: Mapping[int, str], content: Sequence[str] | None = None) -> None:
@@ -353,6 +358,7 @@ def _zarr_metadata(settings: StoreSettings) -> dict[str, bytes]:
     group = zarr.create_group(files, attributes={GROUP: {**settings.to_json(), "complete": False}}, zarr_format=3)
     names = {
         "patches": ("image", "patch", "channel"),
+        "registers": ("image", "register", "channel"),
         "extra": ("image", "extra", "channel"),
         "cls": ("image", "channel"),
     }

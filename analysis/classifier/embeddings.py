@@ -43,7 +43,7 @@ def embed_stored_images(
     store = open_stores(store)
     hook = None if files is not None else last_output(store)
     source = None if files is None else reopen_source(files, store.stores[0].settings.columns)
-    out = np.full((len(images), vision.visual.output_dim), np.nan, dtype=np.float32)
+    out = np.full((len(images), vision.embed_dim), np.nan, dtype=np.float32)
     readable = np.flatnonzero(store.valid[images])
     for places in batches(readable, batch_size, on_progress):
         positions = images[places]
@@ -82,5 +82,6 @@ def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
     """
     directions = (sae.decoder / sae.scale).to(vision.device)
     parts = torch.split(directions, BLOCK_LATENTS)
-    # as CLS and as a patch: a head takes CLS, or the mean of the patches
-    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, 2, -1)), dim=1).cpu() for part in parts])
+    # as every special token and as a patch: a head reads CLS, or pools the patches
+    n = len(vision.prefix) + 1
+    return torch.cat([F.normalize(vision.head(part[:, None].expand(-1, n, -1)), dim=1).cpu() for part in parts])

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from actcache import SettingsError
+from actcache.store import StoreLayout, Tokens
 from saetrain import SAE, Run
-
-TOKENS = ("all", "patch", "cls")
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,13 @@ class Spliced:
 
     Attributes:
         x: [B, T, D] float32, the whole stream; tokens outside `part` are never touched.
-        part: which tokens are replaced.
+        part: which tokens are replaced, as a slice or a list of places.
         rows, latents, values: [N], active entries; row = image of the batch * t + token of the part.
     """
 
     sae: SAE
     x: Tensor
-    part: slice
+    part: slice | Tensor
     rows: Tensor
     latents: Tensor
     values: Tensor
@@ -97,20 +96,20 @@ class Spliced:
 
 
 @torch.no_grad()
-def splice(sae: SAE, x: Tensor, n_tokens: int, tokens: str) -> Spliced:
-    """Encode the tokens of one kind in the stream x [B, T, D], whose first `n_tokens` are CLS and the patches."""
-    part = {"all": slice(0, n_tokens), "patch": slice(1, n_tokens), "cls": slice(0, 1)}[tokens]
+def splice(sae: SAE, x: Tensor, layout: StoreLayout, tokens: str) -> Spliced:
+    """Encode the tokens of one kind in the stream x [B, T, D] of a store. Registers and prompts stay as they are."""
+    slices = layout.token_places(tokens)
+    part = slices[0] if len(slices) == 1 else torch.cat([torch.arange(s.start, s.stop) for s in slices]).to(x.device)
     rows, latents, values = sae.encode(x[:, part].flatten(0, 1))
     return Spliced(sae, x, part, rows, latents, values)
 
 
-def choose_tokens(run: Run, tokens: str | None) -> str:
-    """The tokens to replace, by default those that the run was trained on. Raises SettingsError."""
-    trained = run.train_config.tokens
+def choose_tokens(run: Run, layout: StoreLayout, tokens: str | None) -> Tokens:
+    """The tokens of a store to replace, by default those that the run was trained on. Raises SettingsError."""
+    trained = layout.token_kind(run.train_config.tokens)
     if tokens is None:
         return trained
-    if tokens not in TOKENS:
-        raise SettingsError(f"--tokens must be one of {', '.join(TOKENS)}, got {tokens!r}.")
+    tokens = layout.token_kind(tokens)
     if trained not in ("all", tokens):
         raise SettingsError(
             f"{run.path} was trained on {trained} tokens, so it cannot replace {tokens} tokens. Use --tokens {trained}."

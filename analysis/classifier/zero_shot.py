@@ -2,7 +2,7 @@
 
 Only the blocks after the hook point run, then the head. Promises: with unchanged activations the logits are those of a
 full forward pass, up to the rounding of the stored dtype.
-Shapes: B images of a batch, T tokens (CLS, patches, then an adapted model's prompt tokens), D d_model, C classes.
+Shapes: B images of a batch, T tokens (special tokens, patches, an adapted model's prompt tokens), D d_model, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ from actcache.prompts import (
     read_class_names,
     warn_about_shared_texts,
 )
-from actcache.store import StoreGroup, read_extra, select_images
+from actcache.store import StoreGroup, select_images
 from analysis.config import ComparisonConfig, ModelOptions, StudyConfig
 from analysis.lineage import open_parents
 from saetrain import CodeStore
@@ -216,10 +216,7 @@ def check_images(images: NDArray[np.int64], names: tuple[str, ...], labels: NDAr
 
 def read_stream(store: StoreGroup, hook_point: HookPoint, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
     """Everything that later blocks need from some images: [B, T, D] float32."""
-    x = torch.from_numpy(store.read(hook_point, images=images, check=store.checks_cheaply)).float()
-    if not store.layout.n_extra:
-        return x
-    return torch.cat([x, torch.from_numpy(read_extra(store, hook_point, images=np.asarray(images))).float()], 1)
+    return torch.from_numpy(store.read_stream(hook_point, images=images, check=store.checks_cheaply)).float()
 
 
 def batches(

@@ -61,7 +61,7 @@ def cross_dictionaries(
     images = sample_images(classifiers["base"].images, limit, seed)
     cells, shares, shares_in_words, firing = [], [], [], []
     for name, run in zip(("first", "second"), runs, strict=True):
-        sae, tokens = run.sae(), run.train_config.token_kind
+        sae, tokens = run.sae(), classifiers["base"].store.layout.token_kind(run.train_config.tokens)
         outcomes = classify_masked(classifiers, sae, tokens, images, batch_size=batch_size, report=report)
         fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
         for model, classifier in classifiers.items():

@@ -187,10 +187,9 @@ def sample_tokens(
     """At most `n_tokens` rows [N, D] float32 in random order, of some images; by default of those new to the run."""
     images = _choose_images(run, store, JudgingConfig())[0] if images is None else images
     rng = np.random.Generator(np.random.Philox(seed))
-    kind = run.train_config.tokens
-    per_image = {"all": store.layout.n_tokens, "patch": store.layout.n_tokens - 1, "cls": 1}[kind]
-    chosen = np.sort(rng.permutation(images)[: -(-n_tokens // per_image)])
-    values = store.read(run.hook_point, images=chosen, tokens=kind, check=store.checks_cheaply)  # type: ignore[arg-type]
+    kind = run.train_config.token_kind
+    chosen = np.sort(rng.permutation(images)[: -(-n_tokens // store.n_read_tokens(kind))])
+    values = store.read(run.hook_point, images=chosen, tokens=kind, check=store.checks_cheaply)
     rows = values.reshape(-1, values.shape[-1])
     return torch.from_numpy(rows[rng.permutation(len(rows))[:n_tokens]]).float()
 

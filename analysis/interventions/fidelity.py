@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actcache import open_stores
 from actcache.progress import Progress
-from actcache.store import StoreGroup, Stores
+from actcache.store import StoreGroup, Stores, Tokens
 from analysis.classifier import Outcome, Outcomes, Spliced, ZeroShot
 from analysis.config import ModelOptions, StudyConfig
 from analysis.interventions.study import Study, run_study
@@ -72,7 +72,7 @@ def evaluate_fidelity(
 @torch.no_grad()
 def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[str, Outcome]:
     """Outcomes of the five variants on the study's images."""
-    classifier, means = study.classifier, mean_tokens(study.classifier)
+    classifier, means = study.classifier, mean_tokens(study.classifier, study.tokens)
     outcomes = {name: Outcomes() for name in VARIANTS}
     for images, spliced in study.batches(classifier.images, on_progress):
         for name in VARIANTS:
@@ -80,11 +80,13 @@ def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[
     return {name: collected.result() for name, collected in outcomes.items()}
 
 
-def mean_tokens(classifier: ZeroShot) -> Tensor:
-    """[T, D]: the mean activation of each token's kind over the whole store, from its records."""
-    store, hook = classifier.store, classifier.hook_point
-    cls, patch = (torch.from_numpy(store.statistics(hook, kind).mean).float() for kind in ("cls", "patch"))
-    return torch.cat([cls[None], patch.expand(store.n_tokens - 1, -1)]).to(classifier.vision.device)
+def mean_tokens(classifier: ZeroShot, tokens: str) -> Tensor:
+    """[t, D]: for each token that is replaced, the mean activation of its kind over the whole store, from records."""
+    store, kind = classifier.store, classifier.store.layout.token_kind(tokens)
+    kinds: tuple[Tokens, ...] = ("cls", "patch") if kind == "all" else (kind,)
+    means = [torch.from_numpy(store.statistics(classifier.hook_point, each).mean).float() for each in kinds]
+    rows = [mean.expand(store.n_read_tokens(each), -1) for each, mean in zip(kinds, means, strict=True)]
+    return torch.cat(rows).to(classifier.vision.device)
 
 
 def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def _variant(name: str, spliced: Spliced, means: Tensor) -> Tensor:
         "sae": lambda: spliced.whole,
         "sae+error": lambda: spliced.whole + spliced.error,
         "zero": lambda: torch.zeros_like(spliced.old),
-        "mean": lambda: means[spliced.part].expand_as(spliced.old),
+        "mean": lambda: means.expand_as(spliced.old),
     }[name]()
     return spliced.stream(new)
 

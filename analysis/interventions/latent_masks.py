@@ -116,7 +116,7 @@ def count_in_stream(
     fired = np.zeros(sae.config.n_latents, dtype=np.bool_)
     sae = sae.to(classifier.vision.device)
     for part in batches(images, batch_size):
-        spliced = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
+        spliced = splice(sae, classifier.read(part), classifier.store.layout, tokens)
         above = spliced.values > tau
         counts.add(labels[part[as_numpy(spliced.images[above])]], as_numpy(spliced.latents[above]))
         fired[as_numpy(spliced.latents)] = True
@@ -146,7 +146,7 @@ def classify_masked(
         for model, classifier in classifiers.items():
             truth = classifier.labels[part]
             label = torch.from_numpy(truth).to(device)
-            x = splice(sae, classifier.read(part), classifier.store.n_tokens, tokens)
+            x = splice(sae, classifier.read(part), classifier.store.layout, tokens)
 
             def add(condition: Condition, logits: Tensor, truth: NDArray[np.int64] = truth) -> Tensor:
                 outcomes.setdefault(condition, Outcomes()).add(logits, truth)

@@ -59,7 +59,7 @@ class Study:
         """Images with their encoded stream; `on_progress` is called once the caller is done with a batch."""
         for part in batches(images, self.batch_size, on_progress):
             stream = self.classifier.read(part)
-            yield part, splice(self.sae, stream, self.classifier.store.n_tokens, self.tokens)
+            yield part, splice(self.sae, stream, self.classifier.store.layout, self.tokens)
 
     @property
     def facts(self) -> tuple[str, str, str]:
@@ -126,7 +126,7 @@ def choose_study_images(run: Run, store: StoreGroup, config: StudyConfig) -> Stu
     and `Seen.judge`.
     """
     run.check_store(store)
-    choose_tokens(run, config.tokens)
+    choose_tokens(run, store.layout, config.tokens)
     seen = find_seen(store, [run])
     choose = partial(
         choose_classes, store, run.hook_point, templates=config.templates, class_names=config.class_names,
@@ -141,7 +141,8 @@ def open_study(run: Run, images: StudyImages, towers: Towers, config: StudyConfi
     """Raises SettingsError: see `open_zero_shot`."""
     classifier = open_zero_shot(images.classified, towers)
     sae = run.sae().to(classifier.vision.device)
-    return Study(run, images.seen, sae, towers, classifier, config, choose_tokens(run, config.tokens), batch_size)
+    tokens = choose_tokens(run, classifier.store.layout, config.tokens)
+    return Study(run, images.seen, sae, towers, classifier, config, tokens, batch_size)
 
 
 def check_latents(run: Run, latents: Sequence[int]) -> list[int]:

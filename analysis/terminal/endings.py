@@ -168,7 +168,8 @@ def describe_store(path: str, store: Any) -> dict[str, Any]:
     """An activation store, and which images were skipped."""
     return {
         "store": str(path), "store_id": store.store_id, "complete": True, "n_images": store.n_images,
-        "n_tokens": store.n_tokens, "d_model": store.layout.d_model, "hook_points": list(map(str, store.hook_points)),
+        "n_tokens": store.n_read_tokens("all"), "d_model": store.layout.d_model,
+        "hook_points": list(map(str, store.hook_points)),
         "n_skipped": len(store.failed), "skipped": _skipped(store.images, store.failed),
     }  # fmt: skip
 

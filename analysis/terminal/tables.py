@@ -114,7 +114,7 @@ def _say(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{visible(key)} {_say(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_say, value))
+        return ", ".join(map(_say, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else show_value(value)
 
 

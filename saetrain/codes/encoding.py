@@ -144,7 +144,7 @@ def _encode_shard(
 ) -> tuple[dict[str, NDArray[np.generic]], int]:
     """Encode one shard into its six arrays. Also returns the number of codes that are 0 in float16."""
     n_tokens, n_latents = store.n_tokens, run.sae_config.n_latents
-    tokens = run.train_config.token_kind
+    tokens = store.layout.token_kind(run.train_config.token_kind)
     first_token = 1 if tokens == "patch" else 0
     dtypes = code_dtypes(n_latents, store.n_images * n_tokens)
     rows, latents, values = [], [], []

@@ -30,7 +30,7 @@ from actcache.artifacts import (
 from actcache.machine import available_bytes
 from actcache.preprocess import Preprocess
 from actcache.store import IMAGES_FILE, check_images_footer, load_images, read_column, table_errors
-from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks
+from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks, has_zeros
 from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
 
 SEEN_FILE = "seen.bin"
@@ -226,7 +226,7 @@ class CodeStore:
         if self._seal.n_underflowed is not None:
             return False
         if shard not in self._zeros:
-            self._zeros[shard] = not self._map(shard, "latent_value").all()
+            self._zeros[shard] = has_zeros(self._map(shard, "latent_value"))
         return self._zeros[shard]
 
     def read_rows(self, rows: NDArray[np.int64]) -> RowCodes:
@@ -259,7 +259,7 @@ class CodeStore:
         codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
         self._checks.check_numbers(shard, codes.latent, 0, self.n_latents)
         self._checks.check_values(shard, codes.value)
-        if not codes.value.all():
+        if has_zeros(codes.value):
             codes = RowCodes._make(column[codes.value != 0] for column in codes)
         n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
         self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
@@ -319,7 +319,7 @@ class CodeStore:
 
 def _drop_zeros(codes: SomeCodes) -> SomeCodes:
     """Leave out entries whose value is 0: a latent that does not fire is not an entry, whoever wrote the file."""
-    if codes.latent_value.all():
+    if not has_zeros(codes.latent_value):
         return codes
     by_latent, by_row = codes.latent_value != 0, {}
     if isinstance(codes, ShardCodes):

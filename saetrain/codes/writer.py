@@ -48,7 +48,7 @@ def codes_settings(run: Artifact, store: StoreGroup, hook_point: HookPoint) -> d
     return {
         "rows_id": store.rows_id,
         "hook_point": str(hook_point),
-        "tokens": run.settings["train"]["tokens"],
+        "tokens": store.layout.token_kind(run.settings["train"]["tokens"]),
         "n_images": store.n_images,
         "n_tokens": store.n_tokens,
         "grid": list(store.layout.grid),

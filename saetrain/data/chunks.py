@@ -39,8 +39,8 @@ class Units:
         self.store, self.hook_points, self.tokens, self.check = store, tuple(hook_points), tokens, check
         self._blocks = store.blocks(images)
         n_rows, n_columns = store.layout.grid
-        store.n_read_tokens(tokens)  # refuses unknown kinds
-        self._parts = [*(range(n_rows) if tokens != "cls" else ()), *((CLS,) if tokens != "patch" else ())]
+        kind = store.layout.token_kind(tokens)
+        self._parts = [*(range(n_rows) if kind != "cls" else ()), *((CLS,) if kind != "patch" else ())]
         per_image = np.array([1 if part == CLS else n_columns for part in self._parts])
         wanted = np.array([len(block) for block in self._blocks])
         whole = np.array([self._member(block).layout.chunk_images for block in self._blocks])

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
     activations: Tensor  # [B, D] in the dtype of the store, at the first hook point
     image: Tensor  # [B] int64, the stored position over all stores
-    token: Tensor  # [B] int64, CLS is 0
+    token: Tensor  # [B] int64: 0 is CLS, 1 + row * columns + column is a patch
     others: tuple[Tensor, ...] = ()  # each [B, D]: the same rows at the other hook points
 
 
@@ -46,7 +46,7 @@ class ActivationLoader:
     Args:
         store: one store, or several of one model.
         layer: one hook point, or several; a batch then holds the same rows of each.
-        tokens: all, patch or cls.
+        tokens: all (CLS, if the model has it, and patches), patch or cls.
         images: stored positions to draw from; None draws from the training images.
         pool_tokens: number of tokens in memory. If all tokens fit, they are shuffled in one permutation, else in
             windows of n_streams streams.

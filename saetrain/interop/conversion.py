@@ -233,7 +233,8 @@ def _import(
     rows, name = _rows(sae, store, hook_point)
     parity = _checked(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
-    settings = run_settings(group, hook_point, sae.config, TrainConfig())
+    tokens = group.layout.token_kind("all")
+    settings = run_settings(group, hook_point, sae.config, TrainConfig(tokens=tokens))
     settings["imported"] = {"format": foreign.format, "crc32c": crc32c(weights), "bytes": len(weights)}
     with OutputLock(dst) as lock:
         artifact = begin_artifact(
@@ -243,7 +244,7 @@ def _import(
         )  # fmt: skip
         if not artifact.complete:
             _, held_out = split_images([member.n_images for member in group.stores])
-            quality = evaluate(sae, group, hook_point, held_out)
+            quality = evaluate(sae, group, hook_point, held_out, tokens=tokens)
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
@@ -256,7 +257,7 @@ def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Ten
         generator = torch.Generator().manual_seed(0)
         return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
     group = open_stores(store)
-    images = group.valid.nonzero()[0][: 1 + N_ROWS // group.layout.n_tokens]
+    images = group.valid.nonzero()[0][: 1 + N_ROWS // group.n_read_tokens("all")]
     values = group.read(group.hook_point(hook_point), images=images, check=group.checks_cheaply)
     if values.shape[-1] != sae.d_model:
         raise SettingsError(

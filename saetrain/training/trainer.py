@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,7 @@ def _begin(
 ) -> Training:
     resolved = (sae or SAEConfig()).resolve(stores.layout.d_model)
     settings = (config or TrainConfig()).resolve(resolved, choose_precision("auto", device))
+    settings = replace(settings, tokens=stores.layout.token_kind(settings.token_kind))  # what all are without CLS
     data, hook_point = TrainingData.split(stores, settings.where), stores.hook_point(layer)
     _make_loader(data, [hook_point], settings, device)  # refuses what cannot be trained before anything is written
     return Training(run, data, hook_point, resolved, settings, device, lock=lock, overwrite=overwrite)

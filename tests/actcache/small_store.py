@@ -56,9 +56,9 @@ def make_settings(n_images: int = 40, **other: Any) -> dict[str, Any]:
 
 
 def make_values(fields: dict[str, Any]) -> Values:
-    """[I, T, D] for each hook point, with the prompt tokens after the patches."""
+    """[I, T, D] for each hook point: special tokens, patches, prompt tokens."""
     rng = np.random.default_rng(5)
-    n_tokens = 1 + fields["grid"][0] * fields["grid"][1] + fields["n_extra"]
+    n_tokens = len(fields.get("prefix", ["cls"])) + fields["grid"][0] * fields["grid"][1] + fields["n_extra"]
     return {
         hook: rng.normal(size=(fields["n_images"], n_tokens, fields["d_model"])).astype(fields["dtype"])
         for hook in fields["hook_points"]
@@ -82,15 +82,17 @@ def write_store(
     n_shards: int | None = None,
     low_bits: int = 0,
     tidy: bool = True,
+    values: Values | None = None,
 ) -> None:
     """What extraction does with a store, without the model: begin or open it, write what is missing, seal it.
 
     Args:
         low_bits: added to the bytes of every value, as another processor or batch size does.
         tidy: remove what killed writers left; False trusts nothing to have been removed.
+        values: [I, T, D] for each hook point instead of random ones.
     """
     failed = failed or {}
-    values = make_values(fields)
+    values = make_values(fields) if values is None else values
     for x in values.values():
         x.view(f"u{x.itemsize}")[...] += low_bits
     plan = make_plan(fields["n_images"])
@@ -107,14 +109,17 @@ def write_store(
                     for hook, x in values.items():
                         part = x[images.start : images.stop].copy()
                         part[[image - images.start for image in failed if image in images]] = 0
-                        patches = part[:, 1 : layout.n_tokens].reshape(len(images), *layout.grid, -1)
+                        n_cls, first = int("cls" in layout.prefix), len(layout.prefix)
+                        stop = first + layout.n_patches
+                        patches = part[:, first:stop].reshape(len(images), *layout.grid, -1)
                         writer.write(
                             HookPoint.parse(hook),
                             block,
                             patches.transpose(1, 0, 2, 3),
-                            part[:, 0],
+                            part[:, 0] if n_cls else None,
                             valid=np.array([image not in failed for image in images]),
-                            extra=part[:, layout.n_tokens :] if layout.n_extra else None,
+                            registers=part[:, n_cls:first] if first > n_cls else None,
+                            extra=part[:, stop:] if layout.n_extra else None,
                         )
                 writer.commit({image: reason for image, reason in failed.items() if image in layout.shard_range(shard)})
     seal_store(path)

@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 N_LISTED, N_IMAGES, SEED, FAILED = 50, 39, 4, 20
 LAYERS = (2, 11)
 GRID, N_EXTRA, D_MODEL = (2, 3), 2, 8
+PREFIXES = {1: ["cls"], 2: ["reg", "dist"]}
+"""The special tokens of the store of each schema."""
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     write_golden(HERE / f"schema-{SCHEMA}" / "tiny.acts", overwrite=options.overwrite)
 
 
-def write_golden(path: Path, *, overwrite: bool = False) -> None:
+def write_golden(path: Path, *, schema: int = SCHEMA, overwrite: bool = False) -> None:
     listing = pa.table(
         {
             "uri": [f"{'ville' if i % 2 else 'forêt'}/{i:03d}.png" for i in range(N_LISTED)],
@@ -70,6 +72,9 @@ def write_golden(path: Path, *, overwrite: bool = False) -> None:
             "fill_color": 0,
         },
     }
+    prefix = PREFIXES[schema]
+    if prefix != ["cls"]:
+        settings["prefix"] = prefix
     path.parent.mkdir(parents=True, exist_ok=True)
     artifact = begin_store(
         path,
@@ -84,17 +89,19 @@ def write_golden(path: Path, *, overwrite: bool = False) -> None:
         images = np.array(layout.shard_range(shard))
         with ShardWriter(artifact, shard) as writer:
             for layer in LAYERS:
-                x = golden_values(layer, images)
-                patches = x[:, 1 : layout.n_tokens].reshape(len(images), *GRID, D_MODEL).transpose(1, 0, 2, 3)
-                extra = x[:, layout.n_tokens :]
-                writer.write(HookPoint(layer), 0, patches, x[:, 0], valid=images != FAILED, extra=extra)
+                x = golden_values(layer, images, len(prefix))
+                first, stop = len(prefix), len(prefix) + GRID[0] * GRID[1]
+                patches = x[:, first:stop].reshape(len(images), *GRID, D_MODEL).transpose(1, 0, 2, 3)
+                special: dict[str, Any] = {"cls": x[:, 0]} if prefix == ["cls"] else {"registers": x[:, :first]}
+                cls = special.pop("cls", None)
+                writer.write(HookPoint(layer), 0, patches, cls, valid=images != FAILED, extra=x[:, stop:], **special)
             writer.commit({FAILED: "truncated file"} if FAILED in images else {})
     seal_store(path)
 
 
-def golden_values(layer: int, images: np.ndarray) -> np.ndarray:
-    """float16 [I, T, D]: CLS, the patches row by row, the prompt tokens. The failed image is zeros."""
-    tokens, channels = np.arange(1 + GRID[0] * GRID[1] + N_EXTRA)[:, None], np.arange(D_MODEL)
+def golden_values(layer: int, images: np.ndarray, n_special: int) -> np.ndarray:
+    """float16 [I, T, D]: special tokens, the patches row by row, the prompt tokens. The failed image is zeros."""
+    tokens, channels = np.arange(n_special + GRID[0] * GRID[1] + N_EXTRA)[:, None], np.arange(D_MODEL)
     whole = 37 * images[:, None, None] + 11 * tokens + 5 * channels + 3 * layer
     return np.where(images[:, None, None] == FAILED, 0, whole % 251 / 16 - 5).astype(np.float16)
 

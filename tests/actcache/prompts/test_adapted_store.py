@@ -29,7 +29,6 @@ from actcache.models import load_clip
 from actcache.prompts import open_prompts, open_towers
 from actcache.prompts.artifact import write_prompts
 from actcache.sources import decode_image
-from actcache.store import read_extra
 
 TINY = {"width": 32, "text": 16, "embed": 16}
 
@@ -92,8 +91,8 @@ def test_every_token_is_that_of_the_formulas(
     for layer in (0, 2):
         wanted = streams[layer].numpy()
         np.testing.assert_allclose(store.read(layer), wanted[:, :10], rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(read_extra(store, layer), wanted[:, 10:], rtol=2e-3, atol=2e-3)
-        np.testing.assert_array_equal(read_extra(store, layer, images=some), read_extra(store, layer)[some])
+        np.testing.assert_allclose(store.read_extra(layer), wanted[:, 10:], rtol=2e-3, atol=2e-3)
+        np.testing.assert_array_equal(store.read_extra(layer, images=some), store.read_extra(layer)[some])
         statistics = store.statistics(layer)
         assert statistics.count == 75 * 10  # prompts are counted nowhere
         np.testing.assert_allclose(statistics.mean, store.read(layer).reshape(-1, 32).mean(0, np.float64), atol=1e-9)
@@ -107,7 +106,7 @@ def test_later_blocks_run_from_what_is_stored(adapted: Path, tiny_model: dict[st
     with pytest.raises(SettingsError, match="10 tokens and 3 prompts, got 10 in total"):
         towers.vision.run_blocks(tokens, 1, 3)
     with torch.no_grad():
-        x = torch.cat([tokens, torch.from_numpy(read_extra(store, 0)).float()], 1)
+        x = torch.cat([tokens, torch.from_numpy(store.read_extra(0)).float()], 1)
         later = towers.vision.run_blocks(x, 1, 3)
     np.testing.assert_allclose(later[:, :10].numpy(), store.read(2), rtol=5e-3, atol=5e-3)
     assert towers.embed_classes(["cat", "dog"], ["{}"]).shape == (2, 16)
@@ -120,9 +119,9 @@ def test_several_stores_give_their_prompts_together(
     extract(more, tmp_path / "more.acts", **tiny_model, layers=[2, 0], shard_images=16, precision="float32",
             prompts=adapted.parent / "model.pth.tar-1")  # fmt: skip
     group = open_stores([adapted, tmp_path / "more.acts"])
-    parts = [read_extra(store, 2) for store in group.stores]
-    np.testing.assert_array_equal(read_extra(group, 2), np.concatenate(parts))
-    assert read_extra(ActivationStore.open(tiny_store), 2).shape == (75, 0, 32)
+    parts = [store.read_extra(2) for store in group.stores]
+    np.testing.assert_array_equal(group.read_extra(2), np.concatenate(parts))
+    assert ActivationStore.open(tiny_store).read_extra(2).shape == (75, 0, 32)
 
 
 def test_extra_is_verified_and_repaired(adapted: Path, tiny_model: dict[str, str]) -> None:

@@ -47,16 +47,24 @@ SETTINGS: dict[int, dict[str, Any]] = {
         },
     }
 }
-STORE_IDS = {1: "875fa534b0b428df"}
+SETTINGS[2] = {**SETTINGS[1], "prefix": ["reg", "dist"]}
+STORE_IDS = {1: "875fa534b0b428df", 2: "2d63b309c0c72c12"}
+N_SPECIAL = {1: 1, 2: 2}
 FAILED = {20: "truncated file"}
 
 
-def expected_values(layer: int) -> np.ndarray:
-    """float16 [39, 1 + 6 + 2, 8], by the formula of the README."""
-    image, token, channel = np.ogrid[:39, :9, :8]
+def expected_values(layer: int, schema: int) -> np.ndarray:
+    """float16 [39, special tokens + 6 + 2, 8], by the formula of the README."""
+    image, token, channel = np.ogrid[:39, : N_SPECIAL[schema] + 8, :8]
     x = ((37 * image + 11 * token + 5 * channel + 3 * layer) % 251) / 16 - 5
     x[list(FAILED)] = 0
     return x.astype(np.float16)
+
+
+def parts_of(x: np.ndarray, schema: int) -> dict[str, np.ndarray]:
+    """What each `tokens` reads of values in the order of the stream."""
+    patches = x[:, N_SPECIAL[schema] : N_SPECIAL[schema] + 6]
+    return {"all": x[:, :7], "patch": patches, "cls": x[:, :1]} if schema == 1 else {"all": patches, "patch": patches}
 
 
 @pytest.fixture(params=sorted(SETTINGS))
@@ -102,28 +110,31 @@ def test_every_settings_field_is_read(golden: Path, schema: int) -> None:
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_every_value_is_read(golden: Path, check: bool) -> None:
+def test_every_value_is_read(golden: Path, schema: int, check: bool) -> None:
     store = ActivationStore.open(golden)
     for layer in (2, 11):
-        x = expected_values(layer)
-        for tokens, part in (("all", x[:, :7]), ("patch", x[:, 1:7]), ("cls", x[:, :1])):
+        x = expected_values(layer, schema)
+        for tokens, part in parts_of(x, schema).items():
             got = store.read(layer, tokens=tokens, check=check)  # type: ignore[arg-type]
             assert got.dtype == np.float16
             np.testing.assert_array_equal(got, part)
-        np.testing.assert_array_equal(
-            store.read(layer, images=[38, 0, 20, 15, 16], check=check), x[[38, 0, 20, 15, 16], :7]
-        )
-        extra: Any = zarr.open_group(golden / "activations.zarr", mode="r")[f"{HookPoint(layer)}/extra"]
-        np.testing.assert_array_equal(extra[:], x[:, 7:])
+        some = [38, 0, 20, 15, 16]
+        np.testing.assert_array_equal(store.read(layer, images=some, check=check), parts_of(x, schema)["all"][some])
+        np.testing.assert_array_equal(store.read_stream(layer, images=some, check=check), x[some])
+        registers = x[:, :2] if schema == 2 else x[:, :0]
+        np.testing.assert_array_equal(store.read_registers(layer, check=check), registers)
+        group: Any = zarr.open_group(golden / "activations.zarr", mode="r")[str(HookPoint(layer))]
+        np.testing.assert_array_equal(group["extra"][:], x[:, -2:])
+        assert ("cls" in group, "registers" in group) == (schema == 1, schema == 2)
 
 
-def test_the_failed_image_and_the_statistics_are_read(golden: Path) -> None:
+def test_the_failed_image_and_the_statistics_are_read(golden: Path, schema: int) -> None:
     store = ActivationStore.open(golden)
     assert store.failed == FAILED
     assert np.flatnonzero(~store.valid).tolist() == list(FAILED)
     for layer in (2, 11):
-        x = expected_values(layer)[store.valid, :7].astype(np.float64)
-        for tokens, part in (("all", x), ("patch", x[:, 1:]), ("cls", x[:, :1])):
+        x = expected_values(layer, schema)[store.valid].astype(np.float64)
+        for tokens, part in parts_of(x, schema).items():
             found = store.statistics(layer, tokens)  # type: ignore[arg-type]
             rows = part.reshape(-1, 8)
             assert (found.count, found.absmax) == (len(rows), np.abs(rows).max())
@@ -173,10 +184,9 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {name: file for name, file in files.items() if name != "places.json"}
 
 
-def test_the_script_still_makes_it(tmp_path: Path) -> None:
+def test_the_script_still_makes_it(tmp_path: Path, golden: Path, schema: int) -> None:
     """The format has not changed: shards and records made now equal those of the golden store byte for byte."""
-    golden = GOLDEN / f"schema-{SCHEMA}" / "tiny.acts"
-    runpy.run_path(str(GOLDEN / "make.py"))["write_golden"](tmp_path / "tiny.acts")
+    runpy.run_path(str(GOLDEN / "make.py"))["write_golden"](tmp_path / "tiny.acts", schema=schema)
     kept, made = files_of(golden), files_of(tmp_path / "tiny.acts")
     advice = f"the format changed: a new schema, or, while this one is not released, {MAKE}"
     assert sorted(kept) == sorted(made), advice

@@ -1,7 +1,8 @@
 """Other libraries read our stores: zarrs, tensorstore and xarray return the values that were written.
 
 Nothing of actcache reads here. A store of every codec and dtype goes in: two hook points, three shards, the last of
-11 images in blocks of 16, one failed image, prompt tokens. Warnings are errors, as everywhere in the tests.
+11 images in blocks of 16, one failed image, prompt tokens, and every shape of special tokens. Warnings are errors, as
+everywhere in the tests.
 """
 
 from pathlib import Path
@@ -17,8 +18,10 @@ N_IMAGES, N_PATCHES, N_EXTRA, FAILED = 75, 6, 2, 40
 DIMENSIONS = {
     "patches": ("image", "patch", "channel"),
     "cls": ("image", "channel"),
+    "registers": ("image", "register", "channel"),
     "extra": ("image", "extra", "channel"),
 }
+PREFIXES = (["cls"], [], ["cls", "reg", "reg"], ["reg"])
 
 Arrays = dict[tuple[str, str], NDArray[Any]]
 Store = tuple[Path, Arrays]
@@ -29,19 +32,32 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module", params=PREFIXES, ids=str)
+def prefix(request: pytest.FixtureRequest) -> list[str]:
+    return list(request.param)
+
+
 @pytest.fixture(scope="module", params=["raw", "zstd"])
-def store(request: pytest.FixtureRequest, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(
+    request: pytest.FixtureRequest, dtype: str, prefix: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Store:
     """(the zarr group's folder, {(hook point, array): values that were written})."""
     fields = make_settings(N_IMAGES, codec=request.param, dtype=dtype, hook_points=HOOKS, n_extra=N_EXTRA)
+    if prefix != ["cls"]:
+        fields["prefix"] = prefix
     path = tmp_path_factory.mktemp("interop") / "x.acts"
     write_store(path, fields, failed={FAILED: "broken"})
     expected: Arrays = {}
     for hook, values in make_values(fields).items():
         values[FAILED] = 0
-        expected[hook, "cls"] = values[:, 0]
-        expected[hook, "patches"] = values[:, 1 : 1 + N_PATCHES]
-        expected[hook, "extra"] = values[:, 1 + N_PATCHES :]
-    shards = sorted(file.name for file in (path / "activations.zarr" / HOOKS[0] / "cls" / "c").iterdir())
+        n_cls, first = prefix.count("cls"), len(prefix)
+        if n_cls:
+            expected[hook, "cls"] = values[:, 0]
+        if first > n_cls:
+            expected[hook, "registers"] = values[:, n_cls:first]
+        expected[hook, "patches"] = values[:, first : first + N_PATCHES]
+        expected[hook, "extra"] = values[:, first + N_PATCHES :]
+    shards = sorted(file.name for file in (path / "activations.zarr" / HOOKS[0] / "patches" / "c").iterdir())
     assert shards == ["0", "1", "2"]
     return path / "activations.zarr", expected
 
@@ -89,9 +105,13 @@ def test_xarray_opens_a_hook_point_as_a_dataset_with_named_dimensions(store: Sto
     eager = xarray.open_dataset(folder, group=HOOKS[1], engine="zarr", consolidated=False)
     for hook, dataset in zip(HOOKS, (lazy, eager), strict=True):
         with dataset:
-            assert dict(dataset.sizes) == {"image": N_IMAGES, "patch": N_PATCHES, "extra": N_EXTRA, "channel": 4}
-            for name, dimensions in DIMENSIONS.items():
-                assert dataset[name].dims == dimensions
+            sizes = {"image": N_IMAGES, "patch": N_PATCHES, "extra": N_EXTRA, "channel": 4}
+            if (hook, "registers") in expected:
+                sizes["register"] = expected[hook, "registers"].shape[1]
+            assert dict(dataset.sizes) == sizes
+            assert set(dataset.variables) == {name for of, name in expected if of == hook}
+            for name in dataset.variables:
+                assert dataset[name].dims == DIMENSIONS[name]
                 same(dataset[name].values, expected[hook, name])
             same(dataset["patches"].isel(image=slice(20, 70), patch=3).values, expected[hook, "patches"][20:70, 3])
             assert dataset["patches"].attrs == {"grid": [2, 3], "patch_size": [8, 8]}

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from any_prefix import write_places
 
 from actcache import (
     ActivationStore,
@@ -26,6 +27,7 @@ from actcache import (
     open_stores,
     verify,
 )
+from actcache.artifacts import artifact_path
 from saetrain import SAEConfig, TrainConfig, encode, train
 
 pytest.importorskip("s3fs")
@@ -142,6 +144,38 @@ def test_training_and_encoding_read_from_the_bucket(remote: str, tmp_path: Path,
     assert (runs[0].path / "sae.safetensors").read_bytes() == (runs[1].path / "sae.safetensors").read_bytes()
     codes = encode(runs[0], remote, tmp_path / "x.codes")
     assert codes.n_images == open_stores(remote).n_images
+
+
+@pytest.mark.parametrize(
+    ("prefix", "codec"), [([], "raw"), (["reg", "reg"], "zstd"), (["cls", "reg", "dist"], "raw")], ids=str
+)
+def test_special_tokens_lie_in_the_bucket_as_on_a_disk(
+    bucket: str, tmp_path: Path, prefix: list[str], codec: str
+) -> None:
+    path = artifact_path(f"{bucket}/{codec}-{'-'.join(prefix) or 'none'}.acts")
+    options: dict[str, Any] = {"n_extra": 1, "codec": codec, "failed": {4: "broken"}}
+    write_places(path, prefix, tidy=False, **options)
+    write_places(tmp_path / "x.acts", prefix, **options)
+    opened, local = ActivationStore.open(path), ActivationStore.open(tmp_path / "x.acts")
+    assert opened.store_id == local.store_id
+    for images in (slice(None), [39, 3, 17, 16]):
+        for check in (False, True):
+            np.testing.assert_array_equal(
+                opened.read_stream(images=images, check=check), local.read_stream(images=images)
+            )
+            np.testing.assert_array_equal(
+                opened.read_registers(images=images, check=check), local.read_registers(images=images)
+            )
+    assert verify(path).ok
+    if "cls" not in prefix:
+        with pytest.raises(SettingsError, match="the model of this store has none"):
+            opened.read(tokens="cls")
+    if prefix:
+        shard = opened.path / "activations.zarr/blocks.3.hook_resid_post/registers/c/1/0/0"
+        data = bytearray(shard.read_bytes())
+        data[9] ^= 1
+        shard.write_bytes(bytes(data))
+        assert verify(path).shards == (1,)
 
 
 def test_what_is_not_there_is_said_in_one_line(bucket: str) -> None:

@@ -15,7 +15,6 @@ from actcache.models import load_clip, make_text_tower, make_vision_tower
 from actcache.prompts import open_prompts, open_towers, prompt_vision
 from actcache.prompts.towers import embed_images, prompt_text
 from actcache.sources import decode_image
-from actcache.store import read_extra
 from analysis import AnalyzeConfig, Comparison, ComparisonConfig, analyze, compare, write_adaptation_page
 from analysis.interventions.latent_choice import split_halves
 from analysis.results import DictionaryShare
@@ -89,7 +88,7 @@ def test_masks_and_swaps_are_those_of_a_plain_computation(
             mask[b, 0, top[labels[image]]] = 1
         w = plain_sae.w
         decoded = ((dense[1][judged] * mask) @ w["decoder"] + w["b_dec"]) / w["scale"] + w["mean"]
-        x = torch.cat([decoded.float(), torch.from_numpy(read_extra(stores[1], LAYER, images=judged))], 1)
+        x = torch.cat([decoded.float(), torch.from_numpy(stores[1].read_extra(LAYER, images=judged))], 1)
         with torch.no_grad():
             logits = tower.head(tower.run_blocks(x, LAYER + 1, 3)) @ texts[1].T
         wanted = float((logits.argmax(1).numpy() == labels[judged]).mean())
@@ -167,7 +166,7 @@ def test_two_dictionaries_by_two_models(
             assert cell.fvu == pytest.approx(float((x - sae.decode(z)).square().sum() / variance), rel=1e-4)
             assert cell.l0 == pytest.approx(float((z > 0).sum() / x.shape[:2].numel()))
             towers = open_towers(acts.artifact, device="cpu")
-            stream = torch.cat([sae.decode(z).float(), torch.from_numpy(read_extra(acts, LAYER, images=images))], 1)
+            stream = torch.cat([sae.decode(z).float(), torch.from_numpy(acts.read_extra(LAYER, images=images))], 1)
             with torch.no_grad():
                 texts = towers.embed_classes(NAMES, ["a photo of a {}."])
                 guess = (towers.vision.head(towers.vision.run_blocks(stream, LAYER + 1, 3)) @ texts.T).argmax(1)
