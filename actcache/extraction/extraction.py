@@ -253,14 +253,24 @@ def _fill_shards(
 
 
 class _Background:
-    """Calls that one thread makes one after the other, at most two ahead; `wait` raises their errors."""
+    """Calls that one thread makes one after the other, at most two ahead; `wait` raises their errors.
+
+    After a call that failed no other one is made: a shard is not committed whose block was not written.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._pending: deque[Future[Any]] = deque()
+        self._failed = False
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
-        self._pending.append(self._pool.submit(function, *args))
+        self._pending.append(self._pool.submit(self._call, function, args))
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if not self._failed:
+            self._failed = True
+            function(*args)
+            self._failed = False
 
     def wait(self) -> None:
         while self._pending:
