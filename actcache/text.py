@@ -17,6 +17,15 @@ _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters that have no ink."""
 
 
+def is_utf8(path: object) -> bool:
+    """Whether a path is UTF-8. safetensors opens no other: a file elsewhere has to be read before it is parsed."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def visible(value: object) -> str:
     """`value` as text on one line, with an escape such as \\x1b or \\u202e for each character that cannot be seen.
 

@@ -57,11 +57,12 @@ def find_runs(path: Run | str | Path) -> list[Run]:
     return [Run.open(path)]
 
 
-def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGroup:
+def open_parents(codes: CodeStore, store: str | Path | None = None, *, has_flag: bool = False) -> StoreGroup:
     """The activation stores that codes were made from, as one.
 
     Args:
         store: where the store lies now, if it has moved; the folder that holds them, if there are several.
+        has_flag: see `find_parent`.
 
     Raises:
         SettingsError: the path of one store for the codes of several. ArtifactNotFoundError, ParentMismatchError.
@@ -72,7 +73,8 @@ def open_parents(codes: CodeStore, store: str | Path | None = None) -> StoreGrou
             f"{codes.path} was made from {len(names)} stores, but --store names one of them. Name the folder that "
             "holds all of them."
         )
-    return open_stores([ActivationStore.open(find_parent(codes.artifact, name, store)) for name in names])
+    places = [find_parent(codes.artifact, name, store, has_flag=has_flag) for name in names]
+    return open_stores([ActivationStore.open(place) for place in places])
 
 
 def open_same_images(codes: CodeStore, other: Stores | StoreGroup) -> StoreGroup:

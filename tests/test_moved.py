@@ -118,7 +118,9 @@ def test_a_folder_that_holds_the_parent_may_be_named(tmp_path: Path, made: Path)
     (tmp_path / "stores").mkdir()
     shutil.move(copy / "s.acts", tmp_path / "stores" / "s.acts")
     codes = CodeStore.open(copy / "x.codes")
-    with pytest.raises(ArtifactNotFoundError, match="--store"):
+    with pytest.raises(ArtifactNotFoundError, match="name its new path with --store"):
+        open_parents(codes, has_flag=True)
+    with pytest.raises(ArtifactNotFoundError, match=r"made from it; move it back\.$"):
         open_parents(codes)
     for given in (tmp_path / "stores", tmp_path / "stores" / "s.acts"):
         assert open_parents(codes, given).path == tmp_path / "stores" / "s.acts"

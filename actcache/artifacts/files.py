@@ -253,9 +253,13 @@ def make_folders(path: Path, *, within: Path | None = None) -> None:
 
 
 def fsync_directory(path: Path) -> None:
+    """Flush the names in a folder, on file systems that can: some network disks flush files only."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(fd)
 

@@ -15,12 +15,13 @@ from actcache.errors import ArtifactNotFoundError, ParentMismatchError, Pipeline
 _KINDS: Mapping[str, Kind] = {"store": "acts", "run": "run", "codes": "codes"}
 
 
-def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> Path:
+def find_parent(child: Artifact, name: str, given: str | Path | None = None, *, has_flag: bool = False) -> Path:
     """Where parent `name` of an artifact lies now; its id is checked.
 
     Args:
         given: its path, or the folder that holds it under its old name. By default it is looked for where the artifact
             was made from it: by its relative path, then by its absolute path.
+        has_flag: whether the verb takes its path as --store, --run or --codes, so that an error may advise to give it.
 
     Raises:
         ArtifactNotFoundError: it is not there.
@@ -36,7 +37,7 @@ def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> 
     if not places:
         raise ArtifactNotFoundError(
             f"{child.path} was made from {name} {recorded}, which lies on other storage and is read only on request. "
-            f"Name it with --{word}, if the verb has that flag."
+            + (f"Name it with --{word}." if has_flag else "Make the artifact again from a copy on its own storage.")
         )
     refusals: list[PipelineError] = []
     for place in places:
@@ -50,8 +51,8 @@ def find_parent(child: Artifact, name: str, given: str | Path | None = None) -> 
     if given is not None or not isinstance(telling, ArtifactNotFoundError):
         raise telling
     raise ArtifactNotFoundError(
-        f"{telling} {child.path} was made from it; move it back, or name its new path with --{word}, if the verb has "
-        "that flag."
+        f"{telling} {child.path} was made from it; move it back"
+        + (f", or name its new path with --{word}." if has_flag else ".")
     ) from telling
 
 

@@ -44,7 +44,7 @@ def started_at(process: int) -> float | None:
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return _booted_at() + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
 
 

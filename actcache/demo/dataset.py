@@ -115,7 +115,8 @@ def _write_scenes(folder: Path, settings: Mapping[str, int], on_progress: Progre
 
 def read_truth(path: str | Path) -> Truth:
     """Read truth.parquet."""
-    table = pq.read_table(Path(path) / "truth.parquet")
+    with open(Path(path) / "truth.parquet", "rb") as file:  # pyarrow itself opens only paths that are UTF-8
+        table = pq.ParquetFile(file).read()
     names = tuple(table.column_names[2:])
     columns = [table[name].to_pylist() for name in names]
     carriers = tuple(tuple(tuple(column[i]) for column in columns) for i in range(table.num_rows))

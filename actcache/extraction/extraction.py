@@ -93,7 +93,7 @@ def extract(
         raise SettingsError(
             "--overwrite with several workers would delete what the others write. Remove the store first."
         )
-    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan)
+    plan = plan_extraction(images, store, config or ExtractConfig(**options), device, on_plan, overwrite=overwrite)
     with OutputLock(plan.path, shared=not find_worker().alone) as lock:
         return run_plan(
             plan, lock, batch_size=batch_size, n_threads=n_threads, skip=on_error == "skip", overwrite=overwrite,
@@ -253,14 +253,24 @@ def _fill_shards(
 
 
 class _Background:
-    """Calls that one thread makes one after the other, at most two ahead; `wait` raises their errors."""
+    """Calls that one thread makes one after the other, at most two ahead; `wait` raises their errors.
+
+    After a call that failed no other one is made: a shard is not committed whose block was not written.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._pending: deque[Future[Any]] = deque()
+        self._failed = False
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
-        self._pending.append(self._pool.submit(function, *args))
+        self._pending.append(self._pool.submit(self._call, function, args))
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if not self._failed:
+            self._failed = True
+            function(*args)
+            self._failed = False
 
     def wait(self) -> None:
         while self._pending:

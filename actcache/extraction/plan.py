@@ -6,6 +6,7 @@ In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `Extrac
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from actcache.models import VisionTower, compile_tower, load_clip, make_vision_t
 from actcache.options import check_number
 from actcache.preprocess import MAX_PIXELS
 from actcache.prompts import open_prompts, prompt_vision, read_class_names, recorded_shots
-from actcache.sources import ImagePlan, ImageSource, decode_image, open_source
+from actcache.sources import ImageFolder, ImagePlan, ImageSource, decode_image, open_source
 from actcache.store import (
     ActivationStore,
     StoreLayout,
@@ -98,11 +99,13 @@ def plan_extraction(
     on_plan: Callable[[ImagePlan], None] | None = None,
     *,
     preprocess: Mapping[str, object] | None = None,
+    overwrite: bool = False,
 ) -> ExtractionPlan:
     """List the images, load the tower and choose the layout. Raises the same errors as `extract`.
 
     Args:
         preprocess: the preprocessing that an existing store recorded; by default the model's.
+        overwrite: whether an existing store is going to be replaced, so that it does not matter how it was made.
     """
     path = artifact_path(store)
     source = open_source(
@@ -113,7 +116,7 @@ def plan_extraction(
         label=config.label,
     )
     stored = {uri for other in config.not_in for uri in ActivationStore.open(other).images["uri"].to_pylist()}
-    plan = source.plan(limit=config.limit, seed=config.seed, exclude=stored)
+    plan = _list_images(source, None if overwrite else path, limit=config.limit, seed=config.seed, exclude=stored)
     if config.class_names is not None:
         plan = plan.rename_classes(read_class_names(config.class_names, plan.classes))
     if on_plan is not None:
@@ -184,9 +187,21 @@ def plan_extraction(
             not_in=config.not_in,
         ),
     }
-    _explain_more_images(source, plan, path, settings)
+    if not overwrite:
+        _explain_more_images(source, plan, path, settings)
     names_given = config.class_level is not None or config.class_names is not None
     return ExtractionPlan(path, source, plan, tower, settings, provenance, config.max_pixels, names_given)
+
+
+def _list_images(source: ImageSource, store: Path | None, **options: Any) -> ImagePlan:
+    """The images of a source, as an existing store has them if an earlier version made it of the same folder."""
+    plan = source.plan(**options)
+    if store is not None and isinstance(source, ImageFolder):
+        with suppress(PipelineError, KeyError):  # there is no store, or no image with the earlier suffixes
+            recorded = open_artifact(store, "acts").settings["rows_id"]
+            if recorded != plan.rows_id and (earlier := source.listed_earlier().plan(**options)).rows_id == recorded:
+                return earlier
+    return plan
 
 
 def _patch_size(tower: VisionTower) -> tuple[int, int]:

@@ -6,7 +6,7 @@ never on the place of the folder or the order in which the disk lists it.
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ SPLITS = frozenset({
 })  # fmt: skip
 """Names, in lower case, of folders that hold a part of a data set rather than a class."""
 
+EARLIER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""What versions before the list of formats took for images."""
+
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -41,16 +44,26 @@ class ImageFolder:
     Attributes:
         class_level: which folder of a path is the class: 1 for the first, 2 for the second ..., -1 for the one that
             holds the image, -2 for the one above ..., 0 for no classes; None to decide as above.
+        suffixes: how the names of images end, in lower case.
     """
 
     path: Path
     masks: Path | None = None
     class_level: int | None = None
+    suffixes: tuple[str, ...] = SUFFIXES
 
-    def __init__(self, path: str | Path, *, masks: str | Path | None = None, class_level: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, masks: str | Path | None = None, class_level: int | None = None,
+        suffixes: tuple[str, ...] = SUFFIXES,
+    ) -> None:  # fmt: skip
         object.__setattr__(self, "path", Path(path))
         object.__setattr__(self, "masks", None if masks is None else Path(masks))
         object.__setattr__(self, "class_level", class_level)
+        object.__setattr__(self, "suffixes", suffixes)
+
+    def listed_earlier(self) -> "ImageFolder":
+        """The same folder as versions listed it that knew fewer suffixes; their stores are resumed and repaired."""
+        return replace(self, suffixes=EARLIER_SUFFIXES)
 
     def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
         """List the images in a seeded order. Arguments as `plan_images`.
@@ -62,10 +75,11 @@ class ImageFolder:
         """
         if not self.path.is_dir():
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of images; check the path.")
-        names, left_out = list_files(self.path, SUFFIXES)
+        names, left_out = list_files(self.path, self.suffixes)
         if not names:
             raise ImageSourceError(
-                f"{self.path} holds no images{_describe(left_out)}. Expected files ending in {', '.join(SUFFIXES)}, "
+                f"{self.path} holds no images{_describe(left_out)}. Expected files ending in "
+                f"{', '.join(self.suffixes)}, "
                 "in the folder itself or in one folder per class."
             )
         check_text(names)

@@ -25,6 +25,7 @@ from actcache.sources.files import NOT_REGULAR, read_file
 from actcache.sources.formats import is_system_name
 from actcache.sources.images import decode_mask
 from actcache.sources.plan import IMAGES_SCHEMA
+from actcache.text import is_utf8
 
 RESERVED = frozenset({*IMAGES_SCHEMA.names, "mask", CONTENT_HASH})
 """Columns of images.parquet, whose names a user's own column cannot have."""
@@ -120,16 +121,8 @@ def check_text(names: Sequence[str]) -> None:
     try:
         "/".join(names).encode()
     except UnicodeEncodeError as error:
-        bad = next(name for name in names if not _is_utf8(name))
+        bad = next(name for name in names if not is_utf8(name))
         raise ImageSourceError(f"{bad!r} is not a UTF-8 file name. Rename it.") from error
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def measure_files(paths: Sequence[str], names: Sequence[str] | pa.ChunkedArray, source: str) -> NDArray[np.int64]:
@@ -202,7 +195,8 @@ class MaskFolder:
         """
         if not self.path.is_dir():
             raise ImageSourceError(f"{self.path} is not a directory. Expected a folder of PNG masks; check --masks.")
-        existing = pa.array(list_files(self.path, (".png",)).names, pa.string())
+        files = list_files(self.path, (".png",)).names
+        existing = pa.array(filter(is_utf8, files), pa.string())  # an image whose mask has another name is refused
         result: Any = pa.scalar("")
         for uris in reversed(candidates):
             names = _mask_name(uris)

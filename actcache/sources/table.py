@@ -27,6 +27,7 @@ from actcache.sources.labels import label_columns
 from actcache.sources.listing import MaskFolder, UriIndex, check_columns, measure_files
 from actcache.sources.plan import ImagePlan, announce, plan_images
 from actcache.sources.table_file import number_text, read_raw_table
+from actcache.text import is_utf8
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class ImageTable:
             raise ImageSourceError(f"{source} has no rows. Expected one row per image.")
         check_columns(names, source, known=(column, "label", "label_name", "mask"))
         home = self.path.absolute().parent
+        if not is_utf8(home):
+            raise ImageSourceError(f"{self.path} lies in a folder whose name is not UTF-8. Rename the folder.")
         uri, file = _locate(_paths(table[column], column, source, required=True), home)
         texts = {name: table[name] for name in names if name not in (column, "mask")}
         typed = texts

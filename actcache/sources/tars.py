@@ -107,8 +107,8 @@ class ImageTars:
         paths = [self.path]
         if self.path.is_dir():
             names = sorted(name for name in os.listdir(self.path) if name.lower().endswith(".tar") and name[0] != ".")
-            check_text(names)
             paths = [self.path / name for name in names]
+        check_text([path.name for path in paths])
         with ThreadPoolExecutor(N_INDEX_THREADS, "index") as pool:
             shards = list(pool.map(_read_samples, paths))
         without = sum(shard.n_without_image for shard in shards)

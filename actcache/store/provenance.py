@@ -73,7 +73,7 @@ def whole_path(artifact: Artifact, name: str, value: str) -> str:
     if is_elsewhere(artifact.path, value):
         raise SettingsError(
             f"{artifact.path} was made with {name} {value}, which is on other storage and is read only on request. "
-            f"Name it with --{name}, if the verb has that flag."
+            f"Name it with --{name}, in a verb that has this flag."
         )
     prefix = _prefix(value)
     path = value.removeprefix(prefix)
@@ -84,7 +84,10 @@ def whole_path(artifact: Artifact, name: str, value: str) -> str:
     if there is None and not path.startswith(".."):
         return value
     if there is None:
-        raise SettingsError(f"{places[0]} no longer exists. Give its new path with --{name}, or move it back.")
+        raise SettingsError(
+            f"{places[0]} no longer exists. Move it back, or give its new path with --{name}, "
+            "in a verb that has this flag."
+        )
     return f"{prefix}{there}"
 
 

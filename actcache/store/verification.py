@@ -199,6 +199,12 @@ def _check_record(settings: StoreSettings, shard: int, record: Mapping[str, Any]
         for name, n_bytes in expected.items()
     ):
         yield "lists file sizes that do not follow from the settings"
+    elif any(
+        is_digest(record["files"][name])
+        and len(record["files"][name]["pieces"]) != layout.n_blocks(shard) * layout.n_rows(name.split("/")[2]) + 1
+        for name in expected
+    ):
+        yield "lists files that lack chunks"
     images = layout.shard_range(shard)
     if record.get("images") != [images.start, images.stop]:
         yield f"names images {record.get('images')}, expected {[images.start, images.stop]}"

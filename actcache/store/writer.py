@@ -320,6 +320,8 @@ class _ShardFile:
     def commit(self) -> FileDigest | None:
         """Write the index, fsync, rename. Returns the digest, or None if another worker's file has the name."""
         assert self.fd is not None
+        n_chunks = self.layout.n_blocks(self.shard) * self.layout.n_rows(self.array)
+        assert len(self.pieces) == n_chunks, f"{self.path}: {len(self.pieces)} of {n_chunks} chunks were written"
         index = self.index.tobytes()
         index += crc32c(index).to_bytes(4, "little")
         _pwrite_all(self.fd, np.frombuffer(index, dtype=np.uint8), self.end)

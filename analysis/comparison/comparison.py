@@ -89,7 +89,7 @@ def compare(
     """
     sides = dict(zip(MODELS, (Side.open(base), Side.open(adapted)), strict=True))
     run = _check_pair(sides["base"], sides["adapted"])
-    grid = check_grid("--k", config.k, run.sae_config.n_latents)
+    grid = check_grid("--k", config.k, run.sae_config.n_latents, usual=ComparisonConfig.k)
     k_top = min(grid, key=lambda n: (abs(n - config.n_top), n))
     parents = {name: side.concepts.artifact for name, side in sides.items()}
     second = second_run if isinstance(second_run, Run | None) else Run.open(second_run)

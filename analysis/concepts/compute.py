@@ -12,6 +12,7 @@ from actcache import PipelineError, SettingsError
 from actcache.artifacts import (
     Artifact,
     OutputLock,
+    artifact_path,
     begin_artifact,
     check_whole,
     file_digest,
@@ -35,7 +36,7 @@ from analysis.concepts.statistics import (
     top_images_statistic,
     totals_statistic,
 )
-from analysis.concepts.table import EMBEDDINGS_FILE, CodesProvenance, ConceptTable
+from analysis.concepts.table import EMBEDDINGS_FILE, NAMES_FILE, NOTES, OWN_FILE, CodesProvenance, ConceptTable
 from analysis.lineage import find_images, find_run, open_parents, open_same_images
 from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
@@ -124,11 +125,13 @@ def _analyze(
         "nearest": 0 if "nearest" in left_out else N_NEAREST,
         "embeddings": _describe_embeddings(embeddings, embedded, other),
     }
-    completed = _find_incomplete_table(concepts, codes, settings)
-    notes = {} if completed is None else _read_notes(completed)
+    there = _find_table(concepts, codes)
+    if overwrite and there is None:
+        _check_notes(concepts)
 
     def copy_files(path: Path) -> None:
         write_new(path / IMAGES_FILE, (codes.path / IMAGES_FILE).read_bytes())
+        notes = {} if there is None else _read_notes(there, settings)  # only now, because the lock is held
         for name, data in notes.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             write_new(path / name, data)
@@ -143,14 +146,14 @@ def _analyze(
             parents={"codes": (codes.codes_id, codes.path)},
             provenance={key: recorded[key] for key in ("quality", "source", "sae", "curves") if key in recorded},
             prepare=copy_files,
-            overwrite=overwrite or completed is not None,
+            overwrite=overwrite or (there is not None and _is_completed(there, settings)),
             lock=lock,
         )
         if artifact.complete:
             return ConceptTable.open(artifact.path)
         if (embeddings is not None or other is not None) and embedded is None:
             embedded = artifact.path / EMBEDDINGS_FILE
-            group = open_parents(codes, store) if other is None else other
+            group = open_parents(codes, store, has_flag=True) if other is None else other
             _embed_all_images(group, embedded, device=device, on_progress=on_progress)
         labels = np.asarray(codes.images["label"])
         statistics = {
@@ -202,30 +205,46 @@ def _embed_all_images(group: StoreGroup, out: Path, *, device: str, on_progress:
     write_array(out, embed_stored_images(group, np.arange(group.n_images), vision=vision, on_progress=on_progress))
 
 
-def _find_incomplete_table(concepts: str | Path, codes: CodeStore, settings: Mapping[str, object]) -> Artifact | None:
-    """The table that is there already, if it differs only in lacking parts that can be computed now.
-
-    It was made without the images or the run; `analyze` advised to name them, and that must lead to the whole table.
-    """
+def _find_table(concepts: str | Path, codes: CodeStore) -> Artifact | None:
+    """The table of the same codes that is there already, whatever its settings are."""
     try:
         there = open_artifact(concepts, "concepts")
     except PipelineError:
         return None
-    if there.parents.keys() != {"codes"} or there.parent("codes").id != codes.codes_id:
-        return None
+    same = there.parents.keys() == {"codes"} and there.parent("codes").id == codes.codes_id
+    return there if same else None
+
+
+def _is_completed(there: Artifact, settings: Mapping[str, object]) -> bool:
+    """Whether a table differs only in lacking parts that can be computed now.
+
+    It was made without the images or the run; `analyze` advised to name them, and that must lead to the whole table.
+    """
     old = dict(there.settings)
     gained = [part for part in ("pictures", "nearest") if not old.get(part) and settings[part]]
     same = {**old, **{part: settings[part] for part in gained}} == json.loads(json.dumps(settings))
-    return there if gained and same else None
+    return bool(gained) and same
 
 
-def _read_notes(table: Artifact) -> dict[str, bytes]:
-    """What people wrote on the latents of a table: file name -> content."""
-    return {
-        str(file.relative_to(table.path)): file.read_bytes()
-        for file in sorted((table.path / "notes").glob("*"))
-        if file.is_file()
-    }
+def _read_notes(there: Artifact, settings: Mapping[str, object]) -> dict[str, bytes]:
+    """What a new table keeps of the names of the latents: file name -> content.
+
+    What people wrote is stored nowhere else. Computed names are left out if the new table chooses other top images.
+    """
+    files = [file for file in sorted((there.path / NOTES).glob("*")) if file.is_file()]
+    if any(there.settings.get(name) != settings[name] for name in ("n_top", "score")):
+        files = [file for file in files if file.name != NAMES_FILE]
+    return {str(file.relative_to(there.path)): file.read_bytes() for file in files}
+
+
+def _check_notes(concepts: str | Path) -> None:
+    """Raise SettingsError if names of people would be deleted: those of other codes, or of a table that is damaged."""
+    own = artifact_path(concepts) / NOTES / OWN_FILE
+    if own.is_file():
+        raise SettingsError(
+            f"{own} holds names that people gave to other latents, and they are stored nowhere else. Move the file "
+            f"out of {concepts}, or delete it, before you replace the table with --overwrite."
+        )
 
 
 class _TaskCount:

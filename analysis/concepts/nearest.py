@@ -4,14 +4,17 @@ In: a run. Out: [F, m] latents and cosines. numpy only, in parallel by dask.
 """
 
 from functools import lru_cache
+from pathlib import Path
 
 import dask
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
+from safetensors.numpy import load
 
 from actcache import CorruptError
 from actcache.progress import Progress
+from actcache.text import is_utf8
 from analysis.cosines import Nearest, nearest_cosines
 from analysis.reduce import compute, join_columns
 from saetrain import Run
@@ -45,11 +48,15 @@ def n_geometry_tasks(n_latents: int) -> int:
 def _unit_decoder(path: str, run_id: str) -> NDArray[np.float32]:
     """[F, D], computed once per process. `run_id` distinguishes runs that were at the same path."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            decoder: NDArray[np.float32] = file.get_tensor("decoder")
+        decoder: NDArray[np.float32]
+        if is_utf8(path):
+            with safetensors.safe_open(path, framework="numpy") as file:
+                decoder = file.get_tensor("decoder")
+        else:
+            decoder = load(Path(path).read_bytes())["decoder"]
         if decoder.ndim != 2 or decoder.dtype != np.float32:
             raise ValueError(f"its decoder is {decoder.dtype} {list(decoder.shape)}")
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CorruptError(f"{path} cannot be read ({error}). Train the run again.") from error
     norm = np.sqrt(np.einsum("fd,fd->f", decoder, decoder, dtype=np.float64))
     unit: NDArray[np.float32] = (decoder / np.maximum(norm, 1e-30)[:, None]).astype(np.float32)

@@ -40,6 +40,8 @@ from saetrain import CodeStore
 from saetrain.quality import TokenQuality
 
 EMBEDDINGS_FILE = "image_embeddings.npy"
+NOTES, NAMES_FILE, OWN_FILE = "notes", "names.parquet", "own.json"
+"""What the latents are called: a folder that is not sealed, in it computed names and those that people give."""
 
 _WHOLE, _REAL = pa.types.is_integer, pa.types.is_floating
 COLUMNS: Mapping[str, Mapping[str, Callable[[pa.DataType], bool]]] = {

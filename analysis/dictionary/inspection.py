@@ -243,9 +243,8 @@ def _match(a: NDArray[np.float32], b: NDArray[np.float32], n_candidates: int) ->
     kept = cosine > 0
     row, column, cosine = row[kept], column[kept], cosine[kept]
     own = np.arange(n)  # every row has a column of its own at cosine 0; a cost of 0 would be no edge
-    costs = csr_array(
-        (np.concatenate([2 - cosine, np.full(n, 2.0)]), (np.r_[row, own], np.r_[column, m + own])), shape=(n, m + n)
-    )
+    places = np.r_[row, own].astype(np.int32), np.r_[column, m + own].astype(np.int32)  # csgraph knows no others
+    costs = csr_array((np.concatenate([2 - cosine, np.full(n, 2.0)]), places), shape=(n, m + n))
     rows, columns = min_weight_full_bipartite_matching(costs)
     largest = float(forward.cosine[:, 0].mean(dtype=np.float64)) if n and m else 0.0
     return 2 - np.asarray(costs[rows, columns]).reshape(-1), largest

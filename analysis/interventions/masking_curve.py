@@ -56,10 +56,10 @@ def mask_latents(
         store: a labeled store of the run's model. Only images that the run has not learned from are judged, so of its
             own store the held-out ones.
         out: a JSON file for the result; the same call again returns what the file holds.
-        config: a k as large as the dictionary is left out, because that is `all`; `latents` take the place of the k
-            most frequent ones of a class, for every image (selection `list`). Without `chosen_on` and `chosen_where`,
-            latents are chosen on the images of the store that the run has learned from, if there are some of each
-            class, or else on half of each class.
+        config: the default `k` is cut where the dictionary ends, because all latents are `all`; `latents` take the
+            place of the k most frequent ones of a class, for every image (selection `list`). Without `chosen_on` and
+            `chosen_where`, latents are chosen on the images of the store that the run has learned from, if there are
+            some of each class, or else on half of each class.
         chosen_on: codes that this run made of the images that latents are chosen on.
 
     Raises:
@@ -73,7 +73,8 @@ def mask_latents(
     listed = check_latents(run, config.latents)
     where, table = config.chosen_where, store.images if codes is None else codes.images
     choosable = None if where is None else select_images(table, where, flag="--chosen-where")
-    grid = [len(listed)] if listed else check_grid("--k", config.k, run.sae_config.n_latents)
+    usual = MaskingConfig.k
+    grid = [len(listed)] if listed else check_grid("--k", config.k, run.sae_config.n_latents, usual=usual)
 
     def measure(head: Head, studies: Iterator[Study]) -> MaskingCurve:
         (opened,) = studies

@@ -189,9 +189,20 @@ def check_latents(run: Run, latents: Sequence[int]) -> list[int]:
     return latents
 
 
-def check_grid(flag: str, numbers: Sequence[int], n_latents: int) -> list[int]:
-    """The numbers below that of all latents, ascending and without repetition. Raises SettingsError if none is left."""
-    if grid := sorted({n for n in numbers if n < n_latents}):
+def check_grid(flag: str, numbers: Sequence[int], n_latents: int, *, usual: Sequence[int]) -> list[int]:
+    """The numbers, ascending and without repetition, all of which lie below the number of latents.
+
+    Args:
+        usual: the default, which fits every dictionary: it is cut where this one ends.
+
+    Raises SettingsError for a number that the user chose and that is too large, or if no number is left.
+    """
+    too_large = sorted({n for n in numbers if n >= n_latents})
+    grid = sorted(set(numbers).difference(too_large))
+    if grid and (not too_large or list(numbers) == list(usual)):
         return grid
-    given = ", ".join(map(str, numbers)) or "nothing"
-    raise SettingsError(f"{flag} must be below the dictionary's {n_latents:,} latents, got {given}.")
+    given = ", ".join(map(str, too_large)) or "nothing"
+    raise SettingsError(
+        f"{flag} must be below the dictionary's {n_latents:,} latents, got {given}. Choose smaller numbers; all "
+        "latents together are measured in any case."
+    )

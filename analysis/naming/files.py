@@ -32,13 +32,10 @@ from actcache.artifacts import (
 from actcache.options import check_number
 from actcache.schema import parse
 from actcache.store import read_signed_table, sign_table, table_errors
-from analysis.concepts import ConceptTable
+from analysis.concepts import NAMES_FILE, NOTES, OWN_FILE, ConceptTable
 from saetrain import CodeStore
 
-NOTES = "notes"
 WAIT_S = 10
-NAMES_FILE = "names.parquet"
-OWN_FILE = "own.json"
 _COLUMNS = {"latent": pa.int64(), "method": pa.string(), "name": pa.string()}
 METHODS = ("images", "lens")
 """The most trusted method first: before the last block, a direction that looks like a word need not act like it."""

@@ -86,9 +86,10 @@ def name_latents(
     if unknown or not methods:
         raise SettingsError(f"--method must be one of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     (text,) = read_templates([template])
-    opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes))
+    opened_codes = CodeStore.open(find_parent(concepts.artifact, "codes", codes, has_flag=True))
     if with_ is None:
-        opened_run, stores = Run.open(find_parent(opened_codes.artifact, "run", run)), open_parents(opened_codes, store)
+        opened_run = Run.open(find_parent(opened_codes.artifact, "run", run, has_flag=True))
+        stores = open_parents(opened_codes, store, has_flag=True)
     elif "images" not in methods:
         raise SettingsError(
             "--method lens reads the decoder in its own model, so it cannot be used --with another one."

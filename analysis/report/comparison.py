@@ -75,7 +75,7 @@ def write_adaptation_page(
     }
     rows, columns = tables["base"].grid
     with contradictions("The comparison"):
-        part = draw_comparison(comparison, tables)
+        part = draw_comparison(comparison, tables)._replace(notes=comparison.notes())
     return write_page(
         out,
         "adaptation.html.jinja",

@@ -7,7 +7,7 @@ bokeh wrote.
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,7 @@ class Section(NamedTuple):
         text: a paragraph on what is shown.
         rows: a table, whose first row is the header; none if empty.
         more: HTML that follows the plots and the table.
+        notes: what to know of the images, such as how many were left out.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Section(NamedTuple):
     plots: list[Plot]
     rows: list[list[str]]
     more: Markup = Markup("")
+    notes: Sequence[str] = ()
 
 
 @contextmanager

@@ -61,7 +61,8 @@ def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list
             continue
         result = read_result(path, *SECTIONS)
         with contradictions(path):
-            sections.append(SECTIONS[type(result)](result, concepts, path.parent))
+            section = SECTIONS[type(result)](result, concepts, path.parent)
+        sections.append(section._replace(notes=result.notes()))
     return sections
 
 

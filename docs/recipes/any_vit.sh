@@ -10,7 +10,9 @@ here=$(dirname "$0")
 ${PYTHON:-python3} "$here/small_vits.py" "$data/cifar10" "$out/models"
 
 study() {  # TOWER MODEL LAYER LIMIT JUDGE: everything about one tower, judged on the test images
-    local to=$out/$1 model=$2 layer=$3 limit=$4 judge=$5
+    local to=$out/$1 model=$2 layer=$3 limit=$4
+    local judge=(--judge "$5")
+    if [ "$5" = probe ]; then judge+=(--probe-store "$to/train.acts"); fi
     mkdir -p "$to"
     for split in train test; do
         $patchsae extract "$data/cifar10/$split" "$to/$split.acts" --model "$model" --layer "$layer" --limit "$limit" --batch-size 64
@@ -20,8 +22,8 @@ study() {  # TOWER MODEL LAYER LIMIT JUDGE: everything about one tower, judged o
     $patchsae encode "$to/run" "$to/train.acts" "$to/train.codes"
     $patchsae encode "$to/run" "$to/test.acts" "$to/test.codes"
     $patchsae analyze "$to/test.codes" "$to/test.concepts"
-    $patchsae evaluate "$to/run" "$to/test.acts" "$to/fidelity.json" --judge "$judge"
-    $patchsae intervene "$to/run" "$to/test.acts" "$to/masks.json" --chosen-on "$to/train.codes" --judge "$judge" --k 1 --k 10 --k 100
+    $patchsae evaluate "$to/run" "$to/test.acts" "$to/fidelity.json" "${judge[@]}"
+    $patchsae intervene "$to/run" "$to/test.acts" "$to/masks.json" --chosen-on "$to/train.codes" "${judge[@]}" --k 1 --k 10 --k 100
     $patchsae report "$to/test.concepts" "$to/report.html" --result "$to/fidelity.json" --result "$to/masks.json"
 }
 
@@ -34,4 +36,4 @@ model=(--model "$data/clip-cifar/ViT-CIFAR-4.json" --pretrained "$data/clip-cifa
 $patchsae extract "$data/cifar10/test" "$out/clip.acts" "${model[@]}" --layer 5 --limit 5000 --batch-size 128
 printf '%s\n' airplane automobile bird cat deer dog frog horse ship truck animal vehicle >"$out/words.txt"
 $patchsae name "$out/average/test.concepts" --vocabulary "$out/words.txt" --with "$out/clip.acts"
-$patchsae report "$out/average/test.concepts" "$out/average/report.html" --result "$out/average/fidelity.json" --result "$out/average/masks.json" --overwrite
+$patchsae report "$out/average/test.concepts" "$out/average/report.html" --result "$out/average/fidelity.json" --result "$out/average/masks.json"

@@ -13,11 +13,12 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actcache import CorruptError
+from actcache.text import is_utf8
 from saetrain.config import ResolvedSAEConfig
 from saetrain.model.active_latents import select_above, select_topk
 from saetrain.model.variants import find_variant
@@ -60,7 +61,7 @@ class SAE(nn.Module):
     def load(cls, path: str | Path, config: ResolvedSAEConfig, d_model: int | None = None) -> "SAE":
         """Read `sae.safetensors`. Raises CorruptError if it is truncated or has other shapes."""
         try:
-            tensors = load_file(path)
+            tensors = load_file(path) if is_utf8(path) else load(Path(path).read_bytes())
             shape = tuple(tensors["decoder"].shape)
             if shape != (config.n_latents, d_model or shape[-1]):  # before memory is taken for what the settings claim
                 raise ValueError(f"decoder is {shape}, but the settings say {(config.n_latents, d_model)}")

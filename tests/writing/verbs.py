@@ -6,14 +6,18 @@ that an attempt takes a fraction of a second. In the child, a call of the operat
 """
 
 import ctypes
+import errno
 import faulthandler
 import gc
 import io
 import json
+import mmap
 import os
 import resource
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -105,6 +109,7 @@ class Trouble:
         limits: name of a resource (RLIMIT_...) -> its limit.
         user: the user who runs the command instead of us.
         obeys: permissions hold, which root may otherwise pass over; the interpreter's own files stay readable.
+        lacks: what the system does not have, a key of `LACKING`.
     """
 
     at: int = 0
@@ -114,6 +119,7 @@ class Trouble:
     limits: Mapping[str, int] = field(default_factory=dict)
     user: int | None = None
     obeys: bool = False
+    lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,8 +277,10 @@ def _fork(cli: Any, inputs: Path, command: str, root: str, trouble: dict[str, An
             os.setuid(trouble["user"])
         if trouble["obeys"]:
             _obey_permissions()
+        if trouble["lacks"]:
+            LACKING[trouble["lacks"]]()
         with _armed(root, trouble) as count:
-            code = _call(cli, command.split())
+            code = _call(cli, shlex.split(command))
         sys.stdout.flush()
         sys.stderr.flush()
         os.write(facts, json.dumps(count()).encode())
@@ -292,6 +300,63 @@ def _obey_permissions() -> None:
             sets[word] &= ~0b110
     if libc.capset(header, sets) != 0:
         raise OSError(ctypes.get_errno(), "the privileges of root cannot be given up")
+
+
+def _lack_links(error: int) -> Callable[[], None]:
+    def refuse(*paths: object, **options: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return lambda: setattr(os, "link", refuse)
+
+
+def _lack_flushed_folders() -> None:
+    flush = os.fsync
+
+    def flush_files(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(fd)
+
+    os.fsync = flush_files  # type: ignore[assignment]
+
+
+def _lack_locks() -> None:
+    from actcache.artifacts import processes
+
+    processes.fcntl = None  # type: ignore[assignment]
+
+
+def _lack_calls_of_linux() -> None:
+    for name in ("fork", "preadv", "pwritev", "posix_fadvise", "posix_fallocate", "O_DIRECT", "sched_getaffinity"):
+        delattr(os, name)
+    del mmap.MADV_HUGEPAGE
+
+
+def _lack_proc() -> None:
+    """Hide /proc from this process behind an empty disk, which only root can do."""
+    from actcache.artifacts import processes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, private_and_below = 0x20000, 0x44000
+    if (
+        libc.unshare(new_mounts) != 0
+        or libc.mount(b"none", b"/", None, private_and_below, None) != 0
+        or libc.mount(b"none", b"/proc", b"tmpfs", 0, None) != 0
+    ):
+        raise OSError(ctypes.get_errno(), "/proc cannot be hidden")
+    for remembered in (processes.machine, processes._booted_at):
+        remembered.cache_clear()
+
+
+LACKING: dict[str, Callable[[], None]] = {
+    "hard links, as on FAT": _lack_links(errno.EPERM),
+    "hard links, as on some network disks": _lack_links(errno.ENOTSUP),
+    "flushing of folders": _lack_flushed_folders,
+    "locks": _lack_locks,
+    "what only Linux has": _lack_calls_of_linux,
+    "/proc": _lack_proc,
+}
+"""What a system may lack, and how a process loses it."""
 
 
 @contextmanager

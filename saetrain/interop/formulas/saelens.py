@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
@@ -12,7 +12,7 @@ from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
 
 def load(path: Path) -> Forward:
     cfg: dict[str, Any] = json.loads((path / "cfg.json").read_bytes())
-    p = as_floats(load_file(path / "sae_weights.safetensors"))
+    p = as_floats(load_tensors((path / "sae_weights.safetensors").read_bytes()))
     activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     kind = "topk" if activation == "topk" else cfg.get("architecture", "standard")
     k = int((cfg.get("activation_fn_kwargs") or cfg).get("k", cfg.get("k", 0))) if kind == "topk" else 0

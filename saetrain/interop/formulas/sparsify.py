@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -12,7 +12,7 @@ from saetrain.interop.formulas.forward import Forward, as_floats
 
 def load(path: Path) -> Forward:
     k = int(json.loads((path / "cfg.json").read_bytes())["k"])
-    p = as_floats(load_file(path / "sae.safetensors"))
+    p = as_floats(load_tensors((path / "sae.safetensors").read_bytes()))
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = linear(x - p["b_dec"], p["encoder.weight"], p["encoder.bias"]).relu()

@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +193,8 @@ def test_modes_of_eight_bits_become_rgb_as_pillow_converts_them(kind: str, mode:
     image = rgb.quantize(16) if mode == "P" else rgb.quantize(16).convert("PA") if mode == "PA" else rgb.convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    if (kind, mode) == ("TIFF", "YCbCr") and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("older versions of Pillow cannot read the file that they write")
     with Image.open(io.BytesIO(buffer.getvalue())) as opened:
         via = {"P": "RGBA", "PA": "RGBA"}.get(opened.mode, "RGB")
         expected = np.asarray(opened.convert(via).convert("RGB"))
