@@ -560,6 +560,8 @@ def adapt(
     test: arguments.Test = None,
     path_column: arguments.PathColumn = None,
     label: arguments.LabelColumn = None,
+    image_size: arguments.ImageSize = None,
+    preprocess: arguments.Preprocess = None,
     precision: arguments.Precision = "auto",
     device: arguments.Device = "auto",
     checkpoint_every: arguments.CheckpointEvery = 200,
@@ -576,8 +578,8 @@ def adapt(
 
         adaptation = actcache.adapt(
             images, prompts, model=model, pretrained=pretrained, config=config, test=test, path_column=path_column,
-            label=label, precision=precision, device=device, checkpoint_every=checkpoint_every, overwrite=overwrite,
-            on_progress=on_progress,
+            label=label, image_size=image_size, preprocess=preprocess, precision=precision, device=device,
+            checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
     facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
@@ -591,8 +593,9 @@ def adapt(
     emit(facts | known, [*draw_table([row for row in rows if row["zero_shot"] is not None]), *notes])
     show_written(prompts)
     show_next(
-        "extract", images, prompts.with_suffix(".acts"), "--model", model, "--pretrained", pretrained, "--prompts",
-        prompts, "--layer", "LAYER",
+        "extract", images, prompts.with_suffix(".acts"), "--model", model, "--pretrained", pretrained,
+        *(("--image-size", image_size) if image_size else ()), *(("--preprocess", preprocess) if preprocess else ()),
+        "--prompts", prompts, "--layer", "LAYER",
     )  # fmt: skip
 
 

@@ -190,6 +190,16 @@ Truth = Annotated[
 Prompts = Annotated[Path, Argument(metavar="PROMPTS", help="Artifact to write, e.g. maple.prompts."), Makes("prompts")]
 Model = Annotated[str, Option(help="open_clip architecture, or the path of an open_clip config JSON."), takes_model]
 Pretrained = Annotated[str, Option(help="open_clip tag, checkpoint file, or random:SEED."), takes_weights]
+ImageSize = Annotated[
+    str | None, Option(help="Height, or height x width such as 224x336, of the model's images; its own by default.")
+]
+Preprocess = Annotated[
+    str | None,
+    Option(
+        help="How images are prepared, where the weights do not say it: a JSON file, an open_clip or timm name with a "
+        "tag (NAME.TAG) whose preprocessing is taken, or default."
+    ),
+]
 Test = Annotated[
     Path | None,
     Option(help="Images to measure accuracy on; by default, all images that are not shots."),

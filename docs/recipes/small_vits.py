@@ -57,7 +57,7 @@ def main(cifar10: Path, out: Path) -> None:
 
 
 def train_average(cifar10: Path, out: Path) -> None:
-    """Train a ViT on the labels, in bfloat16 where the processor multiplies in it, and write it. Ten minutes on one core."""
+    """Train a ViT on the labels, in bfloat16 where the processor multiplies in it, and write it. It takes minutes."""
     pixels, labels = load(cifar10 / "train")
     model = timm.create_model("vit_small_patch16_224", **AVERAGE)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.05)
