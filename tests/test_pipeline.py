@@ -181,7 +181,7 @@ BAD = [
     ("intervene run b.acts x.json --chosen-on other.codes", "was encoded by run"),
     ("intervene run b.acts x.json --n-random -1", "--n-random"),
     ("attribute run b.acts x.json --n 0", "--n must be at least 1"),
-    ("attribute run b.acts x.json --where label==0", "Zero-shot needs at least two classes"),
+    ("attribute run b.acts x.json --where label==0", "have one class, class0"),
     ("steer run b.acts x.json --latent 64", "0..63, got 64"),
     ("steer run b.acts x.json --vocabulary twice.txt", "'red' twice"),
     ("steer run b.acts x.json --n-latents 0", "--n-latents must be at least 1"),
