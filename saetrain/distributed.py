@@ -5,6 +5,7 @@ In a run of one process these functions do nothing.
 
 import atexit
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,6 +19,8 @@ from actcache.workers import find_worker
 
 LEAVE_S = 10
 """Seconds that a process waits for the others before it leaves the group."""
+_lost = False
+"""Whether this process has noticed that a neighbor ended."""
 
 
 def world_size() -> int:
@@ -61,9 +64,11 @@ def all_gather(value: Tensor) -> list[Tensor]:
 @contextmanager
 def _together() -> Iterator[None]:
     """Turn the error of a neighbor that has ended into one line."""
+    global _lost
     try:
         yield
     except RuntimeError as error:  # DistError is one
+        _lost = True
         reason = " ".join(str(error).split())[:160].rstrip(".")
         raise IncompleteError(
             f"Another process of this training has ended, or cannot be reached ({reason}). Run the same command again: "
@@ -98,7 +103,12 @@ def join_processes(device: torch.device) -> torch.device:
 
 def _leave_processes() -> None:
     """Leave the group before the process exits, and together: gloo's threads abort a process that exits while they run
-    (1 start in 12), or, less often, one whose neighbor has left before it (3 in 49)."""
+    (1 start in 12), or, less often, one whose neighbor has left before it (3 in 49). Where a neighbor has ended, nobody
+    can leave together, so the process ends at once, as failed, before gloo's threads are torn down."""
+    if _lost:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     if dist.is_initialized():
         if dist.get_backend() == "gloo":
             with suppress(RuntimeError):  # a neighbor that failed does not come
