@@ -121,7 +121,7 @@ def draw_comparison(
     text = (
         f"{method} prompts at {comparison.hook_point}, {len(comparison.classes)} classes. Latents were chosen on "
         f"{comparison.n_chosen:,} images and judged on {comparison.n_judged:,} others"
-        f"{seeds}.{comparison.judged_by.say()}"
+        f"{seeds}."
     )
     return Section(f"What {method} changed", text, [], [], more)
 

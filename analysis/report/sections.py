@@ -105,7 +105,7 @@ def draw_masks(result: MaskingCurve) -> Section:
         f"{result.hook_point}, error term {error}). Latents were chosen on {result.n_chosen:,} other images by how "
         "often they fire. Bands and bars are 95 % intervals. Level lines: original (solid), all latents (dashed), none "
         "(dotted). The oracle's mask knows the true class, so what it keeps gives the answer away: the mask of the "
-        f"predicted class is the fair one.{judge.say()}"
+        f"predicted class is the fair one."
     )
     return Section("Masking latents", text, plots, [head, *rows])
 
@@ -127,7 +127,7 @@ def draw_deletion(result: Deletion) -> Section:
     text = (
         f"Latents are deleted from {result.n_judged:,} images one after another, in the order in which a method ranks "
         f"their effect on the decision; the faster the {what.split()[0]} falls, the better the ranking. Area: mean of "
-        f"the curve, smaller is better.{judge.say()}"
+        f"the curve, smaller is better."
     )
     return Section("Which latents decide", text, [finish_plot(plot)], rows)
 
@@ -144,7 +144,7 @@ def show_fidelity(result: Fidelity) -> Section:
     ]  # fmt: skip
     judge = result.judged_by
     text = f"{_accuracy(judge)} and loss with the SAE in place of the activations it reads, beside ablations."
-    return Section("Fidelity", text + judge.say(), [], [head, *rows])
+    return Section("Fidelity", text, [], [head, *rows])
 
 
 def show_steering(result: Steering) -> Section:
@@ -162,7 +162,7 @@ def show_steering(result: Steering) -> Section:
         f"{ANSWERS[judge.kind]} on {result.n_judged:,} images before and after latents of {result.run} are changed on "
         f"every one of the {result.tokens} tokens ({'; '.join(changes)}). Accuracy goes from "
         f"{result.before.accuracy:.1%} to {result.after.accuracy:.1%}, loss from {result.before.loss:.3f} to "
-        f"{result.after.loss:.3f}.{judge.say()}"
+        f"{result.after.loss:.3f}."
     )
     return Section("Setting latents", text, [], rows)
 
@@ -185,7 +185,6 @@ def show_steerability(result: Steerability) -> Section:
     text = (
         f"How the probabilities of {result.n_words:,} {words} move when one latent, or one dimension of the stream, is "
         "set on every token. A latent is steerable when the squares of the changes add up to more than 0.1."
-        f"{judge.say()}"
     )
     return Section("Steering", text, [], [head, *rows])
 
@@ -205,7 +204,7 @@ def show_rules(result: LearnedRules) -> Section:
         f"{result.accuracy:.1%} ({result.accuracy_low:.1%} to {result.accuracy_high:.1%}); the largest class alone "
         f"{result.majority:.1%}. An image takes the class of the most precise rule that fires, or {result.default} if "
         "none does. Precision: share of the class among the images that the rule fires on. Recall: share of the "
-        f"class's images that are classified correctly.{judge.say()}"
+        f"class's images that are classified correctly."
     )
     return Section("Rules", text, [], rows)
 

@@ -57,7 +57,3 @@ class JudgeFacts:
         if self.kind == "head":
             return ["judged by the checkpoint's own classifier"]
         return ["loss is the sigmoid loss that the model was trained with"] if self.loss == "sigmoid" else []
-
-    def say(self) -> str:
-        """The same as sentences of a paragraph, each after a blank."""
-        return "".join(f" {line[0].upper()}{line[1:]}." for line in self.lines())

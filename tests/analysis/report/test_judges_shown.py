@@ -35,7 +35,10 @@ def test_the_judge_is_in_the_file_and_on_the_page(
     }  # fmt: skip
     assert read_result(out, Fidelity, Deletion) == result
     (section,) = draw_sections([out], concepts)
-    assert "linear probe on cls and patch" in section.text
+    shown = [line for line in (section.text, *section.notes) if "linear probe on cls and patch" in line]
+    assert len(shown) == 1
+    shown = [line for line in (section.text, *section.notes) if "linear probe on cls and patch" in line]
+    assert len(shown) == 1
     assert "ero-shot" not in section.text
     assert any("linear probe" in line for line in result.notes())
 
