@@ -6,15 +6,12 @@ float32 rounding, that is an error and nothing is kept.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from actcache import ActivationStore, CorruptError, HookPoint, SettingsError, open_stores
+from actcache import ActivationStore, HookPoint, SettingsError, open_stores
 from actcache.artifacts import (
     OutputLock,
     begin_artifact,
@@ -28,70 +25,12 @@ from actcache.artifacts import (
 )
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
-from saetrain.interop.files import load_tensors
-from saetrain.interop.formulas.forward import Forward
+from saetrain.interop.formats import Foreign, find_writer, read_foreign
+from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.metrics import evaluate
-from saetrain.model import SAE
 from saetrain.run import SAE_FILE, Run, run_settings
 
-WRITERS: dict[str, Callable[[SAE, HookPoint], dict[str, bytes]]] = {
-    "saelens": saelens.write, "dictionary_learning": dictionary_learning.write, "sparsify": sparsify.write,
-    "saev": saev.write, "prisma": prisma.write, "patchsae": patchsae.write,
-}  # fmt: skip
-READERS: dict[str, Callable[[Path], SAE]] = {
-    "saelens": saelens.read, "dictionary_learning": dictionary_learning.read, "sparsify": sparsify.read,
-    "saev": saev.read, "prisma": prisma.read, "patchsae": patchsae.read, "overcomplete": overcomplete.read,
-}  # fmt: skip
-FORMULAS: dict[str, Callable[[Path], Forward]] = {
-    "saelens": formulas.saelens.load, "dictionary_learning": formulas.dictionary_learning.load,
-    "sparsify": formulas.sparsify.load, "saev": formulas.saev.load, "prisma": formulas.prisma.load,
-    "patchsae": formulas.patchsae.load, "overcomplete": formulas.overcomplete.load,
-}  # fmt: skip
-FOLDERS = {
-    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
-    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
-}  # fmt: skip
-"""The file by which a folder is recognized -> its format."""
 PARITY_FILE = "parity.json"
-N_ROWS = 1024
-TOLERANCE = 1e-3
-"""Largest difference of a reconstruction relative to the norm of its row, and largest share of active entries that may
-differ, because they are at a threshold."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How well two SAEs agree on rows of activations.
-
-    Attributes:
-        rows: `activations`, or `random` if no store was given.
-        active_agreement: number of entries active in both, over the number active in either.
-        max_code_difference: largest difference of an entry, relative to the largest value.
-        max_reconstruction_difference: largest difference of a reconstruction, relative to the norm of its row.
-        fvu_ours, fvu_foreign: centered fvu on these rows.
-    """
-
-    rows: str
-    n_rows: int
-    active_agreement: float
-    max_code_difference: float
-    max_reconstruction_difference: float
-    fvu_ours: float
-    fvu_foreign: float
-
-    @property
-    def holds(self) -> bool:
-        return self.max_reconstruction_difference <= TOLERANCE and self.active_agreement >= 1 - TOLERANCE
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
-
-    format: str
-    sae: SAE
-    forward: Forward
 
 
 @dataclass(frozen=True)
@@ -132,60 +71,26 @@ def convert(
     return _import(read_foreign(src), src, dst, store, layer, overwrite)
 
 
-def read_foreign(path: Path) -> Foreign:
-    """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
-    name, path = _recognize(path)
-    return Foreign(name, READERS[name](path), FORMULAS[name](path))
-
-
-def _recognize(path: Path) -> tuple[str, Path]:
-    """(format, the path that its reader takes)."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            first = file.read(1)
-        return ("saev" if first == b"{" else _recognize_file(path)), path
-    for weights, name in FOLDERS.items():
-        if (path / weights).is_file():
-            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
-                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
-    if (path / patchsae.WEIGHTS).is_file():
-        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
-    raise SettingsError(
-        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
-        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
-    )
-
-
-def _recognize_file(path: Path) -> str:
-    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
-    content = load_tensors(path)
-    inside = "cfg" in content or "config" in content
-    beside = not inside and (path.parent / prisma.CONFIG).is_file()
-    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"
-
-
 def _export(
     run: Run, dst: Path, to: str, store: ActivationStore | str | Path | None, layer: int | HookPoint | None,
     overwrite: bool,
 ) -> Conversion:  # fmt: skip
-    if to not in WRITERS:
-        raise SettingsError(f"--to must be one of {', '.join(WRITERS)}, got {to!r}.")
+    write = find_writer(to)
     check_place(dst)
     remove_remnants(dst)
     if (existing := _find_export(dst, run, to, overwrite)) is not None:
         return existing
     sae = run.sae()
     hook_point = run.hook_point if layer is None else layer
-    rows, name = _rows(sae, store, hook_point)
+    rows, name = read_rows(sae, store, hook_point)
     with OutputLock(dst) as lock:
         lock.acquire()
         if (existing := _find_export(dst, run, to, overwrite)) is not None:  # written while we read the store
             return existing
         with build_folder(dst, replace=overwrite) as folder:
-            for file, data in WRITERS[to](sae, run.hook_point).items():
+            for file, data in write(sae, run.hook_point).items():
                 write_new(folder / file, data)
-            parity = _checked(
+            parity = compare(
                 sae, read_foreign(folder).forward, rows, name
             )  # compares what was written, by reading it again
             report = {"run_id": run.run_id, "format": to, "parity": asdict(parity)}
@@ -230,8 +135,8 @@ def _import(
             f"{src} reads activations of width {sae.d_model}, but {group.path} holds width {group.layout.d_model}. "
             "Give a store of the model it was trained on."
         )
-    rows, name = _rows(sae, store, hook_point)
-    parity = _checked(sae, foreign.forward, rows, name)
+    rows, name = read_rows(sae, store, hook_point)
+    parity = compare(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
     tokens = group.layout.token_kind("all")
     settings = run_settings(group, hook_point, sae.config, TrainConfig(tokens=tokens))
@@ -249,57 +154,3 @@ def _import(
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
     return Conversion(dst, foreign.format, parity)
-
-
-def _rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple[Tensor, str]:
-    """Rows [N, D] in float32 to compare on, and what kind they are."""
-    if store is None:
-        generator = torch.Generator().manual_seed(0)
-        return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
-    group = open_stores(store)
-    images = group.valid.nonzero()[0][: 1 + N_ROWS // group.n_read_tokens("all")]
-    values = group.read(group.hook_point(hook_point), images=images, check=group.checks_cheaply)
-    if values.shape[-1] != sae.d_model:
-        raise SettingsError(
-            f"{group.path} holds activations of width {values.shape[-1]}, but the SAE reads width {sae.d_model}. "
-            "Give a store of the model it was trained on."
-        )
-    return torch.from_numpy(values.reshape(-1, values.shape[-1])[:N_ROWS]).float(), "activations"
-
-
-@torch.no_grad()
-def _checked(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
-    """Make the parity report. Raises CorruptError if the two sides disagree."""
-    both, either, n_negative, code_difference, largest, reconstruction_difference = 0, 0, 0, 0.0, 1e-12, 0.0
-    errors = torch.zeros(2, dtype=torch.float64)
-    for part in torch.split(x, 256):
-        rows, latents, values = sae.encode(part)
-        ours = torch.zeros(len(part), sae.config.n_latents).index_put_((rows, latents), values)
-        decoded = sae.decode(rows, latents, values, len(part))
-        if sae.norms is not None:  # in the units of the other package
-            ours = ours / sae.norms
-        theirs, foreign = forward(part)
-        both += int(((ours != 0) & (theirs != 0)).sum())
-        either += int(((ours != 0) | (theirs != 0)).sum())
-        n_negative += int((theirs < 0).sum())
-        code_difference = max(code_difference, float((ours - theirs).abs().max()))
-        largest = max(largest, float(theirs.abs().max()))
-        relative = (decoded - foreign).norm(dim=1) / part.norm(dim=1).clamp_min(1e-6)
-        reconstruction_difference = max(reconstruction_difference, float(relative.max()))
-        errors += torch.stack([(part - other).double().square().sum() for other in (decoded, foreign)])
-    fvu = errors / (x.double() - x.double().mean(0)).square().sum().clamp_min(1e-12)
-    parity = Parity(
-        rows=name, n_rows=len(x), active_agreement=both / max(either, 1) if either else 1.0,
-        max_code_difference=code_difference / largest, max_reconstruction_difference=reconstruction_difference,
-        fvu_ours=float(fvu[0]), fvu_foreign=float(fvu[1]),
-    )  # fmt: skip
-    if not parity.holds:
-        why = (
-            f" {n_negative:,} codes of the other package are negative, which is impossible here." if n_negative else ""
-        )
-        raise CorruptError(
-            f"The two SAEs disagree: their reconstructions differ by {parity.max_reconstruction_difference:.2g} of the "
-            f"norm of a row (at most {TOLERANCE:g} is allowed), and {parity.active_agreement:.2%} of their active "
-            f"entries are the same.{why} Nothing was written. Check that the checkpoint is complete."
-        )
-    return parity

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from actcache import ActivationStore, PipelineError
 from saetrain import Run, convert
-from saetrain.interop.conversion import PARITY_FILE, WRITERS
+from saetrain.interop.conversion import PARITY_FILE
+from saetrain.interop.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,8 @@ def test_both_sides_of_a_parity_report_follow_each_field(
     tmp_path: Path, planted_store: Path, rows: Tensor, name: str, place: tuple[str, ...]
 ) -> None:
     """A reader that overlooked the field would give the old SAE; formulas that did would give the old values."""
-    from saetrain.interop.conversion import _checked, read_foreign
+    from saetrain.interop.formats import read_foreign
+    from saetrain.interop.parity import compare
 
     config = CHECKPOINTS[name][1]()
     before = read_foreign(write(name, tmp_path / "before", config))
@@ -238,17 +240,18 @@ def test_both_sides_of_a_parity_report_follow_each_field(
     value = inner[place[-1]]
     inner[place[-1]] = not value if isinstance(value, bool) else value + 2
     after = read_foreign(write(name, tmp_path / "after", config))
-    assert _checked(after.sae, after.forward, rows, "activations").holds
+    assert compare(after.sae, after.forward, rows, "activations").holds
     for sae, forward in ((before.sae, after.forward), (after.sae, before.forward)):
         with pytest.raises(PipelineError, match="disagree"):
-            _checked(sae, forward, rows, "activations")
+            compare(sae, forward, rows, "activations")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_both_sides_of_a_parity_report_follow_each_tensor(
     tmp_path: Path, rows: Tensor, planted_store: Path, name: str
 ) -> None:
-    from saetrain.interop.conversion import _checked, read_foreign
+    from saetrain.interop.formats import read_foreign
+    from saetrain.interop.parity import compare
 
     before = read_foreign(write(name, tmp_path / "before"))
     for tensor, value in CHECKPOINTS[name][2]().items():
@@ -260,10 +263,10 @@ def test_both_sides_of_a_parity_report_follow_each_tensor(
             changed = value.roll(1, 1)
         tensors = CHECKPOINTS[name][2]() | {tensor: changed}
         after = read_foreign(write(name, tmp_path / tensor, tensors=tensors))
-        assert _checked(after.sae, after.forward, rows, "activations").holds
+        assert compare(after.sae, after.forward, rows, "activations").holds
         for sae, forward in ((before.sae, after.forward), (after.sae, before.forward)):
             with pytest.raises(PipelineError, match="disagree"):
-                _checked(sae, forward, rows, "activations")
+                compare(sae, forward, rows, "activations")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,7 +277,7 @@ def test_both_sides_of_a_parity_report_follow_each_tensor(
 def test_an_imported_dictionary_has_unit_rows_and_goes_back_as_it_came(
     tmp_path: Path, planted_store: Path, rows: Tensor, name: str
 ) -> None:
-    from saetrain.interop.conversion import read_foreign
+    from saetrain.interop.formats import read_foreign
 
     source = write(name, tmp_path / "in")
     convert(source, tmp_path / "run", store=planted_store)
@@ -288,7 +291,7 @@ def test_an_imported_dictionary_has_unit_rows_and_goes_back_as_it_came(
     added = sae.decode(torch.arange(len(some)), latents[some], values[some], len(some)) - nothing
     torch.testing.assert_close(added.norm(dim=1) * sae.scale, values[some], rtol=1e-3, atol=1e-3)
 
-    format_name = name.split()[0] if name.split()[0] in WRITERS else "saelens"
+    format_name = name.split()[0] if FORMATS[name.split()[0]].write else "saelens"
     convert(tmp_path / "run", tmp_path / "out", to=format_name, store=planted_store)
     assert (tmp_path / "out" / PARITY_FILE).is_file()
     again, restored = read_foreign(tmp_path / "out").forward(rows)

@@ -1,0 +1,94 @@
+"""The formats of other packages: what reads, computes and writes each, and how a checkpoint is recognized."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actcache import HookPoint, SettingsError
+from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop.files import load_tensors
+from saetrain.interop.formulas.forward import Forward
+from saetrain.model import SAE
+
+Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
+"""SAE, hook point -> the bytes of each file, by its name."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: `read` makes an SAE of ours from its files, and `load` what its own package computes from them.
+
+    `write` is None for a format that is only read.
+    """
+
+    read: Callable[[Path], SAE]
+    load: Callable[[Path], Forward]
+    write: Writer | None = None
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
+
+    format: str
+    sae: SAE
+    forward: Forward
+
+
+FORMATS = {
+    "saelens": Format(saelens.read, formulas.saelens.load, saelens.write),
+    "dictionary_learning": Format(
+        dictionary_learning.read, formulas.dictionary_learning.load, dictionary_learning.write
+    ),
+    "sparsify": Format(sparsify.read, formulas.sparsify.load, sparsify.write),
+    "saev": Format(saev.read, formulas.saev.load, saev.write),
+    "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
+    "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
+    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+}
+FOLDERS = {
+    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
+    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
+}  # fmt: skip
+"""The file by which a folder is recognized -> its format."""
+
+
+def read_foreign(path: Path) -> Foreign:
+    """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
+    name, path = _recognize(path)
+    return Foreign(name, FORMATS[name].read(path), FORMATS[name].load(path))
+
+
+def find_writer(to: str) -> Writer:
+    """What writes an SAE in a format. Raises SettingsError for a format that is only read, or unknown."""
+    if to in FORMATS and (write := FORMATS[to].write):
+        return write
+    written = ", ".join(name for name, each in FORMATS.items() if each.write)
+    raise SettingsError(f"--to must be one of {written}, got {to!r}.")
+
+
+def _recognize(path: Path) -> tuple[str, Path]:
+    """(format, the path that its reader takes)."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            first = file.read(1)
+        return ("saev" if first == b"{" else _recognize_file(path)), path
+    for weights, name in FOLDERS.items():
+        if (path / weights).is_file():
+            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
+                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
+    if (path / patchsae.WEIGHTS).is_file():
+        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
+    raise SettingsError(
+        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
+        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
+        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
+    )
+
+
+def _recognize_file(path: Path) -> str:
+    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
+    content = load_tensors(path)
+    inside = "cfg" in content or "config" in content
+    beside = not inside and (path.parent / prisma.CONFIG).is_file()
+    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"
