@@ -1,6 +1,6 @@
 from .address import HubAddress, is_hub_address, parse_address
 from .client import fetch_file, limit_waits
-from .download import HubFiles, fetch_files
+from .download import HubFiles, copy_files, fetch_files
 from .listing import HubFile, HubListing, list_files
 from .upload import upload_folder
 
@@ -9,6 +9,7 @@ __all__ = [
     "HubFile",
     "HubFiles",
     "HubListing",
+    "copy_files",
     "fetch_file",
     "fetch_files",
     "is_hub_address",

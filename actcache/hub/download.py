@@ -9,12 +9,14 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
 from huggingface_hub import constants
 
+from actcache.artifacts import build_folder, write_new
 from actcache.errors import CorruptError, HubError, SettingsError
 from actcache.hub.address import HubAddress, is_safe_name
 from actcache.hub.client import TIMEOUT_S, cut_off, disk_full, not_the_hub, use_client
@@ -62,7 +64,7 @@ def fetch_files(
 
     Args:
         names: names relative to the folder, with `/`.
-        on_progress: called with bytes of what is missing in the cache; never if nothing is.
+        on_progress: called with bytes of what is missing in the cache, first with 0; never if nothing is missing.
 
     Raises:
         HubError: the hub cannot be reached, or there is no such file.
@@ -88,6 +90,26 @@ def fetch_files(
     return HubFiles(cached[names[0]].parents[names[0].count("/")], address, hashes)
 
 
+def copy_files(files: HubFiles) -> Path:
+    """The folder of some files as a folder of plain files, which an artifact has to be: it is not read through links.
+
+    It lies beside the client's cache, in HF_HOME, and is made once. Raises StorageError.
+    """
+    address = files.address
+    name = "--".join(f"{address.page}/{address.revision}/{address.folder}".strip("/").split("/"))
+    folder = Path(constants.HF_HOME).expanduser() / "patchsae" / name
+    if all((folder / name).is_file() for name in files.files):  # it was made as a whole
+        return folder
+    sizes = {name: (files.folder / name).stat().st_size for name in files.files}
+    if sum(sizes.values()) > _free_bytes(folder):
+        raise disk_full(address)
+    with build_folder(folder, replace=True) as new:
+        for name, size in sizes.items():
+            with open(files.folder / name, "rb") as file:
+                write_new(new / name, memoryview(mmap(file.fileno(), 0, access=ACCESS_READ)) if size else b"")
+    return folder
+
+
 def _find_cached(address: HubAddress, names: Iterable[str]) -> dict[str, Path]:
     """The files of a commit that are in the cache, by name."""
     found = {}
@@ -107,6 +129,8 @@ def _download(listing: HubListing, names: list[str], on_progress: Progress | Non
             raise HubError(f"{address} has no file {name}. Check the name, or give another folder or revision.")
     total = sum(sizes[name] for name in names)
     _check_space(address, total)
+    if on_progress is not None:
+        on_progress(0, total)
     done = 0
     for name in names:
         file = replace(address, folder=_full(address, name))
@@ -126,8 +150,8 @@ def _download(listing: HubListing, names: list[str], on_progress: Progress | Non
             meter = _meter(file, sizes[name], done, total, on_progress)
             places[name] = Path(huggingface_hub.hf_hub_download(**where, etag_timeout=TIMEOUT_S, tqdm_class=meter))
         done += sizes[name]
-    if on_progress is not None:
-        on_progress(total, total)
+        if on_progress is not None:
+            on_progress(done, total)
     with use_client(address):  # it puts the listing into the cache, too
         huggingface_hub.snapshot_download(
             address.repo, repo_type=address.kind, revision=address.revision, max_workers=1,
@@ -138,12 +162,16 @@ def _download(listing: HubListing, names: list[str], on_progress: Progress | Non
 
 def _check_space(address: HubAddress, n_bytes: int) -> None:
     """Raise StorageError if so many bytes do not fit on the disk of the cache."""
-    folder = Path(constants.HF_HUB_CACHE).expanduser()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = _free_bytes(Path(constants.HF_HUB_CACHE).expanduser())
     if n_bytes > free:
         raise disk_full(address, f": it needs {n_bytes:,} bytes, and {free:,} are free")
+
+
+def _free_bytes(folder: Path) -> int:
+    """What is free on the disk of a folder, which need not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _meter(address: HubAddress, size: int, before: int, total: int, on_progress: Progress | None) -> Any:
@@ -157,7 +185,7 @@ def _meter(address: HubAddress, size: int, before: int, total: int, on_progress:
     """
     most, bar = 0, cast(Any, huggingface_hub.utils).tqdm
 
-    class Meter(bar):  # type: ignore[misc]
+    class Meter(bar):  # type: ignore[misc,valid-type]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             self.n_bytes, self.n_restarts = 0, 0

@@ -33,11 +33,13 @@ class HubListing:
 
     Attributes:
         address: the folder, with the commit as its revision. Where a file was named, the folder that it lies in.
-        files: all files below the folder, or the one that was named.
+        files: all files below the folder.
+        named: the name of the file in the folder, where a file was named.
     """
 
     address: HubAddress
     files: tuple[HubFile, ...]
+    named: str | None = None
 
     @property
     def repo(self) -> str:
@@ -70,14 +72,15 @@ def list_files(address: HubAddress) -> HubListing:
                 f"{address} lists a file whose name leaves its folder: {name[:80]!r}. Nothing was downloaded. Do not "
                 "use this repository."
             )
-    if pinned.folder in entries:  # a file was named
-        parent, _, name = pinned.folder.rpartition("/")
-        return HubListing(replace(pinned, folder=parent), (HubFile(name, entries[pinned.folder]),))
+    named = None
+    if pinned.folder in entries:
+        parent, _, named = pinned.folder.rpartition("/")
+        pinned = replace(pinned, folder=parent)
     prefix = f"{pinned.folder}/" if pinned.folder else ""
     inside = {name.removeprefix(prefix): size for name, size in entries.items() if name.startswith(prefix)}
     if not inside:
         raise HubError(f"{address} holds no files.{_near(entries) if prefix else ' Check the name.'}")
-    return HubListing(pinned, tuple(HubFile(name, inside[name]) for name in sorted(inside)))
+    return HubListing(pinned, tuple(HubFile(name, inside[name]) for name in sorted(inside)), named)
 
 
 def _resolve(address: HubAddress) -> str:
@@ -118,5 +121,5 @@ def _list_all(address: HubAddress) -> dict[str, int]:
 def _near(entries: dict[str, int]) -> str:
     """The folders that there are, as the last sentence of a message."""
     folders = sorted({name.partition("/")[0] for name in entries if "/" in name})
-    more = f", ... ({len(folders)} in all)" if len(folders) > 5 else ""
+    more = f" and {len(folders) - 5} more" if len(folders) > 5 else ""
     return f" The repository has the folders {', '.join(folders[:5])}{more}." if folders else " It has no folders."
