@@ -10,7 +10,8 @@ import pytest
 from foreign_files import CHECKPOINTS, D, F, plain_tensors, write_prisma
 from hub_server import ROOT, HubServer, hub_environment, run_client
 
-from actcache.hub import HubAddress, HubFile, HubListing
+from actcache.hub import HubAddress, HubListing
+from actcache.hub.listing import HubFile
 from saetrain import Run
 from saetrain.interop.sources import _find_candidates, find_source
 
@@ -58,7 +59,11 @@ LAYOUTS: dict[str, tuple[str, str, dict[str, str]]] = {
         "saes/x", "trainer_0/ae.pt trainer_0/config.json trainer_0/checkpoints/state.bin",
         {"trainer_0": "ae.pt config.json"},
     ),
-    "PatchSAE": ("", "base/out.pt base/log.txt", {"base": "out.pt"}),
+    "PatchSAE": ("", "base/out.pt base/log.txt", {"base/out.pt": "out.pt"}),
+    "a published SAE": (
+        "", "README.md manifest.jsonl l1/cfg.json l1/sae_weights.safetensors l1/patchsae.safetensors l1/config.json",
+        {"l1": "patchsae.safetensors cfg.json config.json"},
+    ),
     "a run": ("", f"{RUN} places.json checkpoints/step-00000100.safetensors notes/names.json", {"": RUN}),
     "an imported run": ("", f"{IMPORTED} log.txt", {"": IMPORTED}),
     "a sweep": ("", f"{' '.join(f'{r}/{f}' for r in 'ab' for f in RUN.split())}", {"a": RUN, "b": RUN}),
