@@ -123,7 +123,8 @@ def _find_cached(address: HubAddress, names: Iterable[str]) -> dict[str, Path]:
 
 
 def _download(listing: HubListing, names: list[str], on_progress: Progress | None) -> dict[str, Path]:
-    address, sizes, places = listing.address, listing.sizes(), {}
+    address, sizes = listing.address, listing.sizes()
+    places: dict[str, Path] = {}
     for name in names:
         if name not in sizes:
             raise HubError(f"{address} has no file {name}. Check the name, or give another folder or revision.")
