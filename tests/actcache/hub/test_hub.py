@@ -244,11 +244,12 @@ def test_a_redirect_to_another_host_gets_no_token_and_is_checked(server: HubServ
     with HubServer() as other:
         other.special = [(r"/bucket/sae\.pt", lambda h: h.send(data)), (r"/login", Handler.page)]
 
+        elsewhere = other.url.replace("127.0.0.1", "localhost")  # another port of one host is not yet another host
         commit, sha256 = server.commit_of("lab/sae", "main"), hashlib.sha256(data).hexdigest()
 
         def redirect(handler: Handler) -> None:
             handler.send(
-                b"", 302, Location=f"{other.url}/bucket/sae.pt", X_Linked_Size=str(len(data)),
+                b"", 302, Location=f"{elsewhere}/bucket/sae.pt", X_Linked_Size=str(len(data)),
                 X_Linked_Etag=f'"{sha256}"', X_Repo_Commit=commit,
             )  # fmt: skip
 
@@ -262,7 +263,7 @@ def test_a_redirect_to_another_host_gets_no_token_and_is_checked(server: HubServ
         code = 'answer = refusal(fetch_files, parse_address("hf://lab/sae/a"), ["sae.pt"])'
         other.special.insert(0, (r"/bucket/sae\.pt", lambda h: h.send(bytes(len(data)))))
         one_line(run_client(server, tmp_path / "2", code), "CorruptError", "differs from what the hub lists")
-        server.special = [(r"/resolve/.*sae\.pt|/api/", lambda h: h.send(b"", 302, Location=f"{other.url}/login"))]
+        server.special = [(r"/resolve/.*sae\.pt|/api/", lambda h: h.send(b"", 302, Location=f"{elsewhere}/login"))]
         one_line(run_client(server, tmp_path / "3", code), "CorruptError", "login page")
 
 
