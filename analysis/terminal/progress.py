@@ -20,7 +20,7 @@ from rich.filesize import decimal
 
 from actcache.interrupts import interrupt
 from actcache.text import visible
-from analysis.terminal.screen import before_message, lock, options
+from analysis.terminal.screen import before_message, lock, options, show_note
 
 REDRAW_S = 0.5
 QUIET_S = 1.0
@@ -211,6 +211,35 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
             yield update
         finally:
             display.close()
+
+
+@contextmanager
+def show_download(name: str) -> Iterator[Callable[..., None]]:
+    """Yield what takes the bytes of a download as `on_progress`. Nothing is shown unless there is one.
+
+    Its first call, with 0, says how much is downloaded, because that may be much.
+    """
+    display: Display | None = None
+    with interrupts() as interrupted:
+
+        def update(done: int, total: int) -> None:
+            nonlocal display
+            if interrupted():
+                raise KeyboardInterrupt
+            if done == 0:
+                show_note(f"Downloading {decimal(total)} of {name}.")
+                display = Display("download", "bytes")
+            if display is not None:
+                display.update(done, total)
+                if done >= total:
+                    display.close()
+                    display = None
+
+        try:
+            yield update
+        finally:
+            if display is not None:
+                display.close()
 
 
 @contextmanager

@@ -1,0 +1,18 @@
+from .address import HubAddress, is_hub_address, parse_address
+from .client import fetch_file, limit_waits
+from .download import copy_files, fetch_files
+from .listing import HubListing, list_files
+from .upload import upload_folder
+
+__all__ = [
+    "HubAddress",
+    "HubListing",
+    "copy_files",
+    "fetch_file",
+    "fetch_files",
+    "is_hub_address",
+    "limit_waits",
+    "list_files",
+    "parse_address",
+    "upload_folder",
+]
