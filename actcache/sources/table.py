@@ -90,6 +90,11 @@ class ImageTable:
         name = listing["mask"][row].as_py()
         return decode_mask(read_file(mask_file[row].as_py(), name), name=name) if name else None
 
+    @property
+    def given_rows(self) -> NDArray[np.int64]:
+        """[n]: the row of the table, counted from 0, that each image of the sorted listing comes from."""
+        return self._rows.row
+
     @cached_property
     def _index(self) -> UriIndex:
         return UriIndex(self._rows.listing["uri"], self.path.name)
@@ -128,7 +133,8 @@ class ImageTable:
         listing = listing.take(order).combine_chunks()
         _check_unique(listing["uri"], source)
         chosen = {**labeled.chosen, **({} if column == _usual_path(table, source) else {"path": column})}
-        return _Rows(listing, file.take(order), mask_file.take(order), notes + labeled.notes, chosen)
+        row = order.to_numpy().astype(np.int64)
+        return _Rows(listing, file.take(order), mask_file.take(order), notes + labeled.notes, chosen, row)
 
 
 def _usual_path(table: pa.Table, source: str) -> str | None:
@@ -140,13 +146,16 @@ def _usual_path(table: pa.Table, source: str) -> str | None:
 
 
 class _Rows(NamedTuple):
-    """Rows sorted by uri (uri, label, label_name, mask if present, the user's columns), and the paths of the files."""
+    """Rows sorted by uri (uri, label, label_name, mask if present, the user's columns), the paths of the files, and the
+    rows of the table that they come from.
+    """
 
     listing: pa.Table
     file: pa.ChunkedArray
     mask_file: pa.ChunkedArray
     notes: tuple[str, ...]
     columns: Mapping[str, str]
+    row: NDArray[np.int64]
 
 
 def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:

@@ -86,7 +86,7 @@ class CodeStore:
         self.hook_point = HookPoint.parse(settings.hook_point)
         self.bytes_read = 0  # of codes.zarr, by this object
         self._zeros: dict[int, bool] = {}
-        require_complete(artifact, self.n_shards, "encode")
+        require_complete(artifact, self.n_shards)
         self._seal = read_summary(artifact, CodesSeal)
         if outside := [image for image in self._seal.failed if image >= self.n_images]:
             raise CorruptError(
