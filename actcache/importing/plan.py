@@ -18,6 +18,7 @@ from actcache.errors import ModelError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.importing.config import ImportConfig
 from actcache.importing.tokens import find_tokens
+from actcache.preprocess import MAX_SIDE, Preprocess
 from actcache.sources import ImagePlan, ImageSource, open_source, plan_images
 from actcache.store import (
     NO_IMAGES,
@@ -87,6 +88,8 @@ def plan_import(
     path = artifact_path(store)
     source, plan, rows = _plan_images(images, n_images, config, imported.source)
     model = _describe_model(config, n_tokens, d_model, hook_points, prefix, model_name)
+    if source is not None and not model.preprocess:
+        model = _assume_crop(model)
     chunk_images, shard_images = choose_shape(plan.n_images, config.shard_images)
     settings = StoreSettings(
         model_id=model.model_id,
@@ -200,6 +203,16 @@ def _describe_model(
     tokens = find_tokens(n_tokens, prefix if config.special is None else config.special, config.rows_columns)
     model_id = digest({"name": name})
     return _Model(model_id, tokens.prefix, tokens.grid, (1, 1), {}, {"model": name}, name, tokens.guessed)
+
+
+def _assume_crop(model: _Model) -> _Model:
+    """Pictures are shown as most models see them: the shorter side is resized, and the center is cut out. A patch gets
+    at least 16 pixels, and a picture 224.
+    """
+    longer = max(model.grid)
+    side = max(1, min(max(16, -(-224 // longer)), MAX_SIDE // longer))
+    preprocess = Preprocess(size=(side * model.grid[0], side * model.grid[1]))
+    return model._replace(patch_size=(side, side), preprocess=preprocess.to_json(), guessed=(*model.guessed, "crop"))
 
 
 def _describe_tower(

@@ -10,7 +10,7 @@ USUAL = (("cls",), (), ("cls", "reg", "reg", "reg", "reg"))
 
 
 class TokenShape(NamedTuple):
-    """The special tokens, the grid of patches, and which flags would have said what was guessed."""
+    """The special tokens, the grid of patches, and which of the two were guessed."""
 
     prefix: tuple[str, ...]
     grid: tuple[int, int]
@@ -23,7 +23,7 @@ def find_tokens(n_tokens: int, prefix: tuple[str, ...] | None, grid: tuple[int, 
 
     Raises SettingsError if nothing, or what was given, adds up to `n_tokens`.
     """
-    guessed = tuple(flag for flag, value in (("--prefix", prefix), ("--grid", grid)) if value is None)
+    guessed = tuple(name for name, value in (("prefix", prefix), ("grid", grid)) if value is None)
     for kinds in USUAL if prefix is None else (prefix,):
         n_patches = n_tokens - len(kinds)
         side = math.isqrt(max(n_patches, 0))

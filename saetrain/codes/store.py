@@ -102,7 +102,12 @@ class CodeStore:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How the model saw the images. Raises CorruptError."""
+        """How the model saw the images. Raises CorruptError, and SettingsError where there are none."""
+        if not self.artifact.settings["preprocess"]:
+            raise SettingsError(
+                f"{self.path} was made from activations without images, so there are no pixels to compare with. "
+                "Import the activations again and name the images: `import --images`."
+            )
         return Preprocess.from_json(self.artifact.settings["preprocess"])
 
     def __repr__(self) -> str:
