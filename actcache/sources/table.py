@@ -66,7 +66,7 @@ class ImageTable:
                 with a reserved name, or a label that is not a class.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
-        listing, file, mask_file, notes, columns = self._rows
+        listing, file, mask_file, notes, columns, _ = self._rows
         self._announced  # noqa: B018 (once, and not to those who only read images)
         sizes = measure_files(file.to_pylist(), listing["uri"], self.path.name)
         if "mask" in listing.column_names:
