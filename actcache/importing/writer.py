@@ -199,7 +199,8 @@ class StoreWriter:
         block = self._block
         if block is None or block.written:
             raise SettingsError("write() is called in the loop over the writer, once in each round.")
-        stored = {hook: self._convert(hook, array, block.images) for hook, array in self._by_hook_point(values).items()}
+        given = {hook: self._check(hook, array, block.images) for hook, array in self._by_hook_point(values).items()}
+        stored = {hook: self._round(hook, x, block.images) for hook, x in given.items()}
         layout = self.plan.layout
         n_cls, first = int(layout.has_cls), len(layout.prefix)
         for hook, x in stored.items():
@@ -208,7 +209,7 @@ class StoreWriter:
                 hook, block.number, patches, x[:, 0] if n_cls else None,
                 registers=x[:, n_cls:first] if layout.n_registers else None,
             )  # fmt: skip
-        self._content += self._hash(next(iter(stored.values())), block.images)
+        self._content += self._hash(next(iter(given.values())), block.images)
         block.written = True
 
     def _by_hook_point(self, values: Values) -> dict[HookPoint, Any]:
@@ -224,8 +225,8 @@ class StoreWriter:
             raise SettingsError(f"Expected activations of {', '.join(map(str, hooks))}, got {names[:200]}.")
         return {hook: given[hook] for hook in hooks}
 
-    def _convert(self, hook: HookPoint, values: Any, images: range) -> NDArray[Any]:
-        """[n, T, D] in the stored dtype, checked."""
+    def _check(self, hook: HookPoint, values: Any, images: range) -> NDArray[Any]:
+        """What a program gave, as an array of the right shape."""
         if hasattr(values, "detach"):  # a tensor of torch, whose bfloat16 numpy does not know
             values = values.detach().cpu().float().numpy()
         values, layout = np.asarray(values), self.plan.layout
@@ -235,6 +236,10 @@ class StoreWriter:
                 f"The activations of {hook} are {values.dtype} of shape {list(values.shape)}. Expected floating-point "
                 f"numbers of shape {list(shape)}: images of this block, tokens, channels."
             )
+        return np.asarray(values)
+
+    def _round(self, hook: HookPoint, values: NDArray[Any], images: range) -> NDArray[Any]:
+        """[n, T, D] in the stored dtype. Raises NonFiniteError."""
         with np.errstate(all="ignore"):
             stored = np.ascontiguousarray(values, dtype=self.plan.settings.stored_dtype)
         finite = np.isfinite(stored).all((1, 2))
@@ -250,13 +255,16 @@ class StoreWriter:
             )
         return stored
 
-    def _hash(self, x: NDArray[Any], images: range) -> list[str]:
-        """The content hash of each image: of its file, or, where there is none, of its activations."""
+    def _hash(self, values: NDArray[Any], images: range) -> list[str]:
+        """The content hash of each image: of its file, or, where there is none, of its activations as float32, so that
+        it does not depend on the dtype in which they are stored.
+        """
         source, uris = self.plan.source, self.plan.images.table["uri"]
 
         def hash_image(k: int) -> str:
             if source is None:
-                return hash_content(x[k].data)
+                with np.errstate(all="ignore"):
+                    return hash_content(np.ascontiguousarray(values[k], dtype="<f4").tobytes())
             try:
                 return hash_content(source.read(uris[images[k]].as_py()))
             except ImageSourceError:

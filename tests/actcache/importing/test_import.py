@@ -238,6 +238,8 @@ def test_two_files_without_images_are_not_of_the_same_images(tmp_path: Path) -> 
         np.save(tmp_path / f"{number}.npy", make_values(20, 5, 8, seed=number))
         stores.append(import_activations(tmp_path / f"{number}.npy", tmp_path / f"{number}.acts", **NAMED))
     first, second = stores
+    again = import_activations(tmp_path / "0.npy", tmp_path / "again.acts", dtype="float32", seed=1, **NAMED)
+    assert set(again.images["content_hash"].to_pylist()) == set(first.images["content_hash"].to_pylist())
     assert first.model_id == second.model_id
     assert first.rows_id != second.rows_id
     assert not set(first.images["content_hash"].to_pylist()) & set(second.images["content_hash"].to_pylist())
