@@ -109,6 +109,7 @@ class StoreWriter:
         self.plan, self.overwrite, self._made_from = plan, overwrite, dict(made_from or {})
         self._worker, self._stack, self._content = find_worker(), ExitStack(), list[str]()
         self._missing: list[int] = []
+        self._begun = False  # whether there is a store to seal, of which all shards may be there already
         self._blocks: Iterator[NDArray[np.int64]] = iter(())
         self._block: _Block | None = None
         if overwrite and not self._worker.alone:
@@ -144,6 +145,7 @@ class StoreWriter:
                 lock=lock,
             )
             if not artifact.complete:
+                self._begun = True
                 self._missing = list(filter(self._worker.owns, missing_shards(path, n_shards)))
                 check_space(path, plan.settings, self._missing)
                 self._blocks = self._iterate(ShardWriter(artifact, shard) for shard in self._missing)
@@ -157,7 +159,7 @@ class StoreWriter:
             if close := getattr(self._blocks, "close", None):
                 close()  # what was begun of a shard is removed
             self._block = None
-            if kind is None and self._missing:
+            if kind is None and self._begun:
                 left = missing_shards(self.plan.path, self.plan.layout.n_shards)
                 if not any(map(self._worker.owns, left)):
                     seal_store(self.plan.path)

@@ -195,6 +195,15 @@ def test_the_same_call_twice_is_safe(tmp_path: Path) -> None:
     assert other.rows_id != first.rows_id  # nobody knows whether these are the same images
 
 
+def test_a_store_that_only_lacks_its_seal_is_sealed(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", make_values(20, 5, 8))
+    store = import_activations(tmp_path / "x.npy", tmp_path / "x.acts", **NAMED)
+    before = all_bytes(store.path)
+    (store.path / "manifest.json").unlink()
+    import_activations(tmp_path / "x.npy", tmp_path / "x.acts", **NAMED)
+    assert all_bytes(store.path) == before
+
+
 def test_layers_in_another_order_are_other_activations(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", make_values(20, 2, 5 * 8).reshape(20, 2, 5, 8))
     import_activations(tmp_path / "x.npy", tmp_path / "x.acts", layers=[3, 4], model_name="m")
