@@ -129,9 +129,11 @@ class StoreWriter:
 
     def __enter__(self) -> "StoreWriter":
         path, plan, n_shards = self.plan.path, self.plan, self.plan.layout.n_shards
-        if not (path / ARTIFACT_FILE).exists():
+        new = not (path / ARTIFACT_FILE).exists()
+        if new or self.overwrite:
             images = {} if plan.source is None else {"images": plan.source.path}
             check_apart(path, {**self._made_from, **images})
+        if new:
             check_space(path, plan.settings, filter(self._worker.owns, range(n_shards)))
         with ExitStack() as stack:
             lock = stack.enter_context(OutputLock(path, shared=not self._worker.alone))
@@ -266,7 +268,7 @@ class StoreWriter:
         def hash_image(k: int) -> str:
             if source is None:
                 with np.errstate(all="ignore"):
-                    return hash_content(np.ascontiguousarray(values[k], dtype="<f4").tobytes())
+                    return hash_content(np.ascontiguousarray(values[k], dtype="<f4").data)
             try:
                 return hash_content(source.read(uris[images[k]].as_py()))
             except ImageSourceError:

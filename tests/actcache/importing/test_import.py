@@ -56,7 +56,7 @@ def save(path: Path, tensor: torch.Tensor, **named: torch.Tensor) -> Path:
     return path
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(), kind=st.sampled_from([".npy", ".pt", ".safetensors"]), rows=st.sampled_from(["images", "tokens"]),
     n_images=st.integers(1, 40), prefix=st.sampled_from([(), ("cls",), ("cls", "reg", "reg"), ("reg",)]),
@@ -420,6 +420,9 @@ def test_a_store_does_not_lie_among_the_files_it_is_made_from(tmp_path: Path) ->
     with pytest.raises(SettingsError, match=r"lies inside .*in, which it is made from"):
         import_activations(tmp_path / "in", tmp_path / "in" / "x.acts", **NAMED)
     import_activations(tmp_path / "in", tmp_path / "x.acts", **NAMED)
+    np.save(tmp_path / "x.acts" / "y.npy", make_values(3, 5, 8))  # it would be deleted with the store
+    with pytest.raises(SettingsError, match=r"x\.acts contains .*y\.npy, which it is made from"):
+        import_activations(tmp_path / "x.acts" / "y.npy", tmp_path / "x.acts", overwrite=True, **NAMED)
     with pytest.raises(SettingsError, match="is an artifact already"):
         import_activations(tmp_path / "x.acts", tmp_path / "y.acts", **NAMED)
 
