@@ -4,6 +4,7 @@ In: the shape of the activations, and what is said of them. Out: `ImportPlan`. A
 activations of its own are planned in the same way.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from actcache.hook_point import HookPoint
 from actcache.importing.config import ImportConfig
 from actcache.importing.tokens import find_tokens
 from actcache.preprocess import MAX_SIDE, Preprocess
-from actcache.sources import ImagePlan, ImageSource, open_source, plan_images
+from actcache.sources import ImagePlan, ImageSource, ImageTable, open_source, plan_images
 from actcache.store import (
     NO_IMAGES,
     ImportedFrom,
@@ -29,6 +30,8 @@ from actcache.store import (
     choose_shape,
     remember_paths,
 )
+
+log = logging.getLogger(__name__)
 
 Images = ImageSource | str | Path | None
 """Where the images of activations are, in the order of the activations; None if they are not at hand."""
@@ -133,7 +136,7 @@ def plan_import(
 def _plan_images(
     images: Images, n_images: int | None, config: ImportConfig, identity: str
 ) -> tuple[ImageSource | None, ImagePlan, NDArray[np.int64]]:
-    """(the source, its plan, the place of each stored image in the order of the activations)."""
+    """(the images if they are at hand, their plan, the place of each stored image in the order of the activations)."""
     given = {name: getattr(config, name) for name in ("masks", "class_level", "path_column", "label")}
     if images is None:
         assert n_images is not None
@@ -143,14 +146,20 @@ def _plan_images(
         plan = _number_images(n_images, config.seed)
         plan = replace(plan, rows_id=digest({"rows": plan.rows_id, "source": identity}))  # no other file's images
         return None, plan, _source_index(plan)
-    source = open_source(images, **given)
-    plan = source.plan(seed=config.seed)
+    opened = open_source(images, **given)
+    source: ImageSource | None = opened
+    table = opened if isinstance(opened, ImageTable) and config.masks is None else None
+    if table is not None and (names := table.plan_names(seed=config.seed)) is not None:
+        log.warning("%s lists no image that is there: only their names and columns are kept.", opened.path)
+        source, plan = None, names
+    else:
+        plan = opened.plan(seed=config.seed)
     if n_images not in (None, plan.n_images):
         raise SettingsError(
-            f"The activations are of {n_images:,} images, but {source.path} has {plan.n_images:,}. Expected one row an "
+            f"The activations are of {n_images:,} images, but {opened.path} has {plan.n_images:,}. Expected one row an "
             "image, in the order of the table's rows, or of the sorted names of a folder."
         )
-    given_rows = getattr(source, "given_rows", None)  # a table, whose listing is sorted
+    given_rows = getattr(opened, "given_rows", None)  # a table, whose listing is sorted
     index = _source_index(plan)
     return source, plan, index if given_rows is None else given_rows[index]
 

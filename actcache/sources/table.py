@@ -29,6 +29,9 @@ from actcache.sources.plan import ImagePlan, announce, plan_images
 from actcache.sources.table_file import number_text, read_raw_table
 from actcache.text import is_utf8
 
+N_TRIED = 100
+"""Images by which a table without any image is recognized."""
+
 
 @dataclass(frozen=True)
 class ImageTable:
@@ -89,6 +92,17 @@ class ImageTable:
         row = self._index.find(uri)
         name = listing["mask"][row].as_py()
         return decode_mask(read_file(mask_file[row].as_py(), name), name=name) if name else None
+
+    def plan_names(self, *, seed: int = 0) -> ImagePlan | None:
+        """The plan for a table whose images are not at hand, so that only names and columns are known and `bytes` is
+        -1; None if at least one of its first images is there. Raises as `plan`.
+        """
+        listing, file, _, notes, columns, _ = self._rows
+        if any(map(os.path.exists, file.slice(0, N_TRIED).to_pylist())):
+            return None
+        self._announced  # noqa: B018 (once)
+        listing = listing.append_column("bytes", pa.array(np.full(len(listing), -1, np.int64)))
+        return plan_images(listing, seed=seed, notes=notes, columns=columns)
 
     @property
     def given_rows(self) -> NDArray[np.int64]:

@@ -134,6 +134,29 @@ def test_the_rows_of_a_table_are_the_rows_of_the_files(tiny_images: Path, tmp_pa
     assert store.images["label_name"].to_pylist() == [f"class {i % 2}" for i in store.images["number"].to_pylist()]
 
 
+def test_a_table_without_its_images_gives_names_and_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{name}.png" for name in "cadb"]
+    table = pa.table({"path": names, "label": ["x", "y", "x", "y"], "split": ["a", "b", "a", "b"]})
+    pyarrow.csv.write_csv(table, tmp_path / "images.csv")
+    x = make_values(4, 5, 4)
+    np.save(tmp_path / "x.npy", x)
+    store = import_activations(tmp_path / "x.npy", tmp_path / "x.acts", images=tmp_path / "images.csv", **NAMED)
+    assert "images.csv lists no image that is there: only their names and columns are kept." in caplog.text
+    columns = ("uri", "label_name", "split")
+    known = [
+        table.select([0, 1, 2]).slice(names.index(uri), 1).to_pylist()[0] for uri in store.images["uri"].to_pylist()
+    ]
+    assert [tuple(row[name] for name in columns) for row in store.images.to_pylist()] == [
+        tuple(r.values()) for r in known
+    ]
+    rows = [names.index(uri) for uri in store.images["uri"].to_pylist()]
+    np.testing.assert_array_equal(store.read_stream(), x.astype("f2")[rows])
+    assert store.artifact.parent("images").path == "no images"
+    (tmp_path / "a.png").write_bytes(b"any")  # now the others are missing
+    with pytest.raises(PipelineError, match=r"images\.csv"):
+        import_activations(tmp_path / "x.npy", tmp_path / "y.acts", images=tmp_path / "images.csv", **NAMED)
+
+
 def test_what_is_not_said_is_guessed_and_recorded(tmp_path: Path) -> None:
     for n_tokens, prefix, grid in ((197, ("cls",), (14, 14)), (196, (), (14, 14)), (1, (), (1, 1)),
                                    (201, ("cls", *["reg"] * 4), (14, 14))):  # fmt: skip
