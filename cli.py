@@ -32,6 +32,7 @@ import analysis
 import saetrain
 from actcache.errors import SettingsError
 from actcache.extraction import ExtractConfig
+from actcache.importing import ImportConfig
 from actcache.options import JudgingConfig
 from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
@@ -52,6 +53,7 @@ from analysis.terminal import (
     Verb,
     Verbs,
     describe_codes,
+    describe_import,
     describe_run,
     describe_store,
     draw_description,
@@ -115,9 +117,8 @@ def verb(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[.
     """Make a function a verb of the command line, in a panel of the help and with an example."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(function.__name__, cls=Verb, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(
-            with_flags(function)
-        )
+        name = function.__name__.strip("_")  # import_ is `import`
+        app.command(name, cls=Verb, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(with_flags(function))
         return function
 
     return register
@@ -652,6 +653,30 @@ def convert(
     )
     show_written(dst)
     show_next_of(dst)
+
+
+@verb(EXCHANGING, "import layer10.npy val.acts --layer 10 --model-name my-vit --images photos")
+def import_(
+    acts: arguments.Acts,
+    store: arguments.NewStore,
+    config: ImportConfig,
+    images: arguments.ImportImages = None,
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Turn activations that another program has made into a store.
+
+    ACTS is a file (.npy, .pt or .safetensors) of images x tokens x channels or images x channels, several of them in
+    their order, a folder of them, or saev's folder. With --n-tokens, rows are tokens, as in ViT-Prisma's caches. The
+    same command resumes after an interruption.
+    """
+    with show_progress("import", "images") as on_progress:
+        opened = actcache.import_activations(
+            acts, store, config=config, images=images, overwrite=overwrite, on_progress=on_progress
+        )
+    facts = describe_import(store, opened)
+    emit(facts, draw_facts(facts))
+    show_written(store)
+    show_next_of(store)
 
 
 @verb(FILES, "info val.acts")

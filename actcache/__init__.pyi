@@ -14,6 +14,7 @@ from .errors import (
 )
 from .extraction import ExtractConfig, estimate, extract, repair
 from .hook_point import HookPoint
+from .importing import ImportConfig, StoreWriter, import_activations, write_store
 from .models import load_vision_tower
 from .prompts import Adaptation, PromptConfig, Prompts, adapt, read_prompt_checkpoint, write_prompt_checkpoint
 from .sources import HuggingFaceDataset, ImageFolder, ImageParquet, ImageTable, ImageTars
@@ -33,6 +34,7 @@ __all__ = [
     "ImageSourceError",
     "ImageTable",
     "ImageTars",
+    "ImportConfig",
     "IncompleteError",
     "ModelError",
     "NonFiniteError",
@@ -43,14 +45,17 @@ __all__ = [
     "SchemaError",
     "SettingsError",
     "StorageError",
+    "StoreWriter",
     "adapt",
     "describe",
     "estimate",
     "extract",
+    "import_activations",
     "load_vision_tower",
     "open_stores",
     "read_prompt_checkpoint",
     "repair",
     "verify",
     "write_prompt_checkpoint",
+    "write_store",
 ]

@@ -50,6 +50,20 @@ ConceptsPath = Annotated[
 NewConcepts = Annotated[
     Path, Argument(metavar="CONCEPTS", help="Concept statistics, e.g. val.concepts."), Makes("concepts")
 ]
+Acts = Annotated[
+    list[Path],
+    Argument(metavar="ACTS...", help="Files of activations in their order, a folder of them, or saev's shards."),
+    Reads("a .npy, .pt or .safetensors file, a folder of them, or saev's shards", folder=None),
+]
+ImportImages = Annotated[
+    Path | None,
+    Option(
+        "--images",
+        help="The images in the order of the activations: a folder (sorted names), a table (its rows), or what else "
+        "`extract` takes. Without them, an image is known by its place.",
+    ),
+    takes_images,
+]
 AnyPath = Annotated[str, Argument(metavar="PATH", help="Path of any artifact."), Takes(None)]
 JSON = Writes((".json",))
 ResultPath = Annotated[Path | None, Argument(metavar="[OUT]", help="JSON file to write the result to."), JSON]

@@ -1,6 +1,7 @@
 """Pictures: what the model saw of an image, as a small JPEG, and heat maps as transparent PNGs."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
 from actcache.artifacts import exists, is_elsewhere
 from actcache.sources import ImageSource, decode_image, reopen_source, resize_image
+from actcache.store import NO_IMAGES
 from analysis.lineage import ImagePlaces, source_columns
 from saetrain import CodeStore
 
@@ -63,6 +65,11 @@ class Pictures:
             place = self._places.folders[number]
             if place is None or not exists(place):
                 recorded = self._codes.artifact.parent(name).path
+                if Path(recorded).name == NO_IMAGES:
+                    raise SettingsError(
+                        f"{self._codes.path} was made from activations that were imported without their images. Import "
+                        "them again and name the images: `import --images`."
+                    )
                 gone = "lies on other storage" if is_elsewhere(self._codes.path, recorded) else "no longer exists"
                 raise SettingsError(f"{place or recorded} {gone}. Give the new path of the images with --images.")
             self._sources[number] = reopen_source(place, source_columns(self._codes))

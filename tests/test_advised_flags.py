@@ -18,7 +18,7 @@ from actcache.artifacts.files import encode_json
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 ELSEWHERE_SAID = re.compile(r"[^.]*, in a verb that has this flag")
 GONE = ("images", "model", "a.acts", "adapted.acts", "run", "a.codes", "a.prompts")
-DIRECT = ("extract", "adapt", "train", "demo")
+DIRECT = ("extract", "adapt", "train", "demo", "import")
 """What these verbs need is given on the command line."""
 MORE = {
     "analyze-clip": "analyze a.codes {o}/x.concepts --embeddings clip --n-gallery 4 --device cpu",

@@ -27,6 +27,7 @@ RIGHT = {
     "rules": "a.codes new.json", "localize": "a.codes", "inspect": "run --store a.acts",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
     "convert": "run new-folder --to saelens", "info": "a.acts", "verify": "a.acts",
+    "import": f"a.concepts/nearest_cosine.npy new.acts {MODEL} --layer 1",
 }  # fmt: skip
 """A right command for every verb; each wrong one differs from it in one argument."""
 

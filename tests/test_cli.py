@@ -39,6 +39,7 @@ VERBS = get_command(cli.app).commands  # type: ignore[attr-defined]
 
 CONFIGS: dict[str, tuple[Any, ...]] = {
     "extract": (actcache.ExtractConfig,),
+    "import": (actcache.ImportConfig,),
     "train": (saetrain.SAEConfig, saetrain.TrainConfig),
     "analyze": (analysis.AnalyzeConfig,),
     "query": (analysis.Question,),
@@ -60,6 +61,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "analyze": analysis.analyze, "evaluate": analysis.evaluate_fidelity, "attribute": analysis.delete_latents,
     "steer": analysis.measure_steerability, "inspect": analysis.inspect_dictionaries, "rules": analysis.learn_rules,
     "compare": analysis.compare, "adapt": actcache.adapt, "report": analysis.write_report,
+    "import": actcache.import_activations,
 }  # fmt: skip
 """The functions whose own keywords are the other flags."""
 

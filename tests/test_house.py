@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = {
     "actcache": "errors interrupts machine options seen schema text progress preprocess workers hook_point artifacts "
-    "hub models sources store prompts extraction demo",
+    "hub models sources store prompts extraction importing demo",
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions comparison report terminal arguments tour",
@@ -32,6 +32,7 @@ LIBRARIES = {
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",
     "actcache/extraction": "torch torchvision",
+    "actcache/importing": "safetensors torch",
     "actcache/demo": "PIL open_clip safetensors torch",
     "saetrain/distributed": "torch",
     "saetrain/model": "safetensors torch",

@@ -314,6 +314,11 @@ def test_missing_arguments_without_kinds() -> None:
         ("localize a.codes --out new.json", ["new.json"], "report CONCEPTS report.html --result new.json"),
         ("name a.concepts --set 3=sky", ["a.concepts/notes/own.json"], "report a.concepts a.html"),
         ("convert run new-saelens --to saelens", ["new-saelens"], ""),
+        (
+            "import a.concepts/nearest_cosine.npy new.acts --layer 1 --model-name any",
+            ["new.acts"],
+            "train new.acts runs/",
+        ),
         ("info a.acts", [], "train a.acts runs/a"),
         ("info run", [], "encode run a.acts a.codes"),
     ],

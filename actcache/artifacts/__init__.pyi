@@ -32,6 +32,7 @@ from .locks import OutputLock
 from .opening import (
     ARTIFACT_FILE,
     MANIFEST_FILE,
+    WRITTEN,
     Artifact,
     Kind,
     open_artifact,
@@ -49,6 +50,7 @@ __all__ = [
     "COMMITS",
     "MANIFEST_FILE",
     "PLACES_FILE",
+    "WRITTEN",
     "Artifact",
     "FileDigest",
     "Kind",

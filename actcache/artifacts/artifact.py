@@ -80,11 +80,11 @@ def list_files(path: Path) -> Iterator[str]:
                 yield os.path.normpath(os.path.join(relative, name))
 
 
-def require_complete(artifact: Artifact, n_shards: int, command: str) -> None:
+def require_complete(artifact: Artifact, n_shards: int) -> None:
     """Raise IncompleteError with the number of missing shards unless the artifact is sealed."""
     if not artifact.complete:
         missing = n_shards - sum(shard < n_shards for shard in committed_shards(artifact.path))
         raise IncompleteError(
             f"{artifact.path} is not complete: {missing} of {n_shards} shards are missing. "
-            f"Finish it by running the same `{command}` command again: it resumes."
+            f"Finish it by running {artifact.maker} again: it resumes."
         )

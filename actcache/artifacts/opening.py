@@ -40,6 +40,9 @@ _VERBS: Mapping[Kind, str] = {
 }  # fmt: skip
 """The verb that writes each kind."""
 
+WRITTEN = "written"
+"""The format of an imported store that a program has written through `StoreWriter`."""
+
 _REMAKE = "Make the artifact again, with --overwrite."
 
 
@@ -83,9 +86,24 @@ class Artifact:
     @property
     def remedy(self) -> str:
         """What to do about a damaged file of this artifact, as the last sentence of a message."""
-        if self.kind == "acts":
+        if self.kind != "acts":
+            return f"Run `{_VERBS[self.kind]}` again with --overwrite."
+        if self.imported is None:
             return f"Run `verify {self.path} --repair`."
-        return f"Run `{_VERBS[self.kind]}` again with --overwrite."
+        return f"Run {self.maker} again with {'overwrite=True' if self.imported == WRITTEN else '--overwrite'}."
+
+    @property
+    def maker(self) -> str:
+        """What is run again to finish this artifact, as a part of a sentence."""
+        if self.imported == WRITTEN:
+            return "the program that wrote it"
+        return f"the same `{_VERBS[self.kind] if self.imported is None else 'import'}` command"
+
+    @property
+    def imported(self) -> str | None:
+        """The format that an activation store was imported from, or WRITTEN; None if no import made it."""
+        fields = self.settings.get("imported") if self.kind == "acts" else None
+        return str(fields.get("format")) if isinstance(fields, dict) else None
 
 
 @dataclass(frozen=True)

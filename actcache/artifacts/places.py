@@ -31,8 +31,11 @@ def relative_path(where: Path, child: Path) -> str:
 
 
 def list_places(path: Path, parents: Mapping[str, Path], provenance: Mapping[str, object]) -> dict[str, object]:
-    """The content of places.json for an artifact at `path`; what is not on this machine's disk is left out."""
-    places = {name: str(where.absolute()) for name, where in parents.items() if not is_remote(where)}
+    """The content of places.json for an artifact at `path`; what is not on this machine's disk, or stands for
+    nothing inside of the artifact, is left out.
+    """
+    outside = {name: where for name, where in parents.items() if not is_remote(where) and where.parent != path}
+    places = {name: str(where.absolute()) for name, where in outside.items()}
     recorded = provenance.get("paths")
     paths = recorded.items() if isinstance(recorded, dict) else ()
     relative = {name: str(value).removeprefix("local-dir:") for name, value in paths if not is_remote(path)}

@@ -27,7 +27,7 @@ from actcache.artifacts import (
 from actcache.errors import ImageSourceError, SettingsError
 from actcache.extraction.block import Block
 from actcache.extraction.config import ExtractConfig
-from actcache.extraction.plan import ExtractionPlan, check_space, check_stream, plan_extraction
+from actcache.extraction.plan import ExtractionPlan, check_stream, plan_extraction
 from actcache.hook_point import HookPoint
 from actcache.machine import count_processors
 from actcache.models import VisionTower
@@ -40,6 +40,7 @@ from actcache.store import (
     ShardWriter,
     StoreLayout,
     begin_store,
+    check_space,
     read_images,
     seal_store,
 )
@@ -130,7 +131,7 @@ def run_plan(
         _check_names(plan)
     else:
         missing = [shard for shard in missing_shards(plan.path, n_shards) if worker.owns(shard)]
-        check_space(plan, missing)
+        check_space(plan.path, plan.settings, missing)
         writers = (ShardWriter(artifact, shard) for shard in missing)
         with warnings.catch_warnings():
             # Decoders warn about metadata that nobody needs, and would do so in the middle of the progress bar.

@@ -3,7 +3,6 @@
 In: the arguments of `extract`. Out: an `ExtractionPlan`, and from it an `ExtractionEstimate` (the dry run).
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +14,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from actcache.artifacts import artifact_path, is_remote, missing_shards, open_artifact
-from actcache.errors import ModelError, PipelineError, SettingsError, StorageError
+from actcache.artifacts import artifact_path, missing_shards, open_artifact
+from actcache.errors import ModelError, PipelineError, SettingsError
 from actcache.extraction.config import ExtractConfig
 from actcache.models import VisionTower, compile_tower, load_clip, make_vision_tower
 from actcache.options import check_number
@@ -29,8 +28,10 @@ from actcache.store import (
     StoreSettings,
     check_dtype,
     choose_shape,
+    free_bytes,
     read_images,
     remember_paths,
+    shard_bytes,
 )
 from actcache.workers import find_worker
 
@@ -66,7 +67,7 @@ class ExtractionPlan:
 
     def shard_bytes(self, shards: Sequence[int]) -> int:
         """Size of these shards when stored raw; compressed shards are smaller."""
-        return sum(sum(self.settings.shard_files(shard).values()) for shard in shards)
+        return shard_bytes(self.settings, shards)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def plan_extraction(
             itemsize=check_dtype(config.dtype).itemsize,
             prefix=tower.prefix,
         ),
-        patch_size=_patch_size(tower),
+        patch_size=find_patch_size(tower),
         seed=config.seed,
         limit=config.limit,
         preprocess=tower.preprocess.to_json(),
@@ -204,7 +205,7 @@ def _list_images(source: ImageSource, store: Path | None, **options: Any) -> Ima
     return plan
 
 
-def _patch_size(tower: VisionTower) -> tuple[int, int]:
+def find_patch_size(tower: VisionTower) -> tuple[int, int]:
     """Pixels of a patch: those that the tower names, if they give its grid. A tower with a convolutional stem may name
     the patches of the stem's output, and then the picture divided by the grid is right.
     """
@@ -284,25 +285,6 @@ def estimate(
         classes=plan.images.classes,
         left_out=plan.images.left_out,
     )
-
-
-def free_bytes(path: Path) -> int | None:
-    """Free bytes on the disk of `path`, which need not exist; None on an object store."""
-    if is_remote(path):
-        return None
-    while not path.exists():
-        path = path.absolute().parent
-    return shutil.disk_usage(path).free
-
-
-def check_space(plan: ExtractionPlan, shards: Sequence[int]) -> None:
-    """Raise StorageError when the disk has no room for the shards that are still missing."""
-    free, needed = free_bytes(plan.path), plan.shard_bytes(shards)
-    if free is not None and plan.settings.codec == "raw" and needed > free:
-        raise StorageError(
-            f"{plan.path} needs {needed / 1e9:,.2f} GB more, but the disk has only {free / 1e9:,.2f} GB free. "
-            "Free space, choose another disk, or store fewer layers or images."
-        )
 
 
 def _explain_more_images(source: ImageSource, plan: ImagePlan, store: Path, settings: StoreSettings) -> None:

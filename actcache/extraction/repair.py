@@ -66,6 +66,8 @@ def repair(
     if verification.ok:
         return verification
     artifact = open_artifact(path, "acts")
+    if artifact.imported is not None:
+        raise SettingsError(f"{artifact.path} was imported, so its shards cannot be extracted again. {artifact.remedy}")
     if foreign := [problem.file for problem in verification.problems if problem.what == FOREIGN]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise SettingsError(f"{artifact.path} holds files that it did not write ({shown}). Move them elsewhere first.")

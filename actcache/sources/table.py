@@ -29,6 +29,9 @@ from actcache.sources.plan import ImagePlan, announce, plan_images
 from actcache.sources.table_file import number_text, read_raw_table
 from actcache.text import is_utf8
 
+N_TRIED = 100
+"""Images by which a table without any image is recognized."""
+
 
 @dataclass(frozen=True)
 class ImageTable:
@@ -66,7 +69,7 @@ class ImageTable:
                 with a reserved name, or a label that is not a class.
             SettingsError: `limit` is below 1 or `seed` below 0.
         """
-        listing, file, mask_file, notes, columns = self._rows
+        listing, file, mask_file, notes, columns, _ = self._rows
         self._announced  # noqa: B018 (once, and not to those who only read images)
         sizes = measure_files(file.to_pylist(), listing["uri"], self.path.name)
         if "mask" in listing.column_names:
@@ -89,6 +92,22 @@ class ImageTable:
         row = self._index.find(uri)
         name = listing["mask"][row].as_py()
         return decode_mask(read_file(mask_file[row].as_py(), name), name=name) if name else None
+
+    def plan_names(self, *, seed: int = 0) -> ImagePlan | None:
+        """The plan for a table whose images are not at hand, so that only names and columns are known and `bytes` is
+        -1; None if at least one of its first images is there. Raises as `plan`.
+        """
+        listing, file, _, notes, columns, _ = self._rows
+        if any(map(os.path.exists, file.slice(0, N_TRIED).to_pylist())):
+            return None
+        self._announced  # noqa: B018 (once)
+        listing = listing.append_column("bytes", pa.array(np.full(len(listing), -1, np.int64)))
+        return plan_images(listing, seed=seed, notes=notes, columns=columns)
+
+    @property
+    def given_rows(self) -> NDArray[np.int64]:
+        """[n]: the row of the table, counted from 0, that each image of the sorted listing comes from."""
+        return self._rows.row
 
     @cached_property
     def _index(self) -> UriIndex:
@@ -128,7 +147,8 @@ class ImageTable:
         listing = listing.take(order).combine_chunks()
         _check_unique(listing["uri"], source)
         chosen = {**labeled.chosen, **({} if column == _usual_path(table, source) else {"path": column})}
-        return _Rows(listing, file.take(order), mask_file.take(order), notes + labeled.notes, chosen)
+        row = order.to_numpy().astype(np.int64)
+        return _Rows(listing, file.take(order), mask_file.take(order), notes + labeled.notes, chosen, row)
 
 
 def _usual_path(table: pa.Table, source: str) -> str | None:
@@ -140,13 +160,16 @@ def _usual_path(table: pa.Table, source: str) -> str | None:
 
 
 class _Rows(NamedTuple):
-    """Rows sorted by uri (uri, label, label_name, mask if present, the user's columns), and the paths of the files."""
+    """Rows sorted by uri (uri, label, label_name, mask if present, the user's columns), the paths of the files, and the
+    rows of the table that they come from.
+    """
 
     listing: pa.Table
     file: pa.ChunkedArray
     mask_file: pa.ChunkedArray
     notes: tuple[str, ...]
     columns: Mapping[str, str]
+    row: NDArray[np.int64]
 
 
 def _paths(column: Any, name: str, source: str, *, required: bool) -> Any:

@@ -14,10 +14,11 @@ from .image_table import (
     table_errors,
 )
 from .layout import StoreLayout, Tokens, choose_shape
-from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
+from .provenance import NO_IMAGES, find_image_source, find_origin, recorded_list, records, remember_paths
 from .reader import ActivationStore
-from .settings import StoreSettings
+from .settings import ImportedFrom, StoreSettings
 from .shard_files import aligned_empty
+from .space import check_space, free_bytes, shard_bytes
 from .verification import FOREIGN, LINK, Verification, verify
 from .where import select_images
 from .writer import ShardWriter, begin_store, seal_store
@@ -27,8 +28,10 @@ __all__ = [
     "FOREIGN",
     "IMAGES_FILE",
     "LINK",
+    "NO_IMAGES",
     "ActivationStore",
     "ChannelStatistics",
+    "ImportedFrom",
     "ShardWriter",
     "StoreGroup",
     "StoreLayout",
@@ -41,10 +44,12 @@ __all__ = [
     "check_codec",
     "check_dtype",
     "check_images_footer",
+    "check_space",
     "choose_shape",
     "describe",
     "find_image_source",
     "find_origin",
+    "free_bytes",
     "load_images",
     "open_stores",
     "read_column",
@@ -55,6 +60,7 @@ __all__ = [
     "remember_paths",
     "seal_store",
     "select_images",
+    "shard_bytes",
     "sign_table",
     "statistics_of_images",
     "table_errors",

@@ -23,6 +23,8 @@ from actcache.store.image_table import read_images
 
 N_URIS = 3
 """Images by which a folder is recognized."""
+NO_IMAGES = "no images"
+"""The path of the parent `images` of a store that was imported without them; nothing lies there."""
 PREFIXES = ("timm:local-dir:", "local-dir:")
 """What stands before the folder of a model, and stays before its path."""
 
@@ -34,6 +36,8 @@ def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
         SettingsError: the store did not record it, or the file is no longer there, or it is a URL, which nothing reads
             unless the user names it.
     """
+    if name == "model":
+        _check_buildable(artifact)
     if given is not None:
         return given
     value = _recorded_paths(artifact).get(name)
@@ -42,6 +46,17 @@ def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
             f"{artifact.path} does not record which {name} it was extracted with. Name it with --{name}."
         )
     return whole_path(artifact, name, value)
+
+
+def _check_buildable(artifact: Artifact) -> None:
+    """Raise SettingsError if only the name of a store's model is known, so that no weights can be the right ones."""
+    fields = artifact.settings.get("imported")
+    name = fields.get("model") if isinstance(fields, dict) else None
+    if name is not None:
+        raise SettingsError(
+            f"The activations of {artifact.path} were imported with the name of their model only ({str(name)[:80]}), "
+            "and this needs the model itself. Import them again and name its weights: `import --model --pretrained`."
+        )
 
 
 def _recorded_paths(artifact: Artifact) -> Mapping[str, str | tuple[str, ...]]:
@@ -101,6 +116,11 @@ def find_image_source(artifact: Artifact, images: str | Path | None = None) -> s
         if not exists(Path(images)):
             raise SettingsError(f"{images} does not exist. Give the path of the images with --images.")
         return images
+    if artifact.parent("images").path == NO_IMAGES:
+        raise SettingsError(
+            f"The activations of {artifact.path} were imported without their images. "
+            "Import them again and name the images: `import --images`."
+        )
     place = find_images_of(artifact, "images", _some_uris(artifact))
     if place is None:
         recorded = artifact.parent("images").path

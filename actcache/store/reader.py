@@ -71,7 +71,7 @@ class ActivationStore:
         self.n_images, self.n_tokens = self.layout.n_images, self.layout.n_tokens
         self.store_id, self.model_id = artifact.id, self.settings.model_id
         self.rows_id = self.settings.rows_id  # of the images and their order: stores with equal ids join row by row
-        require_complete(artifact, self.layout.n_shards, "extract")
+        require_complete(artifact, self.layout.n_shards)
         self._summary = read_store_summary(artifact, self.settings)
         self._files = ShardFiles(self.path, self.layout)
         self._zarr = ZarrArrays(self.path, self.settings, self._files)

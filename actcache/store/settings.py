@@ -37,6 +37,29 @@ class _PromptFields:
     n_vision: int = field(metadata={"at_least": 0})
 
 
+@dataclass(frozen=True)
+class ImportedFrom:
+    """Where the activations of an imported store come from.
+
+    Attributes:
+        format: npy, pt, safetensors or saev; or written, by a program through `StoreWriter`.
+        source: what tells these activations from others: a fingerprint of the files, or a text of that program.
+        layers: the layers along the files' axis of layers, where they have one.
+        model: the name of a model that only a name is known of; None where model_id is that of a tower.
+    """
+
+    format: str
+    source: str
+    layers: tuple[int, ...] = ()
+    model: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        fields: dict[str, object] = {"format": self.format, "source": self.source}
+        if self.layers:
+            fields["layers"] = list(self.layers)
+        return fields if self.model is None else {**fields, "model": self.model}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _StoredFields:
     """The settings as artifact.json holds them."""
@@ -61,6 +84,7 @@ class _StoredFields:
     prompts: _PromptFields | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     prefix: tuple[Literal["cls", "reg", "dist"], ...] = CLS_ALONE
+    imported: ImportedFrom | None = None
 
     def __post_init__(self) -> None:
         self.layout.check()
@@ -90,6 +114,7 @@ class StoreSettings:
         compile: whether the tower went through torch.compile.
         prompts: `Prompts.description` of an adapted model; None for a plain one.
         columns: the columns `path` and `label` of the source, where the user chose others than the usual ones.
+        imported: where the activations come from, if not from `extract`.
     """
 
     model_id: str
@@ -106,6 +131,7 @@ class StoreSettings:
     compile: bool = False
     prompts: Mapping[str, object] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    imported: ImportedFrom | None = None
 
     @classmethod
     def of(cls, artifact: Artifact) -> "StoreSettings":
@@ -132,6 +158,7 @@ class StoreSettings:
             compile=checked.compile,
             prompts=fields.get("prompts"),
             columns=dict(checked.columns),
+            imported=checked.imported,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -158,6 +185,7 @@ class StoreSettings:
             **({"prompts": self.prompts} if self.prompts is not None else {}),
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({} if self.prefix == CLS_ALONE else {"prefix": list(self.prefix)}),
+            **({} if self.imported is None else {"imported": self.imported.to_json()}),
         }
 
     @property

@@ -16,6 +16,7 @@ from .checks import (
 )
 from .endings import (
     describe_codes,
+    describe_import,
     describe_run,
     describe_store,
     draw_description,
@@ -45,6 +46,7 @@ __all__ = [
     "Writes",
     "at_least_one",
     "describe_codes",
+    "describe_import",
     "describe_run",
     "describe_store",
     "draw_description",

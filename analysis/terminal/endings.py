@@ -174,6 +174,22 @@ def describe_store(path: str, store: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def describe_import(path: str, store: Any) -> dict[str, Any]:
+    """An imported store, and what its tokens were taken for."""
+    from actcache.store import NO_IMAGES
+
+    settings, guessed = store.settings, store.artifact.provenance.get("guessed")
+    rows, columns = settings.layout.grid
+    return {
+        "store": str(path), "store_id": store.store_id, "model_id": store.model_id,
+        "model": store.artifact.provenance.get("model"), "n_images": store.n_images,
+        "n_tokens": store.n_read_tokens("all"), "d_model": settings.layout.d_model,
+        "hook_points": list(map(str, store.hook_points)), "prefix": ",".join(settings.prefix) or "none",
+        "grid": f"{rows}x{columns}", "guessed": guessed if isinstance(guessed, list) else [], "dtype": settings.dtype,
+        "has_images": store.artifact.parent("images").path != NO_IMAGES,
+    }  # fmt: skip
+
+
 def describe_run(run: Any) -> dict[str, Any]:
     return {
         "run": str(run.path), "run_id": run.run_id, "hook_point": str(run.hook_point),

@@ -86,7 +86,7 @@ class CodeStore:
         self.hook_point = HookPoint.parse(settings.hook_point)
         self.bytes_read = 0  # of codes.zarr, by this object
         self._zeros: dict[int, bool] = {}
-        require_complete(artifact, self.n_shards, "encode")
+        require_complete(artifact, self.n_shards)
         self._seal = read_summary(artifact, CodesSeal)
         if outside := [image for image in self._seal.failed if image >= self.n_images]:
             raise CorruptError(
@@ -102,7 +102,12 @@ class CodeStore:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How the model saw the images. Raises CorruptError."""
+        """How the model saw the images. Raises CorruptError, and SettingsError where there are none."""
+        if not self.artifact.settings["preprocess"]:
+            raise SettingsError(
+                f"{self.path} was made from activations without images, so there are no pixels to compare with. "
+                "Import the activations again and name the images: `import --images`."
+            )
         return Preprocess.from_json(self.artifact.settings["preprocess"])
 
     def __repr__(self) -> str:

@@ -93,6 +93,9 @@ VERBS = {
     "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --on-seen use --device cpu",
                     ("x.json", "x.html"), changing=("x.html",)),
     "convert": Verb("convert run {o}/x --to saelens --store a.acts", ("x",)),
+    "import-acts": Verb(
+        "import a.concepts/nearest_cosine.npy {o}/x.acts --layer 1 --model-name any --shard-images 32", ("x.acts",)
+    ),
     "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),
     "import": Verb("convert foreign {o}/run --store a.acts", ("run",)),
 }  # fmt: skip
