@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from timm_folders import PATCH, SIDE, model_of, write_tower
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -21,12 +20,8 @@ from actcache import ActivationStore, CorruptError, ModelError, SettingsError, e
 from actcache.models import VisionTower
 from actcache.prompts import open_towers
 
-SIDE, PATCH = 20, 4
-GRID = (5, 5)
+GRID = (SIDE // PATCH, SIDE // PATCH)
 CORNERS = ((0, 0), (0, 4), (4, 0), (4, 4))
-SMALL: dict[str, Any] = {
-    "img_size": SIDE, "patch_size": PATCH, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0,
-}  # fmt: skip
 TOWERS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "registers": (("cls", "reg", "reg", "reg", "reg"), "vit_small_patch14_reg4_dinov2", {}),
     "average": ((), "vit_small_patch16_224", {"class_token": False, "global_pool": "avg"}),
@@ -63,32 +58,6 @@ def lit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
     return folder
-
-
-@torch.no_grad()
-def write_tower(folder: Path, name: str, options: dict[str, Any]) -> nn.Module:
-    torch.manual_seed(3)
-    arguments = {**SMALL, **options}
-    model = timm.create_model(name, **arguments).eval()
-    for value in model.parameters():  # initial LayerScales of 1e-5 and zero biases would hide what is not read
-        value.normal_(std=0.08) if value.ndim > 1 else value.add_(torch.randn_like(value) * 0.1 + 0.1)
-    folder.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    fields = {
-        "architecture": name,
-        "num_classes": 0,
-        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
-        "pretrained_cfg": {
-            "input_size": [3, SIDE, SIDE], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
-            "mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 0,
-        },
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(fields))
-    return model
-
-
-def model_of(folder: Path) -> str:
-    return f"timm:local-dir:{folder / 'model'}"
 
 
 WANTED: dict[str, Any] = {"layers": [0, 1, 2], "shard_images": 48, "precision": "float32", "dtype": "float32"}

@@ -8,6 +8,7 @@ too, as it did in training, so its texts are always run at full length.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,9 +236,8 @@ def read_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         if templates in TEMPLATE_SETS:
             return TEMPLATE_SETS[templates]
-        path = Path(templates)
-        if path.is_file():
-            templates = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        if os.path.isfile(templates):  # not Path's, which fails for a text that is longer than a name may be
+            templates = [line.strip() for line in Path(templates).read_text().splitlines() if line.strip()]
         else:
             templates = [templates]
     for template in templates:
