@@ -21,6 +21,7 @@ def write_tower(folder: Path, name: str, options: dict[str, Any]) -> nn.Module:
     """Write a small model of timm with noise on every parameter, and return it."""
     torch.manual_seed(3)
     arguments = {**SMALL, **options}
+    side = arguments["img_size"]
     model = timm.create_model(name, **arguments).eval()
     for value in model.parameters():  # initial LayerScales of 1e-5 and zero biases would hide what is not read
         value.normal_(std=0.08) if value.ndim > 1 else value.add_(torch.randn_like(value) * 0.1 + 0.1)
@@ -31,7 +32,7 @@ def write_tower(folder: Path, name: str, options: dict[str, Any]) -> nn.Module:
         "num_classes": 0,
         "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": {
-            "input_size": [3, SIDE, SIDE], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
+            "input_size": [3, side, side], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
             "mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 0,
         },
     }  # fmt: skip
