@@ -5,7 +5,7 @@ In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of 
     image   x = ln_pre([CLS; patches + position; prompts]); before block i the last n tokens become the i-th prompts
     text    x = [SOS; prompts; rest of the text; EOT] + position; before block i tokens 1..n become the i-th prompts,
             which then have no position; the mask and the place of EOT are the text's own
-    logit   exp(logit_scale) * cosine of image and text
+    logit   exp(logit_scale) * cosine of image and text; SigLIP's bias would change no softmax over classes
 
 Promises: under a causal mask texts are run only up to the last EOT, which is exact; a text tower that looks both ways
 gets the padding too, as in training; without prompts everything equals the plain towers. Sources: methods.py.
