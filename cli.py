@@ -557,8 +557,8 @@ def adapt(
     images: arguments.ImagesPath,
     prompts: arguments.Prompts,
     model: arguments.Model,
-    pretrained: arguments.Pretrained,
     config: PromptConfig,
+    pretrained: arguments.Pretrained = None,
     test: arguments.Test = None,
     path_column: arguments.PathColumn = None,
     label: arguments.LabelColumn = None,
@@ -569,9 +569,10 @@ def adapt(
     checkpoint_every: arguments.CheckpointEvery = 200,
     overwrite: arguments.Overwrite = False,
 ) -> None:
-    """Train prompts for a frozen CLIP on a few images.
+    """Train prompts for a frozen model on a few images.
 
-    Afterwards, it measures the gain in accuracy. The same command resumes after an interruption.
+    Afterwards, it measures the gain in accuracy. The same command resumes after an interruption. A model without a text
+    tower takes --method vpt, and its classes are the mean features of their shots.
     """
     with show_steps() as show:
 
@@ -584,18 +585,22 @@ def adapt(
             checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     accuracy = adaptation.accuracy.to_json()
-    facts = {"prompts": str(prompts), "prompts_id": adaptation.artifact.id, "accuracy": accuracy}
+    facts = {
+        "prompts": str(prompts), "prompts_id": adaptation.artifact.id, "judge": adaptation.judge, "accuracy": accuracy,
+    }  # fmt: skip
+    plain = adaptation.judge.replace("-", "_")
     rows = [
-        {"classes": part, **{how: accuracy[how][part] for how in ("zero_shot", "adapted")}}
+        {"classes": part, plain: accuracy["zero_shot"][part], "adapted": accuracy["adapted"][part]}
         for part in ("all", "base", "novel", "harmonic")
     ]
     seen = adaptation.seen
     known = {} if seen is None else {"seen": asdict(seen)}
     notes = [] if seen is None else seen.lines()
-    emit(facts | known, [*draw_table([row for row in rows if row["zero_shot"] is not None]), *notes])
+    emit(facts | known, [*draw_table([row for row in rows if row[plain] is not None]), *notes])
     show_written(prompts)
     show_next(
-        "extract", images, prompts.with_suffix(".acts"), "--model", model, "--pretrained", pretrained,
+        "extract", images, prompts.with_suffix(".acts"), "--model", model,
+        *(("--pretrained", pretrained) if pretrained else ()),
         *(("--image-size", image_size) if image_size else ()), *(("--preprocess", preprocess) if preprocess else ()),
         "--prompts", prompts, "--layer", "LAYER",
     )  # fmt: skip

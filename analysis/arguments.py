@@ -203,7 +203,11 @@ Truth = Annotated[
 ]
 Prompts = Annotated[Path, Argument(metavar="PROMPTS", help="Artifact to write, e.g. maple.prompts."), Makes("prompts")]
 Model = Annotated[str, Option(help="open_clip architecture, or the path of an open_clip config JSON."), takes_model]
-Pretrained = Annotated[str, Option(help="open_clip tag, checkpoint file, or random:SEED."), takes_weights]
+Pretrained = Annotated[
+    str | None,
+    Option(help="Tag, file or folder of weights, or random:SEED; a folder's own weights by default."),
+    takes_weights,
+]
 ImageSize = Annotated[
     str | None, Option(help="Height, or height x width such as 224x336, of the model's images; its own by default.")
 ]

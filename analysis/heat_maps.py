@@ -1,6 +1,7 @@
 """Where in an image a latent fires: heat maps over the patch grid, upsampled to pixels, and thresholded. numpy only.
 
 In: codes, a latent, images. Out: float32 [n, rows, columns] in the units of the codes, or pixels [n, height, width].
+Pixels that no patch covers (`CodeStore.covered`) belong to no heat map.
 """
 
 from typing import Any
@@ -38,12 +39,19 @@ def threshold_heat_maps(
     Args:
         size: height and width of the picture that the model saw.
     """
-    return upsample(heat_maps(codes, latent, images), *size) > threshold
+    return upsample(heat_maps(codes, latent, images), *size, covered=codes.covered) > threshold
 
 
-def upsample(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear interpolation with aligned pixel centers: [n, rows, columns] -> [n, height, width]."""
-    return np.asarray(_weights(heat.shape[1], height) @ heat @ _weights(heat.shape[2], width).T)
+def upsample(
+    heat: NDArray[np.float32], height: int, width: int, *, covered: tuple[float, float] = (1.0, 1.0)
+) -> NDArray[np.float32]:
+    """Bilinear interpolation with aligned pixel centers: [n, rows, columns] -> [n, height, width].
+
+    Args:
+        covered: the share of height and width over which the patches lie; beyond it there is 0.
+    """
+    down, across = _weights(heat.shape[1], height, covered[0]), _weights(heat.shape[2], width, covered[1])
+    return np.asarray(down @ heat @ across.T)
 
 
 def check_patches(codes: CodeStore) -> None:
@@ -54,6 +62,8 @@ def check_patches(codes: CodeStore) -> None:
         )
 
 
-def _weights(n_in: int, n_out: int) -> NDArray[Any]:
-    position = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    return np.maximum(0, 1 - abs(position[:, None] - np.arange(n_in))).astype(np.float32)
+def _weights(n_in: int, n_out: int, covered: float) -> NDArray[Any]:
+    place = (np.arange(n_out) + 0.5) * n_in / (n_out * covered) - 0.5
+    position = np.clip(place, 0, n_in - 1)[:, None]
+    weights = np.maximum(0, 1 - abs(position - np.arange(n_in))) * (place < n_in - 0.5)[:, None]
+    return np.asarray(weights.astype(np.float32))

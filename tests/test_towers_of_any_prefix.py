@@ -4,16 +4,14 @@ The reference is timm's own blocks in their order. In each image one patch is li
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from timm_folders import PATCH, SIDE, model_of, write_tower
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -22,12 +20,8 @@ from actcache import ActivationStore, CorruptError, ModelError, SettingsError, e
 from actcache.models import VisionTower
 from actcache.prompts import open_towers
 
-SIDE, PATCH = 20, 4
-GRID = (5, 5)
+GRID = (SIDE // PATCH, SIDE // PATCH)
 CORNERS = ((0, 0), (0, 4), (4, 0), (4, 4))
-SMALL: dict[str, Any] = {
-    "img_size": SIDE, "patch_size": PATCH, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0,
-}  # fmt: skip
 TOWERS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "registers": (("cls", "reg", "reg", "reg", "reg"), "vit_small_patch14_reg4_dinov2", {}),
     "average": ((), "vit_small_patch16_224", {"class_token": False, "global_pool": "avg"}),
@@ -64,32 +58,6 @@ def lit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
     return folder
-
-
-@torch.no_grad()
-def write_tower(folder: Path, name: str, options: dict[str, Any]) -> nn.Module:
-    torch.manual_seed(3)
-    arguments = {**SMALL, **options}
-    model = timm.create_model(name, **arguments).eval()
-    for value in model.parameters():  # initial LayerScales of 1e-5 and zero biases would hide what is not read
-        value.normal_(std=0.08) if value.ndim > 1 else value.add_(torch.randn_like(value) * 0.1 + 0.1)
-    folder.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    fields = {
-        "architecture": name,
-        "num_classes": 0,
-        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
-        "pretrained_cfg": {
-            "input_size": [3, SIDE, SIDE], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
-            "mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 0,
-        },
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(fields))
-    return model
-
-
-def model_of(folder: Path) -> str:
-    return f"timm:local-dir:{folder / 'model'}"
 
 
 WANTED: dict[str, Any] = {"layers": [0, 1, 2], "shard_images": 48, "precision": "float32", "dtype": "float32"}
@@ -172,30 +140,62 @@ def test_a_damaged_store_is_repaired_to_the_same_bytes(made: Made) -> None:
     assert shard.read_bytes() == before
 
 
-def test_every_verb_takes_it(made: Made) -> None:
-    folder = made.folder
-    kind = "all" if made.n_cls else "patch"
-    n_read = 25 + made.n_cls
-    run, codes, concepts = folder / "run", folder / "x.codes", folder / "x.concepts"
-    pages: dict[str, Callable[[dict[str, Any]], bool]] = {
-        f"train {folder}/x.acts {run} --layer 1 --n-latents 64 --k 4 --n-steps 40 --batch-size 256": (
-            lambda answer: answer["quality"][kind]["fvu"] < 1
-        ),
-        f"encode {run} {folder}/x.acts {codes}": lambda answer: answer["n_entries"] > 0,
-        f"analyze {codes} {concepts}": lambda answer: answer["n_tokens"] == 100 * n_read,
-        f"report {concepts} {folder}/page.html": lambda answer: answer["bytes"] > 1000,
-        f"evaluate {run} {folder}/x.acts {folder}/f.json --judge probe --on-seen use": (
-            lambda answer: answer["runs"][0]["tokens"] == kind
-        ),
-        f"intervene {run} {folder}/x.acts {folder}/m.json --judge probe --k 2 --n-random 1 --on-seen use": (
-            lambda answer: answer["tokens"] == kind
-        ),
-        f"info {folder}/x.acts": lambda answer: tuple(answer.get("prefix", ["cls"])) == made.prefix,
-    }
-    for command, right in pages.items():
-        done = CliRunner().invoke(cli.app, ["--quiet", "--json", *command.split()])
-        assert done.exit_code == 0, (command, done.output, done.exception)
-        assert right(json.loads(done.stdout)), (command, done.stdout)
+def ask(command: str) -> dict[str, Any]:
+    done = CliRunner().invoke(cli.app, ["--quiet", "--json", *command.split()])
+    assert done.exit_code == 0, (command, done.output, done.exception)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def explained(made: Made) -> Made:
+    """The store with a run, its codes and its concepts."""
+    folder, kind = made.folder, "all" if made.n_cls else "patch"
+    trained = ask(f"train {folder}/x.acts {folder}/run --layer 1 --n-latents 64 --k 4 --n-steps 40 --batch-size 256")
+    assert trained["quality"][kind]["fvu"] < 1
+    check_codes(made, "x")
+    return made
+
+
+def check_codes(made: Made, name: str) -> None:
+    """Encode a store and analyze its codes."""
+    path = made.folder / name
+    assert ask(f"encode {made.folder}/run {path}.acts {path}.codes")["n_entries"] > 0
+    assert ask(f"analyze {path}.codes {path}.concepts")["n_tokens"] == 100 * (25 + made.n_cls)
+
+
+def test_every_verb_takes_it(explained: Made) -> None:
+    made, folder = explained, explained.folder
+    kind, judged = "all" if made.n_cls else "patch", "--judge probe --on-seen use"
+    run, store = folder / "run", folder / "x.acts"
+    assert ask(f"report {folder}/x.concepts {folder}/page.html")["bytes"] > 1000
+    assert ask(f"evaluate {run} {store} {folder}/f.json {judged}")["runs"][0]["tokens"] == kind
+    assert ask(f"intervene {run} {store} {folder}/m.json {judged} --k 2 --n-random 1")["tokens"] == kind
+    assert len(ask(f"attribute {run} {store} {folder}/a.json {judged} --n 2")["curve"]) == 5 * 2
+    steered = ask(f"steer {run} {store} {folder}/s.json {judged} --n-latents 2 --strength 5 --limit 8")
+    assert len(steered["rows"]) == 2 * 2
+    assert tuple(ask(f"info {store}").get("prefix", ["cls"])) == made.prefix
+
+
+@pytest.mark.parametrize("made", ["registers", "average"], indirect=True)
+def test_an_adapted_model_without_texts_is_compared_by_probes(explained: Made, lit_images: Path) -> None:
+    folder, model = explained.folder, model_of(explained.folder)
+    adapted = ask(
+        f"adapt {lit_images} {folder}/vpt.prompts --model {model} --method vpt --shots 4 --n-epochs 3 --depth 2 "
+        "--n-prompts 3 --lr 0.1 --precision float32"
+    )
+    assert adapted["judge"] == "class means"
+    layers = " ".join(f"--layer {layer}" for layer in WANTED["layers"])
+    ask(
+        f"extract {lit_images} {folder}/vpt.acts --model {model} --prompts {folder}/vpt.prompts {layers} "
+        "--shard-images 48 --precision float32 --dtype float32"
+    )
+    check_codes(explained, "vpt")
+    compared = ask(
+        f"compare {folder}/x.concepts {folder}/vpt.concepts {folder}/c.json --judge probe --k 2 --n-top 2 --n-random 1 "
+        "--on-seen use"
+    )
+    assert compared["seen"][0]["by"] == "run run, prompts vpt.prompts, probe"
 
 
 def test_a_grid_that_the_tower_does_not_make_is_refused_before_anything_is_written(

@@ -2,10 +2,12 @@ from .anatomy import take_apart
 from .clip import Clip, hash_tensors, load_clip
 from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
 from .own_classes import own_classes
+from .refusals import PROMPTS_REFUSED
 from .text import TextTower, make_text_tower, read_templates
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
 
 __all__ = [
+    "PROMPTS_REFUSED",
     "Clip",
     "TextTower",
     "VisionTower",

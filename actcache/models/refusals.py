@@ -45,6 +45,15 @@ REFUSED = {family: reason for reason, families in _FAMILIES.items() for family i
 """Family -> what is wrong with it. A family is a module of timm (`timm.list_models(module=family)` lists its names), or
 open_clip's `modified_resnet`."""
 
+PROMPTS_REFUSED = {
+    "pairs": "it adds a bias for every pair of its own tokens, and prompts have none",
+    "no text": "it has no text tower, and the method puts prompts into texts",
+    "transformers": "its text tower is a model of transformers, which takes no prompts between its blocks",
+    "tokenizer": "its tokenizer is not CLIP's, and the method puts prompts between CLIP's start token and the words",
+}
+"""Why a model cannot be adapted by a method that puts prompts into its images (`pairs`) or into its texts (the others).
+The documentation shows them."""
+
 ADVICE = "Choose a plain ViT, such as ViT-B-16 or timm:vit_small_patch14_reg4_dinov2."
 
 

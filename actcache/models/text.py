@@ -8,6 +8,7 @@ too, as it did in training, so its texts are always run at full length.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from actcache.hub import fetch_file
 from actcache.models.architecture import context_length
 from actcache.models.clip import Clip
 from actcache.models.device import choose_device
+from actcache.models.refusals import PROMPTS_REFUSED
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),
@@ -59,12 +61,12 @@ class TextTower:
         embedded = torch.empty(len(texts), self.embed_dim, device=self.device)
         if not texts:
             return embedded
-        tokens = self._tokenize(texts)
+        tokens = self.encode(texts)
         ends = tokens.argmax(1)
         for part in torch.split(ends.argsort(), BATCH_TEXTS):
             if self.causal:
                 ids = tokens[part, : int(ends[part].max()) + 1].to(self.device)
-                embedded[part] = self.run(self.modules.token_embedding(ids), ends[part])
+                embedded[part] = self.run(self.modules.token_embedding(ids), ids)
             else:
                 embedded[part] = self.module.encode_text(tokens[part].to(self.device), normalize=True)
         return embedded
@@ -92,32 +94,63 @@ class TextTower:
         masked = getattr(module, "attn_mask", None) is not None
         return masked and pool == "argmax" and getattr(module, "cls_emb", None) is None
 
+    @property
+    def refusal(self) -> str | None:
+        """Why no prompts can be put into its texts, of PROMPTS_REFUSED; None where they can."""
+        if not isinstance(self.modules, open_clip.CLIP | open_clip.transformer.TextTransformer):
+            return PROMPTS_REFUSED["transformers"]
+        return None if isinstance(self.tokenize, open_clip.SimpleTokenizer) else PROMPTS_REFUSED["tokenizer"]
+
     def run(
         self,
         x: Tensor,
-        ends: Tensor,
+        tokens: Tensor,
         *,
         before: Callable[[int, Tensor], Tensor] = lambda block, x: x,
         precision: str = "float32",
     ) -> Tensor:
-        """A causal tower's forward pass: embedded tokens [N, L, W] without positions -> unit embeddings [N, E].
+        """The forward pass of open_clip's own text towers: embedded tokens [N, L, W] -> unit embeddings [N, E].
 
         Args:
-            ends: [N], position of each text's EOT.
+            x: without positions. L is the whole context, unless the tower is causal.
+            tokens: [N, L] ids, which say where a text ends.
             before: called with the number and the input of each block, returns the input to use.
             precision: `float32`, or `bfloat16` (the blocks' branches in bfloat16, the stream in float32).
         """
-        module, length = self.modules, x.shape[1]
-        x = x + module.positional_embedding[:length]
-        mask = module.attn_mask[:length, :length]
+        module, own = self.modules, getattr(self.modules, "cls_emb", None)
+        if own is not None:  # CoCa has a token of its own behind the text, and reads the embedding there
+            x = torch.cat([x, own.expand(len(x), 1, -1)], 1)
+        x, mask = x + module.positional_embedding[: x.shape[1]], self._make_mask(tokens)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             for i, block in enumerate(module.transformer.resblocks):
                 x = block(before(i, x), attn_mask=mask)
-        pooled = module.ln_final(x[torch.arange(len(x), device=x.device), ends.to(x.device)])
+        ends = self._find_ends(tokens) if own is None else torch.full_like(tokens[:, 0], x.shape[1] - 1)
+        pooled = module.ln_final(x[torch.arange(len(x), device=x.device), ends])
         projection = module.text_projection
         if projection is not None:
             pooled = projection(pooled) if isinstance(projection, torch.nn.Linear) else pooled @ projection
         return F.normalize(pooled, dim=-1)
+
+    def _make_mask(self, tokens: Tensor) -> Tensor | None:
+        """What the blocks add to the attention of tokens [N, L]: one mask for all texts, or one for each text."""
+        module, length = self.modules, tokens.shape[1]
+        if getattr(module, "cls_emb", None) is not None or getattr(module, "use_pad_mask", False):
+            made: Tensor = module._embeds(tokens)[1]
+            return made
+        return None if module.attn_mask is None else module.attn_mask[:length, :length]
+
+    def _find_ends(self, tokens: Tensor) -> Tensor:
+        """[N]: the token at which the embedding of each text is read."""
+        module = self.modules
+        kind = getattr(module, "text_pool_type", getattr(module, "pool_type", None))
+        if kind == "first":
+            return torch.zeros_like(tokens[:, 0])
+        if kind == "last":
+            return torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
+        if kind == "eos":
+            number = int(getattr(module, "text_eos_id", getattr(module, "eos_id", 0)))
+            return tokens.eq(number).int().argmax(1)
+        return tokens.argmax(1)  # EOT has the largest number
 
     @property
     def n_layers(self) -> int:
@@ -129,7 +162,8 @@ class TextTower:
         embedded: Tensor = self.modules.token_embedding(self.tokenize(list(texts)).to(self.device)).float()
         return embedded
 
-    def _tokenize(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [N, context] of whole texts. Raises SettingsError for a text longer than the context."""
         tokens = self.tokenize(list(texts))
         padding = self.tokenize([""])[0, -1]
         full = (tokens[:, -2:] != padding).any(1)  # some tokenizers end with the token that they pad with
@@ -202,9 +236,8 @@ def read_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         if templates in TEMPLATE_SETS:
             return TEMPLATE_SETS[templates]
-        path = Path(templates)
-        if path.is_file():
-            templates = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        if os.path.isfile(templates):  # not Path's, which fails for a text that is longer than a name may be
+            templates = [line.strip() for line in Path(templates).read_text().splitlines() if line.strip()]
         else:
             templates = [templates]
     for template in templates:

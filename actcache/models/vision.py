@@ -22,6 +22,7 @@ from actcache.models.anatomy import Body, take_apart
 from actcache.models.blocks import HALVES, Halves, compile_halves, find_sites
 from actcache.models.clip import Clip, load_clip
 from actcache.models.device import choose_device, choose_precision
+from actcache.models.refusals import PROMPTS_REFUSED
 from actcache.models.trunks import Context
 from actcache.preprocess import Preprocess
 
@@ -60,8 +61,8 @@ class VisionTower:
     def __post_init__(self) -> None:
         if self.prompts and not self.body.takes_prompts:
             raise ModelError(
-                f"{self.body.name} cannot take prompts: it adds a bias for every pair of its own tokens, and prompts "
-                "have none. Choose a tower with positions of another kind, such as ViT-B-16."
+                f"{self.body.name} cannot take prompts: {PROMPTS_REFUSED['pairs']}. Choose a tower with positions of "
+                "another kind, such as ViT-B-16."
             )
 
     @property

@@ -1,4 +1,4 @@
-from .accuracy import PromptSettings, PromptsSummary
+from .accuracy import ZERO_SHOT, PromptSettings, PromptsSummary
 from .adaptation import Adaptation, adapt
 from .artifact import open_prompts
 from .checkpoints import read_prompt_checkpoint, write_prompt_checkpoint
@@ -15,6 +15,7 @@ from .shots import learned_by_model, recorded_shots
 from .towers import Towers, open_towers, prompt_vision
 
 __all__ = [
+    "ZERO_SHOT",
     "Adaptation",
     "PromptConfig",
     "PromptSettings",

@@ -7,6 +7,9 @@ from actcache.errors import SettingsError
 from actcache.prompts.config import ResolvedPromptConfig
 from actcache.seen import SeenImages
 
+ZERO_SHOT, CLASS_MEANS = "zero-shot", "class means"
+"""What tells classes apart: their texts, or the mean features of their shots in a model without texts."""
+
 
 @dataclass(frozen=True)
 class PromptSettings:
@@ -41,7 +44,7 @@ class ClassAccuracy:
 
 @dataclass(frozen=True)
 class AdaptationAccuracy:
-    """Accuracy without prompts and with them, on the same images."""
+    """Accuracy without prompts (`zero_shot`, whatever tells classes apart) and with them, on the same images."""
 
     zero_shot: ClassAccuracy
     adapted: ClassAccuracy
@@ -68,9 +71,11 @@ class PromptsSummary:
 
     Attributes:
         seen: test images that are shots. None, as `shots`, for prompts that were made before this was recorded.
+        judge: ZERO_SHOT or CLASS_MEANS.
     """
 
     accuracy: AdaptationAccuracy
     loss: tuple[float, ...]
     seen: SeenImages | None = None
     shots: ShotList | None = None
+    judge: str = ZERO_SHOT

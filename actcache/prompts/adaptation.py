@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from actcache.artifacts import (
     ARTIFACT_FILE,
@@ -28,27 +27,26 @@ from actcache.artifacts import (
     storage_errors,
 )
 from actcache.errors import PipelineError, SettingsError
-from actcache.models import Clip, load_clip, make_text_tower, make_vision_tower, read_templates
+from actcache.models import Clip, load_clip, read_templates
 from actcache.options import check_number, identity_of
 from actcache.progress import ProgressWithNote
-from actcache.prompts.accuracy import AdaptationAccuracy, ClassAccuracy, PromptSettings, PromptsSummary
+from actcache.prompts.accuracy import CLASS_MEANS, ZERO_SHOT, AdaptationAccuracy, PromptSettings, PromptsSummary
 from actcache.prompts.artifact import read_prompts, write_prompts
 from actcache.prompts.class_names import class_words, read_class_names, warn_about_shared_texts
 from actcache.prompts.config import PromptConfig
 from actcache.prompts.few_shot import ClassSplit, choose_shots, split_classes
+from actcache.prompts.measuring import measure
+from actcache.prompts.pixels import Pixels, Shots
 from actcache.prompts.prompts import Prompts
 from actcache.prompts.shots import leave_out_shots, list_shots
-from actcache.prompts.towers import Towers, classify, prompt_text
-from actcache.prompts.training import CHECKPOINT_FILE, Pixels, PromptTraining, Shots, embed_all, embed_texts
+from actcache.prompts.towers import Towers, check_method, make_towers
+from actcache.prompts.training import CHECKPOINT_FILE, PromptTraining
 from actcache.seen import SeenImages
 from actcache.sources import ImageSource, open_source
 from actcache.store import remember_paths
 
 N_CURVE = 100
 """Maximum number of points of the loss curve that are kept."""
-
-BATCH_TEXTS = 512
-"""Number of texts (images x classes) that CoCoOp embeds at once to classify."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,14 @@ class Adaptation:
 
     Attributes:
         seen: test images that are shots. None for an artifact that was made before they were looked for.
+        judge: what told classes apart, see `PromptsSummary`.
     """
 
     artifact: Artifact
     accuracy: AdaptationAccuracy
     loss: list[float]
     seen: SeenImages | None = None
+    judge: str = ZERO_SHOT
 
     @classmethod
     def open(cls, path: str | Path) -> "Adaptation":
@@ -70,7 +70,7 @@ class Adaptation:
         artifact = open_artifact(path, "prompts", complete=True)
         read_settings(artifact, PromptSettings)
         summary = read_summary(artifact, PromptsSummary)
-        return cls(artifact, summary.accuracy, list(summary.loss), summary.seen)
+        return cls(artifact, summary.accuracy, list(summary.loss), summary.seen, summary.judge)
 
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
@@ -103,7 +103,9 @@ def adapt(
     overwrite: bool = False,
     on_progress: ProgressWithNote | None = None,
 ) -> Adaptation:
-    """Train prompts on a few labeled images of each class; the CLIP itself stays frozen.
+    """Train prompts on a few labeled images of each class; the model itself stays frozen.
+
+    Without a text tower, the classes are the mean features of their shots instead of texts (class_means.py).
 
     Args:
         images: labeled images: a folder of class folders, or another source with labels.
@@ -119,7 +121,8 @@ def adapt(
 
     Raises:
         SettingsError: a bad value, a class with too few images, or other classes in `test`.
-        ModelError, ImageSourceError, NonFiniteError: see `load_clip`, `open_source`, `PromptTraining.run`.
+        ModelError: the method does not suit the model, see `check_method`. Others as `load_clip`, `open_source` and
+            `PromptTraining.run` raise them.
     """
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, int, at_least=1)
     config = config or PromptConfig()
@@ -141,28 +144,33 @@ def adapt(
         )
     as_given = None if preprocess is None else str(preprocess)
     clip = load_clip(model, pretrained, image_size=image_size, preprocess_as=as_given)
-    towers = Towers(make_vision_tower(clip, precision=precision, device=device), make_text_tower(clip, device=device))
+    towers = make_towers(clip, precision=precision, device=device)
+    check_method(config.method, towers, clip.name)
     resolved = replace(config, template=read_templates(config.template)[0]).resolve(towers.vision.n_layers)
+    labels = np.repeat(np.arange(len(names)), config.shots)
+    shots = Shots(Pixels(source, shots_listed.uri, clip), labels, tuple(class_words(name, names) for name in names))
+    training = PromptTraining(towers, shots, resolved)
     with OutputLock(prompts) as lock:
         artifact = _begin(
             prompts, source, test_source, clip, towers, resolved, names, model, pretrained, overwrite, lock
         )
         if artifact.complete or seen is None:
             return Adaptation.open(artifact.path)
-        pixels = Pixels(source, shots_listed.uri, clip)
-        labels = np.repeat(np.arange(len(names)), config.shots)
-        shots = Shots(pixels, labels, tuple(class_words(name, names) for name in names))
-        training = PromptTraining(towers, shots, resolved, artifact.path)
-        trained = training.run(checkpoint_every=checkpoint_every, on_progress=on_progress)
+        trained = training.run(artifact.path, checkpoint_every=checkpoint_every, on_progress=on_progress)
         uris, label_names = test_table["uri"].to_pylist(), test_table["label_name"].to_pylist()
         measured = Pixels(test_source or source, uris, clip)
-        accuracy = measure(towers, trained, resolved, split, measured, label_names, on_progress=on_progress)
+        accuracy = measure(
+            towers, trained, resolved, split, measured, label_names, means=training.class_means,
+            on_progress=on_progress,
+        )  # fmt: skip
         write_prompts(artifact, trained.tensors)
         with storage_errors(artifact.path):
             (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         every = max(1, -(-training.n_steps // N_CURVE))
         loss = training.losses[::every].tolist()
-        known = {"seen": asdict(seen), "shots": asdict(shots_listed)}
+        known: dict[str, Any] = {"seen": asdict(seen), "shots": asdict(shots_listed)}
+        if training.class_means is not None:
+            known["judge"] = CLASS_MEANS
         seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **known)
     return Adaptation.open(artifact.path)
 
@@ -238,66 +246,3 @@ def _begin(
     return begin_artifact(
         path, "prompts", settings=settings, parents=parents, provenance=provenance, overwrite=overwrite, lock=lock
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-def measure(
-    towers: Towers, prompts: Prompts, config: PromptConfig, split: ClassSplit, pixels: Pixels,
-    label_names: Sequence[str], *, on_progress: ProgressWithNote | None = None,
-) -> AdaptationAccuracy:  # fmt: skip
-    """Measure the accuracy without and with prompts. Prompts for specific classes cannot be evaluated on others."""
-    adapts_images = bool(prompts.n_vision)
-    total, done = len(pixels) * (1 + adapts_images), 0
-
-    def report(n: int) -> None:
-        nonlocal done
-        done += n
-        if on_progress:
-            on_progress(done, total, "measuring")
-
-    labels = np.array(label_names)
-    plain = embed_all(towers, None, pixels, on_batch=report)
-    images = embed_all(towers, prompts, pixels, on_batch=report) if adapts_images else plain
-
-    def score(prompts: Prompts | None, embedded: Tensor) -> ClassAccuracy:
-        accuracy: dict[str, float | None] = {}
-        per_class: dict[str, float] = {}
-        for part in ("all", "base", "novel"):
-            names = getattr(split, part)
-            tied = prompts is not None and prompts.n_classes is not None and names != split.choose(config.classes)
-            rows = np.flatnonzero(np.isin(labels, np.array(names, dtype=str)))
-            if tied or len(names) < 2 or not len(rows):
-                accuracy[part] = None
-                continue
-            truth = np.searchsorted(names, labels[rows])
-            right = predict(towers, prompts, embedded[torch.from_numpy(rows)], names, config.template) == truth
-            accuracy[part] = float(right.mean())
-            if part == "all":
-                per_class = {name: float(right[truth == i].mean()) for i, name in enumerate(names) if i in truth}
-        harmonic = harmonic_mean(accuracy["base"], accuracy["novel"])
-        return ClassAccuracy(**accuracy, per_class=per_class, harmonic=harmonic)
-
-    return AdaptationAccuracy(score(None, plain), score(prompts, images))
-
-
-@torch.no_grad()
-def predict(
-    towers: Towers, prompts: Prompts | None, images: Tensor, names: Sequence[str], template: str
-) -> NDArray[np.int64]:
-    """[N]: number of the nearest class for unit image embeddings [N, E]."""
-    words = [class_words(name, names) for name in names]
-    if prompts is not None and prompts.kind.texts_by_image:
-        text, size = prompt_text(towers.text, prompts, words), max(1, BATCH_TEXTS // len(words))
-        parts = [classify(x, text.embed(prompts, x), 1.0).argmax(1) for x in torch.split(images, size)]
-        return np.asarray(torch.cat(parts).cpu().numpy())
-    texts = embed_texts(towers.text, prompts, words, template)
-    return np.asarray(classify(images, texts, 1.0).argmax(1).cpu().numpy())
-
-
-def harmonic_mean(base: float | None, novel: float | None) -> float | None:
-    if base is None or novel is None:
-        return None
-    return 2 * base * novel / (base + novel) if base + novel else 0.0

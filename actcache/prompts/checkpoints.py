@@ -129,8 +129,10 @@ def _frozen_weights(clip: Clip) -> dict[str, Tensor]:
     for name, value in clip.module.state_dict().items():
         if name.startswith("visual."):
             frozen[name.replace("visual.", "image_encoder.", 1)] = value
-        elif name.startswith(("transformer.", "ln_final.", "positional_embedding", "text_projection")):
-            frozen[f"text_encoder.{name}"] = value
+        elif (own := name.removeprefix("text.")).startswith(
+            ("transformer.", "ln_final.", "positional_embedding", "text_projection")
+        ):
+            frozen[f"text_encoder.{own}"] = value
         elif name == "logit_scale":
             frozen[name] = value
     return frozen

@@ -118,7 +118,13 @@ class Prompts:
 
     def check_towers(self, clip: Any) -> None:
         """Raise ModelError unless widths and depths fit a CLIP. `clip`: a loaded `Clip`."""
-        body, config = take_apart(clip.module.visual, clip.preprocess.size), clip.config["text_cfg"]
+        visual, config = getattr(clip.module, "visual", clip.module), clip.config.get("text_cfg")
+        if config is None and self.text:
+            raise ModelError(
+                f"These are {self.method} prompts, which go into texts, but {clip.name} has no text tower. They were "
+                "made for another model; give that model."
+            )
+        body, config = take_apart(visual, clip.preprocess.size), config or {}
         widths = {"image": body.d_model, "text": config.get("width", 0)}
         n_blocks = {"image": len(body.blocks), "text": config.get("layers", 0)}
         for tower, prompts in (("image", self.vision), ("text", self.text)):

@@ -4,11 +4,11 @@ In: a tower and `Prompts`. Out: an image tower with prompts, text embeddings of 
 
     image   x = ln_pre([CLS; patches + position; prompts]); before block i the last n tokens become the i-th prompts
     text    x = [SOS; prompts; rest of the text; EOT] + position; before block i tokens 1..n become the i-th prompts,
-            which then have no position; the causal mask and the place of EOT are the text's own
-    logit   exp(logit_scale) * cosine of image and text
+            which then have no position; the mask and the place of EOT are the text's own
+    logit   exp(logit_scale) * cosine of image and text; SigLIP's bias would change no softmax over classes
 
-Promises: texts are run only up to the last EOT, which is exact under the causal mask; without prompts everything equals
-the plain towers. Sources: see actcache/prompts/methods.py.
+Promises: under a causal mask texts are run only up to the last EOT, which is exact; a text tower that looks both ways
+gets the padding too, as in training; without prompts everything equals the plain towers. Sources: methods.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,21 @@ from torch.nn import functional as F
 
 from actcache.artifacts import Artifact
 from actcache.errors import ModelError, ParentMismatchError, SettingsError
-from actcache.models import TextTower, VisionTower
+from actcache.models import (
+    PROMPTS_REFUSED,
+    Clip,
+    TextTower,
+    VisionTower,
+    make_text_tower,
+    make_vision_tower,
+)
+from actcache.prompts.methods import METHODS
 from actcache.prompts.prompts import Prompts
 from actcache.store import find_origin
 
 PLACEHOLDER = "X"
 """A word of one token, in place of prompts that have no words of their own."""
+TEXT_ADVICE = "Use --method vpt, whose prompts go into images, or a model with CLIP's text tower, such as ViT-B-16."
 
 
 def prompt_vision(tower: VisionTower, prompts: Prompts | None) -> VisionTower:
@@ -44,7 +53,7 @@ class PromptedText:
     Attributes:
         tower: the plain text tower.
         names: names of the classes.
-        tokens: [C, L] token ids, L tokens of the longest text.
+        tokens: [C, L] token ids: L tokens of the longest text, or of the whole context.
         embedded: [C, L, W] token embeddings, without positions.
         order: [C, L] index from which each token is taken; None if the class name is at the end.
         precision: `float32`, or `bfloat16`: branches in bfloat16, the stream in float32.
@@ -63,22 +72,21 @@ class PromptedText:
         Args:
             images: unit image embeddings [B, E], which CoCoOp needs.
         """
-        n_classes, n = len(self.names), prompts.n_text
-        first, *deep = prompts.text or (self.embedded[:, 1:1],)
-        x = self.embedded
+        n_classes = len(self.names)
+        first, *deep = prompts.text
+        x, tokens = self.embedded, self.tokens
         if prompts.kind.texts_by_image:
             assert images is not None
             first = (first + prompts.shift(images)[:, None])[:, None].expand(-1, n_classes, -1, -1).flatten(0, 1)
-            x = x.repeat(len(images), 1, 1)
+            x, tokens = x.repeat(len(images), 1, 1), tokens.repeat(len(images), 1)
         x = self._put(x, first)
         if self.order is not None:
             x = x.gather(1, self.order[..., None].expand_as(x))
 
         def put_deep(block: int, x: Tensor) -> Tensor:
-            return self._put(x, deep[block - 1]) if n and 0 < block <= len(deep) else x
+            return self._put(x, deep[block - 1]) if 0 < block <= len(deep) else x
 
-        ends = self.tokens.argmax(1).repeat(len(x) // n_classes)
-        embedded = self.tower.run(x, ends, before=put_deep, precision=self.precision)
+        embedded = self.tower.run(x, tokens, before=put_deep, precision=self.precision)
         return embedded.view(-1, n_classes, embedded.shape[-1]) if prompts.kind.texts_by_image else embedded
 
     @staticmethod
@@ -87,13 +95,29 @@ class PromptedText:
         return torch.cat([x[:, :1], prompts.expand(len(x), -1, -1), x[:, 1 + prompts.shape[-2] :]], 1)
 
 
+@dataclass(frozen=True)
+class FixedText:
+    """Class names for a method that leaves the texts as they are: any text tower will do."""
+
+    tower: TextTower
+    names: tuple[str, ...]
+    template: str
+
+    def embed(self, prompts: Prompts, images: Tensor | None = None) -> Tensor:
+        """Unit text embeddings [C, E] float32, the plain tower's."""
+        return self.tower.embed_classes(self.names, [self.template])
+
+
 def prompt_text(
     tower: TextTower, prompts: Prompts, names: Sequence[str], *, precision: str = "float32"
-) -> PromptedText:
+) -> PromptedText | FixedText:
     """Prepare class names: everything that can be computed once, before the prompts change.
 
+    Args:
+        precision: of the text tower where it has prompts; texts that stay as they are are embedded in float32.
+
     Raises:
-        ModelError: the text tower is not causal, does not pool at EOT, or is not open_clip's.
+        ModelError: prompts cannot be put into the texts of this tower (`TextTower.refusal`).
         SettingsError: there are no names, a text is longer than the context, or class-specific prompts were trained for
             other classes.
     """
@@ -105,17 +129,18 @@ def prompt_text(
             f"These prompts were trained for {prompts.n_classes} specific classes{known}; you asked for {len(names)} "
             f"({', '.join(names[:5])}). Give the classes they were trained on."
         )
-    if not tower.causal:
-        raise ModelError(
-            "Prompts need a causal text tower of open_clip that pools at EOT, like CLIP's. Choose a model that has one."
-        )
+    if prompts.kind.text is None:
+        tower.encode([prompts.template.format(name) for name in names])
+        return FixedText(tower, tuple(names), prompts.template)
+    if tower.refusal is not None:
+        raise ModelError(f"{prompts.method} prompts cannot be used here: {tower.refusal}. {TEXT_ADVICE}")
     tokens = tower.tokenize(class_texts(prompts, names))
     for name, last in zip(names, tokens[:, -1].tolist(), strict=True):
         if last:
             raise SettingsError(
                 f"{prompts.n_text} prompts and {name!r} may not fit into {tokens.shape[1]} tokens. Shorten the name."
             )
-    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1].to(tower.device)
+    tokens = (tokens[:, : int(tokens.argmax(1).max()) + 1] if tower.causal else tokens).to(tower.device)
     with torch.no_grad():
         embedded = tower.modules.token_embedding(tokens).float()
     order = None
@@ -153,14 +178,35 @@ def name_order(name_lengths: Sequence[int], n: int, length: int, position: str) 
 
 def embed_images(tower: VisionTower, images: Tensor) -> Tensor:
     """Pixels [B, 3, H, W] -> unit image embeddings [B, E] float32. Gradients flow if they are enabled."""
-    x = tower.run_blocks(tower.embed(images), 0, tower.n_layers)
-    return F.normalize(tower.head(x).float(), dim=-1)
+    return F.normalize(tower.head(run_tower(tower, images)).float(), dim=-1)
+
+
+def run_tower(tower: VisionTower, images: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] -> the stream after the last block [B, T, D]."""
+    return tower.run_blocks(tower.embed(images), 0, tower.n_layers)
 
 
 def classify(images: Tensor, texts: Tensor, logit_scale: float) -> Tensor:
     """Unit embeddings of images [B, E] and of texts [C, E] or [B, C, E] -> logits [B, C]."""
     cosines = images @ texts.T if texts.dim() == 2 else torch.einsum("be,bce->bc", images, texts)
     return logit_scale * cosines
+
+
+def check_method(method: str, towers: "Towers", name: str) -> None:
+    """Raise ModelError unless this method's prompts can be put into these towers.
+
+    Args:
+        name: what the message calls the model.
+    """
+    kind, text = METHODS[method], towers.text_tower
+    if kind.adapts_images and not towers.vision.body.takes_prompts:
+        reason, advice = PROMPTS_REFUSED["pairs"], "Choose a tower with positions of another kind, such as ViT-B-16."
+    elif kind.text is not None and (text is None or text.refusal is not None):
+        reason = PROMPTS_REFUSED["no text"] if text is None else str(text.refusal)
+        advice = TEXT_ADVICE
+    else:
+        return
+    raise ModelError(f"{name} cannot be adapted by {method}: {reason}. {advice}")
 
 
 class Towers(NamedTuple):
@@ -209,6 +255,13 @@ class Towers(NamedTuple):
         return lambda images: text.embed(prompts, images).detach()
 
 
+def make_towers(clip: Clip, *, precision: str = "auto", device: str = "auto") -> Towers:
+    """The towers of a loaded model, without prompts. Raises as `make_vision_tower` and `make_text_tower`."""
+    text = make_text_tower(clip, device=device) if clip.has_text else None  # this moves the whole module
+    vision = make_vision_tower(clip, precision=precision, device=device)
+    return Towers(vision, text, n_classes=clip.classes)
+
+
 def open_towers(
     artifact: Artifact, *, model: str | None = None, pretrained: str | None = None,
     prompts: str | Path | None = None, device: str = "auto", precision: str | None = None,
@@ -225,7 +278,7 @@ def open_towers(
         ModelError: it cannot be loaded.
         ParentMismatchError: it is not the store's model, or these are not the store's prompts.
     """
-    from actcache.models import load_clip, make_text_tower, make_vision_tower
+    from actcache.models import load_clip
     from actcache.prompts.artifact import open_prompts
 
     names = find_origin(artifact, "model", model), find_origin(artifact, "pretrained", pretrained)
@@ -243,8 +296,6 @@ def open_towers(
             raise ParentMismatchError(
                 f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
             )
-    has_text = getattr(clip, "has_text", True)
-    text = make_text_tower(clip, device=device) if has_text else None  # this moves the whole module
-    vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
-    adapted = adapted.to(vision.device) if adapted else None
-    return Towers(prompt_vision(vision, adapted), text, adapted, getattr(clip, "classes", 0))
+    towers = make_towers(clip, precision=precision or str(artifact.settings["precision"]), device=device)
+    adapted = adapted.to(towers.vision.device) if adapted else None
+    return towers._replace(vision=prompt_vision(towers.vision, adapted), prompts=adapted)

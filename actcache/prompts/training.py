@@ -2,13 +2,12 @@
 
 In: both towers, images, `ResolvedPromptConfig`. Out: trained `Prompts`. Promises: the batch and the random numbers of a
 step depend on (seed, step) only, so an interrupted run continues bit for bit from its last checkpoint; what does not
-change is computed once: image embeddings for CoOp and CoCoOp, text embeddings for VPT.
+change is computed once: image embeddings for CoOp and CoCoOp, text embeddings for VPT, or class means where the model
+has no texts.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,73 +21,36 @@ from torch.nn import functional as F
 
 from actcache.artifacts import write_atomic
 from actcache.errors import CorruptError, NonFiniteError
-from actcache.models import Clip, TextTower
 from actcache.progress import ProgressWithNote
+from actcache.prompts.class_means import LOGIT_SCALE, ClassMeans, measure_class_means
 from actcache.prompts.config import ResolvedPromptConfig
 from actcache.prompts.methods import FIRST_NUMBER, METHODS, VPT_BLOCKS
+from actcache.prompts.pixels import Shots, embed_all
 from actcache.prompts.prompts import Prompts
 from actcache.prompts.towers import Towers, classify, embed_images, prompt_text, prompt_vision
-from actcache.sources import ImageSource, decode_image
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
-CACHE_BYTES = 1 << 30
-"""Memory for decoded images; images beyond it are decoded again each time."""
-
 INIT_STD = 0.02
-
-
-class Pixels:
-    """Images as the model takes them, [B, 3, H, W] float32, decoded by threads and kept in memory up to CACHE_BYTES."""
-
-    def __init__(self, source: ImageSource, uris: Sequence[str], clip: Clip) -> None:
-        self.source, self.uris, self.clip = source, list(uris), clip
-        self.kept: dict[int, Tensor] = {}
-        self.n_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.uris)
-
-    def read(self, rows: Sequence[int], pool: ThreadPoolExecutor) -> Tensor:
-        """Raises ImageSourceError."""
-        return torch.stack(list(pool.map(self._load, rows)))
-
-    def _load(self, row: int) -> Tensor:
-        if row not in self.kept:
-            uri = self.uris[row]
-            x = self.clip.transform(decode_image(self.source.read(uri), name=uri, preprocess=self.clip.preprocess))
-            if self.n_bytes + x.nbytes > CACHE_BYTES:
-                return x
-            self.kept[row] = x
-            self.n_bytes += x.nbytes
-        return self.kept[row]
-
-
-@dataclass(frozen=True)
-class Shots:
-    """The training images: pixels, [N] class numbers, class texts."""
-
-    pixels: Pixels
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
 
 
 class PromptTraining:
     """The state of a training run. `step` counts finished updates."""
 
-    def __init__(self, towers: Towers, shots: Shots, config: ResolvedPromptConfig, folder: Path) -> None:
-        """Start, or continue from the checkpoint in `folder`."""
-        self.towers, self.shots, self.config, self.folder = towers, shots, config, folder
+    def __init__(self, towers: Towers, shots: Shots, config: ResolvedPromptConfig) -> None:
+        """Prepare; no image is read. Raises SettingsError: see `prompt_text`."""
+        self.towers, self.shots, self.config = towers, shots, config
         initial = init_prompts(towers, config, len(shots.names))
         self.learned = {name: value.clone().requires_grad_() for name, value in initial.items()}
-        self.text = prompt_text(towers.text, self.prompts, shots.names, precision=towers.vision.precision)
+        self.text = None
+        if towers.text_tower is not None:
+            self.text = prompt_text(towers.text, self.prompts, shots.names, precision=towers.vision.precision)
         self.optimizer = torch.optim.SGD(
             list(self.learned.values()), lr=1.0, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.batches = len(shots.labels) // self._batch_size
         self.losses = torch.zeros(self.n_steps)
         self.step = 0
-        self._restore()
 
     @property
     def prompts(self) -> Prompts:
@@ -102,13 +64,15 @@ class PromptTraining:
     def n_steps(self) -> int:
         return self.batches * self.config.n_epochs
 
-    def run(self, *, checkpoint_every: int, on_progress: ProgressWithNote | None = None) -> Prompts:
-        """Train to the end.
+    def run(self, folder: Path, *, checkpoint_every: int, on_progress: ProgressWithNote | None = None) -> Prompts:
+        """Train to the end, from the beginning or from the checkpoint in `folder`.
 
         Raises:
             NonFiniteError: the loss is not finite.
             ImageSourceError: an image cannot be read.
+            CorruptError: the checkpoint is damaged.
         """
+        self._restore(folder)
         with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
             while self.step < self.n_steps:
                 epoch, batch = divmod(self.step, self.batches)
@@ -116,7 +80,7 @@ class PromptTraining:
                 loss = self._update(rows, learning_rate(self.config, epoch), pool)
                 self.losses[self.step - 1] = loss
                 if self.step % checkpoint_every == 0 and self.step < self.n_steps:
-                    self.checkpoint()
+                    self.checkpoint(folder)
                 if on_progress:
                     on_progress(self.step, self.n_steps, f"loss {loss:.3f}")
         return self.prompts
@@ -140,40 +104,50 @@ class PromptTraining:
 
     def _logits(self, rows: NDArray[np.int64], pool: ThreadPoolExecutor) -> Tensor:
         """[B, C]; gradients reach the prompts."""
-        prompts, scale = self.prompts, self.towers.text.logit_scale
-        if not prompts.n_vision:
+        prompts = self.prompts
+        if self.text is not None and not prompts.n_vision:
             images = self._embeddings[torch.from_numpy(rows)]
-            return classify(images, self.text.embed(prompts, images), scale)
+            return classify(images, self.text.embed(prompts, images), self.towers.text.logit_scale)
         x = self.shots.pixels.read(rows.tolist(), pool)
         if self.config.augment:
             x = crop_and_flip(x, _generator(self.config.seed, "crop", self.step))
-        images = embed_images(prompt_vision(self.towers.vision, prompts), x)
-        return classify(images, self._fixed_texts if not prompts.text else self.text.embed(prompts), scale)
+        vision = prompt_vision(self.towers.vision, prompts)
+        if self.class_means is not None:
+            return classify(self.class_means.embed(vision, x), self.class_means.means, LOGIT_SCALE)
+        assert self.text is not None
+        texts = self.text.embed(prompts) if prompts.text else self._fixed_texts
+        return classify(embed_images(vision, x), texts, self.towers.text.logit_scale)
+
+    @cached_property
+    def class_means(self) -> ClassMeans | None:
+        """What tells classes apart in a model without texts."""
+        return measure_class_means(self.towers.vision, self.shots) if self.text is None else None
 
     @cached_property
     def _fixed_texts(self) -> Tensor:
+        assert self.text is not None
         with torch.no_grad():
             return self.text.embed(self.prompts)
 
     @cached_property
     def _embeddings(self) -> Tensor:
         """[N, E]: embeddings of all shots by the plain image tower."""
-        return embed_all(self.towers, None, self.shots.pixels)
+        return embed_all(self.towers.vision, self.shots.pixels)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoint
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, folder: Path) -> None:
         """Write prompts, momentum, losses and step in one atomic file."""
         tensors = {f"prompt.{name}": value.detach().cpu() for name, value in self.learned.items()}
         for name, value in self.learned.items():
             momentum = self.optimizer.state[value]["momentum_buffer"]
             tensors[f"momentum.{name}"] = momentum.cpu()
         data = save({**tensors, "losses": self.losses}, metadata={"step": str(self.step)})
-        write_atomic(self.folder / CHECKPOINT_FILE, data)
+        write_atomic(folder / CHECKPOINT_FILE, data)
 
-    def _restore(self) -> None:
-        file = self.folder / CHECKPOINT_FILE
+    def _restore(self, folder: Path) -> None:
+        file = folder / CHECKPOINT_FILE
         if not file.exists():
             return
         try:
@@ -200,10 +174,9 @@ def learning_rate(config: ResolvedPromptConfig, epoch: int) -> float:
 
 def init_prompts(towers: Towers, config: ResolvedPromptConfig, n_classes: int) -> dict[str, Tensor]:
     """Initial values: the template's words if there are enough, else small random numbers; linear maps as in torch."""
-    text, vision, n = towers.text, towers.vision, config.n_prompts
+    vision, n, kind = towers.vision, config.n_prompts, METHODS[config.method]
     generator = torch.Generator().manual_seed(int(_generator(config.seed, "init", 0).integers(1 << 62)))
-    width = int(text.embed_tokens(["x"]).shape[-1])
-    kind = METHODS[config.method]
+    made: dict[str, Tensor] = {}
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) * INIT_STD
@@ -213,12 +186,14 @@ def init_prompts(towers: Towers, config: ResolvedPromptConfig, n_classes: int) -
         weight, bias = torch.rand(n_out, n_in, generator=generator), torch.rand(n_out, generator=generator)
         return {f"{name}.weight": (2 * weight - 1) * bound, f"{name}.bias": (2 * bias - 1) * bound}
 
-    words = config.template.split("{}")[0].split()
-    if kind.begins_with_words and len(words) >= n:
-        ctx = text.embed_tokens([" ".join(words)])[0, 1 : 1 + n].cpu()
-    else:
-        ctx = noise(*((n_classes,) if config.class_specific else ()), n, width)
-    made = {kind.text: ctx} if kind.text else {}
+    if kind.text:
+        text, words = towers.text, config.template.split("{}")[0].split()
+        embedded = text.embed_tokens([" ".join(words)])[0]
+        width = embedded.shape[-1]
+        if kind.begins_with_words and len(words) >= n:
+            made[kind.text] = embedded[1 : 1 + n].cpu()
+        else:
+            made[kind.text] = noise(*((n_classes,) if config.class_specific else ()), n, width)
     if kind.texts_by_image:
         hidden = max(1, text.embed_dim // 16)
         made |= linear("meta_net.linear1", text.embed_dim, hidden) | linear("meta_net.linear2", hidden, width)
@@ -252,30 +227,6 @@ def crop_and_flip(x: Tensor, generator: np.random.Generator) -> Tensor:
     theta[:, 0, 2], theta[:, 1, 2] = center
     grid = F.affine_grid(torch.from_numpy(theta), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-@torch.no_grad()
-def embed_all(
-    towers: Towers, prompts: Prompts | None, pixels: Pixels, *, batch_size: int = 64,
-    on_batch: Callable[[int], None] = lambda n: None,
-) -> Tensor:  # fmt: skip
-    """Unit embeddings [N, E] of all images, with or without prompts."""
-    tower = prompt_vision(towers.vision, prompts)
-    parts = []
-    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
-        for first in range(0, len(pixels), batch_size):
-            rows = range(first, min(first + batch_size, len(pixels)))
-            parts.append(embed_images(tower, pixels.read(rows, pool)))
-            on_batch(len(rows))
-    return torch.cat(parts)
-
-
-def embed_texts(text: TextTower, prompts: Prompts | None, names: Sequence[str], template: str) -> Tensor:
-    """Unit embeddings [C, E] of class names, with or without prompts (except CoCoOp's, which need an image)."""
-    if prompts is None:
-        return text.embed_classes(names, [template])
-    with torch.no_grad():
-        return prompt_text(text, prompts, names).embed(prompts)
 
 
 def _generator(seed: int, what: str, number: int) -> np.random.Generator:

@@ -159,16 +159,35 @@ class StoreGroup:
         self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
         check: bool = False,
     ) -> NDArray[Any]:  # fmt: skip
-        """Like ActivationStore.read_extra, with images numbered across all stores."""
+        """Like ActivationStore.read_extra, with images numbered across all stores.
+
+        Raises ParentMismatchError, too, for stores of different prompts.
+        """
+        self._check_prompts()
         return self._read(ActivationStore.read_extra, self.layout.n_extra, layer, images, out, {"check": check})
 
     def read_stream(
         self, layer: int | HookPoint | None = None, *, images: Images = slice(None), out: NDArray[Any] | None = None,
         check: bool = False,
     ) -> NDArray[Any]:  # fmt: skip
-        """Like ActivationStore.read_stream, with images numbered across all stores."""
+        """Like ActivationStore.read_stream, with images numbered across all stores.
+
+        Raises ParentMismatchError, too, for stores of different prompts, whose streams belong to different models.
+        """
+        self._check_prompts()
         n_tokens = self.layout.n_stream
         return self._read(ActivationStore.read_stream, n_tokens, layer, images, out, {"check": check})
+
+    def _check_prompts(self) -> None:
+        """Raise ParentMismatchError unless all stores have the same prompts among their tokens, or all have none."""
+        first = self.stores[0]
+        for store in self.stores[1:]:
+            if _image_prompts(store) != _image_prompts(first):
+                raise ParentMismatchError(
+                    f"{first.path} was extracted with {_describe_prompts(first)} and {store.path} with "
+                    f"{_describe_prompts(store)}, so later blocks cannot be run on both. Give stores of the same "
+                    "--prompts, or one store at a time."
+                )
 
     def _read(
         self, method: Callable[..., NDArray[Any]], n_tokens: int, layer: int | HookPoint | None, images: Images,
@@ -203,3 +222,14 @@ def open_stores(stores: "Stores | StoreGroup") -> StoreGroup:
 
 def _numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name} {index + 1}"
+
+
+def _image_prompts(store: ActivationStore) -> object:
+    """What identifies the prompts among a store's tokens. Prompts of texts leave an image's tokens as they are."""
+    return store.layout.n_extra, store.settings.prompts if store.layout.n_extra else None
+
+
+def _describe_prompts(store: ActivationStore) -> str:
+    n, prompts = store.layout.n_extra, store.settings.prompts or {}
+    hashed = f" ({str(prompts['hash'])[:8]})" if "hash" in prompts else ""
+    return f"{n} prompts of {prompts.get('method', 'unknown')}{hashed}" if n else "no prompts among its tokens"

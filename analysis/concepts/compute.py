@@ -181,6 +181,7 @@ def _analyze(
         seal_artifact(
             artifact.path,
             grid=list(codes.grid),
+            covered=list(codes.covered),
             n_images=n_images,
             n_tokens=n_images * tokens_per_image(codes),
             n_alive=int(np.count_nonzero(table["n_tokens"])),

@@ -73,6 +73,7 @@ class ConceptSummary:
     n_images: int = field(metadata={"at_least": 0})
     n_tokens: int = field(metadata={"at_least": 0})
     n_alive: int = field(metadata={"at_least": 0})
+    covered: tuple[float, float] = field(default=(1.0, 1.0), metadata={"above": 0, "at_most": 1})
     left_out: Mapping[str, str] = field(default_factory=dict)  # part -> why it could not be computed
 
 
@@ -217,6 +218,11 @@ class ConceptTable:
     @property
     def grid(self) -> tuple[int, int]:
         return self._seal.grid
+
+    @property
+    def covered(self) -> tuple[float, float]:
+        """The share of a picture's height and width that its patches cover, from the upper left corner."""
+        return self._seal.covered
 
     def thumbnail(self, image: int) -> bytes | None:
         """JPEG of what the model saw of an image in the gallery; None if `analyze` ran without the images."""

@@ -34,7 +34,7 @@ class PixelMasks:
     Attributes:
         names: the C concepts.
         images: [M] stored positions, ascending.
-        numbers: [M, H, W] uint8, cropped to what the model saw.
+        numbers: [M, H, W] uint8, cropped to what the model's patches cover.
         carriers: which numbers carry a concept, [M, 256, C], or [1, 256, C] if they mean the same in all images.
     """
 
@@ -80,7 +80,7 @@ class PixelMasks:
         return content.hexdigest()[:16]
 
     def _patches(self, grid: tuple[int, int]) -> NDArray[np.int64]:
-        """[M, P, pixels of a patch]; the model does not see pixels beyond the last whole patch."""
+        """[M, P, pixels of a patch]."""
         high, wide = self.numbers.shape[1] // grid[0], self.numbers.shape[2] // grid[1]
         seen = self.numbers[:, : high * grid[0], : wide * grid[1]].reshape(-1, grid[0], high, grid[1], wide)
         return seen.transpose(0, 1, 3, 2, 4).reshape(len(seen), grid[0] * grid[1], -1).astype(np.int64)
@@ -119,11 +119,12 @@ def read_masks(
     sources = {n: _find_source(codes, masks, places.folders[n], store, n) for n in sorted(set(stores.tolist()))}
     if masks or images:
         _check_names(uris, "--masks or --images")
+    high, wide = (round(share * side) for share, side in zip(codes.covered, preprocess.size, strict=True))
     by_image: dict[int, NDArray[np.uint8]] = {}
     for done, (image, uri, n) in enumerate(zip(chosen.tolist(), uris, stores.tolist(), strict=True), start=1):
         mask = sources[n].read_mask(uri)
         if mask is not None:
-            by_image[image] = resize_mask(mask, preprocess)
+            by_image[image] = resize_mask(mask, preprocess)[:high, :wide]
         if on_progress:
             on_progress(done, len(uris))
     if not by_image:

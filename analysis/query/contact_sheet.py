@@ -97,7 +97,7 @@ def draw_sheet(
     for k, (cell, heat) in enumerate(zip(cells, heats, strict=True)):
         column = column + 1 if k and cells[k - 1].row == cell.row else 0
         left, top = MARGIN + column * (CELL + GAP), MARGIN + cell.row * (CELL + 2 * LINE + GAP)
-        sheet.paste(_lay_over(pictures[cell.image], heat, maxima[cell.latent]), (left, top))
+        sheet.paste(_lay_over(pictures[cell.image], heat, maxima[cell.latent], codes.covered), (left, top))
         title = labels[cell.image].as_py() or uris[cell.image].as_py().rsplit("/", 1)[-1]
         strength = f"{heat.max():.3g}" if heat.max() > 0 else "CLS only" if cls[cell] else "0"
         called = f"latent {cell.latent} {names.get(cell.latent, '')}".rstrip()
@@ -158,10 +158,16 @@ def _fit(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= CELL else Image.Resampling.BICUBIC)
 
 
-def _lay_over(picture: Image.Image, heat: NDArray[np.float32], maximum: float) -> Image.Image:
-    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(picture.size, Image.Resampling.NEAREST)
+def _lay_over(
+    picture: Image.Image, heat: NDArray[np.float32], maximum: float, covered: tuple[float, float]
+) -> Image.Image:
+    """The picture under the heat map; what no patch covers stays as it is."""
+    size = round(picture.width * covered[1]), round(picture.height * covered[0])
+    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(size, Image.Resampling.NEAREST)
     shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # the object must still be visible
-    return Image.alpha_composite(picture.convert("RGBA"), shade).convert("RGB")
+    shown = picture.convert("RGBA")
+    shown.alpha_composite(shade)
+    return shown.convert("RGB")
 
 
 def _shorten(text: str, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:

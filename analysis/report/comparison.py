@@ -27,7 +27,7 @@ from analysis.report.page import (
     start_plot,
     write_page,
 )
-from analysis.report.top_images import Shot, TopShots
+from analysis.report.top_images import Shot, TopShots, frame_of
 from analysis.results import Comparison, CountOverlap, Overlap, OverlapMeans
 
 N_SHOWN, N_PICTURES = 6, 5
@@ -73,7 +73,6 @@ def write_adaptation_page(
         name: table if isinstance(table, ConceptTable) else ConceptTable.open(table)
         for name, table in zip(MODELS, (base, adapted), strict=True)
     }
-    rows, columns = tables["base"].grid
     with contradictions("The comparison"):
         part = draw_comparison(comparison, tables)._replace(notes=comparison.notes())
     return write_page(
@@ -82,7 +81,7 @@ def write_adaptation_page(
         title="A model and its adapted self",
         subtitle=" and ".join(table.path.name for table in tables.values()),
         part=part,
-        aspect=f"{columns} / {rows}",
+        frame=frame_of(tables["base"]),
     )
 
 

@@ -10,6 +10,7 @@ from analysis.report.latents import Portrait, make_portraits, missing_parts
 from analysis.report.overview import draw_overview, draw_training
 from analysis.report.page import write_page
 from analysis.report.sections import draw_sections
+from analysis.report.top_images import frame_of
 
 PER_PAGE = 20
 """Latents on one page of the gallery: 320 pictures, which Chromium draws in 0.1 s; 1,000 latents at once took 33 s."""
@@ -55,7 +56,6 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
     if Path(out).suffix.lower() not in (".html", ".htm"):  # a mistyped name must not replace data
         raise SettingsError(f"{out} does not end in .html. Give the name of the page, e.g. report.html.")
     concepts = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
-    rows, columns = concepts.grid
     sae, source = concepts.sae, concepts.source
     latents = make_portraits(concepts)
     curves = draw_training(concepts.provenance.curves)
@@ -88,7 +88,7 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
         missing=missing_parts(concepts),
         pictures=bool(concepts.artifact.settings.get("pictures")),
         tau=concepts.config.tau,
-        aspect=f"{columns} / {rows}",
+        frame=frame_of(concepts),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.artifacts import open_artifact, read_settings, read_summary
-from actcache.prompts import PromptSettings, PromptsSummary
+from actcache.prompts import ZERO_SHOT, PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
 from analysis.report.page import Section, contradictions, draw_level, draw_line, finish_plot, start_plot
@@ -247,16 +247,20 @@ def show_localization(result: LocalizedConcepts) -> Section:
 def show_adaptation(path: Path) -> Section:
     """The accuracy without and with the prompts of an x.prompts folder."""
     artifact = open_artifact(path, "prompts", complete=True)
-    accuracy = read_summary(artifact, PromptsSummary).accuracy
-    rows = [["classes", "zero-shot accuracy", "with prompts"]]
+    summary = read_summary(artifact, PromptsSummary)
+    accuracy, judge = summary.accuracy, _judge_of_prompts(summary)
+    rows = [["classes", judge, "with prompts"]]
     for name in ("all", "base", "novel", "harmonic"):
         before, after = getattr(accuracy.zero_shot, name), getattr(accuracy.adapted, name)
         if before is not None:
             rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
     method = read_settings(artifact, PromptSettings).method
-    return Section(
-        f"Adaptation by {method}", f"Zero-shot accuracy without and with the prompts of {path.name}.", [], rows
-    )
+    text = f"{judge[0].upper()}{judge[1:]} without and with the prompts of {path.name}."
+    return Section(f"Adaptation by {method}", text, [], rows)
+
+
+def _judge_of_prompts(summary: PromptsSummary) -> str:
+    return f"{summary.judge} accuracy" if summary.judge == ZERO_SHOT else f"accuracy by {summary.judge}"
 
 
 def _accuracy(judge: JudgeFacts) -> str:

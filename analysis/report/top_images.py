@@ -35,6 +35,26 @@ class Shot(NamedTuple):
     heat: bytes
 
 
+class Frame(NamedTuple):
+    """How a page lays heat maps over pictures, in CSS.
+
+    Attributes:
+        picture, grid: the shapes of a picture and of the grid of patches, as aspect ratios.
+        width, height: percentages of a picture's width and height that lie under patches, from the upper left corner.
+    """
+
+    picture: str
+    grid: str
+    width: str
+    height: str
+
+
+def frame_of(table: ConceptTable) -> Frame:
+    (rows, columns), (down, across) = table.grid, table.covered
+    picture = f"{columns / across:g} / {rows / down:g}"
+    return Frame(picture, f"{columns} / {rows}", f"{100 * across:g}", f"{100 * down:g}")
+
+
 class TopShots:
     """The top images of latents, from one or several tables of the same images. Opened files and pictures are kept."""
 

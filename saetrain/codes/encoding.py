@@ -127,7 +127,8 @@ def encode(
             n_underflowed = sum(record.n_underflowed or 0 for record in records)
             failed = {str(image): reason for image, reason in store.failed.items()}
             counted = all(record.n_underflowed is not None for record in records)
-            more = {"n_underflowed": n_underflowed} if counted else {}
+            more: dict[str, object] = {"n_underflowed": n_underflowed} if counted else {}
+            more["patch_size"] = list(store.stores[0].settings.patch_size)
             seal_artifact(artifact.path, n_entries=n_entries, failed=failed, **more)
             if n_underflowed > UNDERFLOW_SHARE * (n_entries + n_underflowed):
                 logger.warning(

@@ -79,6 +79,7 @@ class CodesSeal:
     failed: Mapping[int, str]
     n_entries: int = field(metadata={"at_least": 0})
     n_underflowed: int | None = field(default=None, metadata={"at_least": 0})  # None: the writer did not count them
+    patch_size: tuple[int, int] | None = field(default=None, metadata=_POSITIVE)  # None: not recorded
 
 
 @dataclass(frozen=True)

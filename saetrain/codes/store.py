@@ -110,6 +110,21 @@ class CodeStore:
             )
         return Preprocess.from_json(self.artifact.settings["preprocess"])
 
+    @cached_property
+    def covered(self) -> tuple[float, float]:
+        """The share of a picture's height and of its width that lies under patches, from its upper left corner.
+
+        A tower cuts off what is smaller than a patch: 27 patches of 14 pixels cover 378 of 384.
+        """
+        if not self.artifact.settings["preprocess"]:
+            return 1.0, 1.0
+        shares = []
+        for side, n, size in zip(self.preprocess.size, self.grid, self._seal.patch_size or (None, None), strict=True):
+            size = size or max(1, side // n)
+            # what cannot be a row of patches from the corner on, such as those of a padded picture, is all of it
+            shares.append(n * size / side if side // size == n else 1.0)
+        return shares[0], shares[1]
+
     def __repr__(self) -> str:
         return (
             f"CodeStore({self.path.name}: {self.n_images:,} images x {self.n_tokens} tokens, "

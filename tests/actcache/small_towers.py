@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from actcache import HookPoint
 from actcache.models import VisionTower, make_vision_tower, take_apart
+from actcache.models.building import build_open_clip
 
 GRID = 4, 5
 """Rows and columns of patches, where a tower takes any."""
@@ -63,18 +64,34 @@ def image_size(name: str) -> tuple[int, int]:
 
 def make_open_clip(name: str) -> nn.Module:
     """The image tower of an architecture of open_clip, small, with random weights; no text tower is built."""
-    config = json.loads(json.dumps(open_clip.get_model_config(name)))
+    config = small_config(name)
+    with small_trunks(config["vision_cfg"]["image_size"]):
+        return _build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+
+
+def make_both_towers(name: str, vocab_size: int) -> nn.Module:
+    """An architecture of open_clip with its text tower, small: two blocks, its own context and pooling."""
+    config = small_config(name)
+    width = config["embed_dim"] if config["text_cfg"].get("proj_type") == "none" else 32
+    config["text_cfg"] |= {"layers": 2, "width": width, "heads": 2, "vocab_size": vocab_size}
+    if "multimodal_cfg" in config:
+        config["multimodal_cfg"] |= {"layers": 1, "width": config["embed_dim"], "heads": 2}
+    with small_trunks(config["vision_cfg"]["image_size"]):
+        return build_open_clip(config, name, seed=0)[0]
+
+
+def small_config(name: str) -> dict[str, Any]:
+    """The config of an architecture of open_clip with a small image tower."""
+    config: dict[str, Any] = json.loads(json.dumps(open_clip.get_model_config(name)))
     vision = config["vision_cfg"]
     if "timm_model_name" in vision:
-        trunk = vision["timm_model_name"]
-        vision["image_size"] = image_size(trunk)
-        with small_trunks(vision["image_size"]):
-            return _build_vision_tower(128, vision)
+        vision["image_size"] = image_size(vision["timm_model_name"])
+        return config | {"embed_dim": 128}
     patch = vision["patch_size"]
     square = vision.get("pos_embed_type") == "sin_cos_2d"
     vision |= {"layers": 2, "width": 128, "head_width": 64, "attn_pooler_queries": 16}
     vision["image_size"] = (patch * GRID[0], patch * (GRID[0] if square else GRID[1]))
-    return _build_vision_tower(64, vision, config.get("quick_gelu", False))
+    return config | {"embed_dim": 64}
 
 
 @contextmanager

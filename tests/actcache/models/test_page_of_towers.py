@@ -7,9 +7,10 @@ import pytest
 from small_towers import make_open_clip, make_timm, timm_families
 
 from actcache.hook_point import SITES
-from actcache.models import take_apart
+from actcache.models import PROMPTS_REFUSED, take_apart
 from actcache.models.blocks import find_sites
 from actcache.models.refusals import REFUSED
+from actcache.prompts.methods import METHODS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "towers.md").read_text()
 
@@ -56,3 +57,10 @@ def test_the_page_is_right_about_an_example_of_every_row(start: str) -> None:
 
 def test_every_row_has_an_example() -> None:
     assert len(rows_of("What is taken")) == len(EXAMPLES)
+
+
+def test_the_page_says_which_prompts_are_refused_and_why() -> None:
+    shown = {reason: set(methods.split(", ")) for reason, methods, _ in rows_of("Prompts")}
+    images = {method for method, kind in METHODS.items() if kind.adapts_images}
+    texts = {method for method, kind in METHODS.items() if kind.text is not None}
+    assert shown == {reason: images if key == "pairs" else texts for key, reason in PROMPTS_REFUSED.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from torch import Tensor
+from other_tokenizers import Ended, Words
 
 from actcache import SettingsError
 from actcache.models import TextTower, load_clip, make_text_tower
@@ -35,29 +35,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "CLIP with a trunk": {"vision_cfg": TRUNK, "text_cfg": PLAIN, "custom_text": True},
 }  # fmt: skip
 TEXTS = ["a dog", "a photo of a cat .", "dog", "two small dogs and a cat"]
-
-
-class Words:
-    """A tokenizer as SigLIP's: a number for each word, then 1 at the end, which is its padding too; `.` is no word."""
-
-    def __call__(self, texts: list[str], context_length: int = 12) -> Tensor:
-        rows = []
-        for text in texts:
-            words = [3 + sum(map(ord, word)) % 9000 for word in text.lower().split() if word != "."]
-            ids = [*words[: context_length - 1], 1]
-            rows.append(ids + [1] * (context_length - len(ids)))
-        return torch.tensor(rows)
-
-
-class Ended(Words):
-    """The same with 2 at the end and 0 as padding."""
-
-    def __call__(self, texts: list[str], context_length: int = 12) -> Tensor:
-        ids = super().__call__(texts, context_length)
-        ended = torch.where(ids == 1, 0, ids)
-        for row in ended:
-            row[int((row != 0).sum().clamp(max=context_length - 1))] = 2
-        return ended
 
 
 def tower_of(config: dict[str, Any], tmp_path: Path, tokenize: Any) -> tuple[TextTower, Any]:

@@ -180,6 +180,8 @@ def test_bad_input_is_told_and_nothing_written(
         ({"shots": 25}, {}, "all labeled images are used as shots"),
         ({"depth": 9}, {}, "the image tower has 3 blocks"),
         ({"template": "a photo"}, {}, "template"),
+        ({"method": "coop", "n_prompts": 76}, {}, "may not fit"),
+        ({"method": "vpt", "template": "a" + 80 * " photo" + " {}"}, {}, "longer than the context of 77 tokens"),
     ]
     for fields, options, words in cases:
         with pytest.raises(SettingsError, match=words):

@@ -124,6 +124,27 @@ def test_several_stores_give_their_prompts_together(
     assert ActivationStore.open(tiny_store).read_extra(2).shape == (75, 0, 32)
 
 
+def test_streams_of_different_prompts_are_refused_in_one_line(
+    adapted: Path, tiny_store: Path, tiny_images: Path, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**tiny_model, "layers": [2, 0], "shard_images": 16, "precision": "float32"}
+    other = save_checkpoint(tmp_path / "model.pth.tar-1", "maple", depth=1)  # as many prompts with other values
+    extract(tiny_images, tmp_path / "other.acts", **options, prompts=other)
+    texts = save_checkpoint(tmp_path / "model.pth.tar-2", "coop")
+    extract(tiny_images, tmp_path / "coop.acts", **options, prompts=texts)
+    for stores, words in (
+        ([adapted, tiny_store], r"maple\.acts was extracted with 3 prompts of maple \(\w{8}\) and .* with no prompts"),
+        ([adapted, tmp_path / "other.acts"], r"3 prompts of maple .* with 3 prompts of maple .* one store at a time"),
+    ):
+        group = open_stores(stores)
+        assert group.read(2).shape == (150, 10, 32)
+        for read in (group.read_stream, group.read_extra):
+            with pytest.raises(ParentMismatchError, match=words):
+                read(2)
+    plain = open_stores([tiny_store, tmp_path / "coop.acts"])  # prompts of texts leave the stream as it is
+    assert plain.read_stream(2).shape == (150, 10, 32)
+
+
 def test_extra_is_verified_and_repaired(adapted: Path, tiny_model: dict[str, str]) -> None:
     store = Path(shutil.copytree(adapted, adapted.parent / "copy.acts"))  # beside it: paths still lead somewhere
     shard = store / "activations.zarr" / "blocks.2.hook_resid_post" / "extra" / "c" / "1" / "0" / "0"
