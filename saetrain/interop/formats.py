@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop import (
+    dictionary_learning,
+    formulas,
+    overcomplete,
+    patchsae,
+    prisma,
+    published,
+    saelens,
+    saev,
+    sparsify,
+)
 from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward
 from saetrain.model import SAE
@@ -45,6 +55,7 @@ FORMATS = {
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
     "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+    "published": Format(published.read, formulas.published.load),
 }
 FOLDERS = {
     saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
@@ -73,6 +84,8 @@ def _recognize(path: Path) -> tuple[str, Path]:
         with open(path, "rb") as file:
             first = file.read(1)
         return ("saev" if first == b"{" else _recognize_file(path)), path
+    if published.is_published(path):  # before the others, since it holds their files, too
+        return "published", path
     for weights, name in FOLDERS.items():
         if (path / weights).is_file():
             with open(path / weights, "rb") as file:  # saev and overcomplete share a name

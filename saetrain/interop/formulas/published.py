@@ -1,0 +1,33 @@
+"""Published SAEs: the formulas of docs/reference/format.md, dense, from the tensors and settings in the files."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
+
+
+def load(path: Path) -> Forward:
+    sae = json.loads((path / "config.json").read_bytes())["sae"]
+    p = as_floats(load_tensors((path / "patchsae.safetensors").read_bytes()))
+
+    def encode(x: Tensor) -> Tensor:
+        """Codes before the factors `norms`."""
+        centered = (x - p["mean"]) * p["scale"] - p["b_dec"]
+        z = centered @ p["encoder"].T + p["b_enc"]
+        if sae["variant"] == "topk":
+            return keep_largest(z, sae["k"]).relu()
+        if sae["variant"] in ("batchtopk", "jumprelu"):
+            return z.relu() * (z > p["threshold"])
+        if sae["variant"] == "gated":
+            return (z > 0) * (centered @ (p["encoder"] * p["log_scale"].exp()[:, None]).T + p["b_mag"]).relu()
+        return z.relu()
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = encode(x)
+        lengths = codes * p["norms"] if "norms" in p else codes
+        return codes, (lengths @ p["decoder"] + p["b_dec"]) / p["scale"] + p["mean"]
+
+    return forward
