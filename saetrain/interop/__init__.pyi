@@ -1,4 +1,27 @@
 from .conversion import Conversion, convert
-from .parity import Parity
+from .formats import find_writer, read_foreign
+from .parity import Parity, compare, read_rows
+from .published import (
+    CONFIG_FILE,
+    PublishedSAE,
+    PublishedTower,
+    PublishedTraining,
+    encode_published,
+    is_published,
+)
 
-__all__ = ["Conversion", "Parity", "convert"]
+__all__ = [
+    "CONFIG_FILE",
+    "Conversion",
+    "Parity",
+    "PublishedSAE",
+    "PublishedTower",
+    "PublishedTraining",
+    "compare",
+    "convert",
+    "encode_published",
+    "find_writer",
+    "is_published",
+    "read_foreign",
+    "read_rows",
+]

@@ -27,7 +27,7 @@ from saetrain.interop.files import LARGEST, read_config, read_safetensors
 from saetrain.model import SAE
 from saetrain.quality import Quality
 
-CONFIG, WEIGHTS = "config.json", "patchsae.safetensors"
+CONFIG_FILE, WEIGHTS = "config.json", "patchsae.safetensors"
 FORMAT, VERSION = "patchsae-sae", 1
 AGAIN = "Download the folder again."
 FORMULAS = {
@@ -133,29 +133,29 @@ class _Config:
 def is_published(path: Path) -> bool:
     """Whether a folder is a published SAE, which may still be damaged. Reads one small file."""
     try:
-        return read_config(path / CONFIG).get("format") == FORMAT
+        return read_config(path / CONFIG_FILE).get("format") == FORMAT
     except CorruptError:
         return False
 
 
 def read_published(path: Path) -> PublishedSAE:
     """Read config.json. Raises SchemaError for a newer version, CorruptError for a malformed field."""
-    published: PublishedSAE = parse(PublishedSAE, _read_config(path), path / CONFIG, AGAIN)
+    published: PublishedSAE = parse(PublishedSAE, _read_config(path), path / CONFIG_FILE, AGAIN)
     return published
 
 
 def read(path: Path) -> SAE:
     """Read a folder: the same tensors and settings as those of the run. Raises CorruptError, SchemaError."""
     config = _read_config(path)
-    published: PublishedSAE = parse(PublishedSAE, config, path / CONFIG, AGAIN)
-    weights: _Weights = parse(_Config, config, path / CONFIG, AGAIN).weights
+    published: PublishedSAE = parse(PublishedSAE, config, path / CONFIG_FILE, AGAIN)
+    weights: _Weights = parse(_Config, config, path / CONFIG_FILE, AGAIN).weights
     file = path / WEIGHTS
     try:
         n_bytes, sha256 = file.stat().st_size, file_sha256(file)
     except OSError as error:
         raise CorruptError(f"{file} cannot be read ({error.strerror}). {AGAIN}") from error
     if (n_bytes, sha256) != (weights.bytes, weights.sha256):
-        raise CorruptError(f"{file} is not the file that {CONFIG} describes: its size or sha256 differs. {AGAIN}")
+        raise CorruptError(f"{file} is not the file that {CONFIG_FILE} describes: its size or sha256 differs. {AGAIN}")
     try:
         sae = SAE.load(file, published.sae, published.d_model)
     except CorruptError as error:
@@ -170,10 +170,10 @@ def read(path: Path) -> SAE:
 
 def _read_config(path: Path) -> Mapping[str, object]:
     """config.json of a version that this program knows, with no setting of the SAE that it does not know."""
-    config = read_config(path / CONFIG)
+    config = read_config(path / CONFIG_FILE)
     version, sae = config.get("version"), config.get("sae")
     if config.get("format") != FORMAT or type(version) is not int:
-        raise CorruptError(f"{path / CONFIG} does not describe a published SAE of patchsae. {AGAIN}")
+        raise CorruptError(f"{path / CONFIG_FILE} does not describe a published SAE of patchsae. {AGAIN}")
     unknown = sorted(set(sae) - {each.name for each in fields(ResolvedSAEConfig)}) if isinstance(sae, dict) else []
     if version > VERSION or unknown:
         what = f"version {shorten(version)}" if version > VERSION else f"the setting {shorten(unknown[0])}"
@@ -198,4 +198,4 @@ def encode_published(published: PublishedSAE, weights: Path) -> dict[str, bytes]
         "formulas": {name: FORMULAS[name] for name in FORMULAS},
         "weights": {"file": WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
     }  # fmt: skip
-    return {CONFIG: encode_json(json.loads(json.dumps(config, allow_nan=False))), WEIGHTS: data}
+    return {CONFIG_FILE: encode_json(json.loads(json.dumps(config, allow_nan=False))), WEIGHTS: data}
