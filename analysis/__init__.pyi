@@ -15,6 +15,7 @@ from .interventions import delete_latents, evaluate_fidelity, mask_latents, meas
 from .lineage import find_images
 from .localization import localize
 from .naming import add_names, find_names, name_latents, read_names, set_name
+from .publication import Publication, PublishedFile, publish
 from .query import (
     Question,
     answer_question,
@@ -67,6 +68,8 @@ __all__ = [
     "MaskingCurve",
     "Matching",
     "ModelOptions",
+    "Publication",
+    "PublishedFile",
     "Question",
     "Quickstart",
     "RulesConfig",
@@ -95,6 +98,7 @@ __all__ = [
     "name_latents",
     "open_entries",
     "open_scheduler",
+    "publish",
     "query_class",
     "query_co_firing",
     "query_counter_examples",
