@@ -20,7 +20,9 @@ from analysis.terminal import (
     takes_device,
     takes_images,
     takes_model,
+    takes_repository,
     takes_result,
+    takes_run_or_concepts,
     takes_template,
     takes_weights,
 )
@@ -244,6 +246,22 @@ ConvertStore = Annotated[
     Takes("acts"),
 ]
 ConvertLayer = Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")]
+PublishSrc = Annotated[
+    Path, Argument(metavar="RUN|CONCEPTS", help="A trained SAE, or concept statistics of one."), takes_run_or_concepts
+]
+PublishDst = Annotated[
+    str,
+    Argument(metavar="DST", help="hf://OWNER/REPO[/FOLDER], or a local folder that is laid out like a repository."),
+    takes_repository,
+]
+License = Annotated[
+    str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")
+]
+Gallery = Annotated[
+    bool, Option("--gallery", help="Also publish the pictures of the concepts, which show your images.")
+]
+Yes = Annotated[bool, Option("--yes", help="Upload without asking.")]
+PublishDryRun = Annotated[bool, Option("--dry-run", help="Only list the files and their bytes, and write nothing.")]
 Repair = Annotated[bool, Option("--repair", help="Extract only the damaged shards again.")]
 VerifyImages = Annotated[
     Path | None, Option(help="With --repair: where the images are, if they have moved."), takes_images

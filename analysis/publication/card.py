@@ -105,13 +105,14 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
         for kind, values in kinds
     ]
     shares = [(name, quality.get(name)) for name in ("dead", "silent", "dense")]
-    said = ", ".join(f"{name} {value:.1%}" for name, value in shares if isinstance(value, float))
+    said = ", ".join(f"{value:.1%} {name}" for name, value in shares if isinstance(value, float))
     return [
-        f"Measured on {quality['n_tokens']:,} tokens of images that were held out of the training. {said}.",
+        f"Measured on {quality['n_tokens']:,} tokens of images that were held out of the training. Of the latents, "
+        f"{said}.",
         "",
         *draw_rows(["tokens", "FVU", "L0", "cosine"], rows),
         "",
-        "FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖², with sums in float64 over the tokens of a kind. L0 is the mean number of "
+        "FVU = Σ‖x - x̂‖² / Σ‖x - mean(x)‖², with sums in float64 over the tokens of a kind. L0 is the mean number of "
         "active latents of a token, cosine the mean cosine of x and x̂. Dead: silent for the last tokens of the "
         "training. Silent: on none of the held-out tokens. Dense: on more than 10 % of them.",
     ]
@@ -120,7 +121,8 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
 def _describe_use(published: PublishedSAE, address: Address, holds_saelens: bool) -> list[str]:
     hook = published.hook_point
     lines = [
-        "With patchsae, on a photograph of yours:", "", "```bash", f"patchsae look photo.jpg --sae {address.ours}", "```",
+        "With patchsae, on a photograph of yours:",
+        "", "```bash", f"patchsae look photo.jpg --sae {address.ours}", "```",
     ]  # fmt: skip
     if not holds_saelens:
         return [*lines, "", "SAELens cannot hold this SAE, so its files are not here."]
@@ -136,7 +138,7 @@ def _describe_use(published: PublishedSAE, address: Address, holds_saelens: bool
         "", "```python", "from sae_lens import SAE", "", f"sae = {load}", f"codes = sae.encode(activations)  # {hook}",
         "```",
         "",
-        "`patchsae.safetensors` holds the weights as they were trained: x' = (x − mean) · scale, z = encoder (x' − "
+        "`patchsae.safetensors` holds the weights as they were trained: x' = (x - mean) · scale, z = encoder (x' - "
         "b_dec) + b_enc, codes f = the variant's function of z, x̂ = (decoderᵀ f + b_dec) / scale + mean.",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The files of a published SAE, written into a folder that is empty: weights, settings, SAELens's files, concepts, card.
+"""The files of a published SAE, written into an empty folder: weights, settings, SAELens's files, concepts, card.
 
 The same subject gives the same bytes, so that what a repository has already is not sent again.
 """
@@ -107,7 +107,9 @@ def collect_names(concepts: ConceptTable) -> dict[int, dict[str, str]]:
     return {latent: entries[latent] for latent in sorted(entries) if 0 <= latent < n_latents}
 
 
-def _write_concepts(folder: Path, concepts: ConceptTable, names: Mapping[int, Mapping[str, str]], gallery: bool) -> None:
+def _write_concepts(
+    folder: Path, concepts: ConceptTable, names: Mapping[int, Mapping[str, str]], gallery: bool
+) -> None:
     for name in (TABLE, *((f"{GALLERY}.parquet",) if gallery else ())):
         _copy(concepts, name, folder)
     if names:

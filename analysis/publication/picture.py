@@ -22,7 +22,9 @@ CHART = (720, 280)
 INK, BLUE, PALE = "#222222", "#0b50aa", "#dddddd"
 
 
-def draw_picture(run: Run, concepts: ConceptTable | None, names: Mapping[int, str], *, gallery: bool) -> tuple[bytes, str]:
+def draw_picture(
+    run: Run, concepts: ConceptTable | None, names: Mapping[int, str], *, gallery: bool
+) -> tuple[bytes, str]:
     """The picture that says most about an SAE, among those that may be shown, and what it is."""
     if concepts is not None and gallery:
         return _png(_draw_sheet(concepts, names)), (
@@ -101,8 +103,8 @@ def _draw_cosines(run: Run) -> Image.Image:
 
 
 def _draw_bars(counts: Sequence[int], left: str, right: str, title: str) -> Image.Image:
-    chart, draw, font, box = _begin_chart(title, left, right, f"{max(counts):,}", "0")
-    (x0, y0, x1, y1), width = box, (box[2] - box[0]) / len(counts)
+    chart, draw, (x0, y0, x1, y1) = _begin_chart(title, left, right, f"{max(counts):,}", "0")
+    width = (x1 - x0) / len(counts)
     for i, count in enumerate(counts):
         height = (y1 - y0) * count / max(*counts, 1)
         if height:
@@ -113,7 +115,7 @@ def _draw_bars(counts: Sequence[int], left: str, right: str, title: str) -> Imag
 def _draw_curve(x: Sequence[float], y: Sequence[float]) -> Image.Image:
     finite = [(a, b) for a, b in zip(x, y, strict=True) if np.isfinite(b)] or [(0, 0.0), (1, 0.0)]
     top, first, last = max(b for _, b in finite), finite[0][0], finite[-1][0]
-    chart, draw, font, (x0, y0, x1, y1) = _begin_chart("fvu by step", f"{first:,}", f"{last:,}", f"{top:.3g}", "0")
+    chart, draw, (x0, y0, x1, y1) = _begin_chart("fvu by step", f"{first:,}", f"{last:,}", f"{top:.3g}", "0")
     points = [
         (x0 + (x1 - x0) * (a - first) / max(last - first, 1), y1 - (y1 - y0) * b / max(top, 1e-12)) for a, b in finite
     ]
@@ -123,7 +125,7 @@ def _draw_curve(x: Sequence[float], y: Sequence[float]) -> Image.Image:
 
 def _begin_chart(
     title: str, left: str, right: str, high: str, low: str
-) -> tuple[Image.Image, ImageDraw.ImageDraw, ImageFont.FreeTypeFont | ImageFont.ImageFont, tuple[int, int, int, int]]:
+) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int, int, int]]:
     """An empty chart with its axes, and the box (x0, y0, x1, y1) to draw in."""
     chart = Image.new("RGB", CHART, "white")
     draw, font = ImageDraw.Draw(chart), ImageFont.load_default(13)
@@ -135,12 +137,10 @@ def _begin_chart(
         draw.line((x0, at, x1, at), fill=PALE)
     draw.text((x0, y1 + 4), left, INK, font)
     draw.text((x1, y1 + 4), right, INK, font, anchor="ra")
-    return chart, draw, font, (x0, y0, x1, y1)
+    return chart, draw, (x0, y0, x1, y1)
 
 
-def _cut(
-    text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
+def _cut(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     text = visible(text)
     while text and draw.textlength(text, font) > width - 2 * MARGIN:
         text = text[:-1]

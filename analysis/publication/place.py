@@ -116,7 +116,9 @@ class LocalPlace:
             return
         if not self.path.is_dir():
             raise SettingsError(f"{self.path} is a file. Give a new or empty folder, or one of published SAEs.")
-        seen = [entry for entry in self.path.iterdir() if not entry.name.startswith(".")]  # git's own files may lie there
+        seen = [
+            entry for entry in self.path.iterdir() if not entry.name.startswith(".")
+        ]  # git's own files may lie there
         if not (self.path / MANIFEST).is_file() and not all(is_published(entry) for entry in seen):
             raise SettingsError(
                 f"{self.path} holds other things, and no {MANIFEST} of published SAEs. Give a new or empty folder."
@@ -129,9 +131,7 @@ class LocalPlace:
         names = [f"{folder}/{name}" for name in list_files(inside)] if inside.is_dir() else []
         names += [name for name in (README, MANIFEST) if (self.path / name).is_file()]
         hashes = {name: sha256 for name in names if (sha256 := self._hash(name)) is not None}
-        readme, manifest = (
-            (self.path / name).read_bytes() if name in names else None for name in (README, MANIFEST)
-        )
+        readme, manifest = ((self.path / name).read_bytes() if name in names else None for name in (README, MANIFEST))
         text, entries = _parse(readme, manifest, str(self.path))
         return Standing(text, entries, frozenset(names), hashes)
 

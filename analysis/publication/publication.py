@@ -125,7 +125,7 @@ def _stage(
     root: Path, subject: Subject, place: HubPlace | LocalPlace, folder: str, standing: Standing, license: str | None,
     gallery: bool,
 ) -> Publication:  # fmt: skip
-    """Make all files of the repository that this publication writes, under `root`, and compare them with what is there."""
+    """Make all files that this publication writes, under `root`, and compare them with what the repository has."""
     inside = root / folder
     inside.mkdir(parents=True)
     row, left_out = write_files(
@@ -145,9 +145,7 @@ def _stage(
         sha256, before = file_sha256(root / path), standing.hashes.get(path)
         state: Literal["new", "changed", "unchanged"] = "unchanged" if sha256 == before else "changed"
         files.append(
-            PublishedFile(
-                path, (root / path).stat().st_size, sha256, state if path in standing.names else "new"
-            )
+            PublishedFile(path, (root / path).stat().st_size, sha256, state if path in standing.names else "new")
         )
     made = {file.path for file in files}
     behind = tuple(sorted(name for name in standing.names if name.startswith(f"{folder}/") and name not in made))

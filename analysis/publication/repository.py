@@ -1,13 +1,14 @@
 """The root of a repository of SAEs: README.md with a row for each, and manifest.jsonl with the sha256 of each file.
 
 In: what the repository has of both, which anybody may have written, and the files of one more SAE. Out: the new text of
-both. Rows of other SAEs stay. What people wrote around the table stays, too, and so does front matter that they changed.
+both. Rows of other SAEs stay. What people wrote around the table stays, too, and front matter that they changed.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from actcache import CorruptError, SettingsError
 from actcache.schema import parse
@@ -77,7 +78,7 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Entry]:
 def merge(entries: Mapping[str, Entry], folder: str, files: Iterable[Entry]) -> dict[str, Entry]:
     """The entries with those of one SAE's folder in place of what it had."""
     kept = {path: entry for path, entry in entries.items() if not path.startswith(f"{folder}/")}
-    return {path: entry for path, entry in sorted({**kept, **{entry.path: entry for entry in files}}.items())}
+    return dict(sorted({**kept, **{entry.path: entry for entry in files}}.items()))
 
 
 def encode_manifest(entries: Mapping[str, Entry]) -> bytes:
@@ -136,8 +137,8 @@ def _head(entries: Mapping[str, Entry]) -> str:
         "",
         "# Sparse autoencoders of vision transformers",
         "",
-        "Each folder holds one SAE with a card of its own, its weights, everything that is needed to run the tower that "
-        f"it reads, and its held-out quality. `{MANIFEST}` has the sha256 of each file.",
+        "Each folder holds one SAE: its card, its weights, everything that is needed to run the tower that it reads, "
+        f"and its held-out quality. `{MANIFEST}` has the sha256 of each file.",
         "",
     ]
     return "\n".join(lines)
@@ -148,15 +149,9 @@ def _draw_table(entries: Mapping[str, Entry]) -> list[str]:
     return draw_rows(
         head,
         [
-            [f"[{escape(folder)}]({_link(folder)}/README.md)", code(row.hook_point), code(row.tower), code(row.variant),
+            [f"[{escape(folder)}]({quote(folder)}/README.md)", code(row.hook_point), code(row.tower), code(row.variant),
              f"{row.n_latents:,}", "" if row.l0 is None else f"{row.l0:.1f}",
              "" if row.fvu is None else f"{row.fvu:.4f}", escape(row.license or NO_LICENSE)]
             for folder, row in sorted(_rows(entries).items())
         ],
     )  # fmt: skip
-
-
-def _link(folder: str) -> str:
-    from urllib.parse import quote
-
-    return quote(folder)

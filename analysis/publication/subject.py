@@ -1,7 +1,7 @@
 """What is published, and what is known of it: the run, its stores, its concepts; and what a reader needs to use it.
 
-In: the path of a run or of a concept table. Out: `Subject`, and `PublishedSAE`, which is what config.json says. Names of
-files lose their folders, and the filter over the user's own columns is left out: nothing here says whose machine it was.
+In: the path of a run or of a concept table. Out: `Subject`, and `PublishedSAE`, which is what config.json says. Files
+lose their folders, and the filter over the user's own columns is left out: nothing here says whose machine it was.
 """
 
 import hashlib

@@ -10,7 +10,9 @@ from .checks import (
     takes_device,
     takes_images,
     takes_model,
+    takes_repository,
     takes_result,
+    takes_run_or_concepts,
     takes_template,
     takes_weights,
 )
@@ -28,9 +30,9 @@ from .endings import (
     show_written,
 )
 from .flags import read_values, split_pair, with_flags
-from .progress import show_download, show_progress, show_steps
-from .screen import emit, options, show_note
-from .tables import draw_estimate, draw_facts, draw_table
+from .progress import show_download, show_progress, show_steps, show_upload
+from .screen import ask, emit, options, show_note
+from .tables import draw_estimate, draw_facts, draw_publication, draw_table
 from .verbs import Program, Verb, Verbs, program_version
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Verb",
     "Verbs",
     "Writes",
+    "ask",
     "at_least_one",
     "describe_codes",
     "describe_run",
@@ -50,6 +53,7 @@ __all__ = [
     "draw_description",
     "draw_estimate",
     "draw_facts",
+    "draw_publication",
     "draw_table",
     "emit",
     "emit_answer",
@@ -65,13 +69,16 @@ __all__ = [
     "show_progress",
     "show_source",
     "show_steps",
+    "show_upload",
     "show_written",
     "split_pair",
     "takes_address",
     "takes_device",
     "takes_images",
     "takes_model",
+    "takes_repository",
     "takes_result",
+    "takes_run_or_concepts",
     "takes_template",
     "takes_weights",
     "with_flags",
