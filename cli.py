@@ -64,6 +64,7 @@ from analysis.terminal import (
     options,
     program_version,
     read_values,
+    show_download,
     show_next,
     show_next_of,
     show_next_question,
@@ -639,7 +640,10 @@ def convert(
 
     It also reports how closely the two SAEs agree.
     """
-    conversion = saetrain.convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
+    with show_download(src) as on_progress:
+        conversion = saetrain.convert(
+            src, dst, to=to, store=store, layer=layer, overwrite=overwrite, on_progress=on_progress
+        )
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
     emit(

@@ -1,6 +1,7 @@
 from .errors import (
     ArtifactNotFoundError,
     CorruptError,
+    HubError,
     ImageSourceError,
     IncompleteError,
     ModelError,
@@ -25,6 +26,7 @@ __all__ = [
     "CorruptError",
     "ExtractConfig",
     "HookPoint",
+    "HubError",
     "HuggingFaceDataset",
     "ImageFolder",
     "ImageParquet",

@@ -4,6 +4,7 @@
     ├── SettingsError (ValueError)             a bad argument, or settings that differ from an artifact's
     ├── ImageSourceError (ValueError)          no images, or images that cannot be read
     ├── ModelError (ValueError)                an architecture, tag or checkpoint that cannot be used
+    ├── HubError (OSError)                     a repository of the Hugging Face hub that cannot be read or written
     ├── NonFiniteError (ValueError)            a NaN or infinity, or a value the stored dtype cannot hold
     ├── ArtifactNotFoundError (FileNotFoundError)
     ├── SchemaError (ValueError)               not an artifact of the expected kind, or one of a newer format
@@ -36,6 +37,10 @@ class ImageSourceError(PipelineError, ValueError):
 
 class ModelError(PipelineError, ValueError):
     """The architecture, pretrained tag or checkpoint cannot be used."""
+
+
+class HubError(PipelineError, OSError):
+    """A repository of the Hugging Face hub is absent, closed to the user or out of reach."""
 
 
 class NonFiniteError(PipelineError, ValueError):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 ORDER = {
     "actcache": "errors interrupts machine options seen schema text progress preprocess workers hook_point artifacts "
-    "models sources store prompts extraction demo",
+    "hub models sources store prompts extraction demo",
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions comparison report terminal arguments tour",
@@ -26,7 +26,8 @@ ORDER = {
 
 LIBRARIES = {
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
-    "actcache/models": "huggingface_hub open_clip safetensors timm torch",
+    "actcache/hub": "huggingface_hub",
+    "actcache/models": "open_clip safetensors timm torch",
     "actcache/sources": "PIL datasets",
     "actcache/store": "numcodecs zarr",
     "actcache/prompts": "safetensors torch",

@@ -13,9 +13,9 @@ from typing import Any
 import open_clip
 
 from actcache.errors import ModelError
+from actcache.hub import fetch_file
 from actcache.models import transformers_clip, transformers_vision
 from actcache.models.architecture import check_architecture, image_size
-from actcache.models.hub import fetch_file
 from actcache.models.preprocessing import CONFIG, MAX_JSON, check_fields, read_timm
 from actcache.models.timm_names import PREFIX as TIMM
 from actcache.models.timm_names import TimmName, find_name, read_config

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from actcache.errors import ModelError, SettingsError
+from actcache.hub import fetch_file
 from actcache.models.architecture import context_length
 from actcache.models.clip import Clip
 from actcache.models.device import choose_device
-from actcache.models.hub import fetch_file
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "photo": ("a photo of a {}.",),

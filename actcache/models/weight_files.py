@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 
 from actcache.errors import ModelError
-from actcache.models.hub import fetch_file, limit_waits
+from actcache.hub import fetch_file, limit_waits
 from actcache.models.timm_names import TimmName, find_tag, list_tags
 
 LOCAL, HUB, RANDOM = "local-dir:", "hf-hub:", "random:"

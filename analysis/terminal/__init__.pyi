@@ -28,7 +28,7 @@ from .endings import (
     show_written,
 )
 from .flags import read_values, split_pair, with_flags
-from .progress import show_progress, show_steps
+from .progress import show_download, show_progress, show_steps
 from .screen import emit, options, show_note
 from .tables import draw_estimate, draw_facts, draw_table
 from .verbs import Program, Verb, Verbs, program_version
@@ -57,6 +57,7 @@ __all__ = [
     "options",
     "program_version",
     "read_values",
+    "show_download",
     "show_next",
     "show_next_of",
     "show_next_question",

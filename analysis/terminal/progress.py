@@ -20,7 +20,7 @@ from rich.filesize import decimal
 
 from actcache.interrupts import interrupt
 from actcache.text import visible
-from analysis.terminal.screen import before_message, lock, options
+from analysis.terminal.screen import before_message, lock, options, show_note
 
 REDRAW_S = 0.5
 QUIET_S = 1.0
@@ -211,6 +211,19 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
             yield update
         finally:
             display.close()
+
+
+@contextmanager
+def show_download(name: str) -> Iterator[Callable[..., None]]:
+    """Like `show_progress` in bytes, and the first call says how much is downloaded, because that may be much."""
+    with show_progress("download", "bytes") as on_progress:
+
+        def update(done: int, total: int) -> None:
+            if done == 0:
+                show_note(f"Downloading {decimal(total)} of {name}.")
+            on_progress(done, total)
+
+        yield update
 
 
 @contextmanager

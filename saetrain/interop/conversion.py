@@ -23,10 +23,12 @@ from actcache.artifacts import (
     write_atomic,
     write_new,
 )
+from actcache.progress import Progress
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
 from saetrain.interop.parity import Parity, compare, read_rows
+from saetrain.interop.sources import Source, find_source
 from saetrain.metrics import evaluate
 from saetrain.run import SAE_FILE, Run, run_settings
 
@@ -44,21 +46,25 @@ class Conversion:
 
 def convert(
     src: str | Path, dst: str | Path, *, to: str | None = None, store: ActivationStore | str | Path | None = None,
-    layer: int | HookPoint | None = None, overwrite: bool = False,
+    layer: int | HookPoint | None = None, overwrite: bool = False, on_progress: Progress | None = None,
 ) -> Conversion:  # fmt: skip
     """Convert a Run into a folder of another package, or a checkpoint of another package into a Run.
 
     Args:
+        src: a path, or hf://OWNER/REPO[/folder][@revision] on the Hugging Face hub.
         to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; only for a Run.
         store: activations to compare on. A checkpoint needs them, because they say which model and hook point it is
             for.
         layer: the hook point, if the store has several.
+        on_progress: called with bytes while files of the hub are downloaded.
 
     Raises:
+        HubError: the hub cannot be reached, or has no such SAE; see `find_source`.
         SettingsError: the format cannot hold this SAE, or an argument is missing.
         CorruptError: the checkpoint could not be read, or the two sides disagree.
     """
-    src, dst = Path(src), Path(dst)
+    source = find_source(src, on_progress)
+    src, dst = source.path, Path(dst)
     if not src.exists():
         raise SettingsError(f"{src} does not exist. Give a run, or a checkpoint of another package.")
     if (src / "artifact.json").exists():
@@ -68,7 +74,7 @@ def convert(
             f"--to names the format that a run is converted to, but {src} is a checkpoint of another package, which "
             "becomes a run. Leave out --to."
         )
-    return _import(read_foreign(src), src, dst, store, layer, overwrite)
+    return _import(read_foreign(src), source, dst, store, layer, overwrite)
 
 
 def _export(
@@ -119,8 +125,8 @@ def _find_export(dst: Path, run: Run, to: str, overwrite: bool) -> Conversion | 
 
 
 def _import(
-    foreign: Foreign, src: Path, dst: Path, store: ActivationStore | str | Path | None, layer: int | HookPoint | None,
-    overwrite: bool,
+    foreign: Foreign, source: Source, dst: Path, store: ActivationStore | str | Path | None,
+    layer: int | HookPoint | None, overwrite: bool,
 ) -> Conversion:  # fmt: skip
     if store is None:
         raise SettingsError(
@@ -132,8 +138,8 @@ def _import(
     hook_point = group.hook_point(layer)
     if group.layout.d_model != sae.d_model:
         raise SettingsError(
-            f"{src} reads activations of width {sae.d_model}, but {group.path} holds width {group.layout.d_model}. "
-            "Give a store of the model it was trained on."
+            f"{source.path} reads activations of width {sae.d_model}, but {group.path} holds width "
+            f"{group.layout.d_model}. Give a store of the model it was trained on."
         )
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
@@ -144,7 +150,8 @@ def _import(
     with OutputLock(dst) as lock:
         artifact = begin_artifact(
             dst, "run", settings=settings, parents=group.parents(),
-            provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
+            provenance={"torch": torch.__version__, "source": source.origin or source.path.name,
+                        "parity": asdict(parity)},
             overwrite=overwrite, lock=lock,
         )  # fmt: skip
         if not artifact.complete:

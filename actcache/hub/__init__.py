@@ -1,0 +1,8 @@
+"""Repositories of the Hugging Face hub: what is in one, fetching named files of one commit, and uploading a folder.
+
+The door; `__init__.pyi` lists what other sub-packages may use. Names load on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

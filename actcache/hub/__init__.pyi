@@ -1,0 +1,20 @@
+from .address import HubAddress, is_hub_address, parse_address
+from .client import fetch_file, limit_waits
+from .download import HubFiles, copy_files, fetch_files
+from .listing import HubFile, HubListing, list_files
+from .upload import upload_folder
+
+__all__ = [
+    "HubAddress",
+    "HubFile",
+    "HubFiles",
+    "HubListing",
+    "copy_files",
+    "fetch_file",
+    "fetch_files",
+    "is_hub_address",
+    "limit_waits",
+    "list_files",
+    "parse_address",
+    "upload_folder",
+]
