@@ -45,7 +45,7 @@ LIBRARIES = {
     "analysis/reduce": "dask distributed",
     "analysis/classifier": "sklearn torch",
     "analysis/concepts": "dask safetensors",
-    "analysis/query": "PIL dask",
+    "analysis/query": "dask",
     "analysis/naming": "torch",
     "analysis/dictionary": "scipy torch",
     "analysis/rules": "scipy sklearn",

@@ -139,3 +139,13 @@ def _download(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path:
     except Exception as error:  # network libraries raise many kinds of errors
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(f"The weights of {name} {pretrained} could not be downloaded: {reason}.") from error
+
+
+def find_tag_of(repo: str) -> tuple[str, str] | None:
+    """open_clip's (architecture, tag) of the weights in a repository of the hub, OWNER/NAME; None if it lists none."""
+    for name, tag in open_clip.list_pretrained():
+        cfg = open_clip.get_pretrained_cfg(name, tag)
+        is_it = "/".join(str(cfg.get("hf_hub", "")).split("/")[:2]) == repo
+        if is_it and name.endswith("-quickgelu") == bool(cfg.get("quick_gelu", False)):
+            return str(name), str(tag)
+    return None

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from actcache.artifacts import Artifact
 from actcache.errors import ModelError, ParentMismatchError, SettingsError
-from actcache.models import TextTower, VisionTower
+from actcache.models import Clip, TextTower, VisionTower
 from actcache.prompts.prompts import Prompts
 from actcache.store import find_origin
 
@@ -225,7 +225,33 @@ def open_towers(
         ModelError: it cannot be loaded.
         ParentMismatchError: it is not the store's model, or these are not the store's prompts.
     """
-    from actcache.models import load_clip, make_text_tower, make_vision_tower
+    from actcache.models import make_text_tower, make_vision_tower
+
+    clip, adapted = _open_model(artifact, model, pretrained, prompts)
+    has_text = getattr(clip, "has_text", True)
+    text = make_text_tower(clip, device=device) if has_text else None  # this moves the whole module
+    vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
+    adapted = adapted.to(vision.device) if adapted else None
+    return Towers(prompt_vision(vision, adapted), text, adapted, getattr(clip, "classes", 0))
+
+
+def open_vision_tower(
+    artifact: Artifact, *, model: str | None = None, pretrained: str | None = None, device: str = "auto",
+    precision: str = "auto",
+) -> VisionTower:  # fmt: skip
+    """Load the image tower that a store was extracted with, with its prompts. Arguments and errors as `open_towers`."""
+    from actcache.models import make_vision_tower
+
+    clip, adapted = _open_model(artifact, model, pretrained, None)
+    vision = make_vision_tower(clip, precision=precision, device=device)
+    return prompt_vision(vision, adapted.to(vision.device) if adapted else None)
+
+
+def _open_model(
+    artifact: Artifact, model: str | None, pretrained: str | None, prompts: str | Path | None
+) -> tuple[Clip, Prompts | None]:
+    """The model of a store and its prompts. Raises as `open_towers`."""
+    from actcache.models import load_clip
     from actcache.prompts.artifact import open_prompts
 
     names = find_origin(artifact, "model", model), find_origin(artifact, "pretrained", pretrained)
@@ -235,16 +261,12 @@ def open_towers(
             f"{names[0]} with {names[1]} is not the model of {artifact.path}. "
             "Name the right one with --model and --pretrained."
         )
-    adapted = None
-    if "prompts" in artifact.settings:
-        place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
-        adapted = open_prompts(place, clip)
-        if adapted.description != artifact.settings["prompts"]:
-            raise ParentMismatchError(
-                f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
-            )
-    has_text = getattr(clip, "has_text", True)
-    text = make_text_tower(clip, device=device) if has_text else None  # this moves the whole module
-    vision = make_vision_tower(clip, precision=precision or str(artifact.settings["precision"]), device=device)
-    adapted = adapted.to(vision.device) if adapted else None
-    return Towers(prompt_vision(vision, adapted), text, adapted, getattr(clip, "classes", 0))
+    if "prompts" not in artifact.settings:
+        return clip, None
+    place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
+    adapted = open_prompts(place, clip)
+    if adapted.description != artifact.settings["prompts"]:
+        raise ParentMismatchError(
+            f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
+        )
+    return clip, adapted

@@ -14,7 +14,7 @@ from .image_table import (
     table_errors,
 )
 from .layout import StoreLayout, Tokens, choose_shape
-from .provenance import find_image_source, find_origin, recorded_list, records, remember_paths
+from .provenance import find_image_source, find_origin, recorded_list, recorded_name, records, remember_paths
 from .reader import ActivationStore
 from .settings import StoreSettings
 from .shard_files import aligned_empty
@@ -51,6 +51,7 @@ __all__ = [
     "read_images",
     "read_signed_table",
     "recorded_list",
+    "recorded_name",
     "records",
     "remember_paths",
     "seal_store",

@@ -52,8 +52,7 @@ def write_files(
         if not gallery:
             left_out["pictures"] = "they show the images that were analyzed, and are published with --gallery only"
     shown = {latent: entry["name"] for latent, entry in names.items() if entry.get("name")}
-    picture, caption = draw_picture(subject.run, subject.concepts, shown, gallery=gallery)
-    write_new(folder / PICTURE, picture)
+    caption = draw_picture(folder / PICTURE, subject.run, subject.concepts, shown, gallery=gallery)
     tower, holds_saelens = published.tower, "SAELens's files" not in left_out
     base_model = find_repository(tower.model, tower.pretrained)
     card = write_card(

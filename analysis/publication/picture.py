@@ -1,82 +1,68 @@
 """The picture of a card: top images of some latents under their heat maps, or a chart where no pictures are shown.
 
-In: a run, and its concepts if they are published. Out: the bytes of a PNG, and a sentence that says what it shows.
+In: a run, and its concepts if they are published. Out: a PNG, and a sentence that says what it shows.
 """
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from actcache.text import visible
+from actcache.artifacts import write_new
 from analysis.concepts import ConceptTable
-from analysis.pictures import draw_heat_map
+from analysis.pictures import SheetCell, save_sheet
 from saetrain import Run
 
-CELL, GAP, MARGIN, LINE = 120, 6, 12, 18
+MARGIN, LINE = 12, 18
 N_LATENTS, N_IMAGES = 8, 5
 CHART = (720, 280)
 INK, BLUE, PALE = "#222222", "#0b50aa", "#dddddd"
 
 
 def draw_picture(
-    run: Run, concepts: ConceptTable | None, names: Mapping[int, str], *, gallery: bool
-) -> tuple[bytes, str]:
-    """The picture that says most about an SAE, among those that may be shown, and what it is."""
-    if concepts is not None and gallery:
-        return _png(_draw_sheet(concepts, names)), (
+    path: Path, run: Run, concepts: ConceptTable | None, names: Mapping[int, str], *, gallery: bool
+) -> str:
+    """Write the picture that says most about an SAE, among those that may be shown, and return what it is."""
+    if concepts is not None and gallery and (cells := _gather_cells(concepts, names)):
+        save_sheet(cells, path)
+        return (
             "Images on which some latents fire most, as the model saw them. What a latent does not respond to is "
             "darkened."
         )
     if concepts is not None:
         density = np.asarray(concepts.table["density"], dtype=np.float64)
-        return _png(_draw_densities(density)), (
-            "How often the latents fire: the number of latents by the share of tokens on which they do."
-        )
+        _save(path, _draw_densities(density))
+        return "How often the latents fire: the number of latents by the share of tokens on which they do."
     curves = run.curves()
     if len(curves.get("step", ())) > 1:
-        return _png(_draw_curve(curves["step"], curves["fvu"])), "The fvu of the training batches, by step."
-    return _png(_draw_cosines(run)), (
-        "How the latents read and write: the number of latents by the cosine of their encoder and decoder rows."
-    )
+        _save(path, _draw_curve(curves["step"], curves["fvu"]))
+        return "The fvu of the training batches, by step."
+    _save(path, _draw_cosines(run))
+    return "How the latents read and write: the number of latents by the cosine of their encoder and decoder rows."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures of images
-
-
-def _draw_sheet(concepts: ConceptTable, names: Mapping[int, str]) -> Image.Image:
-    """A row for each latent: its strongest images, the heat maps of a latent on one scale."""
+def _gather_cells(concepts: ConceptTable, names: Mapping[int, str]) -> list[list[SheetCell]]:
+    """A row for each latent, named ones first: its strongest images, with its heat maps on one scale."""
     table = concepts.gallery
-    latents = list(dict.fromkeys(table["latent"].to_pylist()))
-    latents = sorted(latents, key=lambda latent: latent not in names)[:N_LATENTS]  # named ones first, else in order
-    sheet = Image.new(
-        "RGB", (2 * MARGIN + N_IMAGES * (CELL + GAP) - GAP, 2 * MARGIN + len(latents) * (CELL + LINE + GAP)), "white"
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for row, latent in enumerate(latents):
-        top = MARGIN + row * (CELL + LINE + GAP)
-        draw.text((MARGIN, top), _cut(f"latent {latent}  {names.get(latent, '')}", draw, font, sheet.width), INK, font)
+    latents = sorted(dict.fromkeys(table["latent"].to_pylist()), key=lambda latent: latent not in names)
+    rows = []
+    for latent in latents[:N_LATENTS]:
         shown = table.filter(pc.equal(table["latent"], latent)).slice(0, N_IMAGES).to_pylist()
         heats = [np.array(line["heat"], dtype=np.float32).reshape(concepts.grid) for line in shown]
         strongest = max((float(heat.max()) for heat in heats), default=0.0)
-        for column, (line, heat) in enumerate(zip(shown, heats, strict=True)):
-            picture = concepts.thumbnail(line["image"])
-            if picture is not None:
-                place = (MARGIN + column * (CELL + GAP), top + LINE)
-                sheet.paste(_shade(Image.open(io.BytesIO(picture)), heat, strongest), place)
-    return sheet
-
-
-def _shade(picture: Image.Image, heat: NDArray[np.float32], strongest: float) -> Image.Image:
-    longest = max(picture.size)
-    size = (max(1, CELL * picture.width // longest), max(1, CELL * picture.height // longest))
-    shade = Image.open(io.BytesIO(draw_heat_map(heat, strongest))).resize(size, Image.Resampling.NEAREST)
-    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # the object must still be visible
-    return Image.alpha_composite(picture.convert("RGBA").resize(size), shade).convert("RGB")
+        pictures = [concepts.thumbnail(line["image"]) for line in shown]
+        rows.append(
+            [
+                SheetCell(Image.open(io.BytesIO(data)), heat, strongest, (f"latent {latent}", names.get(latent, "")))
+                for data, heat in zip(pictures, heats, strict=True)
+                if data is not None
+            ]
+        )
+    return [row for row in rows if row]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -140,14 +126,7 @@ def _begin_chart(
     return chart, draw, (x0, y0, x1, y1)
 
 
-def _cut(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    text = visible(text)
-    while text and draw.textlength(text, font) > width - 2 * MARGIN:
-        text = text[:-1]
-    return text
-
-
-def _png(picture: Image.Image) -> bytes:
+def _save(path: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    write_new(path, buffer.getvalue())
