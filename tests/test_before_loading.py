@@ -26,7 +26,7 @@ RIGHT = {
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "localize": "a.codes", "inspect": "run --store a.acts",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
-    "convert": "run new-folder --to saelens", "info": "a.acts", "verify": "a.acts",
+    "convert": "run new-folder --to saelens", "publish": "a.concepts new-folder", "info": "a.acts", "verify": "a.acts",
 }  # fmt: skip
 """A right command for every verb; each wrong one differs from it in one argument."""
 

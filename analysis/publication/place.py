@@ -4,6 +4,7 @@ Both say what they hold (`look`), take the files of a publication (`write`), and
 A local folder gets the SAE's folder whole or not at all, and a new one with everything in it; the hub gets one commit.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -98,13 +99,19 @@ class LocalPlace:
         """The path of an SAE's folder; `within` the repository it says nothing of this machine."""
         return f"./{folder}" if within else str(self.path / folder)
 
+    @property
+    def written(self) -> Path:
+        """What an error of the disk is about."""
+        return self.path
+
     @contextmanager
-    def lock(self, dry_run: bool) -> Iterator[None]:
-        """Let one process at a time publish here. A dry run only looks."""
+    def lock(self, folder: str, dry_run: bool) -> Iterator[None]:
+        """Let one process at a time publish here, without what a dead one left. A dry run only looks."""
         if dry_run:
             yield
             return
-        remove_remnants(self.path)
+        for written in (self.path, *(self.path / name for name in (folder, README, MANIFEST))):
+            remove_remnants(written)
         with OutputLock(self.path) as lock:
             lock.acquire()
             yield
@@ -191,8 +198,13 @@ class HubPlace:
     def address(self, folder: str, *, within: bool = False) -> str:
         return str(replace(self.where, folder=folder))
 
+    @property
+    def written(self) -> Path:
+        """What an error of the disk is about: where the files are made."""
+        return Path(tempfile.gettempdir())
+
     @contextmanager
-    def lock(self, dry_run: bool) -> Iterator[None]:
+    def lock(self, folder: str, dry_run: bool) -> Iterator[None]:
         """The hub takes one commit after the other."""
         yield
 

@@ -99,11 +99,14 @@ def publish(
     subject = open_subject(src, codes=codes, run=run, store=store)
     place.check(subject.parents)
     folder = place.folder or subject.folder
-    with place.lock(dry_run), tempfile.TemporaryDirectory(prefix="patchsae-") as scratch:
+    with (
+        place.lock(folder, dry_run),
+        storage_errors(place.written),
+        tempfile.TemporaryDirectory(prefix="patchsae-") as scratch,
+    ):
         root, standing = Path(scratch), place.look(folder)
         _check_names(folder, standing, place)
-        with storage_errors(root):
-            plan = _stage(root, subject, place, folder, standing, license, gallery)
+        plan = _stage(root, subject, place, folder, standing, license, gallery)
         _check_folder(plan, standing, subject, overwrite)
         if dry_run:
             return plan
