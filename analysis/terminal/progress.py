@@ -229,15 +229,31 @@ def show_upload() -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def show_download(name: str) -> Iterator[Callable[..., None]]:
-    """Like `show_progress` in bytes, and the first call says how much is downloaded, because that may be much."""
-    with show_progress("download", "bytes") as on_progress:
+    """Yield what takes the bytes of a download as `on_progress`. Nothing is shown unless there is one.
+
+    Its first call, with 0, says how much is downloaded, because that may be much.
+    """
+    display: Display | None = None
+    with interrupts() as interrupted:
 
         def update(done: int, total: int) -> None:
+            nonlocal display
+            if interrupted():
+                raise KeyboardInterrupt
             if done == 0:
                 show_note(f"Downloading {decimal(total)} of {name}.")
-            on_progress(done, total)
+                display = Display("download", "bytes")
+            if display is not None:
+                display.update(done, total)
+                if done >= total:
+                    display.close()
+                    display = None
 
-        yield update
+        try:
+            yield update
+        finally:
+            if display is not None:
+                display.close()
 
 
 @contextmanager
