@@ -96,7 +96,7 @@ def list_repository(address: HubAddress) -> HubListing | None:
             if isinstance(error, errors.GatedRepoError):
                 raise
             return None
-        if not _list_all(pinned):
+        if not _list_all(pinned, resolved=not whole.is_pinned):
             return None
     return list_files(pinned)
 

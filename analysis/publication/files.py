@@ -10,14 +10,13 @@ import pyarrow.compute as pc
 
 from actcache import CorruptError, SettingsError
 from actcache.artifacts import encode_json, open_checked, write_new
-from actcache.models import find_repository
 from analysis.concepts import ConceptTable
 from analysis.naming import read_name_table, read_names, read_own_names
 from analysis.publication.card import Address, write_card
 from analysis.publication.picture import draw_picture
 from analysis.publication.repository import Row
 from analysis.publication.subject import Subject, describe_subject
-from saetrain.interop import compare, encode_published, find_writer, read_foreign, read_rows
+from saetrain.interop import PublishedTower, compare, encode_published, find_writer, read_foreign, read_rows
 
 CARD, PICTURE, NAMES = "README.md", "picture.png", "names.json"
 TABLE, GALLERY = "concepts.parquet", "gallery"
@@ -54,13 +53,22 @@ def write_files(
     shown = {latent: entry["name"] for latent, entry in names.items() if entry.get("name")}
     caption = draw_picture(folder / PICTURE, subject.run, subject.concepts, shown, gallery=gallery)
     tower, holds_saelens = published.tower, "SAELens's files" not in left_out
-    base_model = find_repository(tower.model, tower.pretrained)
+    base_model = _find_base_model(tower)
     card = write_card(
         published, address, caption=caption, picture=PICTURE, holds_saelens=holds_saelens, base_model=base_model,
         concepts=subject.concepts, names=names, gallery=gallery, left_out=left_out,
     )  # fmt: skip
     write_new(folder / CARD, card.encode())
     return Row.of(published, base_model, holds_saelens), left_out
+
+
+def _find_base_model(tower: PublishedTower) -> str | None:
+    """OWNER/REPO of the tower on the hub, if the libraries know one by its name."""
+    if tower.model is None:
+        return None
+    from actcache.models import find_repository  # it loads open_clip and timm
+
+    return find_repository(tower.model, tower.pretrained)
 
 
 def _write_saelens(folder: Path, subject: Subject) -> str:

@@ -5,7 +5,7 @@ A local folder gets the SAE's folder whole or not at all, and a new one with eve
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,8 +142,8 @@ class LocalPlace:
         text, entries = _parse(readme, manifest, str(self.path))
         return Standing(text, entries, frozenset(names), hashes)
 
-    def write(self, root: Path, folder: str, standing: Standing, on_progress: Progress | None) -> None:
-        """Take the files below `root`. A repository that is new appears whole."""
+    def write(self, root: Path, folder: str, changed: Sequence[str], on_progress: Progress | None) -> None:
+        """Take the files below `root`, which has all of the SAE's folder. A repository that is new appears whole."""
         if not self.path.exists() or not any(self.path.iterdir()):
             with build_folder(self.path) as new:
                 _copy(root, new)
@@ -226,8 +226,11 @@ class HubPlace:
         hashes |= {path: entry.sha256 for path, entry in manifest.items() if path in sizes}
         return Standing(readme, manifest, frozenset(sizes), hashes, listing.commit)
 
-    def write(self, root: Path, folder: str, standing: Standing, on_progress: Progress | None) -> str:
-        """Upload the files below `root` as one commit, and return it."""
+    def write(self, root: Path, folder: str, changed: Sequence[str], on_progress: Progress | None) -> str:
+        """Upload the changed files below `root` as one commit, and return it. The others are deleted there."""
+        for file in sorted(root.rglob("*")):
+            if file.is_file() and file.relative_to(root).as_posix() not in changed:
+                file.unlink()
         return upload_folder(root, self.root, message=f"Publish the SAE {folder}", on_progress=on_progress)
 
     def read_back(self, wanted: Mapping[str, str], commit: str | None) -> None:

@@ -110,8 +110,9 @@ def publish(
         _check_folder(plan, standing, subject, overwrite)
         if dry_run:
             return plan
-        changed = [file.path for file in plan.files if file.state != "unchanged"]
-        if changed and isinstance(place, HubPlace):
+        is_hub = isinstance(place, HubPlace)  # whose files may differ from what its manifest says
+        changed = [file.path for file in plan.files if file.state != "unchanged" or (overwrite and is_hub)]
+        if changed and is_hub:
             if confirm is None:
                 raise SettingsError(
                     f"publish() uploads to {plan.destination} only what `confirm` approves. Pass confirm=lambda plan: "
@@ -119,7 +120,7 @@ def publish(
                 )
             if not confirm(plan):
                 raise SettingsError(f"Nothing was uploaded to {plan.destination}, because it was not confirmed.")
-        commit = place.write(root, folder, standing, on_progress) if changed else standing.commit
+        commit = place.write(root, folder, changed, on_progress) if changed else standing.commit
         place.read_back({file.path: file.sha256 for file in plan.files}, commit)
     return replace(plan, written=bool(changed), commit=commit)
 
