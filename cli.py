@@ -688,7 +688,7 @@ def publish(
     emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
     if not dry_run:
         show_written(done.address)
-        show_next("look", "IMAGE", "--sae", done.address)
+        show_next("convert", done.address, "RUN", "--store", "STORE", why="how others read it")
 
 
 @verb(FILES, "info val.acts")

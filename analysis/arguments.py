@@ -12,6 +12,7 @@ from analysis.terminal import (
     WORDS,
     Makes,
     OneOf,
+    Publishes,
     Reads,
     Takes,
     Writes,
@@ -20,7 +21,6 @@ from analysis.terminal import (
     takes_device,
     takes_images,
     takes_model,
-    takes_repository,
     takes_result,
     takes_run_or_concepts,
     takes_template,
@@ -251,8 +251,8 @@ PublishSrc = Annotated[
 ]
 PublishDst = Annotated[
     str,
-    Argument(metavar="DST", help="hf://OWNER/REPO[/FOLDER], or a local folder that is laid out like a repository."),
-    takes_repository,
+    Argument(metavar="DST", help="hf://OWNER/REPO, hf://OWNER/REPO/FOLDER, or a local folder for the repository."),
+    Publishes(),
 ]
 License = Annotated[
     str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")

@@ -75,7 +75,9 @@ def wrong_commands() -> dict[str, list[str]]:
         arguments = [each for each in command.params if each.param_type_name == "argument"][:n_arguments]
         for place, each in enumerate(arguments):
             if names := [type(check).__name__ for _, check in checks.get(each.name, [])]:
-                bad = {"Makes": "words.txt", "Writes": "new.xyz"}.get(names[0], "nowhere/there")
+                bad = {"Makes": "words.txt", "Writes": "new.xyz", "Publishes": "words.txt"}.get(
+                    names[0], "nowhere/there"
+                )
                 commands[f"{verb}.{each.name}"] = [verb, *words[:place], bad, *words[place + 1 :]]
         for each in command.params:
             if each.param_type_name != "option" or each.name in ("help", *(a.name for a in arguments)):

@@ -316,7 +316,7 @@ def test_missing_arguments_without_kinds() -> None:
         ("localize a.codes --out new.json", ["new.json"], "report CONCEPTS report.html --result new.json"),
         ("name a.concepts --set 3=sky", ["a.concepts/notes/own.json"], "report a.concepts a.html"),
         ("convert run new-saelens --to saelens", ["new-saelens"], ""),
-        ("publish run new-repository", [f"new-repository/{FOLDER}"], f"look IMAGE --sae new-repository/{FOLDER}"),
+        ("publish run new-repository", [f"new-repository/{FOLDER}"], f"convert new-repository/{FOLDER} RUN"),
         ("info a.acts", [], "train a.acts runs/a"),
         ("info run", [], "encode run a.acts a.codes"),
     ],
