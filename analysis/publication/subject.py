@@ -129,7 +129,7 @@ def _describe_tower_of_codes(subject: Subject) -> PublishedTower:
     """What codes record of the model behind them."""
     if subject.codes is None or subject.concepts is None:
         return PublishedTower(subject.run.model_id)
-    source, named = subject.concepts.source, {}
+    source, named = subject.concepts.source, dict[str, Any]()
     for kind, value, file in (("model", source.model, "model_file"), ("pretrained", source.pretrained, "weights_file")):
         if value != "unknown":
             named[file if value.lower().endswith(FILES) else kind] = value
