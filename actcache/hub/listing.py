@@ -115,7 +115,7 @@ def _resolve(address: HubAddress) -> str:
     return str(resolved)
 
 
-def _list_all(address: HubAddress, *, resolved: bool) -> dict[str, int]:
+def _list_all(address: HubAddress, *, resolved: bool = True) -> dict[str, int]:
     """Name in the repository -> bytes, of all files at a commit. Called within `use_client`.
 
     Args:

@@ -9,6 +9,7 @@ from .published import (
     encode_published,
     is_published,
 )
+from .sources import find_source
 
 __all__ = [
     "CONFIG_FILE",
@@ -20,6 +21,7 @@ __all__ = [
     "compare",
     "convert",
     "encode_published",
+    "find_source",
     "find_writer",
     "is_published",
     "read_foreign",
