@@ -1,7 +1,7 @@
 from .conversion import Conversion, convert
 from .formats import find_writer, read_foreign
 from .parity import Parity, compare, read_rows
-from .published import (
+from .publication import (
     CONFIG_FILE,
     PublishedSAE,
     PublishedTower,

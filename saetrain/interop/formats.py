@@ -11,7 +11,7 @@ from saetrain.interop import (
     overcomplete,
     patchsae,
     prisma,
-    published,
+    publication,
     saelens,
     saev,
     sparsify,
@@ -55,7 +55,7 @@ FORMATS = {
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
     "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
-    "published": Format(published.read, formulas.published.load),
+    "published": Format(publication.read, formulas.publication.load),
 }
 FOLDERS = {
     saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
@@ -84,7 +84,7 @@ def _recognize(path: Path) -> tuple[str, Path]:
         with open(path, "rb") as file:
             first = file.read(1)
         return ("saev" if first == b"{" else _recognize_file(path)), path
-    if published.is_published(path):  # before the others, since it holds their files, too
+    if publication.is_published(path):  # before the others, since it holds their files, too
         return "published", path
     for weights, name in FOLDERS.items():
         if (path / weights).is_file():

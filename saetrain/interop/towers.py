@@ -13,7 +13,7 @@ from actcache import HookPoint, PipelineError, SettingsError
 from saetrain.interop.fields import shorten
 from saetrain.interop.files import load_tensors, read_config
 from saetrain.interop.prisma import config_of
-from saetrain.interop.published import read_published
+from saetrain.interop.publication import read_published
 from saetrain.interop.tower_names import BACKBONES, count_layers, spell_hook_point, spell_model
 
 N_PARTS = 6

@@ -10,10 +10,10 @@ from saetrain.interop.formulas import (
     overcomplete,
     patchsae,
     prisma,
-    published,
+    publication,
     saelens,
     saev,
     sparsify,
 )
 
-__all__ = ["dictionary_learning", "overcomplete", "patchsae", "prisma", "published", "saelens", "saev", "sparsify"]
+__all__ = ["dictionary_learning", "overcomplete", "patchsae", "prisma", "publication", "saelens", "saev", "sparsify"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save, save_file
 from actcache import ActivationStore, HookPoint, PipelineError
 from saetrain import SAE, Run, SAEConfig, convert
 from saetrain.interop import PublishedSAE, PublishedTower, PublishedTraining, compare, encode_published, read_foreign
-from saetrain.interop.published import read_published
+from saetrain.interop.publication import read_published
 from saetrain.interop.saelens import write as write_saelens
 from saetrain.interop.towers import name_tower
 
