@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -215,13 +215,15 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def show_download(name: str) -> Iterator[Callable[..., None]]:
-    """Like `show_progress` in bytes, and the first call says how much is downloaded, because that may be much."""
-    with show_progress("download", "bytes") as on_progress:
+    """Like `show_progress` in bytes, from the first call on, which says how much is downloaded: it may be much."""
+    with ExitStack() as stack:
+        started: list[Callable[..., None]] = []
 
         def update(done: int, total: int) -> None:
-            if done == 0:
+            if not started:
                 show_note(f"Downloading {decimal(total)} of {name}.")
-            on_progress(done, total)
+                started.append(stack.enter_context(show_progress("download", "bytes")))
+            started[0](done, total)
 
         yield update
 

@@ -27,26 +27,30 @@ from actcache.progress import Progress
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
+from saetrain.interop.matching import match_store
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.interop.sources import Source, find_source
+from saetrain.interop.towers import name_tower
 from saetrain.metrics import evaluate
-from saetrain.run import SAE_FILE, Run, run_settings
+from saetrain.run import SAE_FILE, Run, name_tower_of, run_settings
 
 PARITY_FILE = "parity.json"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, in which format, and how well the two sides agree."""
+    """What was written, in which format, how well the two sides agree, and what is guessed of the model."""
 
     path: Path
     format: str
     parity: Parity
+    notes: tuple[str, ...] = ()
 
 
 def convert(
     src: str | Path, dst: str | Path, *, to: str | None = None, store: ActivationStore | str | Path | None = None,
-    layer: int | HookPoint | None = None, overwrite: bool = False, on_progress: Progress | None = None,
+    layer: int | HookPoint | None = None, any_model: bool = False, overwrite: bool = False,
+    on_progress: Progress | None = None,
 ) -> Conversion:  # fmt: skip
     """Convert a Run into a folder of another package, or a checkpoint of another package into a Run.
 
@@ -55,7 +59,8 @@ def convert(
         to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; only for a Run.
         store: activations to compare on. A checkpoint needs them, because they say which model and hook point it is
             for.
-        layer: the hook point, if the store has several.
+        layer: the hook point; by default the one that the checkpoint names, or the only one of the store.
+        any_model: accept a store of another model than the one that the checkpoint states.
         on_progress: called with bytes while files of the hub are downloaded.
 
     Raises:
@@ -74,7 +79,7 @@ def convert(
             f"--to names the format that a run is converted to, but {src} is a checkpoint of another package, which "
             "becomes a run. Leave out --to."
         )
-    return _import(read_foreign(src), source, dst, store, layer, overwrite)
+    return _import(read_foreign(src), source, dst, store, layer, any_model, overwrite)
 
 
 def _export(
@@ -126,21 +131,22 @@ def _find_export(dst: Path, run: Run, to: str, overwrite: bool) -> Conversion | 
 
 def _import(
     foreign: Foreign, source: Source, dst: Path, store: ActivationStore | str | Path | None,
-    layer: int | HookPoint | None, overwrite: bool,
+    layer: int | HookPoint | None, any_model: bool, overwrite: bool,
 ) -> Conversion:  # fmt: skip
     if store is None:
         raise SettingsError(
-            "A checkpoint does not record which activations it reads. Name a store of them with --store."
+            "Parity and quality are measured on activations that the checkpoint reads. Name a store with --store."
         )
     from safetensors.torch import save
 
     group, sae = open_stores(store), foreign.sae
-    hook_point = group.hook_point(layer)
     if group.layout.d_model != sae.d_model:
         raise SettingsError(
             f"{source.path} reads activations of width {sae.d_model}, but {group.path} holds width "
             f"{group.layout.d_model}. Give a store of the model it was trained on."
         )
+    hint = name_tower(foreign.format, source.path, str(source.origin.get("repo", "")))
+    hook_point, notes = match_store(hint, group, layer, any_model=any_model)
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
@@ -151,7 +157,7 @@ def _import(
         artifact = begin_artifact(
             dst, "run", settings=settings, parents=group.parents(),
             provenance={"torch": torch.__version__, "source": source.origin or source.path.name,
-                        "parity": asdict(parity)},
+                        "parity": asdict(parity), "tower": asdict(name_tower_of(group))},
             overwrite=overwrite, lock=lock,
         )  # fmt: skip
         if not artifact.complete:
@@ -160,4 +166,4 @@ def _import(
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
-    return Conversion(dst, foreign.format, parity)
+    return Conversion(dst, foreign.format, parity, notes)
