@@ -311,6 +311,8 @@ def test_missing_arguments_without_kinds() -> None:
         ("analyze a.codes new.concepts --device cpu", ["new.concepts"], "report new.concepts new.html"),
         ("report a.concepts new.html", ["new.html"], "name a.concepts"),
         ("query a.codes --latent 19 --out new.csv --sheet new.png", ["new.csv", "new.png"], "query a.codes"),
+        ("look images/class0/00.png --sae run --device cpu", [], "look images/class0/00.png --sae run --latent"),
+        ("look images/class0/00.png --sae run --device cpu --out new-look.html", ["new-look.html"], ""),
         ("localize a.codes --out new.json", ["new.json"], "report CONCEPTS report.html --result new.json"),
         ("name a.concepts --set 3=sky", ["a.concepts/notes/own.json"], "report a.concepts a.html"),
         ("convert run new-saelens --to saelens", ["new-saelens"], ""),
