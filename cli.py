@@ -670,6 +670,8 @@ def convert(
     store: arguments.ConvertStore = None,
     layer: arguments.ConvertLayer = None,
     any_model: arguments.AnyModel = False,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Write or read SAEs in the formats of other packages.
@@ -678,14 +680,24 @@ def convert(
     """
     with show_download(src) as on_progress:
         conversion = saetrain.convert(
-            src, dst, to=to, store=store, layer=layer, any_model=any_model, overwrite=overwrite,
-            on_progress=on_progress,
+            src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
+            input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
+    shown = {"input mean and scale": conversion.input} if conversion.input else {}
     emit(
-        {"path": str(conversion.path), "format": conversion.format, "parity": parity, "notes": conversion.notes},
-        [*draw_facts({"path": str(conversion.path), "format": conversion.format, **rounded}), *conversion.notes],
+        {
+            "path": str(conversion.path),
+            "format": conversion.format,
+            "input": conversion.input,
+            "parity": parity,
+            "notes": conversion.notes,
+        },
+        [
+            *draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}),
+            *conversion.notes,
+        ],
     )
     show_written(dst)
     show_next_of(dst)

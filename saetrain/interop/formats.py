@@ -1,11 +1,12 @@
 """The formats of other packages: what reads, computes and writes each, and how a checkpoint is recognized."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
 from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop.constants import InputConstants, Lacking, Statistics, fold_constants, normalize_input
 from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward
 from saetrain.model import SAE
@@ -18,21 +19,43 @@ Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
 class Format:
     """One format: `read` makes an SAE of ours from its files, and `load` what its own package computes from them.
 
-    `write` is None for a format that is only read.
+    `write` is None for a format that is only read. `lacking` tells of a file whether its package normalizes the input
+    by constants that lie in no file; `read` and `load` then work on the normalized input.
     """
 
     read: Callable[[Path], SAE]
     load: Callable[[Path], Forward]
     write: Writer | None = None
+    lacking: Lacking | None = None
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would.
+
+    Attributes:
+        statistics: by which the package normalizes its input, if these constants lie in no file.
+        constants: those of the input that `sae` and `forward` contain, beside what the file says.
+    """
 
     format: str
     sae: SAE
     forward: Forward
+    statistics: Statistics | None = None
+    constants: InputConstants | None = None
+
+    @property
+    def lacks_constants(self) -> bool:
+        """Whether `sae` and `forward` still work on an input that is normalized by constants that are not known.
+
+        `with_constants` supplies them; until then, what the SAE says of activations is meaningless.
+        """
+        return self.statistics is not None and self.constants is None
+
+    def with_constants(self, constants: InputConstants) -> "Foreign":
+        """The same checkpoint on activations that are not normalized yet. Raises SettingsError as `fold_constants`."""
+        forward = normalize_input(self.forward, constants)
+        return replace(self, sae=fold_constants(self.sae, constants), forward=forward, constants=constants)
 
 
 FORMATS = {
@@ -41,7 +64,7 @@ FORMATS = {
         dictionary_learning.read, formulas.dictionary_learning.load, dictionary_learning.write
     ),
     "sparsify": Format(sparsify.read, formulas.sparsify.load, sparsify.write),
-    "saev": Format(saev.read, formulas.saev.load, saev.write),
+    "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
     "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
@@ -53,10 +76,17 @@ FOLDERS = {
 """The file by which a folder is recognized -> its format."""
 
 
-def read_foreign(path: Path) -> Foreign:
-    """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
+def read_foreign(path: Path, constants: InputConstants | None = None) -> Foreign:
+    """Read a checkpoint of any known format. Raises SettingsError, CorruptError.
+
+    Args:
+        constants: the normalization of its input, where the user gives it. Without it, look at `lacks_constants`.
+    """
     name, path = _recognize(path)
-    return Foreign(name, FORMATS[name].read(path), FORMATS[name].load(path))
+    format_ = FORMATS[name]
+    statistics = format_.lacking(path) if format_.lacking else None
+    foreign = Foreign(name, format_.read(path), format_.load(path), statistics)
+    return foreign if constants is None else foreign.with_constants(constants)
 
 
 def find_writer(to: str) -> Writer:
