@@ -1,13 +1,28 @@
-"""The formats of other packages: what reads, computes and writes each, and how a checkpoint is recognized."""
+"""The formats of other packages: what reads, computes and writes each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
-from saetrain.interop.files import load_tensors
+from saetrain.interop import (
+    clipscope,
+    dictionary_learning,
+    discover_then_name,
+    formulas,
+    msae,
+    overcomplete,
+    patchsae,
+    prisma,
+    saelens,
+    saelens_pickle,
+    saev,
+    sparsify,
+    universal_sae,
+    visaebench,
+)
 from saetrain.interop.formulas.forward import Forward
+from saetrain.interop.recognition import recognize
 from saetrain.model import SAE
 
 Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
@@ -18,21 +33,28 @@ Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
 class Format:
     """One format: `read` makes an SAE of ours from its files, and `load` what its own package computes from them.
 
-    `write` is None for a format that is only read.
+    `write` is None for a format that is only read. `remark` tells what a user has to know of a file that was read, one
+    sentence each.
     """
 
     read: Callable[[Path], SAE]
     load: Callable[[Path], Forward]
     write: Writer | None = None
+    remark: Callable[[Path], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would.
+
+    Attributes:
+        notes: sentences on what was not in its files and on how it is meant.
+    """
 
     format: str
     sae: SAE
     forward: Forward
+    notes: tuple[str, ...] = ()
 
 
 FORMATS = {
@@ -44,19 +66,21 @@ FORMATS = {
     "saev": Format(saev.read, formulas.saev.load, saev.write),
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
-    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load, remark=overcomplete.remark),
+    "visaebench": Format(visaebench.read, formulas.visaebench.load, remark=overcomplete.remark),
+    "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
+    "universal_sae": Format(universal_sae.read, formulas.universal_sae.load, remark=universal_sae.remark),
+    "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
+    "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
+    "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
 }
-FOLDERS = {
-    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
-    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
-}  # fmt: skip
-"""The file by which a folder is recognized -> its format."""
 
 
 def read_foreign(path: Path) -> Foreign:
     """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
-    name, path = _recognize(path)
-    return Foreign(name, FORMATS[name].read(path), FORMATS[name].load(path))
+    name, path = recognize(path)
+    remark = FORMATS[name].remark
+    return Foreign(name, FORMATS[name].read(path), FORMATS[name].load(path), notes=remark(path) if remark else ())
 
 
 def find_writer(to: str) -> Writer:
@@ -65,30 +89,3 @@ def find_writer(to: str) -> Writer:
         return write
     written = ", ".join(name for name, each in FORMATS.items() if each.write)
     raise SettingsError(f"--to must be one of {written}, got {to!r}.")
-
-
-def _recognize(path: Path) -> tuple[str, Path]:
-    """(format, the path that its reader takes)."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            first = file.read(1)
-        return ("saev" if first == b"{" else _recognize_file(path)), path
-    for weights, name in FOLDERS.items():
-        if (path / weights).is_file():
-            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
-                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
-    if (path / patchsae.WEIGHTS).is_file():
-        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
-    raise SettingsError(
-        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
-        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
-    )
-
-
-def _recognize_file(path: Path) -> str:
-    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
-    content = load_tensors(path)
-    inside = "cfg" in content or "config" in content
-    beside = not inside and (path.parent / prisma.CONFIG).is_file()
-    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"
