@@ -1,14 +1,30 @@
-"""The formats of other packages: what reads, computes and writes each, and how a checkpoint is recognized."""
+"""The formats of other packages: what reads, computes and writes each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop import (
+    clipscope,
+    dictionary_learning,
+    discover_then_name,
+    formulas,
+    msae,
+    overcomplete,
+    patchsae,
+    prisma,
+    saelens,
+    saelens_pickle,
+    saev,
+    sparsify,
+    universal_sae,
+    visaebench,
+)
 from saetrain.interop.constants import InputConstants, Lacking, Statistics, fold_constants, normalize_input
-from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward
+from saetrain.interop.recognition import recognize
 from saetrain.model import SAE
 
 Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
@@ -20,13 +36,15 @@ class Format:
     """One format: `read` makes an SAE of ours from its files, and `load` what its own package computes from them.
 
     `write` is None for a format that is only read. `lacking` tells of a file whether its package normalizes the input
-    by constants that lie in no file; `read` and `load` then work on the normalized input.
+    by constants that lie in no file; `read` and `load` then work on the normalized input. `remark` tells what a user
+    has to know of a file that was read, one sentence each.
     """
 
     read: Callable[[Path], SAE]
     load: Callable[[Path], Forward]
     write: Writer | None = None
     lacking: Lacking | None = None
+    remark: Callable[[Path], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,15 +52,22 @@ class Foreign:
     """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would.
 
     Attributes:
+        load: makes `forward`, which nobody may need.
         statistics: by which the package normalizes its input, if these constants lie in no file.
         constants: those of the input that `sae` and `forward` contain, beside what the file says.
+        notes: sentences on what was not in its files and on how it is meant.
     """
 
     format: str
     sae: SAE
-    forward: Forward
+    load: Callable[[], Forward]
     statistics: Statistics | None = None
     constants: InputConstants | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def forward(self) -> Forward:
+        return self.load()
 
     @property
     def lacks_constants(self) -> bool:
@@ -54,8 +79,11 @@ class Foreign:
 
     def with_constants(self, constants: InputConstants) -> "Foreign":
         """The same checkpoint on activations that are not normalized yet. Raises SettingsError as `fold_constants`."""
-        forward = normalize_input(self.forward, constants)
-        return replace(self, sae=fold_constants(self.sae, constants), forward=forward, constants=constants)
+
+        def load() -> Forward:
+            return normalize_input(self.forward, constants)
+
+        return replace(self, sae=fold_constants(self.sae, constants), load=load, constants=constants)
 
 
 FORMATS = {
@@ -67,13 +95,14 @@ FORMATS = {
     "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
-    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load, remark=overcomplete.remark),
+    "visaebench": Format(visaebench.read, formulas.visaebench.load, remark=overcomplete.remark),
+    "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
+    "universal_sae": Format(universal_sae.read, formulas.universal_sae.load, remark=universal_sae.remark),
+    "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
+    "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
+    "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
 }
-FOLDERS = {
-    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
-    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
-}  # fmt: skip
-"""The file by which a folder is recognized -> its format."""
 
 
 def read_foreign(path: Path, constants: InputConstants | None = None) -> Foreign:
@@ -82,10 +111,11 @@ def read_foreign(path: Path, constants: InputConstants | None = None) -> Foreign
     Args:
         constants: the normalization of its input, where the user gives it. Without it, look at `lacks_constants`.
     """
-    name, path = _recognize(path)
+    name, path = recognize(path)
     format_ = FORMATS[name]
     statistics = format_.lacking(path) if format_.lacking else None
-    foreign = Foreign(name, format_.read(path), format_.load(path), statistics)
+    notes = format_.remark(path) if format_.remark else ()
+    foreign = Foreign(name, format_.read(path), partial(format_.load, path), statistics, notes=notes)
     return foreign if constants is None else foreign.with_constants(constants)
 
 
@@ -95,30 +125,3 @@ def find_writer(to: str) -> Writer:
         return write
     written = ", ".join(name for name, each in FORMATS.items() if each.write)
     raise SettingsError(f"--to must be one of {written}, got {to!r}.")
-
-
-def _recognize(path: Path) -> tuple[str, Path]:
-    """(format, the path that its reader takes)."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            first = file.read(1)
-        return ("saev" if first == b"{" else _recognize_file(path)), path
-    for weights, name in FOLDERS.items():
-        if (path / weights).is_file():
-            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
-                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
-    if (path / patchsae.WEIGHTS).is_file():
-        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
-    raise SettingsError(
-        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
-        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
-    )
-
-
-def _recognize_file(path: Path) -> str:
-    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
-    content = load_tensors(path)
-    inside = "cfg" in content or "config" in content
-    beside = not inside and (path.parent / prisma.CONFIG).is_file()
-    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"

@@ -21,14 +21,16 @@ WEIGHTS = "sae.pt"
 SCHEMA = 5
 ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
 KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}
-_TRAINING = names("exp_factor n_reinit_samples reinit_blend remove_parallel_grads normalize_w_dec seed")
+_TRAINING = names(
+    "exp_factor n_reinit_samples reinit_blend reinit_enc_dec_tranpose remove_parallel_grads normalize_w_dec seed"
+)
 BARE = Fields("saev 0.1", names("d_vit"), _TRAINING | names("sparsity_coeff l1_coeff ghost_grads use_ghost_grads"))
 """The first line of a file without a schema. The tensors tell the number of latents, not `exp_factor`."""
 HEADER = Fields("saev", names("schema cfg cls"), names("commit lib"))
 CONFIG = Fields("saev", names("d_vit d_model d_sae activation top_k"), _TRAINING)
 ACTIVATION = Fields("saev", names("cls params"))
-PARAMS = Fields("saev", names("top_k"), names("key kind sparsity aux"))
-"""`sparsity` and `aux` are terms of the training's loss."""
+PARAMS = Fields("saev", names("top_k"), names("key kind sparsity aux momentum"))
+"""`sparsity` and `aux` are terms of the training's loss; `momentum` is that of the threshold while it is trained."""
 
 
 def read(path: Path) -> SAE:
@@ -74,6 +76,8 @@ def _activation(header: Mapping[str, object], file: Path) -> tuple[str, object, 
         return str(header["cls"]), config.get("top_k", 32), config
     if header.get("cls", "SparseAutoencoderConfig") != "SparseAutoencoderConfig":
         raise SettingsError(f"{file} has the class {shorten(header['cls'])}. Give a sparse autoencoder.")
+    if header["schema"] == 1 and "activation" not in config:  # the default of that time
+        return "Relu", None, config
     activation = _object(config, "activation", file)
     check_fields(activation, ACTIVATION, file)
     name, params = activation.get("cls"), _object(activation, "params", file)
