@@ -332,6 +332,8 @@ def look(
     n_top: arguments.LookTop = 10,
     concepts: arguments.LookConcepts = None,
     store: arguments.MovedStore = None,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
     out: arguments.LookOut = None,
 ) -> None:
     """Show what an SAE sees in photographs, with heat maps.
@@ -343,7 +345,7 @@ def look(
     with show_download(sae) as on_download, show_progress("look", "images") as on_progress:
         seen = analysis.look(
             images, sae, tower, latents=latent, at=place, n_top=n_top, concepts=concepts, store=store,
-            on_progress=on_progress, on_download=on_download,
+            input_mean=input_mean, input_scale=input_scale, on_progress=on_progress, on_download=on_download,
         )  # fmt: skip
     if out is not None:
         seen.save(out)

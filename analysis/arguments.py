@@ -282,7 +282,7 @@ InputMean = Annotated[
     Option(
         metavar="FILE|NUMBER",
         help="What the package subtracts from its input before the SAE: a number, or a .npy file of one per channel. "
-        "Default: what the files say, or else an estimate from the store.",
+        "By default what the files say; `convert` otherwise estimates it from the store.",
     ),
 ]
 InputScale = Annotated[

@@ -214,8 +214,8 @@ class Run:
 def name_tower_of(store: StoreGroup) -> TowerNames:
     """The tower that stores were extracted with, by which the run finds it where the stores are gone."""
     first = store.stores[0].artifact
-    names = (recorded_name(first, name) for name in ("model", "pretrained"))
-    return TowerNames(*names, dict(first.settings.get("preprocess") or {}))
+    model, pretrained = (recorded_name(first, name) for name in ("model", "pretrained"))
+    return TowerNames(model, pretrained, dict(first.settings.get("preprocess") or {}))
 
 
 def run_settings(

@@ -27,7 +27,6 @@ class Shown(NamedTuple):
 
     latent: int
     name: str
-    score: float
     peak: float
     share: float
     at: str
@@ -129,5 +128,4 @@ def _choose(look: Look) -> list[tuple[View, list[Shown]]]:
 
 
 def _show(row: dict[str, Any], heat: NDArray[np.float32], maximum: float) -> Shown:
-    numbers = (row[name] for name in ("score", "peak", "share", "at"))
-    return Shown(row["latent"], row.get("name", ""), *numbers, heat, maximum)
+    return Shown(row["latent"], row.get("name", ""), row["peak"], row["share"], row["at"], heat, maximum)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 
 from actcache import ModelError, NonFiniteError, SettingsError
 from actcache.models import VisionTower
@@ -23,6 +24,7 @@ from analysis.query import At
 from analysis.views.tower import Pair, open_pair
 from analysis.views.view import Look, View
 from saetrain import Run
+from saetrain.interop import read_constants
 
 MAX_IMAGES = 200
 """More images belong into a store, which keeps them on disk."""
@@ -33,6 +35,7 @@ def look(
     images: str | Path | Sequence[str | Path], sae: Run | str | Path, options: TowerOptions | None = None, *,
     latents: Sequence[int] = (), at: At | None = None, n_top: int = 10,
     concepts: ConceptTable | str | Path | None = None, store: str | Path | None = None,
+    input_mean: str | Path | ArrayLike | None = None, input_scale: str | Path | ArrayLike | None = None,
     on_progress: Progress | None = None, on_download: Progress | None = None, **more: object,
 ) -> Look:  # fmt: skip
     """Show what an SAE sees in images: the strongest latents, and where they fire.
@@ -50,6 +53,7 @@ def look(
         n_top: number of latents for each image.
         concepts: a table with names of a run's latents; by default those beside the run.
         store: the activation store of a run, if it has moved.
+        input_mean, input_scale: as for `convert`, for a checkpoint that has them in none of its files.
         on_progress: called with (images done, images in all).
         on_download: called with bytes while files of the hub are downloaded.
 
@@ -67,7 +71,8 @@ def look(
     n_top = check_number("n_top", n_top, int, at_least=1)
     wanted = [check_number("latent", latent, int, at_least=0) for latent in latents]
     tower_options = options or TowerOptions(**more)  # type: ignore[arg-type]
-    pair = open_pair(sae, tower_options, store=store, on_progress=on_download)
+    constants = read_constants(input_mean, input_scale)
+    pair = open_pair(sae, tower_options, store=store, constants=constants, on_progress=on_download)
     names = find_names_of(pair.run, concepts)
     if wanted and max(wanted) >= pair.sae.config.n_latents:
         raise SettingsError(f"There is no latent {max(wanted)}: the SAE has 0..{pair.sae.config.n_latents - 1}.")

@@ -16,7 +16,7 @@ from actcache.progress import Progress
 from actcache.prompts import open_vision_tower
 from analysis.config import TowerOptions
 from saetrain import SAE, Run
-from saetrain.interop import TowerHint, find_source, name_tower, read_foreign
+from saetrain.interop import OF_EMBEDDINGS, InputConstants, TowerHint, find_source, name_tower, read_foreign
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,14 @@ class Pair:
 
 def open_pair(
     sae: Run | str | Path, options: TowerOptions, *, store: str | Path | None = None,
-    on_progress: Progress | None = None,
+    constants: InputConstants | None = None, on_progress: Progress | None = None,
 ) -> Pair:  # fmt: skip
     """Read an SAE and load its tower.
 
     Args:
         sae: a run, a checkpoint of another package, or hf://OWNER/REPO[/folder][@revision].
         store: the activation store of a run, if it has moved.
+        constants: the normalization of a checkpoint's input, where it lies in none of its files.
         on_progress: called with bytes while files of the hub are downloaded.
 
     Raises:
@@ -66,7 +67,7 @@ def open_pair(
         return _pair_of_run(Run.open(source.path), str(sae), options, store)
     if store is not None:
         raise SettingsError(f"--store is for a run whose activations have moved, and {sae} is none. Leave it out.")
-    return _pair_of_checkpoint(source.path, str(sae), options)
+    return _pair_of_checkpoint(source.path, str(sae), options, constants)
 
 
 def _pair_of_run(run: Run, name: str, options: TowerOptions, store: str | Path | None) -> Pair:
@@ -118,8 +119,18 @@ def _tower_without_store(run: Run, name: str, options: TowerOptions) -> tuple[Vi
     return tower, words
 
 
-def _pair_of_checkpoint(path: Path, name: str, options: TowerOptions) -> Pair:
-    foreign = read_foreign(path)
+def _pair_of_checkpoint(path: Path, name: str, options: TowerOptions, constants: InputConstants | None) -> Pair:
+    foreign = read_foreign(path, constants)
+    if foreign.format in OF_EMBEDDINGS:
+        raise SettingsError(
+            f"{name} reads the embedding of a whole image and not the patches of a block, so there is no place to look "
+            "at. Give an SAE of a hook point."
+        )
+    if foreign.lacks_constants:
+        raise SettingsError(
+            f"{name} normalizes its input by constants that are in none of its files. Give them with --input-mean and "
+            "--input-scale, or make a run of it with `convert --store`, which estimates them, and look through the run."
+        )
     hint = name_tower(foreign.format, path, name if "://" in name else "")
     model, pretrained = options.model, options.pretrained
     if model is None and hint is not None and hint.model is not None:
@@ -132,7 +143,7 @@ def _pair_of_checkpoint(path: Path, name: str, options: TowerOptions) -> Pair:
     named = None if hint is None else hint.hook_point
     hook_point, notes = _choose_hook_point(options, named, "It names", name)
     tower, words = _load(model, pretrained, options, None)
-    notes = (*_describe_hint(hint, options), *notes)
+    notes = (*foreign.notes, *_describe_hint(hint, options), *notes)
     tokens = "all" if hint is None or hint.tokens is None else hint.tokens
     return _check(Pair(name, foreign.sae, tower, _say(*words), hook_point, tokens, None, notes))
 
@@ -155,7 +166,7 @@ def _choose_hook_point(
     if options.layer is None and named is None:
         raise SettingsError(f"{name} does not say which layer it reads. Name it with --layer.")
     if options.layer is None and options.site is not None and named is not None:
-        chosen = replace(named, site=options.site)
+        chosen: HookPoint | None = replace(named, site=options.site)
     else:
         chosen = named if options.layer is None else HookPoint(options.layer, options.site or "resid_post")
     assert chosen is not None

@@ -185,4 +185,4 @@ def _import(
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
-    return Conversion(dst, foreign.format, parity, origin, notes)
+    return Conversion(dst, foreign.format, parity, origin, (*foreign.notes, *notes))

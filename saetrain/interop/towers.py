@@ -11,10 +11,13 @@ from pathlib import Path
 
 from actcache import HookPoint, PipelineError, SettingsError
 from saetrain.interop.fields import shorten
-from saetrain.interop.files import load_tensors, read_config
+from saetrain.interop.files import load_tensors, read_settings
+from saetrain.interop.pickles import load_checkpoint
 from saetrain.interop.prisma import config_of
 from saetrain.interop.tower_names import BACKBONES, count_layers, spell_hook_point, spell_model
 
+OF_EMBEDDINGS = ("msae", "discover_then_name")
+"""Formats whose SAEs read the image embedding, after the projection, and no hook point of the tower."""
 N_PARTS = 6
 """How many of the last parts of a path are searched for names."""
 
@@ -89,7 +92,8 @@ def _make(
     if spelled and spelled.pretrained is None and spelled.model.startswith("timm:") and "." not in spelled.model:
         caution = caution or f"It does not say which weights of {spelled.model} it reads; timm's default is taken."
     layer, site = (None, None) if hook_point is None else (hook_point.layer, hook_point.site)
-    return TowerHint(*(spelled or (None, None)), layer, site, tokens, stated, origin, caution)
+    name, pretrained = spelled or (None, None)
+    return TowerHint(name, pretrained, layer, site, tokens, stated, origin, caution)
 
 
 def _find_settings(path: Path, *names: str) -> tuple[Mapping[str, object], str]:
@@ -97,8 +101,14 @@ def _find_settings(path: Path, *names: str) -> tuple[Mapping[str, object], str]:
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
-            return read_config(folder / name), name
+            return read_settings(folder / name), name
     return {}, ""
+
+
+def _find_file(path: Path) -> Path:
+    """The file of a checkpoint, given itself or the folder that holds it alone."""
+    files = [path] if path.is_file() else sorted(path.glob("*.pt"))
+    return files[0] if files else path
 
 
 def _hook(layer: object, site: str = "resid_post", model: object = None) -> HookPoint | None:
@@ -119,8 +129,8 @@ def _hook(layer: object, site: str = "resid_post", model: object = None) -> Hook
 
 def _prisma(path: Path, place: str) -> TowerHint | None:
     config, name = _find_settings(path, "config.json")
-    if not config and path.is_file():
-        config, name = config_of(load_tensors(path)), path.name
+    if not config:
+        config, name = config_of(load_tensors(_find_file(path), mapped=True)), _find_file(path).name
     model, site = config.get("model_name"), str(config.get("layer_subtype", "hook_resid_post")).removeprefix("hook_")
     only_cls = config.get("cls_token_only") is True or config.get("context_size") == 1
     tokens = "cls" if only_cls else "patch" if config.get("use_patches_only") is True else "all"
@@ -140,6 +150,11 @@ def _saelens(path: Path, place: str) -> TowerHint | None:
     hook_point = spell_hook_point(fields.get("hook_name", fields.get("hook_point")))
     where = f"metadata in {name}" if isinstance(inner, dict) else name
     return _make(where, model=fields.get("model_name"), hook_point=hook_point)
+
+
+def _saelens_pickle(path: Path, place: str) -> TowerHint | None:
+    config = config_of(load_checkpoint(path))
+    return _make(path.name, model=config.get("model_name"), hook_point=spell_hook_point(config.get("hook_point")))
 
 
 def _dictionary_learning(path: Path, place: str) -> TowerHint | None:
@@ -165,8 +180,8 @@ def _saev(path: Path, place: str) -> TowerHint | None:
 
 
 def _patchsae(path: Path, place: str) -> TowerHint | None:
-    file = path / "out.pt" if path.is_dir() else path
-    config = config_of(load_tensors(file))
+    file = _find_file(path)
+    config = config_of(load_tensors(file, mapped=True))
     model = config.get("model_name")
     site = {"resid": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}.get(str(config.get("module_name")), "")
     hook_point = _hook(config.get("block_layer"), site, model)
@@ -176,7 +191,7 @@ def _patchsae(path: Path, place: str) -> TowerHint | None:
 
 def _visaebench(path: Path, place: str) -> TowerHint | None:
     """ViSAEBench's packages read the last block's output, which their settings do not say."""
-    config, name = _find_settings(path, "config.json")
+    config, name = _find_settings(path, "config.json", "config.yaml")
     model = config.get("backbone")
     if not isinstance(model, str) or model not in BACKBONES:
         return None
@@ -194,6 +209,11 @@ def _clipscope(path: Path, place: str) -> TowerHint | None:
     hook_point = HookPoint(int(match[1])) if match else None
     model, where = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", f"the folder {match[1]}_resid" if match else "its format"
     return _make(f"{where} of CLIP-Scope", model=model, hook_point=hook_point, tokens="all", stated=match is not None)
+
+
+def _universal_sae(path: Path, place: str) -> TowerHint | None:
+    """Universal SAE reads the last layer of three small and base towers, which all have 12 blocks."""
+    return _make("what Universal SAE reads", hook_point=HookPoint(11), tokens="patch", stated=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,6 +267,7 @@ def _by_place(path: Path, place: str) -> TowerHint | None:
 
 TOWERS: Mapping[str, Callable[[Path, str], TowerHint | None]] = {
     "prisma": _prisma, "saelens": _saelens, "dictionary_learning": _dictionary_learning, "saev": _saev,
-    "patchsae": _patchsae, "overcomplete": _visaebench, "clipscope": _clipscope,
+    "saelens_pickle": _saelens_pickle, "patchsae": _patchsae, "overcomplete": _visaebench, "visaebench": _visaebench,
+    "clipscope": _clipscope, "universal_sae": _universal_sae,
 }  # fmt: skip
 """Format -> what its settings state of the tower, given the checkpoint's path and the names in its place."""
