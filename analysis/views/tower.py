@@ -131,7 +131,7 @@ def _pair_of_checkpoint(path: Path, name: str, options: TowerOptions, constants:
             f"{name} normalizes its input by constants that are in none of its files. Give them with --input-mean and "
             "--input-scale, or make a run of it with `convert --store`, which estimates them, and look through the run."
         )
-    hint = name_tower(foreign.format, path, name if "://" in name else "")
+    hint = name_tower(foreign.format, foreign.path, name if "://" in name else "")
     model, pretrained = options.model, options.pretrained
     if model is None and hint is not None and hint.model is not None:
         model, pretrained = hint.model, pretrained or hint.pretrained
@@ -154,8 +154,10 @@ def _describe_hint(hint: TowerHint | None, options: TowerOptions) -> list[str]:
     differs = options.model is not None and hint.model is not None
     differs = differs and (options.model, options.pretrained) != (hint.model, hint.pretrained)
     notes = [f"By {hint.origin}, it reads {hint}; you named another model."] if differs and hint.stated else []
-    if not hint.stated and options.model is None:
+    if not hint.stated and options.model is None and hint.model is not None:
         notes.append(f"Its settings do not name the model. That it reads {hint} is guessed from {hint.origin}.")
+    elif not hint.layer_stated and options.layer is None:
+        notes.append(f"Its settings do not name the layer. That it reads {hint.hook_point} is guessed.")
     return notes + ([hint.caution] if hint.caution else [])
 
 

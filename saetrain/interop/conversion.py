@@ -159,7 +159,7 @@ def _import(
             f"{source.path} reads activations of width {foreign.sae.d_model}, but {group.path} holds width "
             f"{group.layout.d_model}. Give a store of the model it was trained on."
         )
-    hint = name_tower(foreign.format, source.path, str(source.origin.get("repo", "")))
+    hint = name_tower(foreign.format, foreign.path, str(source.origin.get("repo", "")))
     hook_point, notes = match_store(hint, group, layer, any_model=any_model)
     if foreign.lacks_constants and foreign.statistics is not None:
         foreign = foreign.with_constants(estimate_constants(foreign.statistics, group, hook_point))

@@ -52,6 +52,7 @@ class Foreign:
     """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would.
 
     Attributes:
+        path: the folder or file that its reader took.
         load: makes `forward`, which nobody may need.
         statistics: by which the package normalizes its input, if these constants lie in no file.
         constants: those of the input that `sae` and `forward` contain, beside what the file says.
@@ -59,6 +60,7 @@ class Foreign:
     """
 
     format: str
+    path: Path
     sae: SAE
     load: Callable[[], Forward]
     statistics: Statistics | None = None
@@ -115,7 +117,7 @@ def read_foreign(path: Path, constants: InputConstants | None = None) -> Foreign
     format_ = FORMATS[name]
     statistics = format_.lacking(path) if format_.lacking else None
     notes = format_.remark(path) if format_.remark else ()
-    foreign = Foreign(name, format_.read(path), partial(format_.load, path), statistics, notes=notes)
+    foreign = Foreign(name, path, format_.read(path), partial(format_.load, path), statistics, notes=notes)
     return foreign if constants is None else foreign.with_constants(constants)
 
 

@@ -38,9 +38,9 @@ def _match_hook_point(hint: TowerHint, store: StoreGroup, layer: int | HookPoint
         differs = named is not None and chosen != named
         return chosen, [f"By {hint.origin}, the SAE reads {named}; you asked for {chosen}."] if differs else []
     if all(named in member.hook_points for member in store.stores):
-        return named, [] if hint.stated else [f"That the SAE reads {named} is guessed from {hint.origin}."]
+        return named, [] if hint.layer_stated else [f"That the SAE reads {named} is guessed from {hint.origin}."]
     held = ", ".join(map(str, store.stores[0].hook_points))
-    if hint.stated:
+    if hint.layer_stated:
         raise SettingsError(
             f"By {hint.origin}, the SAE reads {named}, but {store.path} holds {held}. Extract that layer, or ask for "
             "another one with --layer."

@@ -31,10 +31,11 @@ class TowerHint:
             no `pretrained`.
         layer, site: of the hook point; None if unknown.
         tokens: all, patch or cls, those that it was trained on; None if unknown.
-        stated: whether the settings name them. Otherwise they are guessed from the name of a folder or repository, or
-            from what the package usually does.
+        stated: whether the settings name the model. Otherwise it is guessed from the name of a folder or repository.
         origin: where they are from, in messages.
         caution: what to know before using it, as a sentence; empty if nothing.
+        layer_stated: whether the settings name the hook point. Otherwise it is guessed from a name, or is what the
+            package usually reads.
     """
 
     model: str | None
@@ -45,6 +46,7 @@ class TowerHint:
     stated: bool
     origin: str
     caution: str = ""
+    layer_stated: bool = True
 
     @property
     def hook_point(self) -> HookPoint | None:
@@ -61,7 +63,7 @@ def name_tower(format_name: str, path: Path, origin: str = "") -> TowerHint | No
     """The tower that a checkpoint names; None if nothing names one. A damaged settings file names none.
 
     Args:
-        path: the checkpoint, a folder or a file.
+        path: the folder or file that the format's reader takes.
         origin: where it was downloaded from, e.g. hf://OWNER/NAME/folder.
     """
     place = "/".join([origin.removeprefix("hf://"), *path.absolute().parts[-N_PARTS:]]).replace("--", "/")
@@ -76,12 +78,13 @@ def name_tower(format_name: str, path: Path, origin: str = "") -> TowerHint | No
     return replace(
         hint, model=guess.model, pretrained=guess.pretrained, layer=layer, site=site,
         tokens=hint.tokens or guess.tokens, stated=False, origin=guess.origin, caution=hint.caution or guess.caution,
+        layer_stated=hint.layer is not None and hint.layer_stated,
     )  # fmt: skip
 
 
 def _make(
     origin: str, *, model: object = None, hook_point: HookPoint | None = None, tokens: str | None = None,
-    stated: bool = True, caution: str = "",
+    stated: bool = True, layer_stated: bool | None = None, caution: str = "",
 ) -> TowerHint | None:  # fmt: skip
     """A hint from a name in another package's spelling; None if neither model nor hook point is known."""
     spelled = spell_model(model)
@@ -93,7 +96,9 @@ def _make(
         caution = caution or f"It does not say which weights of {spelled.model} it reads; timm's default is taken."
     layer, site = (None, None) if hook_point is None else (hook_point.layer, hook_point.site)
     name, pretrained = spelled or (None, None)
-    return TowerHint(name, pretrained, layer, site, tokens, stated, origin, caution)
+    if layer_stated is None:
+        layer_stated = stated
+    return TowerHint(name, pretrained, layer, site, tokens, stated, origin, caution, layer_stated)
 
 
 def _find_settings(path: Path, *names: str) -> tuple[Mapping[str, object], str]:
@@ -198,9 +203,11 @@ def _visaebench(path: Path, place: str) -> TowerHint | None:
     caution = ""
     if model.startswith("dinov2"):
         caution = "ViSAEBench's loader takes DINOv2's tokens after the last norm, our hook points come before it."
-    layer = config.get("layer")
-    hook_point = _hook(layer, model=model) if isinstance(layer, int) else HookPoint(11)
-    return _make(f"backbone in {name}", model=model, hook_point=hook_point, tokens="patch", caution=caution)
+    stated = _hook(config.get("layer"), model=model)
+    return _make(
+        f"backbone in {name}", model=model, hook_point=stated or HookPoint(11), tokens="patch", caution=caution,
+        layer_stated=stated is not None,
+    )  # fmt: skip
 
 
 def _clipscope(path: Path, place: str) -> TowerHint | None:
@@ -208,7 +215,7 @@ def _clipscope(path: Path, place: str) -> TowerHint | None:
     match = re.search(r"(?:^|/)(\d{1,2})_resid(?:/|$)", place)
     hook_point = HookPoint(int(match[1])) if match else None
     model, where = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", f"the folder {match[1]}_resid" if match else "its format"
-    return _make(f"{where} of CLIP-Scope", model=model, hook_point=hook_point, tokens="all", stated=match is not None)
+    return _make(f"{where} of CLIP-Scope", model=model, hook_point=hook_point, tokens="all")
 
 
 def _universal_sae(path: Path, place: str) -> TowerHint | None:

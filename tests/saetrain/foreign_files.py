@@ -189,7 +189,7 @@ def visaebench(architecture: str, **more: Any) -> Config:
 
 
 def saelens_6(architecture: str, **more: Any) -> Config:
-    metadata = {"sae_lens_version": "6.54.12", "hook_name": "blocks.1.hook_resid_post", "model_name": "x"}
+    metadata = {"sae_lens_version": "6.54.12", "hook_name": "blocks.0.hook_resid_post", "model_name": "x"}
     return {
         "architecture": architecture, "d_in": D, "d_sae": F, "dtype": "float32", "device": "cuda",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
@@ -200,7 +200,7 @@ def saelens_6(architecture: str, **more: Any) -> Config:
 def saelens_5(**more: Any) -> Config:
     return {
         "architecture": "standard", "d_in": D, "d_sae": F, "dtype": "torch.float32", "device": "cuda",
-        "model_name": "gpt2-small", "hook_name": "blocks.1.hook_resid_post", "hook_layer": 1, "hook_head_index": None,
+        "model_name": "gpt2-small", "hook_name": "blocks.0.hook_resid_post", "hook_layer": 0, "hook_head_index": None,
         "activation_fn_str": "relu", "activation_fn_kwargs": {}, "apply_b_dec_to_input": True,
         "finetuning_scaling_factor": False, "sae_lens_training_version": "5.10.2", "prepend_bos": True,
         "dataset_path": "x/y", "dataset_trust_remote_code": True, "context_size": 128, "normalize_activations": "none",
@@ -219,7 +219,7 @@ def gated_tensors() -> Tensors:
 def trainer(kind: str, **more: Any) -> Config:
     return {
         "dict_class": kind, "trainer_class": "x", "activation_dim": D, "dict_size": F, "lr": 1e-4, "steps": 100,
-        "layer": 1, "lm_name": "y", "submodule_name": "z", "seed": 0, "device": "cuda", **more,
+        "layer": 0, "lm_name": "y", "submodule_name": "z", "seed": 0, "device": "cuda", **more,
     }  # fmt: skip
 
 
