@@ -12,7 +12,7 @@ import pytest
 import actcache.errors
 from actcache import ActivationStore, PipelineError, extract, verify
 from analysis import analyze, query_class, query_image, query_latent
-from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
+from saetrain import CodeStore, SAEConfig, TrainConfig, convert, encode, train
 
 
 def everything() -> set[type[PipelineError]]:
@@ -61,6 +61,14 @@ def truncated_checkpoint(s: Scene) -> None:
     short = s.tmp / "short.safetensors"
     short.write_bytes(Path(s.model["pretrained"]).read_bytes()[:100_000])
     extract(s.images, s.tmp / "x.acts", model=s.model["model"], pretrained=str(short), layers=[0])
+
+
+def no_network(s: Scene) -> None:
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
+        convert("hf://lab/never-cached", s.tmp / "run", store=s.store)
 
 
 def overflow(s: Scene) -> None:
@@ -132,6 +140,7 @@ CASES: list[tuple[str, Callable[[Scene], object], list[str]]] = [
     ("ImageSourceError", empty_folder, ["holds no images", ".png"]),
     ("ModelError", unknown_tag, ["laion2b_s34b_b79", "Near: laion2b_s34b_b79k", "random:SEED"]),
     ("ModelError", truncated_checkpoint, ["short.safetensors", "complete"]),
+    ("HubError", no_network, ["hf://lab/never-cached", "HF_HUB_OFFLINE", "cache"]),
     ("NonFiniteError", overflow, ["hook_resid_post", ".png", "--dtype float32"]),
     ("ArtifactNotFoundError", nothing_there, ["nowhere.acts", "does not exist"]),
     ("SchemaError", wrong_kind, ["is a run", "an activation store"]),

@@ -1,13 +1,11 @@
 from .address import HubAddress, is_hub_address, parse_address
 from .client import fetch_file, limit_waits
-from .download import HubFiles, copy_files, fetch_files
-from .listing import HubFile, HubListing, list_files
+from .download import copy_files, fetch_files
+from .listing import HubListing, list_files
 from .upload import upload_folder
 
 __all__ = [
     "HubAddress",
-    "HubFile",
-    "HubFiles",
     "HubListing",
     "copy_files",
     "fetch_file",

@@ -18,8 +18,6 @@ _SCHEME = re.compile(r"hf:/{1,2}(?=[^/])")
 _NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 """An owner or a repository: letters, digits, `_`, and inside also `-` and `.`, but not `--` or `..`."""
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
-_EARLY = re.compile(r"(?P<repo>[^/@]+)@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+)(?:/(?P<folder>[^@]*))?")
-"""REPO@REVISION/folder, which the hub's own client writes."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PREFIXES: dict[str, Literal["model", "dataset"]] = {"models": "model", "datasets": "dataset"}
 _EXPECTED = "Expected hf://OWNER/REPO, hf://OWNER/REPO/FOLDER or either with @REVISION (a branch, tag or commit)"
@@ -74,12 +72,9 @@ def parse_address(text: str | Path) -> HubAddress:
     kind = _PREFIXES.get(owner, "model")
     if owner in _PREFIXES:
         owner, _, rest = rest.partition("/")
-    if early := _EARLY.fullmatch(rest):
-        name, folder, revision = early["repo"], early["folder"] or "", early["revision"]
-    else:
-        path, at, revision = rest.rpartition("@")
-        name, _, folder = (path if at else rest).partition("/")
-        revision = revision if at else MAIN
+    path, at, revision = rest.rpartition("@")
+    name, _, folder = (path if at else rest).partition("/")
+    revision = revision if at else MAIN
     parts = (("owner", owner, _NAME), ("repository", name, _NAME), ("revision", revision, _REVISION))
     for what, value, pattern in parts:
         if not pattern.fullmatch(value):

@@ -22,6 +22,7 @@ from actcache.hub.address import HubAddress
 TIMEOUT_S = 10.0
 """Longest wait for an answer of the server, before a download begins and between two parts of it."""
 
+_WAITS = ("connect", "read", "write", "pool")
 _LOGIN = "run `hf auth login` or set HF_TOKEN"
 
 
@@ -62,21 +63,30 @@ def fetch_file(repo: str, names: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def limit_waits(seconds: float = TIMEOUT_S) -> Iterator[None]:
-    """Let no socket that is opened inside wait without end, and no call of the hub's client either."""
+def limit_waits(seconds: float | None = None) -> Iterator[None]:
+    """Let no socket that is opened inside wait without end, and no call of the client: by default, TIMEOUT_S.
+
+    Some calls of the client say that they wait for ever, so the limit is set on each request.
+    """
+    limit = seconds or TIMEOUT_S
+
+    def bound(request: Any) -> None:
+        asked = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {name: asked.get(name) or limit for name in _WAITS}
+
     session: Any = huggingface_hub.get_session()
-    before, before_session = socket.getdefaulttimeout(), session.timeout
-    socket.setdefaulttimeout(seconds)
-    session.timeout = seconds
+    before, hooks = socket.getdefaulttimeout(), session.event_hooks
+    socket.setdefaulttimeout(limit)
+    session.event_hooks = {**hooks, "request": [*hooks["request"], bound]}
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-        session.timeout = before_session
+        session.event_hooks = hooks
 
 
 @contextlib.contextmanager
-def use_client(address: HubAddress, seconds: float = TIMEOUT_S) -> Iterator[None]:
+def use_client(address: HubAddress, seconds: float | None = None) -> Iterator[None]:
     """Let calls of the client wait that long at most, log nothing, and raise errors of ours that name the address."""
     log: Any = huggingface_hub.utils.logging
     bars: Any = huggingface_hub.utils
@@ -148,7 +158,7 @@ def _of_repository(error: BaseException, address: HubAddress) -> PipelineError |
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(
             f"{where} has no revision {address.revision}. Give a branch, a tag or a whole commit that "
-            f"{constants.ENDPOINT}/{address.page} lists."
+            f"{constants.ENDPOINT}/{address.page} lists, after the folder: {where}/FOLDER@REVISION."
         )
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return HubError(f"{address} has no such file. Check the name on {constants.ENDPOINT}/{address.page}.")

@@ -23,7 +23,7 @@ from actcache.hub.client import TIMEOUT_S, cut_off, disk_full, not_the_hub, use_
 from actcache.hub.listing import HubListing, list_files
 from actcache.progress import Progress
 
-_MAX_RESTARTS = 3
+_MAX_RESTARTS = 2
 """How often the client may begin a file again: it goes on for ever with a server that cuts off every download."""
 _MAX_EXCESS_BYTES = 1 << 26
 """How much longer than its listed size a download may get: a server that never ends would fill the disk."""

@@ -65,7 +65,7 @@ def list_files(address: HubAddress) -> HubListing:
     """
     with use_client(address):
         pinned = replace(address, revision=_resolve(address))
-        entries = _list_all(pinned)
+        entries = _list_all(pinned, resolved=not address.is_pinned)
     for name in entries:
         if not is_safe_name(name):
             raise CorruptError(
@@ -97,15 +97,22 @@ def _resolve(address: HubAddress) -> str:
     return str(resolved)
 
 
-def _list_all(address: HubAddress) -> dict[str, int]:
-    """Name in the repository -> bytes, of all files at a commit. Called within `use_client`."""
+def _list_all(address: HubAddress, *, resolved: bool = True) -> dict[str, int]:
+    """Name in the repository -> bytes, of all files at a commit. Called within `use_client`.
+
+    Args:
+        resolved: the hub was asked for the commit.
+    """
     where: Any = {"repo_id": address.repo, "repo_type": address.kind, "revision": address.revision}
     try:
         return {file.path: file.size for file in huggingface_hub.get_cached_repo_tree(**where)}
     except errors.CachedRepoTreeNotFoundError:
         pass
     try:
-        tree = Api().list_repo_tree(**where, recursive=True)
+        api = Api()
+        if not resolved:  # the call below asks for half a minute where there is no network
+            api.repo_info(**where)
+        tree = api.list_repo_tree(**where, recursive=True)
         return {file.path: file.size for file in tree if isinstance(file, huggingface_hub.RepoFile)}
     except Exception:  # then what others downloaded of this commit, if anything, is all that there is
         try:

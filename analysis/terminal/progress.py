@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -215,17 +215,31 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def show_download(name: str) -> Iterator[Callable[..., None]]:
-    """Like `show_progress` in bytes, from the first call on, which says how much is downloaded: it may be much."""
-    with ExitStack() as stack:
-        started: list[Callable[..., None]] = []
+    """Yield what takes the bytes of a download as `on_progress`. Nothing is shown unless there is one.
+
+    Its first call, with 0, says how much is downloaded, because that may be much.
+    """
+    display: Display | None = None
+    with interrupts() as interrupted:
 
         def update(done: int, total: int) -> None:
-            if not started:
+            nonlocal display
+            if interrupted():
+                raise KeyboardInterrupt
+            if done == 0:
                 show_note(f"Downloading {decimal(total)} of {name}.")
-                started.append(stack.enter_context(show_progress("download", "bytes")))
-            started[0](done, total)
+                display = Display("download", "bytes")
+            if display is not None:
+                display.update(done, total)
+                if done >= total:
+                    display.close()
+                    display = None
 
-        yield update
+        try:
+            yield update
+        finally:
+            if display is not None:
+                display.close()
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from saetrain.run import LEARNED_FILE, METRICS_FILE, SAE_FILE
 
 RUN = (ARTIFACT_FILE, MANIFEST_FILE, SAE_FILE, METRICS_FILE, LEARNED_FILE)
 """The files of a run of ours, of which the first three are always there."""
-WEIGHTS = ("sae_weights.safetensors", "ae.pt", "sae.safetensors", "sae.pt", "weights.pt", "out.pt")
-"""The file of the weights in a folder that holds one SAE; the first that is there is read."""
-LOOSE = ("n_images_*.pt", "*.pth")
+WEIGHTS = ("patchsae.safetensors", "sae_weights.safetensors", "ae.pt", "sae.safetensors", "sae.pt", "weights.pt")
+"""The file of the weights in a folder that holds one SAE; the first that is there is read. The first of all is that of
+a published SAE of ours, which lies in a folder with those of another package."""
+LOOSE = ("n_images_*.pt", "out.pt", "*.pth")
 """Files of weights of which a folder may hold several, each an SAE of its own."""
 LOOSE_IN = ("*_resid", "*.pt")
 """A folder of which each such file is an SAE (CLIP-Scope)."""
