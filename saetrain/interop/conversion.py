@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 
 from actcache import ActivationStore, HookPoint, SettingsError, open_stores
 from actcache.artifacts import (
@@ -25,6 +26,7 @@ from actcache.artifacts import (
 )
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
+from saetrain.interop.constants import estimate_constants, read_constants
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.metrics import evaluate
@@ -35,16 +37,24 @@ PARITY_FILE = "parity.json"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, in which format, and how well the two sides agree."""
+    """What was written, in which format, and how well the two sides agree.
+
+    Attributes:
+        input: where the mean and the scale of the input come from, if they lie in no file of the checkpoint.
+        notes: sentences on what else was not in its files and on how it is meant.
+    """
 
     path: Path
     format: str
     parity: Parity
+    input: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def convert(
     src: str | Path, dst: str | Path, *, to: str | None = None, store: ActivationStore | str | Path | None = None,
-    layer: int | HookPoint | None = None, overwrite: bool = False,
+    layer: int | HookPoint | None = None, input_mean: str | Path | ArrayLike | None = None,
+    input_scale: str | Path | ArrayLike | None = None, overwrite: bool = False,
 ) -> Conversion:  # fmt: skip
     """Convert a Run into a folder of another package, or a checkpoint of another package into a Run.
 
@@ -53,22 +63,28 @@ def convert(
         store: activations to compare on. A checkpoint needs them, because they say which model and hook point it is
             for.
         layer: the hook point, if the store has several.
+        input_mean, input_scale: numbers, arrays [D] or .npy files of them: the checkpoint's package gives its SAE
+            (x - input_mean) input_scale. Where its files lack these constants, they are otherwise estimated from the
+            store, as the package takes them from its training rows.
 
     Raises:
         SettingsError: the format cannot hold this SAE, or an argument is missing.
         CorruptError: the checkpoint could not be read, or the two sides disagree.
     """
     src, dst = Path(src), Path(dst)
+    constants = read_constants(input_mean, input_scale)
     if not src.exists():
         raise SettingsError(f"{src} does not exist. Give a run, or a checkpoint of another package.")
     if (src / "artifact.json").exists():
+        if constants is not None:
+            raise SettingsError(f"{src} is a run, which has its own. Leave out --input-mean and --input-scale.")
         return _export(Run.open(src), dst, to or "saelens", store, layer, overwrite)
     if to is not None:
         raise SettingsError(
             f"--to names the format that a run is converted to, but {src} is a checkpoint of another package, which "
             "becomes a run. Leave out --to."
         )
-    return _import(read_foreign(src), src, dst, store, layer, overwrite)
+    return _import(read_foreign(src, constants), src, dst, store, layer, overwrite)
 
 
 def _export(
@@ -128,13 +144,16 @@ def _import(
         )
     from safetensors.torch import save
 
-    group, sae = open_stores(store), foreign.sae
+    group = open_stores(store)
     hook_point = group.hook_point(layer)
-    if group.layout.d_model != sae.d_model:
+    if group.layout.d_model != foreign.sae.d_model:
         raise SettingsError(
-            f"{src} reads activations of width {sae.d_model}, but {group.path} holds width {group.layout.d_model}. "
-            "Give a store of the model it was trained on."
+            f"{src} reads activations of width {foreign.sae.d_model}, but {group.path} holds width "
+            f"{group.layout.d_model}. Give a store of the model it was trained on."
         )
+    if foreign.lacks_constants and foreign.statistics is not None:
+        foreign = foreign.with_constants(estimate_constants(foreign.statistics, group, hook_point))
+    sae, origin = foreign.sae, foreign.constants.origin if foreign.constants else None
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
@@ -144,7 +163,10 @@ def _import(
     with OutputLock(dst) as lock:
         artifact = begin_artifact(
             dst, "run", settings=settings, parents=group.parents(),
-            provenance={"torch": torch.__version__, "source": src.name, "parity": asdict(parity)},
+            provenance={
+                "torch": torch.__version__, "source": src.name, "parity": asdict(parity),
+                **({"input": origin} if origin else {}), **({"notes": list(foreign.notes)} if foreign.notes else {}),
+            },
             overwrite=overwrite, lock=lock,
         )  # fmt: skip
         if not artifact.complete:
@@ -153,4 +175,4 @@ def _import(
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
-    return Conversion(dst, foreign.format, parity)
+    return Conversion(dst, foreign.format, parity, origin, foreign.notes)

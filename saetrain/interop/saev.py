@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, is_same, names, shorten
 from saetrain.interop.files import load_tensors, read_header, read_k, take, torch_bytes
 from saetrain.interop.foreign import PLAIN, build_sae, fold, give_weights, refuse, take_weights
@@ -54,6 +55,13 @@ def read(path: Path) -> SAE:
         variant, weights["threshold"] = "batchtopk", threshold.clamp_min(0)
     k = None if name == "Relu" else read_k(top_k, n_latents, file)
     return build_sae(variant, weights, centered=schema is None, k=k)
+
+
+def lacking(path: Path) -> Statistics | None:
+    """A file without a schema is of the first release, whose training normalized the activations by their statistics
+    without keeping these (scale_mean and scale_norm of its configs/preprint/baseline.toml); schemas do not."""
+    header, _ = read_header(path / WEIGHTS if path.is_dir() else path)
+    return None if "schema" in header else Statistics("norm", "patch")
 
 
 def _activation(header: Mapping[str, object], file: Path) -> tuple[str, object, Mapping[str, object]]:
