@@ -42,6 +42,6 @@ def read(path: Path) -> SAE:
 
 def remark(path: Path) -> tuple[str, ...]:
     return (
-        "It reads raw activations, as its package gives them to it. In its training each channel was normalized by "
-        "mean and deviation, which are in no file: give --input-mean and --input-scale for the codes of the training.",
+        "It reads raw activations, as its package gives them to it, unless --input-mean and --input-scale are given. "
+        "In its training each channel was normalized by its mean and deviation, which are in no file.",
     )

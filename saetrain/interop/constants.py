@@ -50,11 +50,11 @@ class Statistics:
 
     Attributes:
         deviation: `norm` is mean ||x - mean|| / sqrt(D), `variance` the root of the mean variance of a channel, and
-            `channel` the deviation of each channel.
+            `channel` the deviation of each channel, and `all` the deviation of all numbers from their one mean.
         tokens: of which tokens.
     """
 
-    deviation: Literal["norm", "variance", "channel"]
+    deviation: Literal["norm", "variance", "channel", "all"]
     tokens: Tokens
 
 
@@ -70,6 +70,10 @@ def estimate_constants(statistics: Statistics, store: StoreGroup, hook_point: Ho
         raise SettingsError(f"{store.path} holds no {kind} tokens to estimate the input's mean and scale from.")
     n_rows = f"{recorded.count:,} {'' if kind == 'all' else kind + ' '}rows"
     origin = f"estimated from {store.path.name}, {n_rows}"
+    if statistics.deviation == "all":
+        mean = recorded.mean.mean()
+        deviation = np.sqrt(recorded.variance.mean() + np.square(recorded.mean - mean).mean())
+        return InputConstants(np.array(mean), 1 / np.maximum(deviation, SMALLEST), origin)
     if statistics.deviation == "channel":
         deviation = np.sqrt(recorded.variance) + CHANNEL_EPS
     elif statistics.deviation == "variance":

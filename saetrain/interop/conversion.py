@@ -45,7 +45,8 @@ class Conversion:
 
     Attributes:
         input: where the mean and the scale of the input come from, if they lie in no file of the checkpoint.
-        notes: what is guessed of the model and the hook point, or differs from what the checkpoint names.
+        notes: what else was not in its files, and of the model and the hook point what is guessed, or differs from what
+            the checkpoint names; one sentence each.
     """
 
     path: Path
@@ -176,6 +177,7 @@ def _import(
             provenance={
                 "torch": torch.__version__, "source": source.origin or source.path.name, "parity": asdict(parity),
                 "tower": asdict(name_tower_of(group)), **({"input": origin} if origin else {}),
+                **({"notes": list(foreign.notes)} if foreign.notes else {}),
             },
             overwrite=overwrite, lock=lock,
         )  # fmt: skip

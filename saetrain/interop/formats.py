@@ -97,10 +97,16 @@ FORMATS = {
     "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
-    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load, remark=overcomplete.remark),
-    "visaebench": Format(visaebench.read, formulas.visaebench.load, remark=overcomplete.remark),
+    "overcomplete": Format(
+        overcomplete.read, formulas.overcomplete.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+    ),
+    "visaebench": Format(
+        visaebench.read, formulas.visaebench.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+    ),
     "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
-    "universal_sae": Format(universal_sae.read, formulas.universal_sae.load, remark=universal_sae.remark),
+    "universal_sae": Format(
+        universal_sae.read, formulas.universal_sae.load, lacking=universal_sae.lacking, remark=universal_sae.remark
+    ),
     "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
     "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
     "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from actcache import CorruptError, SettingsError
 from saetrain.config import VARIANTS
+from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names, shorten
 from saetrain.interop.files import find_settings, load_tensors, read_k, read_settings, take
 from saetrain.interop.foreign import build_sae
@@ -148,6 +149,12 @@ def read_threshold(
 def lower(threshold: Tensor) -> Tensor:
     """The next smaller number: a value here has to be above its threshold, and there it may be equal."""
     return threshold.float().nextafter(torch.tensor(-torch.inf)).clamp_min(0)
+
+
+def lacking(path: Path) -> Statistics | None:
+    """ViSAEBench's training normalizes by the mean and one deviation of its patches, and keeps them with the patches,
+    not with the SAE (visaebench-internal, `scripts/train*`). Its settings name a backbone."""
+    return Statistics("variance", "patch") if "backbone" in read_settings(find_settings(path)) else None
 
 
 def remark(path: Path) -> tuple[str, ...]:

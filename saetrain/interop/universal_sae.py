@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from actcache import CorruptError, SettingsError
+from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import Fields, check_fields, names
 from saetrain.interop.files import load_tensors, read_k
 from saetrain.interop.foreign import build_sae, set_input
@@ -43,15 +44,17 @@ def read(path: Path) -> SAE:
     return set_input(sae, torch.tensor(tower.mean), 1 / (tower.deviation + UNIVERSAL_EPS))
 
 
+def lacking(path: Path) -> Statistics | None:
+    """The constants of a tower that is none of the published ones lie in no file."""
+    return None if find_universal_tower(path) else Statistics("all", "patch")
+
+
 def remark(path: Path) -> tuple[str, ...]:
     k = f"k = {UNIVERSAL_K} is from the settings of the authors' training; it is in no file."
     found = find_universal_tower(path)
     if found is None:
         towers = ", ".join(f"uni_{name}_checkpoint_29.pth" for name in UNIVERSAL_TOWERS)
-        return (
-            k, f"The name of the file is none of {towers}, so it is not known by which mean and deviation the "
-            "activations were standardized.",
-        )  # fmt: skip
+        return k, f"Its name is none of {towers}, for which the mean and deviation of the activations are published."
     name, tower = found
     notes = [
         k, f"The activations are standardized by mean {tower.mean:.6f} and deviation {tower.deviation:.6f}, which the "
