@@ -182,7 +182,8 @@ def _load(
     given = None if options.preprocess is None else str(options.preprocess)
     clip = load_clip(model, pretrained, preprocess=preprocess, image_size=options.image_size, preprocess_as=given)
     tower = make_vision_tower(clip, precision=options.precision, device=options.device)
-    return tower, [Path(model).name, Path(pretrained or clip.source.sources["weights"]).name]
+    name = model if model.startswith(("hf-hub:", "timm:")) else Path(model).name
+    return tower, [name, Path(pretrained or clip.source.sources["weights"]).name]
 
 
 def _say(model: str, pretrained: str) -> str:
