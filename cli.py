@@ -45,6 +45,7 @@ from analysis.config import (
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
+    TowerOptions,
 )
 from analysis.query import Question
 from analysis.terminal import (
@@ -58,6 +59,7 @@ from analysis.terminal import (
     draw_description,
     draw_estimate,
     draw_facts,
+    draw_look,
     draw_publication,
     draw_table,
     emit,
@@ -321,6 +323,41 @@ def query(
     emit_answer(opened, table, out, n_shown=n_shown, names=known, asked=question.named_latents, sheet=sheet)
     show_written(out, sheet)
     show_next_question(codes, question, table)
+
+
+@verb(LOOKING, "look dog.jpg --sae runs/l10 --out dog.html")
+def look(
+    images: arguments.LookImages,
+    tower: TowerOptions,
+    sae: arguments.LookSAE,
+    latent: arguments.LookLatents = [],
+    at: arguments.LookAt = None,
+    n_top: arguments.LookTop = 10,
+    concepts: arguments.LookConcepts = None,
+    store: arguments.MovedStore = None,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
+    out: arguments.LookOut = None,
+) -> None:
+    """Show what an SAE sees in photographs, with heat maps.
+
+    No activations are stored. The SAE is a run, or a checkpoint of another package, here or on the Hugging Face hub.
+    The image tower is the one that it names; --model, --pretrained and --layer name another.
+    """
+    place = None if at is None else analysis.parse_at(at)
+    with show_download(sae) as on_download, show_progress("look", "images") as on_progress:
+        seen = analysis.look(
+            images, sae, tower, latents=latent, at=place, n_top=n_top, concepts=concepts, store=store,
+            input_mean=input_mean, input_scale=input_scale, on_progress=on_progress, on_download=on_download,
+        )  # fmt: skip
+    if out is not None:
+        seen.save(out)
+    emit({**seen.to_json(), "out": None if out is None else str(out)}, draw_look(seen))
+    show_written(out)
+    strongest = seen.table(seen[0])["latent"].to_pylist()
+    if out is None and strongest:
+        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html")
+        show_next(*words, why="heat maps of one latent on all of the images")
 
 
 @verb(LOOKING, 'name val.concepts --vocabulary words.txt --set "907=red stripes"')
@@ -637,6 +674,9 @@ def convert(
     to: arguments.To = None,
     store: arguments.ConvertStore = None,
     layer: arguments.ConvertLayer = None,
+    any_model: arguments.AnyModel = False,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Write or read SAEs in the formats of other packages.
@@ -645,13 +685,24 @@ def convert(
     """
     with show_download(src) as on_progress:
         conversion = saetrain.convert(
-            src, dst, to=to, store=store, layer=layer, overwrite=overwrite, on_progress=on_progress
-        )
+            src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
+            input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
+        )  # fmt: skip
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
+    shown = {"input mean and scale": conversion.input} if conversion.input else {}
     emit(
-        {"path": str(conversion.path), "format": conversion.format, "parity": parity},
-        draw_facts({"path": str(conversion.path), "format": conversion.format, **rounded}),
+        {
+            "path": str(conversion.path),
+            "format": conversion.format,
+            "input": conversion.input,
+            "parity": parity,
+            "notes": conversion.notes,
+        },
+        [
+            *draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}),
+            *conversion.notes,
+        ],
     )
     show_written(dst)
     show_next_of(dst)
@@ -688,7 +739,7 @@ def publish(
     emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
     if not dry_run:
         show_written(done.address)
-        show_next("convert", done.address, "RUN", "--store", "STORE", why="how others read it")
+        show_next("look", "IMAGE", "--sae", done.address)
 
 
 @verb(FILES, "info val.acts")

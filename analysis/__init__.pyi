@@ -8,6 +8,7 @@ from .config import (
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
+    TowerOptions,
 )
 from .dictionary import inspect_dictionaries
 from .heat_maps import heat_maps, threshold_heat_maps
@@ -22,6 +23,7 @@ from .query import (
     co_fire,
     draw_sheet,
     open_entries,
+    parse_at,
     query_class,
     query_co_firing,
     query_counter_examples,
@@ -52,6 +54,7 @@ from .results import (
 )
 from .rules import learn_rules
 from .tour import Quickstart, quickstart
+from .views import Look, View, look
 
 __all__ = [
     "AnalyzeConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "Inspection",
     "LearnedRules",
     "LocalizedConcepts",
+    "Look",
     "MaskingConfig",
     "MaskingCurve",
     "Matching",
@@ -78,6 +82,8 @@ __all__ = [
     "SteerabilityConfig",
     "Steering",
     "StudyConfig",
+    "TowerOptions",
+    "View",
     "add_names",
     "analyze",
     "answer_question",
@@ -92,12 +98,14 @@ __all__ = [
     "inspect_dictionaries",
     "learn_rules",
     "localize",
+    "look",
     "map_shards",
     "mask_latents",
     "measure_steerability",
     "name_latents",
     "open_entries",
     "open_scheduler",
+    "parse_at",
     "publish",
     "query_class",
     "query_co_firing",

@@ -131,14 +131,14 @@ class SheetCell(NamedTuple):
         heat: [rows, columns] what is laid over it; None for the picture alone.
         maximum: the value at which the heat map is transparent.
         lines: the two lines of text below it.
-        frame: rows and columns of patches that get a frame.
+        frame: (top, left, bottom, right) of a place that gets a frame, as shares of the picture.
     """
 
     picture: Picture
     heat: NDArray[np.floating[Any]] | None
     maximum: float
     lines: tuple[str, str]
-    frame: tuple[range, range] | None = None
+    frame: tuple[float, float, float, float] | None = None
 
 
 def save_sheet(rows: Sequence[Sequence[SheetCell]], out: str | Path, *, side: int = CELL) -> Path:
@@ -157,8 +157,8 @@ def save_sheet(rows: Sequence[Sequence[SheetCell]], out: str | Path, *, side: in
             picture = fit_picture(cell.picture, side)
             if cell.heat is not None:
                 picture = _lay_over(picture, cell.heat, cell.maximum)
-            if cell.heat is not None and cell.frame is not None:
-                _draw_frame(picture, cell.heat.shape, cell.frame)
+            if cell.frame is not None:
+                _draw_frame(picture, cell.frame)
             sheet.paste(picture, (left, top))
             for line, text in enumerate(cell.lines):
                 shown = _shorten(visible(text), side, draw, font)
@@ -181,13 +181,13 @@ def _lay_over(picture: Picture, heat: NDArray[np.floating[Any]], maximum: float)
     return Image.alpha_composite(picture.convert("RGBA"), shade).convert("RGB")
 
 
-def _draw_frame(picture: Picture, grid: tuple[int, ...], frame: tuple[range, range]) -> None:
-    """Draw a frame around patches, just outside of them."""
-    rows, columns = frame
-    high, wide = picture.height / grid[0], picture.width / grid[1]
-    box = (columns.start * wide - 2, rows.start * high - 2, columns.stop * wide + 1, rows.stop * high + 1)
-    inside = (max(box[0], 0), max(box[1], 0), min(box[2], picture.width - 1), min(box[3], picture.height - 1))
-    ImageDraw.Draw(picture).rectangle(inside, outline=FRAME, width=2)
+def _draw_frame(picture: Picture, frame: tuple[float, float, float, float]) -> None:
+    """Draw a frame just outside of a place, or at the border of the picture."""
+    top, left, bottom, right = frame
+    width, height = picture.size
+    box = (max(left * width - 2, 0), max(top * height - 2, 0),
+           min(right * width + 1, width - 1), min(bottom * height + 1, height - 1))  # fmt: skip
+    ImageDraw.Draw(picture).rectangle(box, outline=FRAME, width=2)
 
 
 def _shorten(

@@ -29,6 +29,7 @@ COMMANDS = [
     "name a.concepts --vocabulary words.txt --device cpu",
     "name a.concepts --set 19=stripes",
     "report a.concepts new.html",
+    "look images/class0/00.png images/class1/01.png --sae run --device cpu --n-top 3 --out new-look.png",
     "evaluate run a.acts",
     "evaluate run a.acts evaluate.json --device cpu",
     "intervene run b.acts intervene.json --k 1 --k 3 --n-random 1 --device cpu",

@@ -1,4 +1,5 @@
 from .comparison import write_adaptation_page
+from .page import fill, share_pictures
 from .report import write_report
 
-__all__ = ["write_adaptation_page", "write_report"]
+__all__ = ["fill", "share_pictures", "write_adaptation_page", "write_report"]

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from actcache import HookPoint, PipelineError, SettingsError
 from saetrain.interop.fields import shorten
-from saetrain.interop.files import load_tensors, read_config
+from saetrain.interop.files import load_tensors, read_settings
+from saetrain.interop.pickles import load_checkpoint
 from saetrain.interop.prisma import config_of
 from saetrain.interop.publication import read_published
 from saetrain.interop.tower_names import BACKBONES, count_layers, spell_hook_point, spell_model
 
+OF_EMBEDDINGS = ("msae", "discover_then_name")
+"""Formats whose SAEs read the image embedding, after the projection, and no hook point of the tower."""
 N_PARTS = 6
 """How many of the last parts of a path are searched for names."""
 
@@ -29,10 +32,12 @@ class TowerHint:
             no `pretrained`.
         layer, site: of the hook point; None if unknown.
         tokens: all, patch or cls, those that it was trained on; None if unknown.
-        stated: whether the settings name them. Otherwise they are guessed from the name of a folder or repository, or
-            from what the package usually does.
+        stated: whether the settings name the model. Otherwise it is guessed from the name of a folder or repository.
         origin: where they are from, in messages.
         caution: what to know before using it, as a sentence; empty if nothing.
+        layer_stated: whether the settings name the hook point. Otherwise it is guessed from a name, or is what the
+            package usually reads.
+        model_id: of the tower, where a store's can be compared with it; only an SAE of ours names it.
     """
 
     model: str | None
@@ -43,6 +48,8 @@ class TowerHint:
     stated: bool
     origin: str
     caution: str = ""
+    layer_stated: bool = True
+    model_id: str | None = None
 
     @property
     def hook_point(self) -> HookPoint | None:
@@ -59,7 +66,7 @@ def name_tower(format_name: str, path: Path, origin: str = "") -> TowerHint | No
     """The tower that a checkpoint names; None if nothing names one. A damaged settings file names none.
 
     Args:
-        path: the checkpoint, a folder or a file.
+        path: the folder or file that the format's reader takes.
         origin: where it was downloaded from, e.g. hf://OWNER/NAME/folder.
     """
     place = "/".join([origin.removeprefix("hf://"), *path.absolute().parts[-N_PARTS:]]).replace("--", "/")
@@ -74,12 +81,13 @@ def name_tower(format_name: str, path: Path, origin: str = "") -> TowerHint | No
     return replace(
         hint, model=guess.model, pretrained=guess.pretrained, layer=layer, site=site,
         tokens=hint.tokens or guess.tokens, stated=False, origin=guess.origin, caution=hint.caution or guess.caution,
+        layer_stated=hint.layer is not None and hint.layer_stated,
     )  # fmt: skip
 
 
 def _make(
     origin: str, *, model: object = None, hook_point: HookPoint | None = None, tokens: str | None = None,
-    stated: bool = True, caution: str = "",
+    stated: bool = True, layer_stated: bool | None = None, caution: str = "",
 ) -> TowerHint | None:  # fmt: skip
     """A hint from a name in another package's spelling; None if neither model nor hook point is known."""
     spelled = spell_model(model)
@@ -90,7 +98,10 @@ def _make(
     if spelled and spelled.pretrained is None and spelled.model.startswith("timm:") and "." not in spelled.model:
         caution = caution or f"It does not say which weights of {spelled.model} it reads; timm's default is taken."
     layer, site = (None, None) if hook_point is None else (hook_point.layer, hook_point.site)
-    return TowerHint(*(spelled or (None, None)), layer, site, tokens, stated, origin, caution)
+    name, pretrained = spelled or (None, None)
+    if layer_stated is None:
+        layer_stated = stated
+    return TowerHint(name, pretrained, layer, site, tokens, stated, origin, caution, layer_stated)
 
 
 def _find_settings(path: Path, *names: str) -> tuple[Mapping[str, object], str]:
@@ -98,8 +109,14 @@ def _find_settings(path: Path, *names: str) -> tuple[Mapping[str, object], str]:
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
-            return read_config(folder / name), name
+            return read_settings(folder / name), name
     return {}, ""
+
+
+def _find_file(path: Path) -> Path:
+    """The file of a checkpoint, given itself or the folder that holds it alone."""
+    files = [path] if path.is_file() else sorted(path.glob("*.pt"))
+    return files[0] if files else path
 
 
 def _hook(layer: object, site: str = "resid_post", model: object = None) -> HookPoint | None:
@@ -120,8 +137,8 @@ def _hook(layer: object, site: str = "resid_post", model: object = None) -> Hook
 
 def _prisma(path: Path, place: str) -> TowerHint | None:
     config, name = _find_settings(path, "config.json")
-    if not config and path.is_file():
-        config, name = config_of(load_tensors(path)), path.name
+    if not config:
+        config, name = config_of(load_tensors(_find_file(path), mapped=True)), _find_file(path).name
     model, site = config.get("model_name"), str(config.get("layer_subtype", "hook_resid_post")).removeprefix("hook_")
     only_cls = config.get("cls_token_only") is True or config.get("context_size") == 1
     tokens = "cls" if only_cls else "patch" if config.get("use_patches_only") is True else "all"
@@ -141,6 +158,11 @@ def _saelens(path: Path, place: str) -> TowerHint | None:
     hook_point = spell_hook_point(fields.get("hook_name", fields.get("hook_point")))
     where = f"metadata in {name}" if isinstance(inner, dict) else name
     return _make(where, model=fields.get("model_name"), hook_point=hook_point)
+
+
+def _saelens_pickle(path: Path, place: str) -> TowerHint | None:
+    config = config_of(load_checkpoint(path))
+    return _make(path.name, model=config.get("model_name"), hook_point=spell_hook_point(config.get("hook_point")))
 
 
 def _dictionary_learning(path: Path, place: str) -> TowerHint | None:
@@ -166,8 +188,8 @@ def _saev(path: Path, place: str) -> TowerHint | None:
 
 
 def _patchsae(path: Path, place: str) -> TowerHint | None:
-    file = path / "out.pt" if path.is_dir() else path
-    config = config_of(load_tensors(file))
+    file = _find_file(path)
+    config = config_of(load_tensors(file, mapped=True))
     model = config.get("model_name")
     site = {"resid": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}.get(str(config.get("module_name")), "")
     hook_point = _hook(config.get("block_layer"), site, model)
@@ -177,16 +199,18 @@ def _patchsae(path: Path, place: str) -> TowerHint | None:
 
 def _visaebench(path: Path, place: str) -> TowerHint | None:
     """ViSAEBench's packages read the last block's output, which their settings do not say."""
-    config, name = _find_settings(path, "config.json")
+    config, name = _find_settings(path, "config.json", "config.yaml")
     model = config.get("backbone")
     if not isinstance(model, str) or model not in BACKBONES:
         return None
     caution = ""
     if model.startswith("dinov2"):
         caution = "ViSAEBench's loader takes DINOv2's tokens after the last norm, our hook points come before it."
-    layer = config.get("layer")
-    hook_point = _hook(layer, model=model) if isinstance(layer, int) else HookPoint(11)
-    return _make(f"backbone in {name}", model=model, hook_point=hook_point, tokens="patch", caution=caution)
+    stated = _hook(config.get("layer"), model=model)
+    return _make(
+        f"backbone in {name}", model=model, hook_point=stated or HookPoint(11), tokens="patch", caution=caution,
+        layer_stated=stated is not None,
+    )  # fmt: skip
 
 
 def _clipscope(path: Path, place: str) -> TowerHint | None:
@@ -194,7 +218,12 @@ def _clipscope(path: Path, place: str) -> TowerHint | None:
     match = re.search(r"(?:^|/)(\d{1,2})_resid(?:/|$)", place)
     hook_point = HookPoint(int(match[1])) if match else None
     model, where = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", f"the folder {match[1]}_resid" if match else "its format"
-    return _make(f"{where} of CLIP-Scope", model=model, hook_point=hook_point, tokens="all", stated=match is not None)
+    return _make(f"{where} of CLIP-Scope", model=model, hook_point=hook_point, tokens="all")
+
+
+def _universal_sae(path: Path, place: str) -> TowerHint | None:
+    """Universal SAE reads the last layer of three small and base towers, which all have 12 blocks."""
+    return _make("what Universal SAE reads", hook_point=HookPoint(11), tokens="patch", stated=False)
 
 
 def _published(path: Path, place: str) -> TowerHint | None:
@@ -207,8 +236,9 @@ def _published(path: Path, place: str) -> TowerHint | None:
         caution = caution or "It was trained on a tower with prompts, which are not published."
     pretrained = None if tower.pretrained == tower.model else tower.pretrained
     return TowerHint(
-        tower.model, pretrained, hook.layer, hook.site, published.training.tokens, True, "tower in config.json", caution
-    )
+        tower.model, pretrained, hook.layer, hook.site, published.training.tokens, True, "tower in config.json",
+        caution, model_id=tower.model_id,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +292,7 @@ def _by_place(path: Path, place: str) -> TowerHint | None:
 
 TOWERS: Mapping[str, Callable[[Path, str], TowerHint | None]] = {
     "prisma": _prisma, "saelens": _saelens, "dictionary_learning": _dictionary_learning, "saev": _saev,
-    "patchsae": _patchsae, "overcomplete": _visaebench, "clipscope": _clipscope,
-    "published": _published,
+    "saelens_pickle": _saelens_pickle, "patchsae": _patchsae, "overcomplete": _visaebench, "visaebench": _visaebench,
+    "clipscope": _clipscope, "universal_sae": _universal_sae, "published": _published,
 }  # fmt: skip
 """Format -> what its settings state of the tower, given the checkpoint's path and the names in its place."""

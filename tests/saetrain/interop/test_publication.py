@@ -1,5 +1,6 @@
 """Published SAEs are read back bit for bit, whatever else lies in their folder, and damaged ones are refused."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from actcache import ActivationStore, HookPoint, PipelineError
+from actcache import ActivationStore, HookPoint, PipelineError, SettingsError
 from saetrain import SAE, Run, SAEConfig, convert
 from saetrain.interop import PublishedSAE, PublishedTower, PublishedTraining, compare, encode_published, read_foreign
 from saetrain.interop.publication import read_published
@@ -29,11 +30,13 @@ TOWER = PublishedTower(
 )  # fmt: skip
 
 
-def publish_sae(folder: Path, sae: SAE, tower: PublishedTower = TOWER) -> Path:
+def publish_sae(
+    folder: Path, sae: SAE, tower: PublishedTower = TOWER, hook_point: str = "blocks.10.hook_resid_post"
+) -> Path:
     folder.mkdir()
     save_file({name: value.contiguous() for name, value in sae.state_dict().items()}, folder / "own")
     published = PublishedSAE(
-        sae=sae.config, d_model=sae.d_model, hook_point="blocks.10.hook_resid_post", run_id="0123456789abcdef",
+        sae=sae.config, d_model=sae.d_model, hook_point=hook_point, run_id="0123456789abcdef",
         tower=tower, training=PublishedTraining("patch", ("rows",), 95), license="mit",
         quality={"patch": {"fvu": 0.25, "l0": 3.0, "cosine": 0.9}, "silent": 0.1, "dense": 0.0, "n_tokens": 80},
     )  # fmt: skip
@@ -44,10 +47,15 @@ def publish_sae(folder: Path, sae: SAE, tower: PublishedTower = TOWER) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("mode", ["center", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("norms", [False, True], ids=["", "norms"])
 @pytest.mark.parametrize("variant", SAES)
-def test_it_is_read_back_bit_for_bit(tmp_path: Path, random_sae: Callable[..., SAE], variant: str, norms: bool) -> None:
+def test_it_is_read_back_bit_for_bit(
+    tmp_path: Path, random_sae: Callable[..., SAE], variant: str, norms: bool, mode: str
+) -> None:
     sae = random_sae(SAES[variant], D).requires_grad_(False)
+    if mode != "center":  # each token by its own size, as SAEs of other packages may have it
+        sae.config = dataclasses.replace(sae.config, normalize=mode)
     if variant == "batchtopk":
         sae.threshold.fill_(0.7)
     if variant == "gated":
@@ -55,8 +63,8 @@ def test_it_is_read_back_bit_for_bit(tmp_path: Path, random_sae: Callable[..., S
         sae.b_mag.copy_(torch.linspace(-0.2, 0.2, 20))
     if norms:
         sae.norms = torch.linspace(0.5, 2, 20)
-    folder = publish_sae(tmp_path / "sae", sae)
-    for name, data in write_saelens(sae, HookPoint(10)).items():  # it is not taken for SAELens's
+    folder, plain = publish_sae(tmp_path / "sae", sae), random_sae(SAES["topk"], D)
+    for name, data in write_saelens(plain, HookPoint(10)).items():  # it is not taken for SAELens's
         (folder / name).write_bytes(data)
     foreign = read_foreign(folder)
     assert foreign.format == "published"
@@ -74,7 +82,8 @@ def test_it_is_read_back_bit_for_bit(tmp_path: Path, random_sae: Callable[..., S
 
 
 def test_a_published_run_becomes_a_run_again(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
-    folder = publish_sae(tmp_path / "sae", planted_run.sae(), PublishedTower("planted"))
+    hook_point = str(planted_run.hook_point)
+    folder = publish_sae(tmp_path / "sae", planted_run.sae(), PublishedTower("planted"), hook_point)
     assert convert(folder, tmp_path / "run", store=planted_store).format == "published"
     run = Run.open(tmp_path / "run")
     ours, theirs = load_file(planted_run.weights()), load_file(run.weights())
@@ -83,6 +92,14 @@ def test_a_published_run_becomes_a_run_again(tmp_path: Path, planted_run: Run, p
     assert run.sae_config == planted_run.sae_config
     x = torch.from_numpy(ActivationStore.open(planted_store).read(images=range(8, 12)).reshape(-1, 32)).float()
     assert all(map(torch.equal, run.sae().encode(x), planted_run.sae().encode(x)))
+
+
+def test_activations_of_another_model_are_refused(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
+    hook_point = str(planted_run.hook_point)
+    folder = publish_sae(tmp_path / "sae", planted_run.sae(), PublishedTower("another"), hook_point)
+    with pytest.raises(SettingsError, match=r"reads model another, but .* holds model planted: .*--any-model"):
+        convert(folder, tmp_path / "run", store=planted_store)
+    assert convert(folder, tmp_path / "run", store=planted_store, any_model=True).parity.holds
 
 
 def test_it_names_its_tower(tmp_path: Path, random_sae: Callable[..., SAE]) -> None:
