@@ -46,12 +46,14 @@ from analysis.config import (
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
+    TowerOptions,
 )
 from analysis.query import Question
 from analysis.terminal import (
     Program,
     Verb,
     Verbs,
+    ask,
     describe_codes,
     describe_import,
     describe_run,
@@ -59,6 +61,8 @@ from analysis.terminal import (
     draw_description,
     draw_estimate,
     draw_facts,
+    draw_look,
+    draw_publication,
     draw_table,
     emit,
     emit_answer,
@@ -74,6 +78,7 @@ from analysis.terminal import (
     show_progress,
     show_source,
     show_steps,
+    show_upload,
     show_written,
     split_pair,
     with_flags,
@@ -319,6 +324,41 @@ def query(
     emit_answer(opened, table, out, n_shown=n_shown, names=known, asked=question.named_latents, sheet=sheet)
     show_written(out, sheet)
     show_next_question(codes, question, table)
+
+
+@verb(LOOKING, "look dog.jpg --sae runs/l10 --out dog.html")
+def look(
+    images: arguments.LookImages,
+    tower: TowerOptions,
+    sae: arguments.LookSAE,
+    latent: arguments.LookLatents = [],
+    at: arguments.LookAt = None,
+    n_top: arguments.LookTop = 10,
+    concepts: arguments.LookConcepts = None,
+    store: arguments.MovedStore = None,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
+    out: arguments.LookOut = None,
+) -> None:
+    """Show what an SAE sees in photographs, with heat maps.
+
+    No activations are stored. The SAE is a run, or a checkpoint of another package, here or on the Hugging Face hub.
+    The image tower is the one that it names; --model, --pretrained and --layer name another.
+    """
+    place = None if at is None else analysis.parse_at(at)
+    with show_download(sae) as on_download, show_progress("look", "images") as on_progress:
+        seen = analysis.look(
+            images, sae, tower, latents=latent, at=place, n_top=n_top, concepts=concepts, store=store,
+            input_mean=input_mean, input_scale=input_scale, on_progress=on_progress, on_download=on_download,
+        )  # fmt: skip
+    if out is not None:
+        seen.save(out)
+    emit({**seen.to_json(), "out": None if out is None else str(out)}, draw_look(seen))
+    show_written(out)
+    strongest = seen.table(seen[0])["latent"].to_pylist()
+    if out is None and strongest:
+        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html")
+        show_next(*words, why="heat maps of one latent on all of the images")
 
 
 @verb(LOOKING, 'name val.concepts --vocabulary words.txt --set "907=red stripes"')
@@ -640,6 +680,9 @@ def convert(
     to: arguments.To = None,
     store: arguments.ConvertStore = None,
     layer: arguments.ConvertLayer = None,
+    any_model: arguments.AnyModel = False,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Write or read SAEs in the formats of other packages.
@@ -648,13 +691,24 @@ def convert(
     """
     with show_download(src) as on_progress:
         conversion = saetrain.convert(
-            src, dst, to=to, store=store, layer=layer, overwrite=overwrite, on_progress=on_progress
-        )
+            src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
+            input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
+        )  # fmt: skip
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
+    shown = {"input mean and scale": conversion.input} if conversion.input else {}
     emit(
-        {"path": str(conversion.path), "format": conversion.format, "parity": parity},
-        draw_facts({"path": str(conversion.path), "format": conversion.format, **rounded}),
+        {
+            "path": str(conversion.path),
+            "format": conversion.format,
+            "input": conversion.input,
+            "parity": parity,
+            "notes": conversion.notes,
+        },
+        [
+            *draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}),
+            *conversion.notes,
+        ],
     )
     show_written(dst)
     show_next_of(dst)
@@ -682,6 +736,40 @@ def import_(
     emit(facts, draw_facts(facts))
     show_written(store)
     show_next_of(store)
+
+
+@verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
+def publish(
+    src: arguments.PublishSrc,
+    dst: arguments.PublishDst,
+    license_: arguments.License = None,
+    gallery: arguments.Gallery = False,
+    codes: arguments.MovedCodes = None,
+    run: arguments.MovedRun = None,
+    store: arguments.AnyMovedStore = None,
+    yes: arguments.Yes = False,
+    dry_run: arguments.PublishDryRun = False,
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Publish an SAE with a card, on the Hugging Face hub or in a folder.
+
+    Others can then use it with this program and with SAELens. Concepts bring their statistics, names and notes with
+    them. A repository may hold several SAEs, each in a folder of its own. Nothing is uploaded unless you say yes, and
+    what was uploaded is read back and compared.
+    """
+
+    def confirm(plan: analysis.Publication) -> bool:
+        return yes or ask(f"Upload them to {plan.destination}? Type yes:", draw_publication(plan))
+
+    with show_upload() as on_progress:
+        done = analysis.publish(
+            src, dst, license=license_, gallery=gallery, codes=codes, run=run, store=store, overwrite=overwrite,
+            dry_run=dry_run, confirm=confirm, on_progress=on_progress,
+        )  # fmt: skip
+    emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
+    if not dry_run:
+        show_written(done.address)
+        show_next("look", "IMAGE", "--sae", done.address)
 
 
 @verb(FILES, "info val.acts")

@@ -112,3 +112,19 @@ class Preprocess:
         """The fields as they are stored and hashed into a model_id."""
         fields = {name: getattr(self, name) for name in (_TIMM if self.library == "timm" else _OPEN_CLIP)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def covered_shares(
+    size: tuple[int, int], grid: tuple[int, int], patch_size: tuple[int | None, int | None]
+) -> tuple[float, float]:
+    """The share of a picture's height and of its width that lies under patches, from its upper left corner.
+
+    A tower cuts off what is smaller than a patch: 27 patches of 14 pixels cover 378 of 384. A patch size of None is the
+    side divided by the number of patches.
+    """
+    shares = []
+    for side, n, patch in zip(size, grid, patch_size, strict=True):
+        patch = patch or max(1, side // n)
+        # what cannot be a row of patches from the corner on, such as those of a padded picture, is all of it
+        shares.append(n * patch / side if side // patch == n else 1.0)
+    return shares[0], shares[1]

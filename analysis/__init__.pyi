@@ -8,6 +8,7 @@ from .config import (
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
+    TowerOptions,
 )
 from .dictionary import inspect_dictionaries
 from .heat_maps import heat_maps, threshold_heat_maps
@@ -15,12 +16,14 @@ from .interventions import delete_latents, evaluate_fidelity, mask_latents, meas
 from .lineage import find_images
 from .localization import localize
 from .naming import add_names, find_names, name_latents, read_names, set_name
+from .publication import Publication, PublishedFile, publish
 from .query import (
     Question,
     answer_question,
     co_fire,
     draw_sheet,
     open_entries,
+    parse_at,
     query_class,
     query_co_firing,
     query_counter_examples,
@@ -51,6 +54,7 @@ from .results import (
 )
 from .rules import learn_rules
 from .tour import Quickstart, quickstart
+from .views import Look, View, look
 
 __all__ = [
     "AnalyzeConfig",
@@ -63,10 +67,13 @@ __all__ = [
     "Inspection",
     "LearnedRules",
     "LocalizedConcepts",
+    "Look",
     "MaskingConfig",
     "MaskingCurve",
     "Matching",
     "ModelOptions",
+    "Publication",
+    "PublishedFile",
     "Question",
     "Quickstart",
     "RulesConfig",
@@ -75,6 +82,8 @@ __all__ = [
     "SteerabilityConfig",
     "Steering",
     "StudyConfig",
+    "TowerOptions",
+    "View",
     "add_names",
     "analyze",
     "answer_question",
@@ -89,12 +98,15 @@ __all__ = [
     "inspect_dictionaries",
     "learn_rules",
     "localize",
+    "look",
     "map_shards",
     "mask_latents",
     "measure_steerability",
     "name_latents",
     "open_entries",
     "open_scheduler",
+    "parse_at",
+    "publish",
     "query_class",
     "query_co_firing",
     "query_counter_examples",

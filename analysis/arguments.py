@@ -12,6 +12,7 @@ from analysis.terminal import (
     WORDS,
     Makes,
     OneOf,
+    Publishes,
     Reads,
     Takes,
     Writes,
@@ -21,6 +22,7 @@ from analysis.terminal import (
     takes_images,
     takes_model,
     takes_result,
+    takes_run_or_concepts,
     takes_template,
     takes_weights,
 )
@@ -143,6 +145,34 @@ Method = Annotated[
     OneOf(("images", "lens")),
 ]
 Template = Annotated[str, Option(help="Text around each word; {} stands for the word."), takes_template]
+LookImages = Annotated[
+    list[Path],
+    Argument(metavar="IMAGE...", help="Image files."),
+    Reads("an image file"),
+]
+LookSAE = Annotated[
+    str,
+    Option(
+        "--sae",
+        help="A run, another package's checkpoint, or hf://OWNER/REPO on the Hugging Face hub.",
+    ),
+    Reads("a run, or a checkpoint of another package", folder=None),
+]
+LookLatents = Annotated[
+    list[int], Option(help="Show this latent instead of the strongest ones; repeat for several.", min=0)
+]
+LookAt = Annotated[str | None, Option(help="Show the strongest latents of a patch or a region: ROW,COLUMN or 0:3,2:5.")]
+LookTop = Annotated[int, Option(help="Number of latents for each image."), at_least_one]
+LookConcepts = Annotated[
+    Path | None,
+    Option(help="Concepts that name the latents of a run; by default, those near the run."),
+    Takes("concepts"),
+]
+LookOut = Annotated[
+    Path | None,
+    Option(help="File for the heat maps: .html (a page by itself), or .png, .jpg or .webp (a sheet)."),
+    Writes((".html", ".png", ".jpg", ".jpeg", ".webp")),
+]
 OwnName = Annotated[list[str], Option("--set", help='Only set your own name for a latent: "907=red stripes".')]
 OwnNote = Annotated[list[str], Option(help='Only set your own note on a latent: "907=see image 12".')]
 MovedCodes = Annotated[
@@ -247,7 +277,7 @@ SecondRun = Annotated[
 ]
 Src = Annotated[
     str,
-    Argument(metavar="SRC", help="A run, or another package's checkpoint: a path or hf://OWNER/REPO/FOLDER."),
+    Argument(metavar="SRC", help="A run, or another package's checkpoint: a path, or hf://OWNER/REPO on the hub."),
     Reads("a run, or a checkpoint of another package", folder=None),
 ]
 Dst = Annotated[Path, Argument(metavar="DST", help="Folder to write: a checkpoint or a run.")]
@@ -261,7 +291,43 @@ ConvertStore = Annotated[
     Option(help="Activations to compare the two SAEs on; required to read a checkpoint."),
     Takes("acts"),
 ]
-ConvertLayer = Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")]
+PublishSrc = Annotated[
+    Path, Argument(metavar="RUN|CONCEPTS", help="A trained SAE, or concept statistics of one."), takes_run_or_concepts
+]
+PublishDst = Annotated[
+    str,
+    Argument(metavar="DST", help="hf://OWNER/REPO, hf://OWNER/REPO/FOLDER, or a local folder for the repository."),
+    Publishes(),
+]
+License = Annotated[
+    str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")
+]
+Gallery = Annotated[
+    bool, Option("--gallery", help="Also publish the pictures of the concepts, which show your images.")
+]
+Yes = Annotated[bool, Option("--yes", help="Upload without asking.")]
+PublishDryRun = Annotated[bool, Option("--dry-run", help="Only list the files and their bytes, and write nothing.")]
+ConvertLayer = Annotated[
+    int | None, Option(help="Layer of the SAE; by default the one that a checkpoint names, or the store's only one.")
+]
+AnyModel = Annotated[
+    bool, Option("--any-model", help="Accept activations of another model than the one that a checkpoint names.")
+]
+InputMean = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|NUMBER",
+        help="What the package subtracts from its input before the SAE: a number, or a .npy file of one per channel. "
+        "By default what the files say; `convert` otherwise estimates it from the store.",
+    ),
+]
+InputScale = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|NUMBER",
+        help="What the package then multiplies it by (1 / deviation): a number, or a .npy file of one per channel.",
+    ),
+]
 Repair = Annotated[bool, Option("--repair", help="Extract only the damaged shards again.")]
 VerifyImages = Annotated[
     Path | None, Option(help="With --repair: where the images are, if they have moved."), takes_images

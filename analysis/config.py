@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from actcache.errors import SettingsError
+from actcache.hook_point import SITES
 from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option
 
 TAU = 0.2
@@ -37,6 +38,38 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """The image tower that an SAE reads, and where in it. By default, what the SAE itself names. Raises SettingsError.
+
+    `site` is None for the block's output, or what the SAE names.
+    """
+
+    model: str | None = option(
+        None,
+        "open_clip architecture, timm:NAME, folder of a model, hf-hub:OWNER/NAME, or a config JSON; by default the one "
+        "that the SAE names.",
+    )
+    pretrained: str | None = option(None, "Tag, file or folder of weights; by default those that the SAE names.")
+    image_size: str | None = option(
+        None, "Height, or height x width such as 224x336, of the model's images; its own by default."
+    )
+    preprocess: str | Path | None = option(
+        None,
+        "How images are prepared, where the weights do not say it: a JSON file, an open_clip or timm name with a tag "
+        "(NAME.TAG) whose preprocessing is taken, or default.",
+    )
+    layer: int | None = option(None, "Layer that the SAE reads, where it does not name it.", at_least=0)
+    site: str | None = option(None, "Site in the block: resid_post, resid_mid, attn_out or mlp_out.")
+    precision: str = option("auto", "Precision of the computation: auto, float32 or bfloat16.")
+    device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.site is not None and self.site not in SITES:
+            raise SettingsError(f"--site must be one of {', '.join(SITES)}, got {self.site!r}.")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,34 @@
-"""Pictures: what the model saw of an image, as a small JPEG, and heat maps as transparent PNGs."""
+"""Pictures: what the model saw of an image, as a small JPEG, heat maps as transparent PNGs, and sheets of both."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from actcache import ImageSourceError, ParentMismatchError, SettingsError
-from actcache.artifacts import exists, is_elsewhere
+from actcache.artifacts import exists, is_elsewhere, write_output
 from actcache.sources import ImageSource, decode_image, reopen_source, resize_image
 from actcache.store import NO_IMAGES
+from actcache.text import visible
 from analysis.lineage import ImagePlaces, source_columns
 from saetrain import CodeStore
 
+Picture = Image.Image
+
 THUMBNAIL_PIXELS = 160
+CELL, GAP, LINE, MARGIN = 176, 8, 16, 12
+FRAME = "#ff8c1a"
+"""Color of the frame around chosen patches, which differs from most photographs and from the shade."""
+
+SHEETS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"}, ".jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 92, "subsampling": 0}, ".webp": {"format": "WEBP", "lossless": True},
+}  # fmt: skip
+"""How a sheet is saved, by the suffix of its file. Text beside pictures needs full color resolution in a JPEG."""
 
 
 class Pictures:
@@ -55,9 +68,7 @@ class Pictures:
         picture = self.see(image)
         if picture.width > THUMBNAIL_PIXELS:
             picture = picture.resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS * picture.height // picture.width))
-        buffer = io.BytesIO()
-        picture.save(buffer, format="JPEG", quality=80, optimize=True)
-        return buffer.getvalue()
+        return encode_jpeg(picture)
 
     def _source(self, number: int) -> ImageSource:
         if number not in self._sources:
@@ -74,6 +85,13 @@ class Pictures:
                 raise SettingsError(f"{place or recorded} {gone}. Give the new path of the images with --images.")
             self._sources[number] = reopen_source(place, source_columns(self._codes))
         return self._sources[number]
+
+
+def encode_jpeg(picture: Picture) -> bytes:
+    """The bytes of a JPEG of the picture's own size."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=80, optimize=True)
+    return buffer.getvalue()
 
 
 def draw_heat_map(heat: NDArray[np.floating[Any]], maximum: float) -> bytes:
@@ -106,3 +124,92 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sheets
+
+
+class SheetCell(NamedTuple):
+    """A picture on a sheet.
+
+    Attributes:
+        heat: [rows, columns] what is laid over it; None for the picture alone.
+        maximum: the value at which the heat map is transparent.
+        covered: the share of height and width of the picture over which the patches lie.
+        lines: the two lines of text below it.
+        frame: (top, left, bottom, right) of a place that gets a frame, as shares of the picture.
+    """
+
+    picture: Picture
+    heat: NDArray[np.floating[Any]] | None
+    maximum: float
+    lines: tuple[str, str]
+    frame: tuple[float, float, float, float] | None = None
+    covered: tuple[float, float] = (1.0, 1.0)
+
+
+def save_sheet(rows: Sequence[Sequence[SheetCell]], out: str | Path, *, side: int = CELL) -> Path:
+    """Write rows of pictures as one picture of the kind that the suffix names. An existing file is replaced.
+
+    Args:
+        side: pixels of the longer side of each picture.
+    """
+    out = Path(out)
+    width = 2 * MARGIN + max(map(len, rows)) * (side + GAP) - GAP
+    sheet = Image.new("RGB", (width, 2 * MARGIN + len(rows) * (side + 2 * LINE + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for i, row in enumerate(rows):
+        for k, cell in enumerate(row):
+            left, top = MARGIN + k * (side + GAP), MARGIN + i * (side + 2 * LINE + GAP)
+            picture = fit_picture(cell.picture, side)
+            if cell.heat is not None:
+                picture = _lay_over(picture, cell.heat, cell.maximum, cell.covered)
+            if cell.frame is not None:
+                _draw_frame(picture, cell.frame)
+            sheet.paste(picture, (left, top))
+            for line, text in enumerate(cell.lines):
+                shown = _shorten(visible(text), side, draw, font)
+                draw.text((left, top + side + 1 + line * LINE), shown, fill="#222222", font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, **SHEETS[out.suffix.lower()])
+    return write_output(out, buffer.getvalue())
+
+
+def fit_picture(picture: Picture, side: int) -> Picture:
+    """Resize a picture so that its longer side has `side` pixels."""
+    longest = max(picture.size)
+    size = (max(1, side * picture.width // longest), max(1, side * picture.height // longest))
+    return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= side else Image.Resampling.BICUBIC)
+
+
+def _lay_over(
+    picture: Picture, heat: NDArray[np.floating[Any]], maximum: float, covered: tuple[float, float]
+) -> Picture:
+    """The picture under the heat map; what no patch covers stays as it is."""
+    size = round(picture.width * covered[1]), round(picture.height * covered[0])
+    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(size, Image.Resampling.NEAREST)
+    shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # the object must still be visible
+    shown = picture.convert("RGBA")
+    shown.alpha_composite(shade)
+    return shown.convert("RGB")
+
+
+def _draw_frame(picture: Picture, frame: tuple[float, float, float, float]) -> None:
+    """Draw a frame just outside of a place, or at the border of the picture."""
+    top, left, bottom, right = frame
+    width, height = picture.size
+    box = (max(left * width - 2, 0), max(top * height - 2, 0),
+           min(right * width + 1, width - 1), min(bottom * height + 1, height - 1))  # fmt: skip
+    ImageDraw.Draw(picture).rectangle(box, outline=FRAME, width=2)
+
+
+def _shorten(
+    text: str, side: int, draw: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+) -> str:
+    """Cut a text to what fits below a picture."""
+    if draw.textlength(text, font) <= side:
+        return text
+    while text and draw.textlength(text + "…", font) > side:
+        text = text[:-1]
+    return text + "…"

@@ -11,6 +11,7 @@ manifest.json         the seal, with the held-out quality
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from actcache.artifacts import (
     make_folders,
     open_artifact,
     read_json,
+    read_provenance,
     read_settings,
     read_summary,
     storage_errors,
@@ -33,7 +35,7 @@ from actcache.artifacts import (
     write_json,
 )
 from actcache.schema import parse
-from actcache.store import StoreGroup
+from actcache.store import StoreGroup, recorded_name
 from saetrain.config import ResolvedSAEConfig, TrainConfig
 from saetrain.quality import Quality
 
@@ -80,6 +82,25 @@ class _Imported:
     format: str
     crc32c: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class TowerNames:
+    """The tower whose activations a run reads, as `--model` and `--pretrained` take it; None for what was a file.
+
+    `preprocess` are the fields of `actcache.preprocess.Preprocess`.
+    """
+
+    model: str | None = None
+    pretrained: str | None = None
+    preprocess: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    """What is read of a run's provenance."""
+
+    tower: TowerNames = TowerNames()
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,11 @@ class Run:
         """The held-out fvu over the kind of tokens that the SAE was trained on."""
         return float(self.quality[self.train_config.token_kind]["fvu"])
 
+    @property
+    def tower(self) -> TowerNames:
+        """The tower that the run was trained on, as far as it is recorded. Raises CorruptError."""
+        return read_provenance(self.artifact, _Provenance).tower
+
     @cached_property
     def metrics(self) -> list[MetricsLine]:
         """The lines of metrics.jsonl; none for an SAE that was imported. Raises CorruptError."""
@@ -183,6 +209,13 @@ class Run:
                 "Give a store of the same CLIP weights, architecture and preprocessing."
             )
         store.hook_point(self.hook_point)
+
+
+def name_tower_of(store: StoreGroup) -> TowerNames:
+    """The tower that stores were extracted with, by which the run finds it where the stores are gone."""
+    first = store.stores[0].artifact
+    model, pretrained = (recorded_name(first, name) for name in ("model", "pretrained"))
+    return TowerNames(model, pretrained, dict(first.settings.get("preprocess") or {}))
 
 
 def run_settings(

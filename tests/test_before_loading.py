@@ -22,11 +22,12 @@ VERBS = get_command(cli.app).commands  # type: ignore[attr-defined]
 RIGHT = {
     "quickstart": "new", "extract": f"images new.acts {MODEL} --layer 1", "train": "a.acts new-run",
     "encode": "run a.acts new.codes", "analyze": "a.codes new.concepts", "query": "a.codes --latent 19",
+    "look": "images/class0/00.png --sae run",
     "name": "a.concepts", "report": "a.concepts new.html", "evaluate": "run b.acts new.json",
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "localize": "a.codes", "inspect": "run --store a.acts",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
-    "convert": "run new-folder --to saelens", "info": "a.acts", "verify": "a.acts",
+    "convert": "run new-folder --to saelens", "publish": "a.concepts new-folder", "info": "a.acts", "verify": "a.acts",
     "import": f"a.concepts/nearest_cosine.npy new.acts {MODEL} --layer 1",
 }  # fmt: skip
 """A right command for every verb; each wrong one differs from it in one argument."""
@@ -76,7 +77,9 @@ def wrong_commands() -> dict[str, list[str]]:
         arguments = [each for each in command.params if each.param_type_name == "argument"][:n_arguments]
         for place, each in enumerate(arguments):
             if names := [type(check).__name__ for _, check in checks.get(each.name, [])]:
-                bad = {"Makes": "words.txt", "Writes": "new.xyz"}.get(names[0], "nowhere/there")
+                bad = {"Makes": "words.txt", "Writes": "new.xyz", "Publishes": "words.txt"}.get(
+                    names[0], "nowhere/there"
+                )
                 commands[f"{verb}.{each.name}"] = [verb, *words[:place], bad, *words[place + 1 :]]
         for each in command.params:
             if each.param_type_name != "option" or each.name in ("help", *(a.name for a in arguments)):

@@ -43,6 +43,7 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "train": (saetrain.SAEConfig, saetrain.TrainConfig),
     "analyze": (analysis.AnalyzeConfig,),
     "query": (analysis.Question,),
+    "look": (analysis.TowerOptions,),
     "evaluate": (analysis.StudyConfig, analysis.ModelOptions),
     "intervene": (analysis.MaskingConfig, analysis.StudyConfig, analysis.ModelOptions),
     "attribute": (analysis.DeletionConfig, analysis.StudyConfig, analysis.ModelOptions),

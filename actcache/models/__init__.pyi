@@ -5,6 +5,7 @@ from .own_classes import own_classes
 from .refusals import PROMPTS_REFUSED
 from .text import TextTower, make_text_tower, read_templates
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
+from .weight_files import find_repository, find_tag_of
 
 __all__ = [
     "PROMPTS_REFUSED",
@@ -14,6 +15,8 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "compile_tower",
+    "find_repository",
+    "find_tag_of",
     "free_memory",
     "has_cpu_bfloat16",
     "hash_tensors",

@@ -12,7 +12,7 @@ from .class_names import (
 from .config import PromptConfig
 from .prompts import Prompts
 from .shots import learned_by_model, recorded_shots
-from .towers import Towers, open_towers, prompt_vision
+from .towers import Towers, open_towers, open_vision_tower, prompt_vision
 
 __all__ = [
     "ZERO_SHOT",
@@ -29,6 +29,7 @@ __all__ = [
     "learned_by_model",
     "open_prompts",
     "open_towers",
+    "open_vision_tower",
     "prompt_vision",
     "read_class_names",
     "read_prompt_checkpoint",

@@ -278,6 +278,26 @@ def open_towers(
         ModelError: it cannot be loaded.
         ParentMismatchError: it is not the store's model, or these are not the store's prompts.
     """
+    clip, adapted = _open_model(artifact, model, pretrained, prompts)
+    towers = make_towers(clip, precision=precision or str(artifact.settings["precision"]), device=device)
+    adapted = adapted.to(towers.vision.device) if adapted else None
+    return towers._replace(vision=prompt_vision(towers.vision, adapted), prompts=adapted)
+
+
+def open_vision_tower(
+    artifact: Artifact, *, model: str | None = None, pretrained: str | None = None, device: str = "auto",
+    precision: str = "auto",
+) -> VisionTower:  # fmt: skip
+    """Load the image tower that a store was extracted with, with its prompts. Arguments and errors as `open_towers`."""
+    clip, adapted = _open_model(artifact, model, pretrained, None)
+    vision = make_vision_tower(clip, precision=precision, device=device)
+    return prompt_vision(vision, adapted.to(vision.device) if adapted else None)
+
+
+def _open_model(
+    artifact: Artifact, model: str | None, pretrained: str | None, prompts: str | Path | None
+) -> tuple[Clip, Prompts | None]:
+    """The model of a store and its prompts. Raises as `open_towers`."""
     from actcache.models import load_clip
     from actcache.prompts.artifact import open_prompts
 
@@ -288,14 +308,12 @@ def open_towers(
             f"{names[0]} with {names[1]} is not the model of {artifact.path}. "
             "Name the right one with --model and --pretrained."
         )
-    adapted = None
-    if "prompts" in artifact.settings:
-        place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
-        adapted = open_prompts(place, clip)
-        if adapted.description != artifact.settings["prompts"]:
-            raise ParentMismatchError(
-                f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
-            )
-    towers = make_towers(clip, precision=precision or str(artifact.settings["precision"]), device=device)
-    adapted = adapted.to(towers.vision.device) if adapted else None
-    return towers._replace(vision=prompt_vision(towers.vision, adapted), prompts=adapted)
+    if "prompts" not in artifact.settings:
+        return clip, None
+    place = find_origin(artifact, "prompts", None if prompts is None else str(prompts))
+    adapted = open_prompts(place, clip)
+    if adapted.description != artifact.settings["prompts"]:
+        raise ParentMismatchError(
+            f"{place} does not hold the prompts of {artifact.path}. Name the right ones with --prompts."
+        )
+    return clip, adapted

@@ -14,7 +14,15 @@ from .image_table import (
     table_errors,
 )
 from .layout import StoreLayout, Tokens, choose_shape
-from .provenance import NO_IMAGES, find_image_source, find_origin, recorded_list, records, remember_paths
+from .provenance import (
+    NO_IMAGES,
+    find_image_source,
+    find_origin,
+    recorded_list,
+    recorded_name,
+    records,
+    remember_paths,
+)
 from .reader import ActivationStore
 from .settings import ImportedFrom, StoreSettings
 from .shard_files import aligned_empty
@@ -56,6 +64,7 @@ __all__ = [
     "read_images",
     "read_signed_table",
     "recorded_list",
+    "recorded_name",
     "records",
     "remember_paths",
     "seal_store",

@@ -3,6 +3,7 @@
 In: an activation store, and new paths for what has moved. Out: paths that exist.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ N_URIS = 3
 """Images by which a folder is recognized."""
 NO_IMAGES = "no images"
 """The path of the parent `images` of a store that was imported without them; nothing lies there."""
+_NAME = re.compile(r"(timm:)?(hf-hub:[\w.-]+/)?[\w.-]+|random:\d+", re.ASCII)
+_FILES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 PREFIXES = ("timm:local-dir:", "local-dir:")
 """What stands before the folder of a model, and stays before its path."""
 
@@ -68,6 +71,13 @@ class _Provenance:
     """What is read of the provenance: file or name -> path relative to the store, or a name such as a tag."""
 
     paths: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+
+def recorded_name(artifact: Artifact, name: str) -> str | None:
+    """The value of `model` or `pretrained` that `extract` was given, if it is a name and not a path; else None."""
+    value = _recorded_paths(artifact).get(name)
+    is_name = isinstance(value, str) and _NAME.fullmatch(value) and not value.lower().endswith(_FILES)
+    return value if is_name and isinstance(value, str) else None
 
 
 def recorded_list(artifact: Artifact, name: str) -> list[str]:

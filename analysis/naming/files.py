@@ -32,8 +32,8 @@ from actcache.artifacts import (
 from actcache.options import check_number
 from actcache.schema import parse
 from actcache.store import read_signed_table, sign_table, table_errors
-from analysis.concepts import NAMES_FILE, NOTES, OWN_FILE, ConceptTable
-from saetrain import CodeStore
+from analysis.concepts import NAMES_FILE, NOTES, OWN_FILE, ConceptTable, find_codes
+from saetrain import CodeStore, Run
 
 WAIT_S = 10
 _COLUMNS = {"latent": pa.int64(), "method": pa.string(), "name": pa.string()}
@@ -75,6 +75,36 @@ def find_names(codes: CodeStore, concepts: ConceptTable | str | Path | None = No
         except PipelineError:
             continue
     return computed | own
+
+
+def find_names_of(run: Run | None, concepts: ConceptTable | str | Path | None = None) -> dict[int, str]:
+    """The names of the latents of a run: those of a concept table, by default of the tables that lie near the run.
+
+    A table near the run counts if the codes that it was made from are there, and the run made them.
+
+    Args:
+        run: None for an SAE that is no run, whose latents have no names.
+
+    Raises ParentMismatchError if the given concepts are of another run, SettingsError if there is no run.
+    """
+    if concepts is not None:
+        if run is None:
+            raise SettingsError("--concepts gives the names of a run's latents, and this SAE is no run. Leave it out.")
+        codes = find_codes(concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts))
+        if codes is None:
+            raise SettingsError(f"The codes that {_path(concepts)} was made from are not there. Move them back.")
+        check_parent(codes.artifact, "run", run.artifact)
+        return read_names(concepts)
+    names: dict[int, str] = {}
+    folder = run.path.absolute().parent if run is not None else None
+    for path in sorted({*folder.glob("*.concepts"), *folder.parent.glob("*.concepts")}) if folder else ():
+        try:
+            codes = find_codes(ConceptTable.open(path))
+            if codes is not None and run is not None and codes.artifact.parent("run").id == run.run_id:
+                names |= find_names(codes, path)
+        except PipelineError:
+            continue
+    return names
 
 
 def add_names(

@@ -4,18 +4,23 @@ from .cofiring import co_fire, query_co_firing, sample_partners
 from .contact_sheet import draw_sheet
 from .entries import open_entries, read_entries
 from .groups import query_groups
-from .images import query_image, query_images
-from .latents import query_counter_examples, query_latent, query_patches
+from .images import query_image, query_images, sum_latents
+from .latents import describe_places, query_counter_examples, query_latent, query_patches
+from .places import At, choose_patches, parse_at
 from .question import Question
 from .where import choose_images
 
 __all__ = [
+    "At",
     "Question",
     "answer_question",
     "choose_images",
+    "choose_patches",
     "co_fire",
+    "describe_places",
     "draw_sheet",
     "open_entries",
+    "parse_at",
     "query_class",
     "query_co_firing",
     "query_counter_examples",
@@ -28,5 +33,6 @@ __all__ = [
     "query_selection",
     "read_entries",
     "sample_partners",
+    "sum_latents",
     "write_answer",
 ]

@@ -17,8 +17,9 @@ from actcache.text import to_json
 from analysis.query.classes import query_class, query_firing, query_selection
 from analysis.query.cofiring import list_pairs, query_co_firing, sample_partners
 from analysis.query.groups import query_groups
-from analysis.query.images import At, query_image, query_images
+from analysis.query.images import query_image, query_images
 from analysis.query.latents import query_counter_examples, query_latent, query_patches
+from analysis.query.places import parse_at
 from analysis.query.question import RANKS, Question, parse_latents
 from saetrain import CodeStore
 
@@ -53,22 +54,6 @@ def answer_question(codes: CodeStore, question: Question) -> pa.Table:
         case _:
             fires, silent = parse_latents(question.fires, "--fires"), parse_latents(question.silent, "--silent")
             return query_firing(codes, fires, silent, **options)
-
-
-def parse_at(text: str) -> At:
-    """`3,4` or `0:3,2:5` as `query_image` takes it; a range ends before its second number. Raises SettingsError."""
-    try:
-        row, column = (_parse_axis(part) for part in text.split(","))
-    except ValueError as error:
-        raise SettingsError(f"--at must be ROW,COLUMN or ROW:ROW,COLUMN:COLUMN, got {text!r}.") from error
-    return row, column
-
-
-def _parse_axis(text: str) -> int | slice:
-    start, colon, stop = text.partition(":")
-    if not colon:
-        return int(text)
-    return slice(int(start) if start.strip() else None, int(stop) if stop.strip() else None)
 
 
 def write_answer(table: pa.Table | list[Mapping[str, object]], out: str | Path) -> Path:

@@ -1,7 +1,7 @@
 """The latents of one image, of a region of it, or of two images that are compared."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from analysis.heat_maps import check_patches
+from analysis.query.places import At, choose_patches
 from analysis.query.where import image_rows
 from analysis.reduce import tokens_per_image
-from saetrain import CodeStore, RowCodes
-
-At = tuple[int | slice, int | slice]
-"""A patch (3, 4), or a region (slice(0, 3), slice(2, 5)): rows and columns of the grid."""
+from saetrain import CodeStore
 
 
 def query_image(codes: CodeStore, image: int | str, *, at: At | None = None, n_top: int = 10) -> pa.Table:
@@ -29,7 +27,8 @@ def query_image(codes: CodeStore, image: int | str, *, at: At | None = None, n_t
     """
     position = find_image(codes, image)
     rows = image_rows(codes, np.array([position])) if at is None else position * codes.n_tokens + find_tokens(codes, at)
-    sums = _sum_latents(codes.read_rows(rows))
+    entries = codes.read_rows(rows)
+    sums = sum_latents(entries.latent, entries.value)
     n_tokens = tokens_per_image(codes) if at is None else len(rows)
     order = np.lexsort((sums.latent, -sums.total))[:n_top]
     return pa.table(
@@ -56,7 +55,8 @@ def query_images(codes: CodeStore, image: int | str, other: int | str, *, n_top:
         raise SettingsError(f"--image names image {positions[0]} twice. Name two different images.")
     scores = np.zeros((2, codes.n_latents))
     for k, position in enumerate(positions):
-        sums = _sum_latents(codes.read_rows(image_rows(codes, np.array([position]))))
+        entries = codes.read_rows(image_rows(codes, np.array([position])))
+        sums = sum_latents(entries.latent, entries.value)
         scores[k, sums.latent] = sums.total / tokens_per_image(codes)
     inside = np.zeros((2, codes.n_latents), dtype=bool)
     for k in range(2):
@@ -72,7 +72,7 @@ def query_images(codes: CodeStore, image: int | str, other: int | str, *, n_top:
     return pa.concat_tables(parts)
 
 
-class _Sums(NamedTuple):
+class LatentSums(NamedTuple):
     """What each latent does on some tokens, by latent, ascending."""
 
     latent: NDArray[np.int64]
@@ -81,12 +81,13 @@ class _Sums(NamedTuple):
     n_tokens: NDArray[np.int64]
 
 
-def _sum_latents(entries: RowCodes) -> _Sums:
-    latent, group = np.unique(entries.latent, return_inverse=True)
-    value = entries.value.astype(np.float64)
+def sum_latents(latents: NDArray[np.integer[Any]], values: NDArray[np.floating[Any]]) -> LatentSums:
+    """What each latent does on the tokens of some entries [nnz]."""
+    latent, group = np.unique(latents, return_inverse=True)
+    value = values.astype(np.float64)
     peak = np.zeros(len(latent))
     np.maximum.at(peak, group, value)
-    return _Sums(
+    return LatentSums(
         latent,
         np.bincount(group, value, len(latent)).astype(np.float64),
         peak,
@@ -128,12 +129,5 @@ def find_image(codes: CodeStore, image: int | str) -> int:
 def find_tokens(codes: CodeStore, at: At) -> NDArray[np.int64]:
     """The tokens of a patch or a region, ascending. Raises SettingsError outside the grid, or for an empty region."""
     check_patches(codes)
-    axes: list[range] = []
-    for name, part, size in zip(("row", "column"), at, codes.grid, strict=True):
-        chosen = part if isinstance(part, slice) else slice(part, part + 1)
-        start, stop = chosen.start or 0, size if chosen.stop is None else chosen.stop
-        if not 0 <= start < stop <= size:
-            raise SettingsError(f"--at: a {name} must lie in 0..{size - 1}, and a range must not be empty, got {part}.")
-        axes.append(range(start, stop))
-    rows, columns = (np.array(axis) for axis in axes)
+    rows, columns = (np.array(axis) for axis in choose_patches(codes.grid, at))
     return np.asarray(1 + rows[:, None] * codes.grid[1] + columns).ravel()

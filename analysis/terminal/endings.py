@@ -74,6 +74,15 @@ def emit_answer(
     emit(facts, [*head, *draw_table(shown), *notes])
 
 
+def draw_look(seen: Any) -> list[Any]:
+    """What `look` shows of an `analysis.Look`: a table for each image, and what is guessed."""
+    lines: list[Any] = [f"{seen.sae} reads {seen.hook_point} of {seen.model}", *seen.notes]
+    for view in seen:
+        rows = seen.table(view).drop_columns(["row", "column"]).to_pylist()
+        lines += ["", f"{view.image}: {view.grid[0]} x {view.grid[1]} patches", *draw_table(rows)]
+    return lines
+
+
 def show_written(*paths: str | Path | None) -> None:
     """Name the files that a verb wrote, and those that an earlier run of the same command wrote."""
     for path in paths:

@@ -28,7 +28,7 @@ from actcache.artifacts import (
     require_complete,
 )
 from actcache.machine import available_bytes
-from actcache.preprocess import Preprocess
+from actcache.preprocess import Preprocess, covered_shares
 from actcache.store import IMAGES_FILE, check_images_footer, load_images, read_column, table_errors
 from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks, has_zeros
 from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
@@ -112,18 +112,10 @@ class CodeStore:
 
     @cached_property
     def covered(self) -> tuple[float, float]:
-        """The share of a picture's height and of its width that lies under patches, from its upper left corner.
-
-        A tower cuts off what is smaller than a patch: 27 patches of 14 pixels cover 378 of 384.
-        """
+        """The share of a picture's height and of its width that lies under patches, from its upper left corner."""
         if not self.artifact.settings["preprocess"]:
             return 1.0, 1.0
-        shares = []
-        for side, n, size in zip(self.preprocess.size, self.grid, self._seal.patch_size or (None, None), strict=True):
-            size = size or max(1, side // n)
-            # what cannot be a row of patches from the corner on, such as those of a padded picture, is all of it
-            shares.append(n * size / side if side // size == n else 1.0)
-        return shares[0], shares[1]
+        return covered_shares(self.preprocess.size, self.grid, self._seal.patch_size or (None, None))
 
     def __repr__(self) -> str:
         return (

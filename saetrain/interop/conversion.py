@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 
 from actcache import ActivationStore, HookPoint, SettingsError, open_stores
 from actcache.artifacts import (
@@ -26,27 +27,39 @@ from actcache.artifacts import (
 from actcache.progress import Progress
 from saetrain.config import TrainConfig
 from saetrain.data import split_images
+from saetrain.interop.constants import estimate_constants, read_constants
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
+from saetrain.interop.matching import match_store
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.interop.sources import Source, find_source
+from saetrain.interop.towers import name_tower
 from saetrain.metrics import evaluate
-from saetrain.run import SAE_FILE, Run, run_settings
+from saetrain.run import SAE_FILE, Run, name_tower_of, run_settings
 
 PARITY_FILE = "parity.json"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, in which format, and how well the two sides agree."""
+    """What was written, in which format, and how well the two sides agree.
+
+    Attributes:
+        input: where the mean and the scale of the input come from, if they lie in no file of the checkpoint.
+        notes: what else was not in its files, and of the model and the hook point what is guessed, or differs from what
+            the checkpoint names; one sentence each.
+    """
 
     path: Path
     format: str
     parity: Parity
+    input: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def convert(
     src: str | Path, dst: str | Path, *, to: str | None = None, store: ActivationStore | str | Path | None = None,
-    layer: int | HookPoint | None = None, overwrite: bool = False, on_progress: Progress | None = None,
+    layer: int | HookPoint | None = None, any_model: bool = False, input_mean: str | Path | ArrayLike | None = None,
+    input_scale: str | Path | ArrayLike | None = None, overwrite: bool = False, on_progress: Progress | None = None,
 ) -> Conversion:  # fmt: skip
     """Convert a Run into a folder of another package, or a checkpoint of another package into a Run.
 
@@ -55,7 +68,11 @@ def convert(
         to: saelens (default), dictionary_learning, sparsify, saev, prisma or patchsae; only for a Run.
         store: activations to compare on. A checkpoint needs them, because they say which model and hook point it is
             for.
-        layer: the hook point, if the store has several.
+        layer: the hook point; by default the one that the checkpoint names, or the only one of the store.
+        any_model: accept a store of another model than the one that the checkpoint states.
+        input_mean, input_scale: numbers, arrays [D] or .npy files of them: the checkpoint's package gives its SAE
+            (x - input_mean) input_scale. Where its files lack these constants, they are otherwise estimated from the
+            store, as the package takes them from its training rows.
         on_progress: called with bytes while files of the hub are downloaded.
 
     Raises:
@@ -63,18 +80,21 @@ def convert(
         SettingsError: the format cannot hold this SAE, or an argument is missing.
         CorruptError: the checkpoint could not be read, or the two sides disagree.
     """
+    constants = read_constants(input_mean, input_scale)
     source = find_source(src, on_progress)
     src, dst = source.path, Path(dst)
     if not src.exists():
         raise SettingsError(f"{src} does not exist. Give a run, or a checkpoint of another package.")
     if (src / "artifact.json").exists():
+        if constants is not None:
+            raise SettingsError(f"{src} is a run, which has its own. Leave out --input-mean and --input-scale.")
         return _export(Run.open(src), dst, to or "saelens", store, layer, overwrite)
     if to is not None:
         raise SettingsError(
             f"--to names the format that a run is converted to, but {src} is a checkpoint of another package, which "
             "becomes a run. Leave out --to."
         )
-    return _import(read_foreign(src), source, dst, store, layer, overwrite)
+    return _import(read_foreign(src, constants), source, dst, store, layer, any_model, overwrite)
 
 
 def _export(
@@ -126,21 +146,25 @@ def _find_export(dst: Path, run: Run, to: str, overwrite: bool) -> Conversion | 
 
 def _import(
     foreign: Foreign, source: Source, dst: Path, store: ActivationStore | str | Path | None,
-    layer: int | HookPoint | None, overwrite: bool,
+    layer: int | HookPoint | None, any_model: bool, overwrite: bool,
 ) -> Conversion:  # fmt: skip
     if store is None:
         raise SettingsError(
-            "A checkpoint does not record which activations it reads. Name a store of them with --store."
+            "Parity and quality are measured on activations that the checkpoint reads. Name a store with --store."
         )
     from safetensors.torch import save
 
-    group, sae = open_stores(store), foreign.sae
-    hook_point = group.hook_point(layer)
-    if group.layout.d_model != sae.d_model:
+    group = open_stores(store)
+    if group.layout.d_model != foreign.sae.d_model:
         raise SettingsError(
-            f"{source.path} reads activations of width {sae.d_model}, but {group.path} holds width "
+            f"{source.path} reads activations of width {foreign.sae.d_model}, but {group.path} holds width "
             f"{group.layout.d_model}. Give a store of the model it was trained on."
         )
+    hint = name_tower(foreign.format, foreign.path, str(source.origin.get("repo", "")))
+    hook_point, notes = match_store(hint, group, layer, any_model=any_model)
+    if foreign.lacks_constants and foreign.statistics is not None:
+        foreign = foreign.with_constants(estimate_constants(foreign.statistics, group, hook_point))
+    sae, origin = foreign.sae, foreign.constants.origin if foreign.constants else None
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
@@ -150,8 +174,11 @@ def _import(
     with OutputLock(dst) as lock:
         artifact = begin_artifact(
             dst, "run", settings=settings, parents=group.parents(),
-            provenance={"torch": torch.__version__, "source": source.origin or source.path.name,
-                        "parity": asdict(parity)},
+            provenance={
+                "torch": torch.__version__, "source": source.origin or source.path.name, "parity": asdict(parity),
+                "tower": asdict(name_tower_of(group)), **({"input": origin} if origin else {}),
+                **({"notes": list(foreign.notes)} if foreign.notes else {}),
+            },
             overwrite=overwrite, lock=lock,
         )  # fmt: skip
         if not artifact.complete:
@@ -160,4 +187,4 @@ def _import(
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
-    return Conversion(dst, foreign.format, parity)
+    return Conversion(dst, foreign.format, parity, origin, (*foreign.notes, *notes))

@@ -21,7 +21,7 @@ _SHARED = {"encoder": "W_enc", "decoder": "W_dec", "b_dec": "b_dec"}
 PLAIN: Names = {**_SHARED, "b_enc": "b_enc"}
 GATED: Names = {**_SHARED, "b_enc": "b_gate", "log_scale": "r_mag", "b_mag": "b_mag"}
 """The names that most packages use."""
-TRANSPOSED = ("W_enc", "decoder.weight")
+TRANSPOSED = ("W_enc", "decoder.weight", "decoder._weight", "enc", "encoder")
 """These are [D, F]; an encoder or decoder of another name is [F, D]."""
 
 UNIFORM = 1e-5
@@ -71,6 +71,16 @@ def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = T
         sae.norms = torch.ones(n_latents)
     sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in weights.items()}})
     return sae.eval()
+
+
+def set_input(sae: SAE, mean: Tensor, scale: float) -> SAE:
+    """The SAE of activations x, given the one of (x - mean) scale; `sae` itself, changed. `mean` is [D] or [].
+
+    ((x - m) c - mean) scale = (x - (m + mean / c)) c scale.
+    """
+    sae.mean.copy_(mean.double() + sae.mean.double() / scale)
+    sae.scale.mul_(scale)
+    return sae
 
 
 def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,31 @@
-"""The formats of other packages: what reads, computes and writes each, and how a checkpoint is recognized."""
+"""The formats of other packages: what reads, computes and writes each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
-from saetrain.interop.files import load_tensors
+from saetrain.interop import (
+    clipscope,
+    dictionary_learning,
+    discover_then_name,
+    formulas,
+    msae,
+    overcomplete,
+    patchsae,
+    prisma,
+    publication,
+    saelens,
+    saelens_pickle,
+    saev,
+    sparsify,
+    universal_sae,
+    visaebench,
+)
+from saetrain.interop.constants import InputConstants, Lacking, Statistics, fold_constants, normalize_input
 from saetrain.interop.formulas.forward import Forward
+from saetrain.interop.recognition import recognize
 from saetrain.model import SAE
 
 Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
@@ -18,21 +36,57 @@ Writer = Callable[[SAE, HookPoint], dict[str, bytes]]
 class Format:
     """One format: `read` makes an SAE of ours from its files, and `load` what its own package computes from them.
 
-    `write` is None for a format that is only read.
+    `write` is None for a format that is only read. `lacking` tells of a file whether its package normalizes the input
+    by constants that lie in no file; `read` and `load` then work on the normalized input. `remark` tells what a user
+    has to know of a file that was read, one sentence each.
     """
 
     read: Callable[[Path], SAE]
     load: Callable[[Path], Forward]
     write: Writer | None = None
+    lacking: Lacking | None = None
+    remark: Callable[[Path], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would."""
+    """A checkpoint: `sae` is our version of it, and `forward` computes what its own package would.
+
+    Attributes:
+        path: the folder or file that its reader took.
+        load: makes `forward`, which nobody may need.
+        statistics: by which the package normalizes its input, if these constants lie in no file.
+        constants: those of the input that `sae` and `forward` contain, beside what the file says.
+        notes: sentences on what was not in its files and on how it is meant.
+    """
 
     format: str
+    path: Path
     sae: SAE
-    forward: Forward
+    load: Callable[[], Forward]
+    statistics: Statistics | None = None
+    constants: InputConstants | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def forward(self) -> Forward:
+        return self.load()
+
+    @property
+    def lacks_constants(self) -> bool:
+        """Whether `sae` and `forward` still work on an input that is normalized by constants that are not known.
+
+        `with_constants` supplies them; until then, what the SAE says of activations is meaningless.
+        """
+        return self.statistics is not None and self.constants is None
+
+    def with_constants(self, constants: InputConstants) -> "Foreign":
+        """The same checkpoint on activations that are not normalized yet. Raises SettingsError as `fold_constants`."""
+
+        def load() -> Forward:
+            return normalize_input(self.forward, constants)
+
+        return replace(self, sae=fold_constants(self.sae, constants), load=load, constants=constants)
 
 
 FORMATS = {
@@ -41,22 +95,38 @@ FORMATS = {
         dictionary_learning.read, formulas.dictionary_learning.load, dictionary_learning.write
     ),
     "sparsify": Format(sparsify.read, formulas.sparsify.load, sparsify.write),
-    "saev": Format(saev.read, formulas.saev.load, saev.write),
+    "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
-    "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+    "overcomplete": Format(
+        overcomplete.read, formulas.overcomplete.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+    ),
+    "visaebench": Format(
+        visaebench.read, formulas.visaebench.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+    ),
+    "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
+    "universal_sae": Format(
+        universal_sae.read, formulas.universal_sae.load, lacking=universal_sae.lacking, remark=universal_sae.remark
+    ),
+    "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
+    "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
+    "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
+    "published": Format(publication.read, formulas.publication.load),
 }
-FOLDERS = {
-    saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
-    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
-}  # fmt: skip
-"""The file by which a folder is recognized -> its format."""
 
 
-def read_foreign(path: Path) -> Foreign:
-    """Read a checkpoint of any known format. Raises SettingsError, CorruptError."""
-    name, path = _recognize(path)
-    return Foreign(name, FORMATS[name].read(path), FORMATS[name].load(path))
+def read_foreign(path: Path, constants: InputConstants | None = None) -> Foreign:
+    """Read a checkpoint of any known format. Raises SettingsError, CorruptError.
+
+    Args:
+        constants: the normalization of its input, where the user gives it. Without it, look at `lacks_constants`.
+    """
+    name, path = recognize(path)
+    format_ = FORMATS[name]
+    statistics = format_.lacking(path) if format_.lacking else None
+    notes = format_.remark(path) if format_.remark else ()
+    foreign = Foreign(name, path, format_.read(path), partial(format_.load, path), statistics, notes=notes)
+    return foreign if constants is None else foreign.with_constants(constants)
 
 
 def find_writer(to: str) -> Writer:
@@ -65,30 +135,3 @@ def find_writer(to: str) -> Writer:
         return write
     written = ", ".join(name for name, each in FORMATS.items() if each.write)
     raise SettingsError(f"--to must be one of {written}, got {to!r}.")
-
-
-def _recognize(path: Path) -> tuple[str, Path]:
-    """(format, the path that its reader takes)."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            first = file.read(1)
-        return ("saev" if first == b"{" else _recognize_file(path)), path
-    for weights, name in FOLDERS.items():
-        if (path / weights).is_file():
-            with open(path / weights, "rb") as file:  # saev and overcomplete share a name
-                return ("overcomplete" if name == "saev" and file.read(1) != b"{" else name), path
-    if (path / patchsae.WEIGHTS).is_file():
-        return _recognize_file(path / patchsae.WEIGHTS), path / patchsae.WEIGHTS
-    raise SettingsError(
-        f"{path} is not a known kind of checkpoint. Give a folder with {saelens.WEIGHTS} (SAELens), "
-        f"{dictionary_learning.WEIGHTS} (dictionary_learning), {sparsify.WEIGHTS} (sparsify) or {saev.WEIGHTS} (saev, "
-        "overcomplete), or a .pt file (PatchSAE, ViT-Prisma)."
-    )
-
-
-def _recognize_file(path: Path) -> str:
-    """PatchSAE or ViT-Prisma: only the latter's settings name an architecture, or lie beside the file."""
-    content = load_tensors(path)
-    inside = "cfg" in content or "config" in content
-    beside = not inside and (path.parent / prisma.CONFIG).is_file()
-    return "prisma" if beside or "architecture" in prisma.config_of(content) else "patchsae"

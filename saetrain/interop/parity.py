@@ -49,7 +49,8 @@ def read_rows(sae: SAE, store: Any, hook_point: int | HookPoint | None) -> tuple
     """Rows [N, D] in float32 to compare on, and what kind they are."""
     if store is None:
         generator = torch.Generator().manual_seed(0)
-        return sae.denormalize(torch.randn(N_ROWS, sae.d_model, generator=generator)), "random"
+        rows = torch.randn(N_ROWS, sae.d_model, generator=generator)
+        return sae.denormalize(rows, like=rows), "random"
     group = open_stores(store)
     images = group.valid.nonzero()[0][: 1 + N_ROWS // group.n_read_tokens("all")]
     values = group.read(group.hook_point(hook_point), images=images, check=group.checks_cheaply)
@@ -69,7 +70,7 @@ def compare(sae: SAE, forward: Forward, x: Tensor, name: str) -> Parity:
     for part in torch.split(x, 256):
         rows, latents, values = sae.encode(part)
         ours = torch.zeros(len(part), sae.config.n_latents).index_put_((rows, latents), values)
-        decoded = sae.decode(rows, latents, values, len(part))
+        decoded = sae.decode(rows, latents, values, len(part), like=part)
         if sae.norms is not None:  # in the units of the other package
             ours = ours / sae.norms
         theirs, foreign = forward(part)

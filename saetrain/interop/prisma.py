@@ -16,6 +16,7 @@ from actcache import CorruptError, HookPoint, SettingsError
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names, shorten
 from saetrain.interop.files import load_tensors, read_config, read_k, torch_bytes
 from saetrain.interop.foreign import GATED, PLAIN, Names, build_sae, fold, give_weights, refuse, take_weights
+from saetrain.interop.refusals import refuse_kind
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "config.json", "weights.pt"
@@ -70,6 +71,7 @@ def config_of(content: Mapping[str, object]) -> Mapping[str, object]:
 
 def _read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Path, settings: Path) -> SAE:
     check_fields(config, FIELDS, settings)
+    refuse_kind("transcoder" if config.get("is_transcoder") else None, settings)
     architecture, activation = config.get("architecture", "standard"), config.get("activation_fn_str", "relu")
     variant = next((name for name, kind in KINDS.items() if kind[:2] == (architecture, activation)), None)
     if variant is None:
@@ -77,8 +79,6 @@ def _read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Pat
             f"{settings} names a {shorten(architecture)} SAE with {shorten(activation)}, which is not supported. Give "
             "a standard SAE with relu or topk, or a gated one with relu."
         )
-    if config.get("is_transcoder"):
-        raise SettingsError(f"{settings} is a transcoder, which maps one hook point to another. Give an SAE.")
     normalization = config.get("normalize_activations", "layer_norm")
     if normalization not in ("none", None):
         raise SettingsError(

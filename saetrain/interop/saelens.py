@@ -20,6 +20,7 @@ from actcache import CorruptError, HookPoint, SettingsError
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, is_same, names, shorten
 from saetrain.interop.files import read_config, read_flag, read_k, read_safetensors, take
 from saetrain.interop.foreign import GATED, PLAIN, build_sae, fold, give_weights, take_weights
+from saetrain.interop.refusals import refuse_kind
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -127,6 +128,7 @@ def _check_version(config: Mapping[str, object], path: Path) -> None:
 def _read_architecture(config: Mapping[str, object], path: Path) -> tuple[str, object]:
     """(architecture, k). Before version 6, a top-k SAE was a standard one with another activation."""
     architecture = config.get("architecture", "standard")
+    refuse_kind(architecture, path)
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise SettingsError(
             f"{path} has architecture {shorten(architecture)}. Give an SAE of one of {', '.join(ARCHITECTURES)}."

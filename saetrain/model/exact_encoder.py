@@ -73,7 +73,7 @@ class CoarseEncoder:
 
     def _encode(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor] | None:
         sae = self.sae
-        centered = (x.float() - sae.mean).mul_(sae.scale).sub_(sae.b_dec)
+        centered = sae.normalize(x).sub_(sae.b_dec)
         code = self._candidates(centered)
         if code is None:
             return None

@@ -4,6 +4,8 @@
     z  = encoder (x' - b_dec) + b_enc
     x^ = (decoder^T f(z) + b_dec) / scale + mean
 
+An SAE of another package may normalize each token by its own size before that (token_size.py).
+
 Source: PatchSAE (arXiv 2412.05276) footnote 2 for the biases and the centering.
 """
 
@@ -17,10 +19,11 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from actcache import CorruptError
+from actcache import CorruptError, SettingsError
 from actcache.text import is_utf8
 from saetrain.config import ResolvedSAEConfig
 from saetrain.model.active_latents import select_above, select_topk
+from saetrain.model.token_size import TokenSize, measure_tokens
 from saetrain.model.variants import find_variant
 
 
@@ -79,13 +82,52 @@ class SAE(nn.Module):
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.fill_((self.d_model / max(mean_square, 1e-12)) ** 0.5)
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """Activations [B, D] of any float dtype -> x' in float32."""
-        return (x.float() - self.mean) * self.scale
+    def normalize(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
+        """Activations [B, D] of any float dtype -> x' in float32.
 
-    def denormalize(self, x: Tensor) -> Tensor:
-        """x' -> activations."""
-        return x / self.scale + self.mean
+        Args:
+            like: the activations [B, D] whose sizes apply, where the SAE normalizes each token by its size: those that
+                x is a reconstruction of. By default x itself.
+        """
+        x = x.float()
+        if self.config.per_token:
+            size = self._measure(x if like is None else like)
+            x = (x - size.shift) / size.divisor
+        return (x - self.mean) * self.scale
+
+    def denormalize(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
+        """x' -> activations.
+
+        Args:
+            like: the activations that x' came from, or of the same sizes, in the shape of x'. An SAE that normalizes
+                each token by its size needs them and others ignore them.
+
+        Raises:
+            SettingsError: this SAE needs `like`.
+        """
+        x = x / self.scale + self.mean
+        if not self.config.per_token:
+            return x
+        size = self._measure(like)
+        return x * size.factor + size.shift
+
+    def units(self, like: Tensor) -> Tensor:
+        """How far x' moves where an activation moves by 1: [], or [B, 1] for an SAE that normalizes each token.
+
+        It is infinite for a token of size 0, which no code can move.
+
+        Args:
+            like: the activations [B, D] of the tokens.
+        """
+        return self.scale / self._measure(like).factor if self.config.per_token else self.scale
+
+    def _measure(self, like: Tensor | None) -> TokenSize:
+        if like is None:
+            raise SettingsError(
+                f"This SAE normalizes each token by its own size ({self.config.normalize}), so a reconstruction needs "
+                "the activations that were encoded. Give them as like=."
+            )
+        return measure_tokens(self.config.normalize, like)
 
     def activate(self, z: Tensor, latents: Tensor | slice = slice(None)) -> Tensor:
         """The values f(z) of entries above the floor: [N] of the given latents, or [B, F]."""
@@ -109,8 +151,19 @@ class SAE(nn.Module):
         return rows, latents, values
 
     @torch.no_grad()
-    def decode(self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int) -> Tensor:
-        """Active entries -> reconstructed activations [n_rows, D]."""
+    def decode(
+        self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int, *, like: Tensor | None = None
+    ) -> Tensor:
+        """Active entries -> reconstructed activations [n_rows, D].
+
+        Args:
+            like: the activations [n_rows, D] that were encoded, as `denormalize` takes them.
+
+        Raises:
+            SettingsError: this SAE needs `like`, or `like` has another number of rows.
+        """
+        if like is not None and len(like) != n_rows:
+            raise SettingsError(f"like must be the {n_rows:,} rows that were encoded, got {len(like):,} rows.")
         starts = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))[:-1]
         summed = F.embedding_bag(latents, self.decoder, starts, per_sample_weights=values, mode="sum")
-        return self.denormalize(summed + self.b_dec)
+        return self.denormalize(summed + self.b_dec, like=like)

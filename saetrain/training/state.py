@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from saetrain.run import (
     MetricsLine,
     append_metrics,
     load_checkpoint,
+    name_tower_of,
     normalizes_by_whole_store,
     run_settings,
     save_checkpoint,
@@ -106,6 +108,7 @@ class Training:
                 "torch": torch.__version__,
                 "device": device.type,
                 "rows": [member.rows_id for member in store.stores],
+                "tower": asdict(name_tower_of(store)),
             },
             overwrite=overwrite,
             lock=None if rank() else lock,

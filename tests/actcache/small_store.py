@@ -83,6 +83,7 @@ def write_store(
     low_bits: int = 0,
     tidy: bool = True,
     values: Values | None = None,
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """What extraction does with a store, without the model: begin or open it, write what is missing, seal it.
 
@@ -90,6 +91,7 @@ def write_store(
         low_bits: added to the bytes of every value, as another processor or batch size does.
         tidy: remove what killed writers left; False trusts nothing to have been removed.
         values: [I, T, D] for each hook point instead of random ones.
+        provenance: what the store records of its making.
     """
     failed = failed or {}
     values = make_values(fields) if values is None else values
@@ -97,7 +99,9 @@ def write_store(
         x.view(f"u{x.itemsize}")[...] += low_bits
     plan = make_plan(fields["n_images"])
     settings = StoreSettings.from_json(fields)
-    artifact = begin_store(path, plan=plan, images_path=path.parent / "images", settings=settings, provenance={})
+    artifact = begin_store(
+        path, plan=plan, images_path=path.parent / "images", settings=settings, provenance=provenance or {}
+    )
     layout = settings.layout
     if not artifact.complete:
         if tidy:

@@ -81,6 +81,10 @@ VERBS = {
     "query-csv": Verb("query a.codes --latent 19 --out {o}/x.csv", ("x.csv",), overwrites=False),
     "query-parquet": Verb("query a.codes --latent 19 --out {o}/deep/x.parquet", ("deep/x.parquet",), overwrites=False),
     "query-sheet": Verb("query a.codes --latent 19 --sheet {o}/x.png", ("x.png",), overwrites=False),
+    "look-sheet": Verb("look images/class0/00.png --sae run --device cpu --out {o}/x.png", ("x.png",),
+                    overwrites=False),
+    "look-page": Verb("look images/class0/00.png --sae run --device cpu --out {o}/x.html", ("x.html",),
+                    overwrites=False),
     "report": Verb("report a.concepts {o}/x.html", ("x.html",), overwrites=False, changing=("x.html",)),
     "evaluate": Verb("evaluate run a.acts {o}/x.json --device cpu", ("x.json",)),
     "intervene": Verb("intervene run b.acts {o}/x.json --set 19=5 --device cpu", ("x.json",)),
@@ -96,6 +100,7 @@ VERBS = {
     "import-acts": Verb(
         "import a.concepts/nearest_cosine.npy {o}/x.acts --layer 1 --model-name any --shard-images 32", ("x.acts",)
     ),
+    "publish": Verb("publish a.concepts {o}/x --gallery", ("x",)),
     "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),
     "import": Verb("convert foreign {o}/run --store a.acts", ("run",)),
 }  # fmt: skip

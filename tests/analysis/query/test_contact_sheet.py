@@ -11,7 +11,8 @@ from PIL import Image
 
 from actcache import ParentMismatchError, SettingsError
 from analysis import draw_sheet, heat_maps, query_class, query_image, query_images, query_latent, threshold_heat_maps
-from analysis.query.contact_sheet import CELL, GAP, LINE, MARGIN, Cell, choose_cells
+from analysis.pictures import CELL, GAP, LINE, MARGIN
+from analysis.query.contact_sheet import Cell, choose_cells
 from saetrain import CodeStore
 
 

@@ -280,7 +280,7 @@ def test_an_imported_dictionary_has_unit_rows_and_goes_back_as_it_came(
     from saetrain.interop.formats import read_foreign
 
     source = write(name, tmp_path / "in")
-    convert(source, tmp_path / "run", store=planted_store)
+    convert(source, tmp_path / "run", store=planted_store, input_mean=0, input_scale=1)
     sae = Run.open(tmp_path / "run").sae()
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(F))
     codes, decoded = read_foreign(source).forward(rows)

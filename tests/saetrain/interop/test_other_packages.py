@@ -80,7 +80,8 @@ SAEV: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
 def test_every_schema_of_saev_is_read(tmp_path: Path, planted_store: Path, name: str) -> None:
     header, more = SAEV[name]
     tensors, x = tensors_of(), rows_of(planted_store)
-    made = convert(saev_file(tmp_path / "sae.pt", header, tensors | more), tmp_path / "run", store=planted_store)
+    file = saev_file(tmp_path / "sae.pt", header, tensors | more)
+    made = convert(file, tmp_path / "run", store=planted_store, input_mean=0, input_scale=1)
     assert made.format == "saev"
     assert made.parity.rows == "activations"
     z = (x - tensors["b_dec"] if name.startswith("0.1") else x) @ tensors["W_enc"] + tensors["b_enc"]
@@ -266,7 +267,7 @@ def test_a_checkpoint_that_saev_wrote_is_read(tmp_path: Path, planted_store: Pat
     command = [python, "-c", LOAD, tmp_path / "x.npy", tmp_path / "saev" / "sae.pt", tmp_path / "y.npz"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    convert(tmp_path / "saev", tmp_path / "run", store=planted_store)
+    convert(tmp_path / "saev", tmp_path / "run", store=planted_store, input_mean=0, input_scale=1)
     codes, decoded = dense(tmp_path / "run", x)
     with np.load(tmp_path / "y.npz") as theirs:
         np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,4 @@
+from .looking import look
+from .view import Look, View
+
+__all__ = ["Look", "View", "look"]
