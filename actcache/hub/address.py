@@ -68,7 +68,8 @@ def parse_address(text: str | Path) -> HubAddress:
     scheme = _SCHEME.match(where)
     if scheme is None:
         raise SettingsError(f"{where} is not an address of the Hugging Face hub. {_EXPECTED}.")
-    owner, _, rest = where[scheme.end() :].partition("/")
+    where = f"hf://{where[scheme.end() :]}"
+    owner, _, rest = where.removeprefix("hf://").partition("/")
     kind = _PREFIXES.get(owner, "model")
     if owner in _PREFIXES:
         owner, _, rest = rest.partition("/")

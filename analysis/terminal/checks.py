@@ -16,6 +16,7 @@ import typer
 
 from actcache.artifacts import ARTIFACT_FILE, Kind, artifact_path, is_remote, open_artifact, read_json
 from actcache.errors import ModelError, PipelineError, SettingsError
+from actcache.hub import is_hub_address, parse_address
 from actcache.text import visible
 
 Check = Callable[[str, Any], None]
@@ -48,12 +49,21 @@ def find_kind(path: str | Path) -> str | None:
 
 @dataclass(frozen=True)
 class Takes:
-    """The path of an artifact of a kind; with `folders`, a folder of such artifacts will do. URLs are not followed."""
+    """The path of an artifact of a kind; with `folders`, a folder of such artifacts will do. URLs are not followed.
+
+    A run may lie on the Hugging Face hub: `with_flags` replaces its address by the folder of what was downloaded.
+    """
 
     kind: Kind | None
     folders: bool = False
 
     def __call__(self, name: str, value: str | Path) -> None:
+        if is_hub_address(value):
+            address = parse_address(value)
+            if self.kind != "run":
+                wanted = KINDS[self.kind] if self.kind else "an artifact"
+                raise SettingsError(f"{address} is on the Hugging Face hub. Expected {wanted} here; give its path.")
+            return
         path = artifact_path(value)
         if is_remote(path) or (self.folders and not (path / ARTIFACT_FILE).exists() and find_kind(path) == "runs"):
             return

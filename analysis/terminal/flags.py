@@ -14,7 +14,8 @@ import typer
 from typer import Option
 
 from actcache.errors import SettingsError
-from analysis.terminal.checks import FIELDS, Check, OneOf, Writes
+from analysis.terminal.checks import FIELDS, Check, OneOf, Takes, Writes
+from analysis.terminal.remote_runs import fetch_runs
 
 
 def with_flags(function: Callable[..., None]) -> Callable[..., None]:
@@ -49,6 +50,9 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
         all_checks = [(name, shown, check) for name, own in checks.items() for shown, check in own]
         for name, shown, check in sorted(all_checks, key=lambda each: not isinstance(each[2], Writes | OneOf)):
             check_value(shown, given.get(name), check)  # spelling first, then what must be there
+        for name, own in checks.items():
+            if any(isinstance(check, Takes) for _, check in own):
+                given[name] = fetch_runs(given[name])
         for name, (config, sweeps) in configs.items():
             values = {field.name: given.pop(field.name) for field in options_of(config)}
             given[name] = combine(config, values) if sweeps else build(config, values)

@@ -1,6 +1,7 @@
 """find_source(): which files of a repository are an SAE, and hf:// in `convert`, from a server on loopback."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from hub_server import ROOT, HubServer, hub_environment, run_client
 
 from actcache.hub import HubAddress, HubListing
 from actcache.hub.listing import HubFile
-from saetrain import Run
+from saetrain import CodeStore, Run
 from saetrain.interop.sources import _find_candidates, find_source
 
 IMPORTED = "artifact.json manifest.json sae.safetensors"
@@ -168,3 +169,46 @@ answer = [refusal(find_source, f"hf://lab/{name}@main") for name in ("many", "no
         assert "holds no SAE" in none[1]
         assert "README.md, model.safetensors" in none[1]
         assert not [request for request in server.requests if "/resolve/" in request]
+
+
+CLI = """
+import contextlib, io, cli
+from typer.main import get_command
+program = get_command(cli.app)
+answer = []
+for command in json.loads(sys.argv[1]):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            program.main(command, prog_name="patchsae")
+        except SystemExit as end:
+            code = end.code
+    answer.append([code, out.getvalue(), err.getvalue()])
+"""
+
+
+def test_a_verb_that_takes_a_run_takes_one_of_the_hub(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
+    store, codes = str(planted_store), tmp_path / "x.codes"
+    with HubServer() as server:
+        server.put("me/runs", contents(planted_run.path, "l1/") | {"l2/sae.pt": b"{}"})
+        commands = [
+            ["encode", "hf://me/runs/l1", store, str(codes)],
+            ["encode", "hf://me/runs/l2", store, str(tmp_path / "y.codes")],
+            ["encode", str(planted_run.path), "hf://me/runs/l1", str(tmp_path / "y.codes")],
+            ["encode", "hf://me", store, str(tmp_path / "y.codes")],
+            ["info", "hf://me/runs/l1"],
+        ]
+        done, *refused = run_client(server, tmp_path / "home", CLI, json.dumps(commands))
+    assert done[0] == 0, done
+    assert "of hf://me/runs/l1." in done[2]
+    assert CodeStore.open(codes).artifact.parent("run").id == planted_run.run_id
+    assert [code for code, _, _ in refused] == [1] * 4
+    assert [err.splitlines()[-1] for _, _, err in refused] == [
+        "error: hf://me/runs/l2 is an SAE, but not a run. Make a run of it first: patchsae convert hf://me/runs/l2 RUN "
+        "--store STORE.",
+        "error: hf://me/runs/l1 is on the Hugging Face hub. Expected an activation store here; give its path.",
+        "error: hf://me names no repository of the Hugging Face hub: there is none. Expected hf://OWNER/REPO, "
+        "hf://OWNER/REPO/FOLDER or either with @REVISION (a branch, tag or commit).",
+        "error: hf://me/runs/l1 is on the Hugging Face hub. Expected an artifact here; give its path.",
+    ]
+    assert not (tmp_path / "y.codes").exists()
