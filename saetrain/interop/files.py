@@ -100,8 +100,8 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
     """Load a .pt file from byte `skip` on, without running any code in it.
 
     Args:
-        mapped: leave the tensors in the file until they are used. Their checksums are not verified then, so this is
-            for a look at the names, and for a file that was loaded before.
+        mapped: leave the tensors in the file until they are used, and verify no checksums. For a look at the names, and
+            for a file that was loaded before.
 
     Raises:
         CorruptError: it holds other things than tensors and plain settings, is damaged, or claims absurd sizes.
@@ -112,8 +112,10 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
         source = io.BytesIO(path.read_bytes()[skip:]) if skip else path
         with zipfile.ZipFile(source) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_RATIO * size:
-            raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            if unpacked > MAX_RATIO * size:
+                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            if not mapped and (damaged := archive.testzip()) is not None:  # torch does not compare them
+                raise CorruptError(f"{path} is damaged: {shorten(damaged)} has a wrong checksum. Download it again.")
         if isinstance(source, io.BytesIO):
             source.seek(0)
         shells: list[Any] = [(Config, name) for name in CONFIGS]
@@ -123,6 +125,8 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
             mmap = True if mapped and not skip else None
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         check_claims(content, size)
+    except CorruptError:
+        raise
     except UNREADABLE as error:
         if isinstance(error, zipfile.BadZipFile) and _starts_as_zip(path, skip):
             raise CorruptError(

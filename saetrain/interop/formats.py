@@ -80,7 +80,10 @@ class Foreign:
 FORMATS = {
     "saelens": Format(saelens.read, formulas.saelens.load, saelens.write),
     "dictionary_learning": Format(
-        dictionary_learning.read, formulas.dictionary_learning.load, dictionary_learning.write
+        dictionary_learning.read,
+        formulas.dictionary_learning.load,
+        dictionary_learning.write,
+        remark=dictionary_learning.remark,
     ),
     "sparsify": Format(sparsify.read, formulas.sparsify.load, sparsify.write),
     "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
