@@ -93,7 +93,7 @@ FORMATS = {
         overcomplete.read, formulas.overcomplete.load, lacking=overcomplete.lacking, remark=overcomplete.remark
     ),
     "visaebench": Format(
-        visaebench.read, formulas.visaebench.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+        visaebench.read, formulas.visaebench.load, lacking=visaebench.lacking, remark=overcomplete.remark
     ),
     "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
     "universal_sae": Format(

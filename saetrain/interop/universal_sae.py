@@ -3,7 +3,8 @@
 
 encoder.final_block.0 is linear and encoder.final_block.1 a BatchNorm over the latents, which is folded. The activations
 are standardized by one mean and deviation of all channels. These and k are in the settings of the authors' training,
-not in the file; they are taken from there (`published.py`) where the file has the name under which it was published.
+not in the file; they are taken from there (`universal_towers.py`) where the file has the name under which it was
+published.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from saetrain.interop.fields import Fields, check_fields, names
 from saetrain.interop.files import load_tensors, read_k
 from saetrain.interop.foreign import build_sae, set_input
 from saetrain.interop.overcomplete import read_weights
-from saetrain.interop.published import UNIVERSAL_EPS, UNIVERSAL_K, UNIVERSAL_TOWERS, find_universal_tower
+from saetrain.interop.universal_towers import UNIVERSAL_EPS, UNIVERSAL_K, UNIVERSAL_TOWERS, find_universal_tower
 from saetrain.model import SAE
 
 STATE = "model_state_dict"
