@@ -31,6 +31,7 @@ LAYOUTS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("universal_sae", "model_state_dict", names("encoder.final_block.0.weight dictionary._weights")),
     ("msae", "model", names("encoder pre_bias latent_bias")),
     ("discover_then_name", "", names("tied_bias encoder._weight decoder._weight")),
+    ("discover_then_name", "", names("tied_bias encoder.weight decoder.weight")),
     ("overcomplete", "", names("encoder.final_block.0.weight dictionary._weights")),
     ("MpSAE", "", names("dictionary._weights")),
     ("visaebench", "", names("encoder.weight encoder.bias decoder.weight")),

@@ -179,11 +179,12 @@ def test_msae_keeps_its_settings_in_its_name(tmp_path: Path, name: str) -> None:
 # Discover-then-Name
 
 
+@pytest.mark.parametrize("dot", ["._", "."])
 @pytest.mark.parametrize("axis", [True, False])
-def test_discover_then_name_is_read_with_and_without_its_axis(tmp_path: Path, axis: bool) -> None:
+def test_discover_then_name_is_read_with_and_without_its_axis(tmp_path: Path, axis: bool, dot: str) -> None:
     tensors = {
-        "tied_bias": T["b_dec"], "encoder._weight": T["W_enc"].T, "encoder._bias": T["b_enc"],
-        "decoder._weight": T["W_dec"].T, **dict.fromkeys(COPIES, T["b_dec"]),
+        "tied_bias": T["b_dec"], f"encoder{dot}weight": T["W_enc"].T, f"encoder{dot}bias": T["b_enc"],
+        f"decoder{dot}weight": T["W_dec"].T, **dict.fromkeys(COPIES, T["b_dec"]),
     }  # fmt: skip
     content = {name: value[None] if axis else value for name, value in tensors.items()}
     foreign, x = read_foreign(save(tmp_path / "sparse_autoencoder_final.pt", content)), rows()
