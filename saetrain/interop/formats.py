@@ -5,7 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actcache import HookPoint, SettingsError
-from saetrain.interop import dictionary_learning, formulas, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop import (
+    dictionary_learning,
+    formulas,
+    lasgroup,
+    overcomplete,
+    patchsae,
+    prisma,
+    ra_sae,
+    saelens,
+    saev,
+    sparsify,
+)
 from saetrain.interop.constants import InputConstants, Lacking, Statistics, fold_constants, normalize_input
 from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward
@@ -68,10 +79,12 @@ FORMATS = {
     "prisma": Format(prisma.read, formulas.prisma.load, prisma.write),
     "patchsae": Format(patchsae.read, formulas.patchsae.load, patchsae.write),
     "overcomplete": Format(overcomplete.read, formulas.overcomplete.load),
+    "ra_sae": Format(ra_sae.read, formulas.ra_sae.load),
+    "lasgroup": Format(lasgroup.read, formulas.lasgroup.load),
 }
 FOLDERS = {
     saelens.WEIGHTS: "saelens", dictionary_learning.WEIGHTS: "dictionary_learning", sparsify.WEIGHTS: "sparsify",
-    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma",
+    saev.WEIGHTS: "saev", prisma.WEIGHTS: "prisma", lasgroup.WEIGHTS: "lasgroup",
 }  # fmt: skip
 """The file by which a folder is recognized -> its format."""
 
@@ -99,6 +112,8 @@ def find_writer(to: str) -> Writer:
 
 def _recognize(path: Path) -> tuple[str, Path]:
     """(format, the path that its reader takes)."""
+    if (module := ra_sae.find(path)) is not None:
+        return "ra_sae", module
     if path.is_file():
         with open(path, "rb") as file:
             first = file.read(1)

@@ -5,6 +5,26 @@ as the package does, and knows nothing of our readers, so that a field that a re
 Files reach this place only after a reader has accepted them.
 """
 
-from saetrain.interop.formulas import dictionary_learning, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop.formulas import (
+    dictionary_learning,
+    lasgroup,
+    overcomplete,
+    patchsae,
+    prisma,
+    ra_sae,
+    saelens,
+    saev,
+    sparsify,
+)
 
-__all__ = ["dictionary_learning", "overcomplete", "patchsae", "prisma", "saelens", "saev", "sparsify"]
+__all__ = [
+    "dictionary_learning",
+    "lasgroup",
+    "overcomplete",
+    "patchsae",
+    "prisma",
+    "ra_sae",
+    "saelens",
+    "saev",
+    "sparsify",
+]
