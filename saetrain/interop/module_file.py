@@ -119,6 +119,15 @@ def load_module(path: Path, classes: Collection[str]) -> Shell:
     return content
 
 
+@dataclass(frozen=True)
+class _Storage:
+    """The numbers in an entry of the archive, which tensors may share."""
+
+    entry: str
+    dtype: torch.dtype
+    n_elements: int
+
+
 class _Unpickler(pickle._Unpickler):  # the one in C takes memory for whatever place a pickle claims to remember
     def __init__(
         self, path: Path, folder: str, entries: dict[str, zipfile.ZipInfo], data: bytes, classes: Collection[str]
@@ -139,25 +148,25 @@ class _Unpickler(pickle._Unpickler):  # the one in C takes memory for whatever p
             raise pickle.UnpicklingError(f"it names {shorten(key)}, which is not on the list")
         return self.shells.get(key) or self.known[key]
 
-    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
-        """(entry, dtype, number of elements) of the numbers that some tensors share."""
+    def persistent_load(self, pid: Any) -> "_Storage":
         kind, storage, key, _, _ = pid
         entry = self.entries[f"{self.folder}{key}"]
         if kind != "storage" or entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"its entry {shorten(key)} is not stored as numbers")
-        return entry.filename, storage.dtype, entry.file_size // storage.dtype.itemsize
+        return _Storage(entry.filename, storage.dtype, entry.file_size // storage.dtype.itemsize)
 
     def _make_tensor(
-        self, storage: tuple[str, torch.dtype, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...],
-        *_: object,
-    ) -> StoredTensor:  # fmt: skip
-        entry, dtype, n_stored = storage
+        self, storage: "_Storage", offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> StoredTensor:
+        if not isinstance(storage, _Storage):
+            raise TypeError("a tensor in it has no numbers")
         contiguous = all(
             step == math.prod(shape[axis + 1 :]) for axis, step in enumerate(stride) if shape[axis] > 1
         ) and len(stride) == len(shape)
-        if min(offset, *shape, 0) < 0 or offset + math.prod(shape) > n_stored or not contiguous:
-            raise ValueError(f"its entry {shorten(entry)} does not hold a tensor of shape {shape}, row after row")
-        return StoredTensor(self.path, entry, dtype, offset, tuple(shape))
+        fits = offset >= 0 and min((*shape, 1)) > 0 and offset + math.prod(shape) <= storage.n_elements
+        if not fits or not contiguous:
+            raise ValueError(f"its entry {shorten(storage.entry)} holds no tensor of shape {shape}, row after row")
+        return StoredTensor(self.path, storage.entry, storage.dtype, offset, tuple(shape))
 
     def _make_parameter(self, data: StoredTensor, *_: object) -> StoredTensor:
         return data

@@ -94,12 +94,12 @@ def _read_encoder(sae: Shell, path: Path) -> dict[str, Tensor]:
     encoder = _part(sae, "encoder", path)
     block = _part(encoder, "final_block", path)
     linear, norm = _part(block, "0", path), _part(block, "1", path)
-    hidden, activation = _part(encoder, "mlp_blocks", path), _part(encoder, "final_activation", path)
+    activation, hidden = _part(encoder, "final_activation", path), _part(encoder, "mlp_blocks", path).get("_modules")
     parts = [type(part).__name__ for part in (linear, norm, activation)]
-    if parts != ["Linear", "LayerNorm", "ReLU"] or hidden.get("_modules") or norm.get("eps") != NORM_EPS:
+    if parts != ["Linear", "LayerNorm", "ReLU"] or hidden or norm.get("eps") != NORM_EPS:
         raise SettingsError(
-            f"{path} has an encoder of {', '.join(map(shorten, parts))} and {len(hidden.get('_modules') or {})} hidden "
-            "layers, which is not supported. Give an SAE with one linear layer, LayerNorm (eps 1e-5) and ReLU."
+            f"{path} has an encoder of {'hidden layers, ' if hidden else ''}{', '.join(parts)}, which is not "
+            "supported. Give an SAE with one linear layer, LayerNorm (eps 1e-5) and ReLU."
         )
     weight = _tensor(linear, "weight", (None, None), path)
     vectors = {"b_enc": (linear, "bias"), "latent_gain": (norm, "weight"), "latent_shift": (norm, "bias")}

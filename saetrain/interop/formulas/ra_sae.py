@@ -1,6 +1,7 @@
 """RA-SAE: relu(layer_norm(linear(x))) where it is at least the threshold, times the relaxed archetypal dictionary."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,15 +14,10 @@ from saetrain.interop.ra_sae import CLASSES
 
 
 def load(path: Path) -> Forward:
-    threshold = json.loads((path.parent / "config.json").read_bytes())["running_threshold"]
-    model = load_module(path, CLASSES)
-    model = model.get("module", model)
-    block = model.get("encoder").get("final_block")
-    weight, bias = (block.get("0").get(name).read() for name in ("weight", "bias"))
-    gain, shift = (block.get("1").get(name).read() for name in ("weight", "bias"))
-    rows = get_dictionary(model.get("dictionary"))
+    read = cache(_read)  # when it is first needed, since it takes a while
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        threshold, weight, bias, gain, shift, rows = read(path)
         codes = layer_norm(linear(x, weight, bias), bias.shape, gain, shift).relu()
         codes = codes * (codes >= threshold)
         return codes, codes @ rows
@@ -29,7 +25,17 @@ def load(path: Path) -> Forward:
     return forward
 
 
-def get_dictionary(d: Shell) -> Tensor:
+def _read(path: Path) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    threshold = json.loads((path.parent / "config.json").read_bytes())["running_threshold"]
+    model = load_module(path, CLASSES)
+    model = model.get("module", model)
+    block = model.get("encoder").get("final_block")
+    weight, bias = (block.get("0").get(name).read() for name in ("weight", "bias"))
+    gain, shift = (block.get("1").get(name).read() for name in ("weight", "bias"))
+    return threshold, weight, bias, gain, shift, _get_dictionary(model.get("dictionary"))
+
+
+def _get_dictionary(d: Shell) -> Tensor:
     """RelaxedArchetypalDictionary.get_dictionary [F, D]: what it fused, or else computes."""
     if not d.get("training") and d.get("_fused_dictionary") is not None:
         fused: Tensor = d.get("_fused_dictionary").read()

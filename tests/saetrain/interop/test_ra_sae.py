@@ -139,11 +139,12 @@ def test_blocks_of_rows_are_joined_in_their_order(
 
 
 MEASURE = """
-import resource, sys
+import resource, sys, torch
 from pathlib import Path
 from saetrain.interop.formats import read_foreign
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-read_foreign(Path(sys.argv[1]))
+foreign = read_foreign(Path(sys.argv[1]))
+foreign.forward(torch.zeros(1, 32))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -224,11 +225,12 @@ def test_what_is_damaged_or_another_sae_is_refused_in_one_line(
             CorruptError, lambda p: publish(build(package), p, running_threshold="high"),
         ),
         "which is not supported": (SettingsError, change(set_block(1, nn.LayerNorm(F, eps=1e-3)))),
-        "1 hidden layers": (SettingsError, change(lambda sae: sae.encoder.mlp_blocks.append(nn.Linear(D, D)))),
+        "of hidden layers, Linear": (SettingsError, change(lambda sae: sae.encoder.mlp_blocks.append(nn.Linear(D, D)))),
         "has no tensor W": (CorruptError, change(lambda sae: delattr(sae.dictionary, "W"))),
         "row after row": (CorruptError, change(lambda sae: setattr(sae.dictionary, "W", transposed))),
         "expected": (CorruptError, change(lambda sae: setattr(sae.dictionary, "Relax", nn.Parameter(torch.ones(3))))),
         "not finite": (CorruptError, change(lambda sae: sae.dictionary.C.fill_(float("nan")))),
+        "no tensor of shape": (CorruptError, change(lambda sae: sae.dictionary.register_buffer("C", torch.ones(0, D)))),
         "delta must be": (CorruptError, change(lambda sae: setattr(sae.dictionary, "delta", "far"))),
         "has no part encoder": (CorruptError, change(lambda sae: delattr(sae, "encoder"))),
     }  # fmt: skip
