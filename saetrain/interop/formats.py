@@ -10,10 +10,12 @@ from saetrain.interop import (
     dictionary_learning,
     discover_then_name,
     formulas,
+    lasgroup,
     msae,
     overcomplete,
     patchsae,
     prisma,
+    ra_sae,
     saelens,
     saelens_pickle,
     saev,
@@ -102,6 +104,8 @@ FORMATS = {
     "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
     "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
     "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
+    "ra_sae": Format(ra_sae.read, formulas.ra_sae.load),
+    "lasgroup": Format(lasgroup.read, formulas.lasgroup.load),
 }
 
 

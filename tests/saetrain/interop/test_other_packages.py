@@ -212,7 +212,8 @@ def test_prisma_checkpoints_are_read(tmp_path: Path, planted_store: Path, name: 
 def test_what_prisma_can_and_ours_cannot_is_refused(tmp_path: Path, planted_store: Path) -> None:
     plain = PRISMA["relu"] | {"normalize_activations": "none"}
     for bad in (
-        plain | {"normalize_activations": "layer_norm"}, PRISMA["relu"], plain | {"architecture": "jumprelu"},
+        plain | {"normalize_activations": "batch_norm"}, plain | {"normalize_activations": False},
+        plain | {"architecture": "jumprelu"},
         plain | {"activation_fn_str": "tanh-relu"}, plain | {"is_transcoder": True},
         PRISMA["gated"] | {"activation_fn_str": "topk", "normalize_activations": "none"},
     ):  # fmt: skip
