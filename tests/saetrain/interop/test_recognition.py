@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -51,6 +52,12 @@ def test_looking_for_the_format_does_not_read_the_tensors(tmp_path: Path) -> Non
     assert recognize(path) == ("patchsae", path)
     with pytest.raises(PipelineError, match="a wrong checksum"):
         read_foreign(path)
+
+
+@pytest.mark.parametrize("name", ["clipscope", "msae", "visaebench topk", "saelens_pickle", "saev relu"])
+def test_a_path_that_is_not_utf_8_is_read(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / os.fsdecode(b"M\xfcnchen")
+    assert read_foreign(write(name, folder)).format == name.split()[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
