@@ -9,10 +9,12 @@ from saetrain.interop.formulas import (
     clipscope,
     dictionary_learning,
     discover_then_name,
+    lasgroup,
     msae,
     overcomplete,
     patchsae,
     prisma,
+    ra_sae,
     saelens,
     saelens_pickle,
     saev,
@@ -22,6 +24,6 @@ from saetrain.interop.formulas import (
 )
 
 __all__ = [
-    "clipscope", "dictionary_learning", "discover_then_name", "msae", "overcomplete", "patchsae", "prisma", "saelens",
-    "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
+    "clipscope", "dictionary_learning", "discover_then_name", "lasgroup", "msae", "overcomplete", "patchsae", "prisma",
+    "ra_sae", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
 ]  # fmt: skip
