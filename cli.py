@@ -52,6 +52,7 @@ from analysis.terminal import (
     Program,
     Verb,
     Verbs,
+    ask,
     describe_codes,
     describe_run,
     describe_store,
@@ -59,6 +60,7 @@ from analysis.terminal import (
     draw_estimate,
     draw_facts,
     draw_look,
+    draw_publication,
     draw_table,
     emit,
     emit_answer,
@@ -74,6 +76,7 @@ from analysis.terminal import (
     show_progress,
     show_source,
     show_steps,
+    show_upload,
     show_written,
     split_pair,
     with_flags,
@@ -703,6 +706,40 @@ def convert(
     )
     show_written(dst)
     show_next_of(dst)
+
+
+@verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
+def publish(
+    src: arguments.PublishSrc,
+    dst: arguments.PublishDst,
+    license_: arguments.License = None,
+    gallery: arguments.Gallery = False,
+    codes: arguments.MovedCodes = None,
+    run: arguments.MovedRun = None,
+    store: arguments.AnyMovedStore = None,
+    yes: arguments.Yes = False,
+    dry_run: arguments.PublishDryRun = False,
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Publish an SAE with a card, on the Hugging Face hub or in a folder.
+
+    Others can then use it with this program and with SAELens. Concepts bring their statistics, names and notes with
+    them. A repository may hold several SAEs, each in a folder of its own. Nothing is uploaded unless you say yes, and
+    what was uploaded is read back and compared.
+    """
+
+    def confirm(plan: analysis.Publication) -> bool:
+        return yes or ask(f"Upload them to {plan.destination}? Type yes:", draw_publication(plan))
+
+    with show_upload() as on_progress:
+        done = analysis.publish(
+            src, dst, license=license_, gallery=gallery, codes=codes, run=run, store=store, overwrite=overwrite,
+            dry_run=dry_run, confirm=confirm, on_progress=on_progress,
+        )  # fmt: skip
+    emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
+    if not dry_run:
+        show_written(done.address)
+        show_next("look", "IMAGE", "--sae", done.address)
 
 
 @verb(FILES, "info val.acts")

@@ -16,6 +16,7 @@ from .interventions import delete_latents, evaluate_fidelity, mask_latents, meas
 from .lineage import find_images
 from .localization import localize
 from .naming import add_names, find_names, name_latents, read_names, set_name
+from .publication import Publication, PublishedFile, publish
 from .query import (
     Question,
     answer_question,
@@ -71,6 +72,8 @@ __all__ = [
     "MaskingCurve",
     "Matching",
     "ModelOptions",
+    "Publication",
+    "PublishedFile",
     "Question",
     "Quickstart",
     "RulesConfig",
@@ -103,6 +106,7 @@ __all__ = [
     "open_entries",
     "open_scheduler",
     "parse_at",
+    "publish",
     "query_class",
     "query_co_firing",
     "query_counter_examples",

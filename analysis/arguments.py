@@ -12,6 +12,7 @@ from analysis.terminal import (
     WORDS,
     Makes,
     OneOf,
+    Publishes,
     Reads,
     Takes,
     Writes,
@@ -21,6 +22,7 @@ from analysis.terminal import (
     takes_images,
     takes_model,
     takes_result,
+    takes_run_or_concepts,
     takes_template,
     takes_weights,
 )
@@ -271,6 +273,22 @@ ConvertStore = Annotated[
     Option(help="Activations to compare the two SAEs on; required to read a checkpoint."),
     Takes("acts"),
 ]
+PublishSrc = Annotated[
+    Path, Argument(metavar="RUN|CONCEPTS", help="A trained SAE, or concept statistics of one."), takes_run_or_concepts
+]
+PublishDst = Annotated[
+    str,
+    Argument(metavar="DST", help="hf://OWNER/REPO, hf://OWNER/REPO/FOLDER, or a local folder for the repository."),
+    Publishes(),
+]
+License = Annotated[
+    str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")
+]
+Gallery = Annotated[
+    bool, Option("--gallery", help="Also publish the pictures of the concepts, which show your images.")
+]
+Yes = Annotated[bool, Option("--yes", help="Upload without asking.")]
+PublishDryRun = Annotated[bool, Option("--dry-run", help="Only list the files and their bytes, and write nothing.")]
 ConvertLayer = Annotated[
     int | None, Option(help="Layer of the SAE; by default the one that a checkpoint names, or the store's only one.")
 ]

@@ -27,7 +27,7 @@ RIGHT = {
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "localize": "a.codes", "inspect": "run --store a.acts",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
-    "convert": "run new-folder --to saelens", "info": "a.acts", "verify": "a.acts",
+    "convert": "run new-folder --to saelens", "publish": "a.concepts new-folder", "info": "a.acts", "verify": "a.acts",
 }  # fmt: skip
 """A right command for every verb; each wrong one differs from it in one argument."""
 
@@ -76,7 +76,9 @@ def wrong_commands() -> dict[str, list[str]]:
         arguments = [each for each in command.params if each.param_type_name == "argument"][:n_arguments]
         for place, each in enumerate(arguments):
             if names := [type(check).__name__ for _, check in checks.get(each.name, [])]:
-                bad = {"Makes": "words.txt", "Writes": "new.xyz"}.get(names[0], "nowhere/there")
+                bad = {"Makes": "words.txt", "Writes": "new.xyz", "Publishes": "words.txt"}.get(
+                    names[0], "nowhere/there"
+                )
                 commands[f"{verb}.{each.name}"] = [verb, *words[:place], bad, *words[place + 1 :]]
         for each in command.params:
             if each.param_type_name != "option" or each.name in ("help", *(a.name for a in arguments)):

@@ -282,6 +282,7 @@ COMMANDS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "analyze what it encoded": ("analyze {0}/y.codes {0}/y.concepts", lambda answer: answer["n_alive"] > 0),
     "inspect": ("inspect {0}/run {0}/trained --store {0}/x.acts --n-tokens 8", lambda answer: len(answer["runs"]) == 2),
     "convert": ("convert {0}/run {0}/saelens --store {0}/x.acts", lambda answer: answer["format"] == "saelens"),
+    "publish": ("publish {0}/run {0}/repository", lambda answer: answer["written"]),
 }
 
 

@@ -43,6 +43,7 @@ COMMANDS = [
     "adapt images a.prompts " + MODEL + " --method maple --shots 4 --n-epochs 2 --n-prompts 2 --depth 2 "
     "--precision float32 --device cpu",
     "convert run new-saelens --to saelens --store a.acts",
+    "publish a.concepts new-repository --gallery",
     *(f"info {name}" for name in ("a.acts", "run", "a.codes", "a.concepts", "a.prompts", "interrupted-a.acts")),
     "verify a.codes",
     "quickstart new-tour --n-images 40",

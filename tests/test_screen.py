@@ -27,6 +27,8 @@ from analysis.terminal.tables import draw_facts, draw_table
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "pipeline"
+FOLDER = "layer-1-resid-post-topk-k4-64-57ef079e"
+"""The name that `publish` gives to the folder of the golden run."""
 HOSTILE = "cl\x1b[2J\x1b]0;title\x07\u202ecat\u200b[red]:smile:\x9b31m\nrow\r\tend"
 SAFE = r"cl\x1b[2J\x1b]0;title\x07\u202ecat\u200b[red]:smile:\x9b31m\nrow\r\tend"
 
@@ -316,6 +318,7 @@ def test_missing_arguments_without_kinds() -> None:
         ("localize a.codes --out new.json", ["new.json"], "report CONCEPTS report.html --result new.json"),
         ("name a.concepts --set 3=sky", ["a.concepts/notes/own.json"], "report a.concepts a.html"),
         ("convert run new-saelens --to saelens", ["new-saelens"], ""),
+        ("publish run new-repository", [f"new-repository/{FOLDER}"], f"look IMAGE --sae new-repository/{FOLDER}"),
         ("info a.acts", [], "train a.acts runs/a"),
         ("info run", [], "encode run a.acts a.codes"),
     ],

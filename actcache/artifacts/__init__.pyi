@@ -1,7 +1,7 @@
 from .advice import describe_refusal, storage_errors
 from .artifact import list_files, require_complete, seal_artifact
 from .beginning import begin_artifact, check_apart, remove_artifact, remove_remnants
-from .checksums import check_once, check_whole, open_checked, read_seal, read_summary
+from .checksums import check_once, check_whole, file_sha256, open_checked, read_seal, read_summary
 from .commits import COMMITS, committed_shards, missing_shards, read_record, read_records, record_path, write_record
 from .files import (
     FileDigest,
@@ -73,6 +73,7 @@ __all__ = [
     "encode_table",
     "exists",
     "file_digest",
+    "file_sha256",
     "find_images_of",
     "find_parent",
     "is_digest",

@@ -83,6 +83,24 @@ def list_files(address: HubAddress) -> HubListing:
     return HubListing(pinned, tuple(HubFile(name, inside[name]) for name in sorted(inside)), named)
 
 
+def list_repository(address: HubAddress) -> HubListing | None:
+    """All files of a repository that may not be there yet; None if it is not, or if it holds no files.
+
+    One that is private and closed to the user looks as if it were not there. Raises as `list_files`.
+    """
+    whole = replace(address, folder="")
+    with use_client(whole):
+        try:
+            pinned = replace(whole, revision=_resolve(whole))
+        except errors.RepositoryNotFoundError as error:
+            if isinstance(error, errors.GatedRepoError):
+                raise
+            return None
+        if not _list_all(pinned, resolved=not whole.is_pinned):
+            return None
+    return list_files(pinned)
+
+
 def _resolve(address: HubAddress) -> str:
     """The commit of a revision, from the hub or else from the cache. Called within `use_client`."""
     if address.is_pinned:

@@ -4,7 +4,7 @@ from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat
 from .own_classes import own_classes
 from .text import TextTower, make_text_tower, read_templates
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
-from .weight_files import find_tag_of
+from .weight_files import find_repository, find_tag_of
 
 __all__ = [
     "Clip",
@@ -13,6 +13,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "compile_tower",
+    "find_repository",
     "find_tag_of",
     "free_memory",
     "has_cpu_bfloat16",

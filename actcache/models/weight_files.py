@@ -4,6 +4,7 @@ In: the value of --pretrained. Out: `WeightFile`. The file is found, or download
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import open_clip
 
 from actcache.errors import ModelError
 from actcache.hub import fetch_file, limit_waits
+from actcache.models.timm_names import PREFIX as TIMM
 from actcache.models.timm_names import TimmName, find_tag, list_tags
 
 LOCAL, HUB, RANDOM = "local-dir:", "hf-hub:", "random:"
@@ -68,6 +70,24 @@ def find_weights(name: str, pretrained: str, timm_name: TimmName | None) -> Weig
         f"--pretrained {pretrained!r} is neither a file nor a tag of {name}.{say_tags(name, timm_name, pretrained)} "
         "`random:SEED` gives random weights."
     )
+
+
+def find_repository(model: str | None, pretrained: str | None) -> str | None:
+    """OWNER/NAME of the hub's repository that holds the weights of a named model, from the libraries' own tables.
+
+    None where these do not say it, such as for files and random weights. Nothing is downloaded.
+    """
+    place = next((name.partition(HUB)[2] for name in (pretrained, model) if name and HUB in name), "")
+    if not place and model and model.startswith(TIMM):
+        architecture, _, tag = model.removeprefix(TIMM).partition(".")
+        try:
+            place = str(find_tag(architecture, tag if pretrained in (None, model) else pretrained).get("hf_hub_id"))
+        except (ModelError, RuntimeError, ValueError):  # an architecture or tag that this version of timm lacks
+            return None
+    elif not place and model and pretrained:
+        place = str((open_clip.get_pretrained_cfg(model, pretrained) or {}).get("hf_hub", ""))
+    match = re.match(r"[\w.-]+/[\w.-]+", place, re.ASCII)
+    return match[0] if match else None
 
 
 def say_tags(name: str, timm_name: TimmName | None, near: str = "") -> str:

@@ -2,6 +2,7 @@ from .checks import (
     WORDS,
     Makes,
     OneOf,
+    Publishes,
     Reads,
     Takes,
     Writes,
@@ -11,6 +12,7 @@ from .checks import (
     takes_images,
     takes_model,
     takes_result,
+    takes_run_or_concepts,
     takes_template,
     takes_weights,
 )
@@ -29,9 +31,9 @@ from .endings import (
     show_written,
 )
 from .flags import read_values, split_pair, with_flags
-from .progress import show_download, show_progress, show_steps
-from .screen import emit, options, show_note
-from .tables import draw_estimate, draw_facts, draw_table
+from .progress import show_download, show_progress, show_steps, show_upload
+from .screen import ask, emit, options, show_note
+from .tables import draw_estimate, draw_facts, draw_publication, draw_table
 from .verbs import Program, Verb, Verbs, program_version
 
 __all__ = [
@@ -39,11 +41,13 @@ __all__ = [
     "Makes",
     "OneOf",
     "Program",
+    "Publishes",
     "Reads",
     "Takes",
     "Verb",
     "Verbs",
     "Writes",
+    "ask",
     "at_least_one",
     "describe_codes",
     "describe_run",
@@ -52,6 +56,7 @@ __all__ = [
     "draw_estimate",
     "draw_facts",
     "draw_look",
+    "draw_publication",
     "draw_table",
     "emit",
     "emit_answer",
@@ -67,6 +72,7 @@ __all__ = [
     "show_progress",
     "show_source",
     "show_steps",
+    "show_upload",
     "show_written",
     "split_pair",
     "takes_address",
@@ -74,6 +80,7 @@ __all__ = [
     "takes_images",
     "takes_model",
     "takes_result",
+    "takes_run_or_concepts",
     "takes_template",
     "takes_weights",
     "with_flags",

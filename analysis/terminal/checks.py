@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from actcache.artifacts import ARTIFACT_FILE, Kind, artifact_path, is_remote, open_artifact, read_json
-from actcache.errors import ModelError, PipelineError, SettingsError
+from actcache.errors import ModelError, PipelineError, SchemaError, SettingsError
 from actcache.hub import is_hub_address, parse_address
 from actcache.text import visible
 
@@ -122,6 +122,17 @@ class Reads:
             raise SettingsError(f"{name} {value} is a {'folder' if path.is_dir() else 'file'}. Expected {self.what}.")
 
 
+@dataclass(frozen=True)
+class Publishes:
+    """Where something is published: an address of the hub, or where a local folder is or will be."""
+
+    def __call__(self, name: str, value: str) -> None:
+        if is_hub_address(value):
+            parse_address(value)
+        elif Path(value).is_file():
+            raise SettingsError(f"{value} is a file. Give a new or empty folder, or one of published SAEs.")
+
+
 def takes_images(name: str, value: str | Path) -> None:
     """A folder, table or archive of images."""
     path = Path(value)
@@ -131,6 +142,12 @@ def takes_images(name: str, value: str | Path) -> None:
         open_source(path)
     if (kind := find_kind(value)) in KINDS and kind not in ("images", "runs"):
         raise SettingsError(f"{value} is {KINDS[kind]}. Expected images; check the order of the arguments.")
+
+
+def takes_run_or_concepts(name: str, value: str | Path) -> None:
+    """What can be published."""
+    if open_artifact(value).kind not in ("run", "concepts"):
+        raise SchemaError(f"{value} is neither a run nor a concept table (x.concepts). Give one of these.")
 
 
 def takes_result(name: str, value: str | Path) -> None:

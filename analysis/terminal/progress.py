@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -211,6 +211,20 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
             yield update
         finally:
             display.close()
+
+
+@contextmanager
+def show_upload() -> Iterator[Callable[..., None]]:
+    """Like `show_progress` in bytes, from the first call on: before it, the user may be asked something."""
+    with ExitStack() as stack:
+        shown: list[Callable[..., None]] = []
+
+        def update(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(show_progress("upload", "bytes")))
+            shown[0](done, total)
+
+        yield update
 
 
 @contextmanager

@@ -70,6 +70,15 @@ def show_line(text: str) -> None:
     _tell(Text(visible(text)))
 
 
+def ask(question: str, about: Iterable[str | Text]) -> bool:
+    """Show on stderr what a question is about, ask it, and read from stdin whether it is yes. No answer is a no."""
+    with lock:
+        for line in about:
+            _tell(Text(visible(line)) if isinstance(line, str) else line)
+        stderr.print(Text(f"{visible(question)} "), soft_wrap=True, end="")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def show_note(text: str) -> None:
     """A hint, which --quiet and --json leave out."""
     if not (options.quiet or options.json):

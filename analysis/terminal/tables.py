@@ -134,3 +134,14 @@ def draw_estimate(estimate: Any) -> list[str | Text]:
             "rate": f"{estimate.images_per_s:.1f} images/s, measured on one batch",
         }
     )
+
+
+def draw_publication(publication: Any) -> list[str | Text]:
+    """The files of a publication, what is left out, and how much is to be written."""
+    rows = [{"file": file.path, "bytes": file.bytes, "state": file.state} for file in publication.files]
+    lines = draw_table(rows)
+    lines += [f"without {what}: {why}" for what, why in publication.left_out.items()]
+    if publication.left_behind:
+        lines.append(f"of an earlier publication, these files stay: {', '.join(publication.left_behind)}")
+    n_files = sum(file.state != "unchanged" for file in publication.files)
+    return [*lines, f"{n_files:,} new or changed files, {decimal(publication.n_bytes)}, for {publication.address}"]

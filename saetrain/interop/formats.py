@@ -16,6 +16,7 @@ from saetrain.interop import (
     overcomplete,
     patchsae,
     prisma,
+    publication,
     ra_sae,
     saelens,
     saelens_pickle,
@@ -117,6 +118,7 @@ FORMATS = {
     "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
     "ra_sae": Format(ra_sae.read, formulas.ra_sae.load),
     "lasgroup": Format(lasgroup.read, formulas.lasgroup.load),
+    "published": Format(publication.read, formulas.publication.load),
 }
 
 

@@ -26,7 +26,9 @@ def match_store(
     if hint is None:
         return store.hook_point(layer), ()
     hook_point, notes = _match_hook_point(hint, store, layer)
-    if hint.model is not None:
+    if hint.model_id is not None:
+        notes += _match_model_id(hint, store, any_model)
+    elif hint.model is not None:
         notes += _match_model(hint, store, any_model)
     return hook_point, (*notes, hint.caution) if hint.caution else tuple(notes)
 
@@ -46,6 +48,19 @@ def _match_hook_point(hint: TowerHint, store: StoreGroup, layer: int | HookPoint
             "another one with --layer."
         )
     return store.hook_point(None), [f"{hint.origin} suggests that the SAE reads {named}; {store.path} holds {held}."]
+
+
+def _match_model_id(hint: TowerHint, store: StoreGroup, any_model: bool) -> list[str]:
+    """Compare the weights, the architecture and the preprocessing at once, which the id is a hash of."""
+    if hint.model_id == store.model_id:
+        return []
+    text = f"By {hint.origin}, the SAE reads model {hint.model_id}, but {store.path} holds model {store.model_id}"
+    if not any_model:
+        raise SettingsError(
+            f"{text}: other weights, another architecture or preprocessing. Give a store of that model, or --any-model "
+            "if you know that they are the same."
+        )
+    return [f"{text}."]
 
 
 def _match_model(hint: TowerHint, store: StoreGroup, any_model: bool) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actcache import CorruptError, SettingsError
-from saetrain.interop import dictionary_learning, lasgroup, prisma, ra_sae, saelens, saev, sparsify
+from saetrain.interop import dictionary_learning, lasgroup, prisma, publication, ra_sae, saelens, saev, sparsify
 from saetrain.interop.fields import names, shorten
 from saetrain.interop.files import check_download, load_tensors
 from saetrain.interop.pickles import is_pickle
@@ -58,10 +58,14 @@ def recognize(path: Path) -> tuple[str, Path]:
     """
     if (module := ra_sae.find(path)) is not None:  # a pickle of modules, which no other reader opens
         return "ra_sae", module
+    if path.name == publication.WEIGHTS and publication.is_published(path.parent):
+        return "published", path.parent
     return _recognize_file(path) if path.is_file() else _recognize_folder(path)
 
 
 def _recognize_folder(path: Path) -> tuple[str, Path]:
+    if publication.is_published(path):  # before the others, since SAELens's files lie there, too
+        return "published", path
     for weights, name in FOLDERS.items():
         if (path / weights).is_file():
             return name, path

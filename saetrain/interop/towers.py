@@ -14,9 +14,10 @@ from saetrain.interop.fields import shorten
 from saetrain.interop.files import load_tensors, read_settings
 from saetrain.interop.pickles import load_checkpoint
 from saetrain.interop.prisma import config_of
+from saetrain.interop.publication import read_published
 from saetrain.interop.tower_names import BACKBONES, count_layers, spell_hook_point, spell_model
 
-OF_EMBEDDINGS = ("msae", "discover_then_name")
+OF_EMBEDDINGS = ("msae", "discover_then_name", "lasgroup")
 """Formats whose SAEs read the image embedding, after the projection, and no hook point of the tower."""
 N_PARTS = 6
 """How many of the last parts of a path are searched for names."""
@@ -36,6 +37,7 @@ class TowerHint:
         caution: what to know before using it, as a sentence; empty if nothing.
         layer_stated: whether the settings name the hook point. Otherwise it is guessed from a name, or is what the
             package usually reads.
+        model_id: of the tower, where a store's can be compared with it; only an SAE of ours names it.
     """
 
     model: str | None
@@ -47,6 +49,7 @@ class TowerHint:
     origin: str
     caution: str = ""
     layer_stated: bool = True
+    model_id: str | None = None
 
     @property
     def hook_point(self) -> HookPoint | None:
@@ -223,6 +226,30 @@ def _universal_sae(path: Path, place: str) -> TowerHint | None:
     return _make("what Universal SAE reads", hook_point=HookPoint(11), tokens="patch", stated=False)
 
 
+def _published(path: Path, place: str) -> TowerHint | None:
+    """Our own format says everything, except where the files of a model lie that has no public name."""
+    published = read_published(path)
+    tower, hook = published.tower, HookPoint.parse(published.hook_point)
+    missing = [name for name in (tower.model_file, tower.weights_file) if name]
+    caution = f"Its tower was read from {' and '.join(map(shorten, missing))}, which you need, too." if missing else ""
+    if tower.prompts is not None:
+        caution = caution or "It was trained on a tower with prompts, which are not published."
+    pretrained = None if tower.pretrained == tower.model else tower.pretrained
+    return TowerHint(
+        tower.model, pretrained, hook.layer, hook.site, published.training.tokens, True, "tower in config.json",
+        caution, model_id=tower.model_id,
+    )  # fmt: skip
+
+
+def _ra_sae(path: Path, place: str) -> TowerHint | None:
+    """One such SAE is published: of the last layer of DINOv2 with registers, which its settings do not say."""
+    caution = "It is not published whether it reads the tokens before the tower's last norm, as here, or after it."
+    return _make(
+        "what RA-SAE-DINOv2-32k reads", model="dinov2_vitb14_reg", hook_point=HookPoint(11), tokens="all", stated=False,
+        caution=caution,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What names let us guess
 
@@ -275,6 +302,6 @@ def _by_place(path: Path, place: str) -> TowerHint | None:
 TOWERS: Mapping[str, Callable[[Path, str], TowerHint | None]] = {
     "prisma": _prisma, "saelens": _saelens, "dictionary_learning": _dictionary_learning, "saev": _saev,
     "saelens_pickle": _saelens_pickle, "patchsae": _patchsae, "overcomplete": _visaebench, "visaebench": _visaebench,
-    "clipscope": _clipscope, "universal_sae": _universal_sae,
+    "clipscope": _clipscope, "universal_sae": _universal_sae, "ra_sae": _ra_sae, "published": _published,
 }  # fmt: skip
 """Format -> what its settings state of the tower, given the checkpoint's path and the names in its place."""

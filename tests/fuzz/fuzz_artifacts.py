@@ -32,6 +32,7 @@ VERBS = {
     "a.prompts": ["report a.concepts new.html --result a.prompts",
                   f"extract images new {MODEL} --layer 1 --prompts a.prompts"],
     "run": ["encode run a.acts new", "evaluate run a.acts", "analyze a.codes new --n-gallery 2", "convert run new",
+            "publish run new",
             "steer run b.acts --latent 19 --vocabulary words.txt", "name a.concepts --vocabulary words.txt"],
     "runs/variantgated": ["encode runs/variantgated a.acts new", "inspect runs --store a.acts --n-tokens 8"],
     "a.codes": ["analyze a.codes new --n-gallery 2", "query a.codes --latent 19 --sheet new.png",
@@ -40,7 +41,7 @@ VERBS = {
                 "query a.codes --latent 19 --show co-firing", "rules a.codes --n-patches 1",
                 "query a.codes --sample 50"],
     "a.concepts": ["report a.concepts new.html", "name a.concepts --vocabulary words.txt", "name a.concepts --set 3=x",
-                   "compare a.concepts adapted.concepts new.json --k 1",
+                   "publish a.concepts new --gallery", "compare a.concepts adapted.concepts new.json --k 1",
                    "query a.codes --latent 19 --names a.concepts"],
 }  # fmt: skip
 

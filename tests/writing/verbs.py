@@ -97,6 +97,7 @@ VERBS = {
     "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --on-seen use --device cpu",
                     ("x.json", "x.html"), changing=("x.html",)),
     "convert": Verb("convert run {o}/x --to saelens --store a.acts", ("x",)),
+    "publish": Verb("publish a.concepts {o}/x --gallery", ("x",)),
     "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),
     "import": Verb("convert foreign {o}/run --store a.acts", ("run",)),
 }  # fmt: skip

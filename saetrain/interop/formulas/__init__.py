@@ -14,6 +14,7 @@ from saetrain.interop.formulas import (
     overcomplete,
     patchsae,
     prisma,
+    publication,
     ra_sae,
     saelens,
     saelens_pickle,
@@ -25,5 +26,5 @@ from saetrain.interop.formulas import (
 
 __all__ = [
     "clipscope", "dictionary_learning", "discover_then_name", "lasgroup", "msae", "overcomplete", "patchsae", "prisma",
-    "ra_sae", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
+    "publication", "ra_sae", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
 ]  # fmt: skip

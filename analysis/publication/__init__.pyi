@@ -1,0 +1,3 @@
+from .publication import Publication, PublishedFile, publish
+
+__all__ = ["Publication", "PublishedFile", "publish"]
