@@ -289,7 +289,7 @@ def test_a_page_shows_every_heat_map_and_needs_no_network(
     page = tmp_path / "x.html"
     seen = look(sorted(pictures.glob("corner*.png")), checkpoint, latents=[7, 3], at=None, **tiny_model,
                 preprocess="default", precision="float32", device="cpu")  # fmt: skip
-    text = seen.save(page).read_text()
+    text = seen.draw(page).read_text()
     assert not re.search(r'(?:src|href)="https?:', text)
     maps = re.findall(r'class="heat" alt="heat map of latent (\d+)" src="data:image/png;base64,([^"]+)"', text)
     assert [int(latent) for latent, _ in maps] == [7, 3] * 4
