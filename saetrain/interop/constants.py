@@ -171,6 +171,11 @@ def fold_constants(sae: SAE, constants: InputConstants) -> SAE:
         sae.mean.copy_(mean + sae.mean.double() / scale)
         sae.scale.mul_(scale)
         return sae
+    if sae.latent_gain is not None:
+        raise SettingsError(
+            "This SAE has a LayerNorm over its latents, and can take one scale of the input only. Give a number as "
+            "--input-scale."
+        )
     weights = fold(sae)
     weights["encoder"] = (weights["encoder"] * scale).float()
     weights["decoder"] = (weights["decoder"] / scale).float()

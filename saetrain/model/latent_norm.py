@@ -37,7 +37,7 @@ class LatentNorm:
     def of(cls, encoder: Tensor, b_enc: Tensor, gain: Tensor, shift: Tensor) -> "LatentNorm":
         """From encoder [F, D], b_enc, gain and shift [F]. It computes the root in float64, block by block."""
         affine = torch.cat([encoder.detach(), b_enc.detach()[:, None]], dim=1)
-        affine = affine - affine.double().mean(0).float()
+        affine = affine - affine.cpu().mean(0, dtype=torch.float64).float().to(affine.device)
         gram = torch.zeros(affine.shape[1], affine.shape[1], dtype=torch.float64)
         for part in torch.split(affine, BLOCK_LATENTS):
             block = part.double().cpu()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from foreign_files import D, F, K, plain_tensors, write
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from actcache import ActivationStore, SettingsError
 from saetrain import SAE, Run, convert, encode
+from saetrain.interop.constants import InputConstants, fold_constants
 from saetrain.interop.conversion import PARITY_FILE
 from saetrain.interop.foreign import build_sae, fold
 
@@ -94,12 +96,18 @@ def test_a_format_that_cannot_hold_it_says_so(tmp_path: Path, imported: Run, to:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_format_holds_a_layer_norm_over_latents() -> None:
+def test_a_layer_norm_over_latents_takes_one_scale_and_goes_to_no_format() -> None:
     t = plain_tensors()
     weights = {"encoder": t["W_enc"].T, "decoder": t["W_dec"], "b_enc": t["b_enc"], "b_dec": t["b_dec"]}
     sae = build_sae("relu", weights | {"latent_gain": torch.ones(F), "latent_shift": torch.zeros(F)})
-    with pytest.raises(SettingsError, match="LayerNorm over its latents"):
+    with pytest.raises(SettingsError, match="which no format"):
         fold(sae)
+    x = torch.randn(20, D)
+    wanted = dense(sae, (x - 1) * 0.5)
+    with pytest.raises(SettingsError, match="one scale of the input"):
+        fold_constants(sae, InputConstants(np.array(1.0), np.linspace(1, 2, D), ""))
+    moved = fold_constants(sae, InputConstants(np.array(1.0), np.array(0.5), ""))
+    torch.testing.assert_close(dense(moved, x), (wanted[0], wanted[1] / 0.5 + 1), rtol=1e-3, atol=1e-3)
 
 
 def test_constants_and_a_normalization_of_tokens_exclude_each_other(tmp_path: Path, planted_store: Path) -> None:
