@@ -633,18 +633,30 @@ def convert(
     to: arguments.To = None,
     store: arguments.ConvertStore = None,
     layer: arguments.ConvertLayer = None,
+    input_mean: arguments.InputMean = None,
+    input_scale: arguments.InputScale = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Write or read SAEs in the formats of other packages.
 
     It also reports how closely the two SAEs agree.
     """
-    conversion = saetrain.convert(src, dst, to=to, store=store, layer=layer, overwrite=overwrite)
+    conversion = saetrain.convert(
+        src, dst, to=to, store=store, layer=layer, input_mean=input_mean, input_scale=input_scale, overwrite=overwrite
+    )
     parity = asdict(conversion.parity)
     rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
+    shown = {"input mean and scale": conversion.input} if conversion.input else {}
+    notes = list(conversion.notes)
     emit(
-        {"path": str(conversion.path), "format": conversion.format, "parity": parity},
-        draw_facts({"path": str(conversion.path), "format": conversion.format, **rounded}),
+        {
+            "path": str(conversion.path),
+            "format": conversion.format,
+            "input": conversion.input,
+            "notes": notes,
+            "parity": parity,
+        },
+        [*draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}), *notes],
     )
     show_written(dst)
     show_next_of(dst)

@@ -244,6 +244,21 @@ ConvertStore = Annotated[
     Takes("acts"),
 ]
 ConvertLayer = Annotated[int | None, Option(help="Layer of the SAE, if the store holds several.")]
+InputMean = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|NUMBER",
+        help="What the package subtracts from its input before the SAE: a number, or a .npy file of one per channel. "
+        "Default: what the files say, or else an estimate from the store.",
+    ),
+]
+InputScale = Annotated[
+    str | None,
+    Option(
+        metavar="FILE|NUMBER",
+        help="What the package then multiplies it by (1 / deviation): a number, or a .npy file of one per channel.",
+    ),
+]
 Repair = Annotated[bool, Option("--repair", help="Extract only the damaged shards again.")]
 VerifyImages = Annotated[
     Path | None, Option(help="With --repair: where the images are, if they have moved."), takes_images

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 from actcache import SettingsError
 from actcache.options import check_options, option
@@ -47,6 +47,8 @@ VARIANTS = {
 PENALTIES = {"quadratic": 1.0, "tanh": 1e-3}
 """The penalties of jumprelu, each with the weight it starts from."""
 NORMALIZATIONS = ("center", "none")
+TOKEN_NORMALIZATIONS = ("layer_norm", "constant_norm_rescale")
+"""Normalizations of each token by its own size, which an SAE of another package may have; none is trained here."""
 INITS = ("random", "data")
 PRECISIONS = ("float32", "bfloat16")
 Tokens = Literal["all", "patch", "cls"]
@@ -114,12 +116,14 @@ class SAEConfig:
     )
     normalize: str | None = option(None, "Input normalization: center (the default) or none (the default for relu).")
 
+    normalizations: ClassVar[tuple[str, ...]] = NORMALIZATIONS
+
     def __post_init__(self) -> None:
         check_options(self)
         _check_choice("--variant", self.variant, VARIANTS)
         _check_choice("--penalty", self.penalty, PENALTIES)
         if self.normalize is not None:
-            _check_choice("--normalize", self.normalize, NORMALIZATIONS)
+            _check_choice("--normalize", self.normalize, self.normalizations)
         if self.n_latents is None:
             return
         if VARIANTS[self.variant].uses_k and self.k > self.n_latents:
@@ -153,11 +157,21 @@ class SAEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSAEConfig(SAEConfig):
-    """A network with nothing left to derive. A target_l0 of None means that the variant has no target."""
+    """A network with nothing left to derive. A target_l0 of None means that the variant has no target.
+
+    `normalize` may also be one of TOKEN_NORMALIZATIONS, which saetrain/model/token_size.py describes.
+    """
 
     n_latents: int = field()
     l1: float = field()
     normalize: str = field()
+
+    normalizations: ClassVar[tuple[str, ...]] = (*NORMALIZATIONS, *TOKEN_NORMALIZATIONS)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token is normalized by its own size, so that decoding needs the activations too."""
+        return self.normalize in TOKEN_NORMALIZATIONS
 
     @property
     def top_k(self) -> bool:
@@ -258,6 +272,11 @@ class TrainConfig:
     def resolve(self, sae: ResolvedSAEConfig, default_precision: str) -> "ResolvedTrainConfig":
         """Derive what depends on the SAE and the hardware. Raises SettingsError for ghost gradients without relu."""
         defaults = VARIANTS[sae.variant]
+        if sae.per_token:
+            raise SettingsError(
+                f"--normalize must be one of {', '.join(NORMALIZATIONS)} for training, got {sae.normalize!r}, which "
+                "only SAEs of other packages have."
+            )
         if self.ghost and not defaults.ghost:
             raise SettingsError(f"--ghost works with relu only; dead latents of {sae.variant} are revived by --aux.")
         lr = 2e-4 / math.sqrt(sae.n_latents / 2**14) if defaults.lr is None else defaults.lr

@@ -66,7 +66,7 @@ def evaluate(
         n_images, n_tokens, d_model = part.shape
         x = torch.from_numpy(part.reshape(-1, d_model))
         rows, latents, values = sae.encode(x)
-        reconstruction = sae.decode(rows, latents, values, len(x))
+        reconstruction = sae.decode(rows, latents, values, len(x), like=x)
         fired += torch.bincount(latents, minlength=len(fired))
         per_row = torch.bincount(rows, minlength=len(x)).view(n_images, n_tokens)
         is_cls = (torch.arange(len(x)) % n_tokens) == 0  # where CLS is read together with patches, it comes first

@@ -84,7 +84,8 @@ def embed_directions(sae: SAE, vision: VisionTower) -> Tensor:
 def read_directions(sae: SAE, vision: VisionTower, read: Callable[[Tensor], Tensor]) -> Tensor:
     """What is read from every latent's decoder direction, as if it were the stream of an image ("logit lens"): [F, E].
 
-    The direction is the whole stream, in activation units and without the bias.
+    The direction is the whole stream, in activation units and without the bias. Where an SAE normalizes each token, a
+    latent adds the same direction to all of them, times the token's size; here that of a token of size 1.
 
     Args:
         read: the stream after the last block [B, T, D] -> [B, E].

@@ -51,8 +51,13 @@ class Spliced:
 
     @cached_property
     def nothing(self) -> Tensor:
-        """[D]: the reconstruction from no entry."""
-        return self.sae.denormalize(self.sae.b_dec)
+        """[D], or [B, t, D] where the SAE normalizes each token: the reconstruction from no entry."""
+        return self.sae.denormalize(self.sae.b_dec, like=self.old)
+
+    @cached_property
+    def units(self) -> Tensor:
+        """[], or [B, t, 1]: how far the SAE's normalized input moves where the stream moves by 1."""
+        return self.sae.units(self.old)
 
     @cached_property
     def error(self) -> Tensor:
@@ -62,7 +67,8 @@ class Spliced:
     def decode(self, rows: Tensor, latents: Tensor, values: Tensor) -> Tensor:
         """Entries of this batch -> [B, t, D]."""
         n_images, n_tokens, d_model = self.old.shape
-        return self.sae.decode(rows, latents, values, n_images * n_tokens).view(n_images, n_tokens, d_model)
+        decoded = self.sae.decode(rows, latents, values, n_images * n_tokens, like=self.old.flatten(0, 1))
+        return decoded.view(n_images, n_tokens, d_model)
 
     def keep(self, table: Tensor) -> Tensor:
         """[B, t, D] from the entries whose latent is true in its image's row of `table` [B, F]."""
@@ -84,7 +90,7 @@ class Spliced:
             mine = self.latents == latent
             z[self.rows[mine]] = self.values[mine]
             wanted = (z + value).clamp(min=0) if add else torch.full_like(z, value)
-            direction = self.sae.decoder[latent] / self.sae.scale
+            direction = self.sae.decoder[latent] / self.units
             moved += (wanted - z).view(self.old.shape[:2])[..., None] * direction
         return moved
 

@@ -147,7 +147,7 @@ def _inspect(
     better = (centered - refitted).square().sum(1) < (centered - pursued).square().sum(1)
     pursued, n_used = torch.where(better[:, None], refitted, pursued), torch.where(better, counts, n_used)
     variance = float((centered - centered.mean(0)).double().square().sum())
-    decoded = sae.normalize(sae.decode(rows, latents, values, len(x))) - sae.b_dec
+    decoded = sae.normalize(sae.decode(rows, latents, values, len(x), like=x), like=x) - sae.b_dec
 
     def fvu(reconstruction: Tensor) -> float:
         return float((centered - reconstruction).double().square().sum()) / max(variance, 1e-12)

@@ -55,7 +55,10 @@ def attribute(classifier: Classifier, spliced: Spliced, targets: Tensor) -> Tens
     for first in range(0, len(spliced.rows), BLOCK_ENTRIES):
         part = slice(first, first + BLOCK_ENTRIES)
         parts.append((rows[spliced.rows[part]] * sae.decoder[spliced.latents[part]]).sum(1))
-    return spliced.values * torch.cat(parts) / sae.scale if parts else spliced.values
+    if not parts:
+        return spliced.values
+    units = spliced.units.flatten()[spliced.rows] if sae.config.per_token else spliced.units
+    return spliced.values * torch.cat(parts) / units
 
 
 def delete_latents(

@@ -197,7 +197,8 @@ def _move(x: Spliced, kind: str, unit: int, value: float) -> Tensor:
     if kind == "latent":
         return x.shift(torch.tensor([unit]), torch.tensor([value]), add=False)
     moved = torch.zeros_like(x.old)
-    moved[..., unit] = value / x.sae.scale + x.sae.mean[unit] - x.old[..., unit]
+    wanted = x.sae.denormalize(torch.full_like(x.old, value), like=x.old)
+    moved[..., unit] = (wanted - x.old)[..., unit]
     return moved
 
 

@@ -1,3 +1,4 @@
-from .conversion import Conversion, Parity, convert
+from .conversion import Conversion, convert
+from .parity import Parity
 
 __all__ = ["Conversion", "Parity", "convert"]

@@ -4,7 +4,8 @@
 export, with its normalization folded into the weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ _SHARED = {"encoder": "W_enc", "decoder": "W_dec", "b_dec": "b_dec"}
 PLAIN: Names = {**_SHARED, "b_enc": "b_enc"}
 GATED: Names = {**_SHARED, "b_enc": "b_gate", "log_scale": "r_mag", "b_mag": "b_mag"}
 """The names that most packages use."""
-TRANSPOSED = ("W_enc", "decoder.weight")
+TRANSPOSED = ("W_enc", "decoder.weight", "decoder._weight", "enc", "encoder")
 """These are [D, F]; an encoder or decoder of another name is [F, D]."""
 
 UNIFORM = 1e-5
@@ -48,15 +49,20 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if name in TRANSPOSED else tensor
 
 
-def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = True, k: int | None = None) -> SAE:
+def build_sae(
+    variant: str, weights: Mapping[str, Tensor], *, centered: bool = True, k: int | None = None, normalize: str = "none"
+) -> SAE:  # fmt: skip
     """An SAE of ours from encoder [F, D], decoder [F, D], b_dec [D] and the variant's own parts [F].
 
     Args:
+        weights: also latent_gain and latent_shift [F], if a LayerNorm over the latents follows the encoder.
         centered: whether b_dec is subtracted before the encoder. If it is not, the biases absorb it, because
             E x + b = E (x - b_dec) + (b + E b_dec); for gated, b_mag absorbs it too, times exp(log_scale).
+        normalize: `none`, or the normalization of each token (TOKEN_NORMALIZATIONS) whose result the weights read.
     """
     weights, (n_latents, d_model) = dict(weights), weights["encoder"].shape
     config = SAEConfig(variant, n_latents, n_latents if k is None else k, normalize="none").resolve(d_model)
+    config = replace(config, normalize=normalize)
     if not centered:
         shift = weights["encoder"] @ weights["b_dec"]
         weights["b_enc"] = weights["b_enc"] + shift
@@ -67,10 +73,19 @@ def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = T
     if not all(value.isfinite().all() for value in [*weights.values(), *exponents]):
         raise CorruptError("The weights overflow float32. Check that the checkpoint is complete.")
     sae = SAE(config, d_model).requires_grad_(False)
-    if "norms" in weights:
-        sae.norms = torch.ones(n_latents)
+    sae.add_optional(weights)
     sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in weights.items()}})
     return sae.eval()
+
+
+def set_input(sae: SAE, mean: Tensor, scale: float) -> SAE:
+    """The SAE of activations x, given the one of (x - mean) scale; `sae` itself, changed. `mean` is [D] or [].
+
+    ((x - m) c - mean) scale = (x - (m + mean / c)) c scale.
+    """
+    sae.mean.copy_(mean.double() + sae.mean.double() / scale)
+    sae.scale.mul_(scale)
+    return sae
 
 
 def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,15 +118,30 @@ def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fold(sae: SAE, *, centered: bool = True) -> dict[str, Tensor]:
+def fold(sae: SAE, *, centered: bool = True, holds: Collection[str] = ()) -> dict[str, Tensor]:
     """The same function on raw activations: encoder and decoder [F, D], b_enc, b_dec and the variant's own parts.
+
+    Of an SAE that normalizes each token, it is the function on normalized tokens.
 
     (x - mean) scale - b = scale (x - (mean + b / scale)), and (D f + b) / scale + mean = (D / scale) f + (mean + b /
     scale). Codes keep their values, so thresholds stay.
 
     Args:
         centered: as for `build_sae`; not for gated.
+        holds: the normalizations of each token that the format can hold beside the weights.
+
+    Raises:
+        SettingsError: the SAE normalizes each token in a way that the format cannot hold, or its latents.
     """
+    if sae.config.per_token and sae.config.normalize not in holds:
+        raise SettingsError(
+            f"This format cannot hold an SAE that normalizes each token ({sae.config.normalize}). Convert to saelens "
+            "or prisma."
+        )
+    if sae.latent_gain is not None:
+        raise SettingsError(
+            "This SAE has a LayerNorm over its latents, which no format that is written here can hold. Keep the run."
+        )
     tensors = {name: value.detach().clone() for name, value in sae.state_dict().items()}
     mean, scale = tensors.pop("mean"), tensors.pop("scale")
     if "norms" in tensors:  # the codes are written as they were before they were multiplied by the norms

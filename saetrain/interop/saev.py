@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, is_same, names, shorten
 from saetrain.interop.files import load_tensors, read_header, read_k, take, torch_bytes
 from saetrain.interop.foreign import PLAIN, build_sae, fold, give_weights, refuse, take_weights
@@ -20,14 +21,16 @@ WEIGHTS = "sae.pt"
 SCHEMA = 5
 ACTIVATIONS = {"relu": "Relu", "topk": "TopK", "batchtopk": "BatchTopK"}
 KEYS = {"relu": "relu", "topk": "top-k", "batchtopk": "batch-top-k"}
-_TRAINING = names("exp_factor n_reinit_samples reinit_blend remove_parallel_grads normalize_w_dec seed")
+_TRAINING = names(
+    "exp_factor n_reinit_samples reinit_blend reinit_enc_dec_tranpose remove_parallel_grads normalize_w_dec seed"
+)
 BARE = Fields("saev 0.1", names("d_vit"), _TRAINING | names("sparsity_coeff l1_coeff ghost_grads use_ghost_grads"))
 """The first line of a file without a schema. The tensors tell the number of latents, not `exp_factor`."""
 HEADER = Fields("saev", names("schema cfg cls"), names("commit lib"))
 CONFIG = Fields("saev", names("d_vit d_model d_sae activation top_k"), _TRAINING)
 ACTIVATION = Fields("saev", names("cls params"))
-PARAMS = Fields("saev", names("top_k"), names("key kind sparsity aux"))
-"""`sparsity` and `aux` are terms of the training's loss."""
+PARAMS = Fields("saev", names("top_k"), names("key kind sparsity aux momentum"))
+"""`sparsity` and `aux` are terms of the training's loss; `momentum` is that of the threshold while it is trained."""
 
 
 def read(path: Path) -> SAE:
@@ -54,6 +57,13 @@ def read(path: Path) -> SAE:
     return build_sae(variant, weights, centered=schema is None, k=k)
 
 
+def lacking(path: Path) -> Statistics | None:
+    """A file without a schema is of the first release, whose training normalized the activations by their statistics
+    without keeping these (scale_mean and scale_norm of its configs/preprint/baseline.toml); schemas do not."""
+    header, _ = read_header(path / WEIGHTS if path.is_dir() else path)
+    return None if "schema" in header else Statistics("norm", "patch")
+
+
 def _activation(header: Mapping[str, object], file: Path) -> tuple[str, object, Mapping[str, object]]:
     """(class, k, the settings of the SAE), which each schema keeps in another place."""
     if "schema" not in header:
@@ -66,6 +76,8 @@ def _activation(header: Mapping[str, object], file: Path) -> tuple[str, object, 
         return str(header["cls"]), config.get("top_k", 32), config
     if header.get("cls", "SparseAutoencoderConfig") != "SparseAutoencoderConfig":
         raise SettingsError(f"{file} has the class {shorten(header['cls'])}. Give a sparse autoencoder.")
+    if header["schema"] == 1 and "activation" not in config:  # the default of that time
+        return "Relu", None, config
     activation = _object(config, "activation", file)
     check_fields(activation, ACTIVATION, file)
     name, params = activation.get("cls"), _object(activation, "params", file)

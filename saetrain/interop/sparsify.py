@@ -11,6 +11,7 @@ from actcache import HookPoint
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names
 from saetrain.interop.files import read_config, read_k, read_safetensors
 from saetrain.interop.foreign import build_sae, fold, give_weights, refuse, take_weights
+from saetrain.interop.refusals import refuse_kind
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -29,6 +30,7 @@ def read(path: Path) -> SAE:
     """Read a folder. Raises CorruptError, and SettingsError for a transcoder or another activation."""
     file, settings = path / WEIGHTS, path / CONFIG
     config, tensors = read_config(settings), read_safetensors(file)
+    refuse_kind("transcoder" if config.get("transcode") is True else None, settings)
     check_fields(config, FIELDS, settings)
     check_tensors(tensors, NAMES.values(), file)
     weights = take_weights(tensors, file, NAMES)

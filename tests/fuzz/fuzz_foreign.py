@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "saetrain"))
 from foreign_files import CHECKPOINTS, D, write
 
 from actcache.models import load_clip
-from saetrain.interop.conversion import _checked, read_foreign
+from saetrain.interop.formats import read_foreign
+from saetrain.interop.parity import compare
 
 ROWS = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
 VALUES: list[Any] = [
@@ -102,7 +103,7 @@ def attempt(rng: random.Random, folder: Path, weights: dict[str, torch.Tensor]) 
     if rng.random() < 0.3:
         damage(rng, path)
     foreign = read_foreign(path)
-    _checked(foreign.sae, foreign.forward, ROWS, "random")
+    compare(foreign.sae, foreign.forward, ROWS, "random")
 
 
 def attempt_model(rng: random.Random, folder: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -1,11 +1,14 @@
 """Small checkpoints of every foreign format, written as the packages write them, to be varied by the tests."""
 
+import gzip
 import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch import Tensor
 D, F, K = 32, 40, 5
 Tensors = dict[str, Tensor]
 Config = dict[str, Any]
+Write = Callable[[Path, Config, Tensors], Path]
 
 
 def plain_tensors(seed: int = 0, *, unit: bool = False) -> Tensors:
@@ -88,6 +92,13 @@ def write_overcomplete(path: Path, config: Config, tensors: Tensors) -> Path:
     return path
 
 
+def write_lasgroup(path: Path, config: Config, tensors: Tensors) -> Path:
+    path.mkdir(parents=True)
+    write_safetensors(path / "model.safetensors", tensors)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
 def overcomplete_tensors(*, norm: bool = False, **more: Tensor) -> Tensors:
     tensors = plain_tensors()
     block = "encoder.final_block."
@@ -97,6 +108,90 @@ def overcomplete_tensors(*, norm: bool = False, **more: Tensor) -> Tensors:
         f"{block}0.weight": tensors["W_enc"].T, f"{block}0.bias": tensors["b_enc"],
         "dictionary._weights": tensors["W_dec"], "dictionary.multiplier": torch.tensor(0.4),
         **({f"{block}1.{name}": value for name, value in norms.items()} if norm else {}), **more,
+    }  # fmt: skip
+
+
+def write_file(name: str, entry: str = "", **more: Any) -> Write:
+    """Writes one file of that name: the tensors and `more` under `entry`, and the settings beside that."""
+
+    def write(path: Path, config: Config, tensors: Tensors) -> Path:
+        path.mkdir(parents=True)
+        content = {entry: {**tensors, **more}, **config} if entry else {**tensors, **more, **config}
+        torch.save(content, path / name)
+        return path
+
+    return write
+
+
+def write_discover_then_name(path: Path, config: Config, tensors: Tensors) -> Path:
+    """Two more names have the bias again, and all have an axis of the one component."""
+    bias = {name: tensors["tied_bias"] for name in COPIES if "tied_bias" in tensors}
+    alone = {name: value[None] for name, value in {**tensors, **bias}.items()}
+    return write_file("sparse_autoencoder_final.pt")(path, config, alone)
+
+
+def write_pickle(path: Path, config: Config, tensors: Tensors) -> Path:
+    path.mkdir(parents=True)
+    with gzip.open(path / "final_sparse_autoencoder_gpt2-small_40.pkl.gz", "wb") as file:
+        pickle.dump({"cfg": config, "state_dict": tensors}, file)
+    return path
+
+
+def write_yaml(path: Path, config: Config, tensors: Tensors) -> Path:
+    """As ViSAEBench's training writes them: one setting a line."""
+    path.mkdir(parents=True)
+    torch.save(tensors, path / "sae.pt")
+    lines = [f"{name}: {json.dumps(value).strip(chr(34))}" for name, value in sorted(config.items())]
+    (path / "config.yaml").write_text("\n".join(lines) + "\n")
+    return path
+
+
+BLOCK = "encoder.final_block."
+COPIES = ("pre_encoder_bias._bias_reference", "post_decoder_bias._bias_reference")
+MSAE_STATE = {"latents_activation_frequency": torch.arange(F)}
+MSAE_NAME = f"{F}_{D}_TopKReLU_{K}_RW_False_False_0.0_cc3m_ViT-L~14_train_image_2905936_{D}.pth"
+
+
+def msae_config() -> Config:
+    return {"mean_center": torch.linspace(-1, 1, D), "scaling_factor": 0.3, "target_norm": np.sqrt(D)}
+
+
+def msae_tensors() -> Tensors:
+    t = plain_tensors()
+    return {"encoder": t["W_enc"], "decoder": t["W_dec"], "pre_bias": t["b_dec"], "latent_bias": t["b_enc"]}
+
+
+def generic_tensors(**more: Tensor) -> Tensors:
+    """ViSAEBench's own names: the decoder is [F, D]."""
+    t = plain_tensors()
+    return {
+        "encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"], "decoder.weight": t["W_dec"],
+        "decoder.bias": t["b_dec"], **more,
+    }  # fmt: skip
+
+
+def training_of_2024(**more: Any) -> Config:
+    """Settings of SAELens in March 2024, which it pickled as an object."""
+    return {
+        "model_name": "gpt2-small", "hook_point": "blocks.1.hook_resid_pre", "hook_point_layer": 1,
+        "hook_point_head_index": None, "dataset_path": "x/y", "is_dataset_tokenized": False, "context_size": 128,
+        "use_cached_activations": False, "cached_activations_path": None, "d_in": D, "d_sae": F,
+        "n_batches_in_buffer": 128, "total_training_tokens": 300_000_000, "store_batch_size": 32, "device": "cpu",
+        "seed": 42, "dtype": torch.float32, "b_dec_init_method": "geometric_median", "expansion_factor": 1.25,
+        "from_pretrained_path": None, "l1_coefficient": 8e-5, "lp_norm": 1, "lr": 4e-4,
+        "lr_scheduler_name": "constantwithwarmup", "lr_warm_up_steps": 5000, "train_batch_size": 4096,
+        "use_ghost_grads": True, "feature_sampling_window": 2500, "dead_feature_window": 5000,
+        "dead_feature_threshold": 1e-8, "log_to_wandb": True, "wandb_project": "x", "wandb_entity": None,
+        "wandb_log_frequency": 100, "n_checkpoints": 10, "checkpoint_path": "checkpoints/abc",
+        "tokens_per_buffer": 67108864, "run_name": "40-L1", "start_pos_offset": None, "end_pos_offset": None, **more,
+    }  # fmt: skip
+
+
+def visaebench(architecture: str, **more: Any) -> Config:
+    return {
+        "backbone": "clip_vitb16", "architecture": architecture, "d_model": D, "expansion_factor": 16, "dict_size": F,
+        "k": K, "lr": 0.001, "batch_size": 4096, "num_epochs": 3, "total_steps": 52734, "seed": 42,
+        "activation_dir": "/mnt/x: y/layer_11", **more,
     }  # fmt: skip
 
 
@@ -139,7 +234,6 @@ def saev_config(name: str, **params: Any) -> Config:
     return {"d_model": D, "d_sae": F, "seed": 0, "normalize_w_dec": True, "activation": {"cls": name, "params": params}}
 
 
-Write = Callable[[Path, Config, Tensors], Path]
 K_TENSOR, THRESHOLD = torch.tensor(K, dtype=torch.int), torch.tensor(1.1)
 CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]] = {
     "saelens 6 standard": (write_saelens, lambda: saelens_6("standard"), plain_tensors),
@@ -154,6 +248,12 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
     "saelens 6 batchtopk in training": (
         write_saelens, lambda: saelens_6("batchtopk", k=float(K), rescale_acts_by_decoder_norm=True),
         lambda: plain_tensors() | {"topk_threshold": torch.tensor(2.0, dtype=torch.float64)},
+    ),
+    "saelens 6 layer_norm": (
+        write_saelens, lambda: saelens_6("standard", normalize_activations="layer_norm"), plain_tensors,
+    ),
+    "saelens 6 constant_norm_rescale": (
+        write_saelens, lambda: saelens_6("topk", k=K, normalize_activations="constant_norm_rescale"), plain_tensors,
     ),
     "saelens 5 relu": (write_saelens, saelens_5, plain_tensors),
     "saelens 5 topk": (
@@ -229,6 +329,22 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
     "prisma gated": (
         write_prisma, lambda: {"architecture": "gated", "normalize_activations": "none", "d_in": D}, gated_tensors,
     ),
+    "prisma layer_norm, because nothing else is said": (
+        write_prisma, lambda: {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}, plain_tensors,
+    ),
+    "prisma gated constant_norm_rescale": (
+        write_prisma, lambda: {"architecture": "gated", "normalize_activations": "constant_norm_rescale"},
+        gated_tensors,
+    ),
+    "lasgroup": (
+        write_lasgroup,
+        lambda: {"input_dim": D, "hidden_dim": F, "k": K, "normalize_decoder": True, "use_ghost_grads": True},
+        plain_tensors,
+    ),
+    "lasgroup without a decoder's bias": (
+        write_lasgroup, lambda: {"k": K, "decoder_bias": False, "normalize_decoder": False},
+        lambda: {name: value for name, value in plain_tensors().items() if name != "b_dec"},
+    ),
     "overcomplete topk": (
         write_overcomplete, lambda: {"architecture": "topk", "k": K, "d_model": D, "dict_size": F, "seed": 0},
         overcomplete_tensors,
@@ -243,6 +359,50 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
     "overcomplete jumprelu": (
         write_overcomplete, lambda: {"architecture": "jumprelu"},
         lambda: overcomplete_tensors(thresholds=torch.linspace(-3, 0.5, F)),
+    ),
+    "overcomplete as ViSAEBench trains it": (
+        write_overcomplete, lambda: visaebench("batchtopk"),
+        lambda: overcomplete_tensors(_running_threshold=torch.tensor(1.1)),
+    ),
+    "overcomplete with another normalization": (
+        write_overcomplete, lambda: {"architecture": "topk", "k": K, "normalization": "max_l2"}, overcomplete_tensors,
+    ),
+    "visaebench topk": (write_overcomplete, lambda: visaebench("topk"), generic_tensors),
+    "visaebench batchtopk": (
+        write_overcomplete, lambda: visaebench("batchtopk", threshold=1.1), generic_tensors,
+    ),
+    "visaebench jumprelu": (
+        write_overcomplete, lambda: {"backbone": "mae_vitb16", "sae_type": "jumprelu", "input_dim": D},
+        lambda: generic_tensors(jump_thresholds=torch.linspace(0.1, 1.5, F)),
+    ),
+    "clipscope": (
+        write_file("1200013184.pt", "model_state_dict"), lambda: {"n_features": F, "d_in": D, "k": K, "epoch": 3},
+        lambda: {
+            "pre_b": plain_tensors()["b_dec"], "enc": plain_tensors()["W_enc"], "dec": plain_tensors()["W_dec"],
+        },
+    ),
+    "universal_sae": (
+        write_file("checkpoint_29.pth", "model_state_dict", **{f"{BLOCK}1.num_batches_tracked": torch.tensor(7)}),
+        lambda: {
+            "epoch": 29, "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 3e-4}]}, "learning_rate": 3e-4,
+        },
+        lambda: {
+            name: value for name, value in overcomplete_tensors(norm=True).items() if "multiplier" not in name
+        },
+    ),
+    "msae": (write_file(MSAE_NAME, "model", **MSAE_STATE), msae_config, msae_tensors),
+    "discover_then_name": (
+        write_discover_then_name, dict,
+        lambda: {
+            "tied_bias": plain_tensors()["b_dec"], "encoder._weight": plain_tensors()["W_enc"].T,
+            "encoder._bias": plain_tensors()["b_enc"], "decoder._weight": plain_tensors()["W_dec"].T,
+        },
+    ),
+    "saelens_pickle": (write_pickle, training_of_2024, plain_tensors),
+    "dictionary_learning as a fork spells it": (
+        write_dictionary_learning,
+        lambda: trainer("MatroyshkaBatchTopKSAE", k=K, group_sizes=[10, 30], group_fractions=[0.25, 0.75]),
+        lambda: plain_tensors() | {"k": K_TENSOR, "threshold": THRESHOLD, "group_sizes": torch.tensor([10, 30])},
     ),
     "patchsae": (
         write_patchsae, lambda: {"d_in": D, "d_sae": F, "gated_sae": False, "dtype": torch.float32, "block_layer": 10},

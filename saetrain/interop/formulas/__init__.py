@@ -5,6 +5,25 @@ as the package does, and knows nothing of our readers, so that a field that a re
 Files reach this place only after a reader has accepted them.
 """
 
-from saetrain.interop.formulas import dictionary_learning, overcomplete, patchsae, prisma, saelens, saev, sparsify
+from saetrain.interop.formulas import (
+    clipscope,
+    dictionary_learning,
+    discover_then_name,
+    lasgroup,
+    msae,
+    overcomplete,
+    patchsae,
+    prisma,
+    ra_sae,
+    saelens,
+    saelens_pickle,
+    saev,
+    sparsify,
+    universal_sae,
+    visaebench,
+)
 
-__all__ = ["dictionary_learning", "overcomplete", "patchsae", "prisma", "saelens", "saev", "sparsify"]
+__all__ = [
+    "clipscope", "dictionary_learning", "discover_then_name", "lasgroup", "msae", "overcomplete", "patchsae", "prisma",
+    "ra_sae", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
+]  # fmt: skip

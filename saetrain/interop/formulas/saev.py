@@ -20,7 +20,7 @@ def load(path: Path) -> Forward:
         cfg = header["cfg"]
         if header.get("cls") in ("Relu", "TopK", "BatchTopK"):
             name, k = header["cls"], cfg.get("top_k", 32)
-        else:
+        elif "activation" in cfg:
             name, k = cfg["activation"]["cls"], cfg["activation"]["params"].get("top_k", 32)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:

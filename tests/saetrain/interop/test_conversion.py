@@ -253,7 +253,7 @@ def test_damaged_and_lying_checkpoints_are_refused(tmp_path: Path, planted_store
         "k": lambda p: saelens_folder(p, tensors, architecture="topk", k=10**12),
         "no k": lambda p: saelens_folder(p, tensors, architecture="topk"),
         "architecture": lambda p: saelens_folder(p, tensors, architecture="temporal"),
-        "normalized": lambda p: saelens_folder(p, tensors, architecture="standard", normalize_activations="layer_norm"),
+        "normalized": lambda p: saelens_folder(p, tensors, architecture="standard", normalize_activations="batch_norm"),
         "width": lambda p: saelens_folder(p, foreign_tensors(d=16), architecture="standard"),
         "json": lambda p: (saelens_folder(p, tensors) / "cfg.json").write_text("[" * 100_000),
         "weights": lambda p: (saelens_folder(p, tensors, architecture="standard") / "sae_weights.safetensors")
