@@ -6,6 +6,7 @@ PyPI, or whose release there is older than their SAEs, are compared with formula
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from actcache import ActivationStore
 from saetrain import SAE, Run, SAEConfig, TrainConfig, convert, train
 
 SCRIPTS = Path(__file__).parent / "peers"
-SAELENS_6 = ("standard", "standard-uncentered", "gated", "topk", "topk-unscaled", "jumprelu", "batchtopk", "matryoshka")
+SAELENS_6 = (
+    "standard", "standard-uncentered", "gated", "topk", "topk-unscaled", "jumprelu", "batchtopk", "matryoshka",
+    "layer_norm", "constant_norm_rescale",
+)  # fmt: skip
 WRITTEN: dict[str, tuple[str, ...]] = {
     "saelens": (
         *SAELENS_6, *(f"{name}-training" for name in SAELENS_6), "standard-scaled", "2024-05", "3-standard",
@@ -27,11 +31,18 @@ WRITTEN: dict[str, tuple[str, ...]] = {
         "BatchTopKSAE-normalized", "MatryoshkaBatchTopKSAE", "MatroyshkaBatchTopKSAE", "JumpReluAutoEncoder",
         "GatedAutoEncoder",
     ),
-    "overcomplete": ("relu", "topk", "topk-multiplied", "topk-norm", "batchtopk", "jumprelu"),
+    "overcomplete": ("relu", "topk", "topk-multiplied", "topk-norm", "batchtopk", "jumprelu", "ra_sae"),
     "saev": ("relu",),
     "sparsify": ("factor", "latents", "multi"),
+    "visaebench": ("topk", "topk-safetensors", "batchtopk", "batchtopk-running", "jumprelu", "published"),
+    "clipscope": ("topk",),
 }  # fmt: skip
 """Package -> the SAEs that its script makes."""
+RAW = {"input_mean": 0, "input_scale": 1}
+GIVEN: dict[str, dict[str, Any]] = {"saev": RAW, "visaebench": RAW, "clipscope": RAW}
+"""The packages compute codes of activations as they are, although their training normalized them."""
+FORMATS = {"published": "overcomplete", "ra_sae": "ra_sae"}
+"""Name -> its format, where that is not called as the package."""
 OURS = {
     "topk": SAEConfig("topk", 48, 3),
     "batchtopk": SAEConfig("batchtopk", 48, 3),
@@ -54,7 +65,7 @@ def compute(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """(codes [N, F] in the units of the package that they came from, reconstructions [N, D])."""
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x), like=x)
 
 
 def check(ours: tuple[Tensor, Tensor], file: Path) -> None:
@@ -95,8 +106,8 @@ def test_what_a_package_wrote_computes_the_same_here(
     tmp_path: Path, written: Callable[[str], Path], planted_store: Path, package: str, name: str
 ) -> None:
     folder = written(package)
-    made = convert(folder / name, tmp_path / "run", store=planted_store)
-    assert made.format == package
+    made = convert(folder / name, tmp_path / "run", store=planted_store, **GIVEN.get(package, {}))
+    assert made.format == FORMATS.get(name, package)
     check(compute(Run.open(tmp_path / "run").sae(), rows_of(planted_store)), folder / f"{name}.npz")
 
 

@@ -1,4 +1,5 @@
-"""overcomplete: state dicts of its classes in evaluation, with the settings beside them that ViSAEBench writes.
+"""overcomplete: state dicts of its classes in evaluation, with the settings beside them that ViSAEBench writes, and the
+pickled module with an archetypal dictionary of RA-SAE-DINOv2-32k.
 
 A state dict holds neither k nor the threshold of batchtopk, so the settings tell them.
 """
@@ -6,8 +7,8 @@ A state dict holds neither k nor the threshold of batchtopk, so the settings tel
 import json
 
 import torch
-from overcomplete.sae import SAE, BatchTopKSAE, JumpSAE, TopKSAE
-from shared import D, F, K, keep, read_arguments
+from overcomplete.sae import SAE, BatchTopKSAE, JumpSAE, RelaxedArchetypalDictionary, TopKSAE
+from shared import D, F, K, keep, read_arguments, shake
 
 
 def main() -> None:
@@ -41,6 +42,16 @@ def main() -> None:
             sae.eval()
             _, codes, decoded = sae(x)
         keep(out, name, codes, decoded)
+    sae = BatchTopKSAE(D, F, top_k=K * len(x), encoder_module="mlp_ln_1", device="cpu")
+    sae.dictionary = RelaxedArchetypalDictionary(D, F, torch.randn(50, D), delta=0.5)
+    shake(sae, 0.3)
+    (out / "ra_sae").mkdir()
+    torch.save(torch.nn.DataParallel(sae), out / "ra_sae" / "ra.pth")
+    sae.running_threshold = 0.4
+    (out / "ra_sae" / "config.json").write_text(json.dumps({"running_threshold": sae.running_threshold}))
+    with torch.no_grad():
+        _, codes, decoded = sae.eval()(x)
+    keep(out, "ra_sae", codes, decoded)
 
 
 if __name__ == "__main__":

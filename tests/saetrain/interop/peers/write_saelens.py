@@ -38,6 +38,10 @@ def make_all() -> dict[str, Any]:
         "matryoshka": MatryoshkaBatchTopKTrainingSAE(
             MatryoshkaBatchTopKTrainingSAEConfig(k=K, matryoshka_widths=[F // 4, F], **SHAPE)
         ),
+        **{
+            name: saes.StandardTrainingSAE(saes.StandardTrainingSAEConfig(normalize_activations=name, **SHAPE))
+            for name in ("layer_norm", "constant_norm_rescale")
+        },
     }
 
 
