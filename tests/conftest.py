@@ -7,6 +7,7 @@ where they are absent.
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,31 @@ def real_data() -> Path:
     if not (path / "cifar10").is_dir():
         pytest.skip(f"real images are absent ({path.name}); set PATCHSAE_DATA to the folder that holds cifar10")
     return path
+
+
+@pytest.fixture(scope="session")
+def peers_python() -> str:
+    """The python of an environment with transformers and the packages that publish SAEs."""
+    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
+    if not python:
+        pytest.skip("PATCHSAE_PEERS_PYTHON does not name the python of an environment of benchmarks/peers-env.sh")
+    return python
+
+
+@pytest.fixture(scope="session")
+def run_peers(peers_python: str) -> Callable[..., str]:
+    """run_peers(SCRIPT or "-c", ARGUMENT, ...) -> what that python printed. It reaches no hub, and must succeed."""
+
+    def run(*arguments: object, **environment: str) -> str:
+        fixed = {"HF_HUB_OFFLINE": "1", "SPARSIFY_DISABLE_TRITON": "1", "MPLBACKEND": "Agg"}
+        done = subprocess.run(
+            [peers_python, *map(str, arguments)], capture_output=True, text=True, check=False,
+            env={**os.environ, **fixed, **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

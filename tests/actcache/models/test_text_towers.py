@@ -1,8 +1,7 @@
 """Texts of towers that look both ways are embedded as in open_clip: with all the padding, never cut in silence."""
 
 import json
-import os
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +111,13 @@ except ValueError as error:
 """
 
 
-def test_a_tokenizer_in_the_models_folder_needs_no_network(tmp_path: Path) -> None:
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import transformers"], capture_output=True, check=False).returncode:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with transformers")
+def test_a_tokenizer_in_the_models_folder_needs_no_network(tmp_path: Path, run_peers: Callable[..., str]) -> None:
     config = {"embed_dim": 32, **CONFIGS["SigLIP"]}
     tokenizer = {"hf_tokenizer_name": "lab/absent", "tokenizer_kwargs": {"clean": "canonicalize"}}
     config["text_cfg"] = config["text_cfg"] | tokenizer
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [python, "-c", OFFLINE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("A text of 12 words is longer than the context of 12 tokens")
+    printed = run_peers("-c", OFFLINE, tmp_path, PYTHONPATH=str(Path(__file__).parents[3]))
+    assert printed.startswith("A text of 12 words is longer than the context of 12 tokens")
 
 
 def test_without_transformers_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

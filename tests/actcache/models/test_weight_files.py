@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -313,15 +312,13 @@ torch.save((outputs.image_embeds, outputs.text_embeds), sys.argv[1] + "/outputs.
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_transformers_own_clip_computes_the_same(tmp_path: Path, activation: str) -> None:
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import transformers"], capture_output=True, check=False).returncode:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with transformers")
+def test_transformers_own_clip_computes_the_same(
+    tmp_path: Path, activation: str, run_peers: Callable[..., str]
+) -> None:
     ids = open_clip.SimpleTokenizer(context_length=77)(["a dog", "a photo of two cats"])
     pixels = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     torch.save((pixels, ids), tmp_path / "inputs.pt")
-    done = subprocess.run([python, "-c", MAKE, str(tmp_path), activation], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_peers("-c", MAKE, tmp_path, activation)
     clip = load_clip(str(tmp_path))
     assert clip.config["quick_gelu"] == (activation == "quick_gelu")
     images, texts = torch.load(tmp_path / "outputs.pt")

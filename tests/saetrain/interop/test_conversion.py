@@ -1,6 +1,6 @@
 """convert(): checkpoints of other packages compute the same as ours, both ways, and hostile ones are refused.
 
-Against the packages themselves where PATCHSAE_PEERS_PYTHON names a python that has them (benchmarks/peers-env.sh).
+What the packages themselves compute is compared in test_real_packages.py.
 """
 
 import json
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -288,107 +287,6 @@ def test_a_checkpoint_needs_activations(tmp_path: Path) -> None:
         convert(patchsae_file(tmp_path / "x.pt", {}), tmp_path / "run")
     with pytest.raises(SettingsError, match="does not exist"):
         convert(tmp_path / "nothing", tmp_path / "run")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The packages themselves
-
-LOAD = """
-import sys, json, numpy as np, torch
-kind, path, rows, out = sys.argv[1:]
-x = torch.from_numpy(np.load(rows))
-if kind == "saelens":
-    from sae_lens import SAE
-    sae = SAE.load_from_disk(path, device="cpu")
-    codes = sae.encode(x); decoded = sae.decode(codes)
-else:
-    from dictionary_learning.utils import load_dictionary
-    sae, _ = load_dictionary(path, device="cpu")
-    codes = sae.encode(x); decoded = sae.decode(codes)
-np.savez(out, codes=codes.detach().numpy(), decoded=decoded.detach().numpy())
-"""
-MAKE = """
-import sys, numpy as np, torch
-from sae_lens import saes
-from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig
-rows, out = sys.argv[1:]
-x = torch.from_numpy(np.load(rows))
-shape = {"d_in": 32, "d_sae": 40, "dtype": "float32", "device": "cpu"}
-made = {
-    "standard": saes.StandardTrainingSAE(saes.StandardTrainingSAEConfig(**shape)),
-    "gated": saes.GatedTrainingSAE(saes.GatedTrainingSAEConfig(**shape)),
-    "topk": saes.TopKTrainingSAE(saes.TopKTrainingSAEConfig(k=5, **shape)),
-    "jumprelu": saes.JumpReLUTrainingSAE(saes.JumpReLUTrainingSAEConfig(**shape)),
-    "batchtopk": saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(k=5, **shape)),
-    "matryoshka": MatryoshkaBatchTopKTrainingSAE(
-        MatryoshkaBatchTopKTrainingSAEConfig(k=5, matryoshka_widths=[10, 40], **shape)),
-    **{name: saes.StandardTrainingSAE(saes.StandardTrainingSAEConfig(normalize_activations=name, **shape))
-       for name in ("layer_norm", "constant_norm_rescale")},
-}
-for name, sae in made.items():
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        if hasattr(sae, "topk_threshold"):
-            sae.topk_threshold.fill_(0.8)
-    sae.save_model(f"{out}/{name}-training")
-    sae.save_inference_model(f"{out}/{name}")
-    loaded = saes.SAE.load_from_disk(f"{out}/{name}", device="cpu") if hasattr(saes, "SAE") else None
-    if loaded is None:
-        from sae_lens import SAE
-        loaded = SAE.load_from_disk(f"{out}/{name}", device="cpu")
-    codes = loaded.encode(x)
-    np.savez(f"{out}/{name}.npz", codes=codes.detach().numpy(), decoded=loaded.decode(codes).detach().numpy())
-"""
-
-
-@pytest.fixture(scope="module")
-def peers() -> Callable[..., None]:
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with sae-lens and dictionary-learning")
-
-    def call(script: str, *arguments: object) -> None:
-        command = [python, "-c", script, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-
-    return call
-
-
-@pytest.mark.parametrize("to", ["saelens", "dictionary_learning"])
-@pytest.mark.parametrize("variant", SAES)
-def test_the_package_itself_computes_the_same(
-    tmp_path: Path, runs: dict[str, Run], planted_store: Path, peers: Callable[..., None], to: str, variant: str
-) -> None:
-    convert(runs[variant].path, tmp_path / "out", to=to, store=planted_store)
-    x = planted_rows(planted_store)
-    np.save(tmp_path / "x.npy", x.numpy())
-    peers(LOAD, to, tmp_path / "out", tmp_path / "x.npy", tmp_path / "y.npz")
-    codes, decoded = dense(runs[variant].sae(), x)
-    with np.load(tmp_path / "y.npz") as theirs:
-        np.testing.assert_allclose(theirs["codes"], codes.numpy(), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(theirs["decoded"], decoded.numpy(), rtol=1e-3, atol=1e-3)
-
-
-def test_every_checkpoint_of_saelens_is_read(tmp_path: Path, planted_store: Path, peers: Callable[..., None]) -> None:
-    x = planted_rows(planted_store)
-    np.save(tmp_path / "x.npy", x.numpy())
-    peers(MAKE, tmp_path / "x.npy", tmp_path)
-    for folder in sorted(path for path in tmp_path.iterdir() if path.is_dir()):
-        name = folder.name.removesuffix("-training")
-        convert(folder, tmp_path / "runs" / folder.name, store=planted_store)
-        codes, decoded = dense(Run.open(tmp_path / "runs" / folder.name).sae(), x)
-        with np.load(tmp_path / f"{name}.npz") as theirs:
-            np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=2e-3, atol=2e-3, err_msg=folder.name)
-            if not folder.name.endswith("-training"):  # which may scale its codes by the decoder's norm
-                np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=2e-3, atol=2e-3, err_msg=folder.name)
-    back = tmp_path / "back"
-    convert(tmp_path / "runs" / "layer_norm", back, store=planted_store)
-    peers(LOAD, "saelens", back, tmp_path / "x.npy", tmp_path / "y.npz")
-    with np.load(tmp_path / "y.npz") as ours, np.load(tmp_path / "layer_norm.npz") as theirs:
-        np.testing.assert_allclose(ours["decoded"], theirs["decoded"], rtol=2e-3, atol=2e-3)
 
 
 def test_the_command_line_says_how_well_they_agree(tmp_path: Path, runs: dict[str, Run], planted_store: Path) -> None:

@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -254,86 +253,6 @@ def test_what_prisma_can_and_ours_cannot_is_refused(tmp_path: Path, planted_stor
     with pytest.raises(CorruptError, match=r"config\.json"):
         convert(tmp_path, tmp_path / "run", store=planted_store)
     assert not (tmp_path / "run").exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The package itself
-
-LOAD = """
-import sys, numpy as np, torch
-from saev import config, nn
-torch.manual_seed(0)
-sae = nn.SparseAutoencoder(config.SparseAutoencoder(d_vit=32, exp_factor=2, n_reinit_samples=0))
-with torch.no_grad():
-    for parameter in sae.parameters():
-        parameter.add_(0.2 * torch.randn_like(parameter))
-nn.dump(sys.argv[2], sae)
-decoded, codes, _ = nn.load(sys.argv[2])(torch.from_numpy(np.load(sys.argv[1])))
-np.savez(sys.argv[3], codes=codes.detach().numpy(), decoded=decoded.detach().numpy())
-"""
-
-
-def test_a_checkpoint_that_saev_wrote_is_read(tmp_path: Path, planted_store: Path) -> None:
-    """saev 0.1, the published version."""
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import saev"], capture_output=True, check=False).returncode:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with saev")
-    x = rows_of(planted_store)
-    np.save(tmp_path / "x.npy", x.numpy())
-    command = [python, "-c", LOAD, tmp_path / "x.npy", tmp_path / "saev" / "sae.pt", tmp_path / "y.npz"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    convert(tmp_path / "saev", tmp_path / "run", store=planted_store, input_mean=0, input_scale=1)
-    codes, decoded = dense(tmp_path / "run", x)
-    with np.load(tmp_path / "y.npz") as theirs:
-        np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=1e-3, atol=1e-3)
-
-
-OVERCOMPLETE = """
-import json, sys, numpy as np, torch
-from overcomplete.sae import BatchTopKSAE, JumpSAE, TopKSAE
-x, out = torch.from_numpy(np.load(sys.argv[1])), sys.argv[2]
-torch.manual_seed(0)
-made = {
-    "topk": (TopKSAE(32, 40, top_k=5, encoder_module="linear", device="cpu"), {"k": 5}),
-    "topk-norm": (TopKSAE(32, 40, top_k=5, encoder_module="mlp_bn_1", device="cpu"), {"k": 5}),
-    "batchtopk": (BatchTopKSAE(32, 40, top_k=5 * len(x), encoder_module="linear", device="cpu"), {"k": 5}),
-    "jumprelu": (JumpSAE(32, 40, encoder_module="linear", device="cpu"), {}),
-}
-for name, (sae, config) in made.items():
-    for shift in (0, 0.1, -0.2):  # running statistics and threshold, and the dictionary's norms
-        sae(x + shift)
-    if name == "batchtopk":
-        config = config | {"threshold": float(sae.running_threshold)}
-    sae.eval()
-    with torch.no_grad():
-        _, codes, decoded = sae(x)
-    torch.save(sae.state_dict(), f"{out}/{name}.pt")
-    np.savez(f"{out}/{name}.npz", codes=codes.numpy(), decoded=decoded.numpy())
-    json.dump({"architecture": name.split("-")[0], **config}, open(f"{out}/{name}.json", "w"))
-"""
-
-
-def test_what_overcomplete_wrote_is_read(tmp_path: Path, planted_store: Path) -> None:
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import overcomplete"], capture_output=True, check=False).returncode:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with overcomplete")
-    x = rows_of(planted_store)
-    np.save(tmp_path / "x.npy", x.numpy())
-    command = [python, "-c", OVERCOMPLETE, str(tmp_path / "x.npy"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("topk", "topk-norm", "batchtopk", "jumprelu"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (tmp_path / f"{name}.pt").rename(folder / "sae.pt")
-        (tmp_path / f"{name}.json").rename(folder / "config.json")
-        convert(folder, tmp_path / "runs" / name, store=planted_store)
-        codes, decoded = dense(tmp_path / "runs" / name, x)
-        with np.load(tmp_path / f"{name}.npz") as theirs:
-            np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=2e-3, atol=2e-3, err_msg=name)
-            np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=2e-3, atol=2e-3, err_msg=name)
 
 
 def test_the_command_line_writes_for_saev(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:

@@ -1,6 +1,6 @@
 """RA-SAE: a pickled module of overcomplete with a LayerNorm over its latents, read without the package or its matrix in
-memory. The file has the structure of RA-SAE-DINOv2-32k; where PATCHSAE_PEERS_PYTHON names a python with overcomplete,
-the package itself writes and computes it.
+memory. The file has the structure of RA-SAE-DINOv2-32k. What the package computes of such a file is compared in
+test_real_packages.py.
 """
 
 import json
@@ -244,41 +244,3 @@ def test_what_is_damaged_or_another_sae_is_refused_in_one_line(
     torch.save(build(package), tmp_path / "two" / "other.pth")
     with pytest.raises(SettingsError, match="has several checkpoints"):
         convert(tmp_path / "two", tmp_path / "run", store=planted_store)
-
-
-OVERCOMPLETE = """
-import json, sys, numpy as np, torch
-from overcomplete.sae import BatchTopKSAE, RelaxedArchetypalDictionary
-x, out = torch.from_numpy(np.load(sys.argv[1])), sys.argv[2]
-torch.manual_seed(0)
-sae = BatchTopKSAE(32, 40, top_k=5 * len(x), encoder_module="mlp_ln_1", device="cpu")
-sae.dictionary = RelaxedArchetypalDictionary(32, 40, torch.randn(50, 32), delta=0.5)
-with torch.no_grad():
-    for parameter in sae.parameters():
-        parameter.add_(0.3 * torch.randn_like(parameter))
-torch.save(torch.nn.DataParallel(sae), out + "/ra.pth")
-json.dump({"running_threshold": 0.4}, open(out + "/config.json", "w"))
-sae.running_threshold = 0.4
-sae.eval()
-with torch.no_grad():
-    _, codes, decoded = sae(x)
-np.savez(out + "/y.npz", codes=codes, decoded=decoded)
-"""
-
-
-def test_overcomplete_itself_computes_the_same(tmp_path: Path, planted_store: Path) -> None:
-    import numpy as np
-
-    python = os.environ.get("PATCHSAE_PEERS_PYTHON")
-    if not python or subprocess.run([python, "-c", "import overcomplete"], capture_output=True, check=False).returncode:
-        pytest.skip("PATCHSAE_PEERS_PYTHON does not name a python with overcomplete")
-    x = rows_of(planted_store)
-    np.save(tmp_path / "x.npy", x.numpy())
-    command = [python, "-c", OVERCOMPLETE, str(tmp_path / "x.npy"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    convert(tmp_path, tmp_path / "run", store=planted_store)
-    codes, decoded = dense(Run.open(tmp_path / "run").sae(), x)
-    with np.load(tmp_path / "y.npz") as theirs:
-        np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=1e-4, atol=1e-4)
