@@ -174,7 +174,8 @@ _PREPARED = {
 def _describe_training(published: PublishedSAE) -> list[str]:
     training = published.training
     if training.imported is not None:
-        return [f"The weights were read from a checkpoint of {code(training.imported)}, which does not say it."]
+        place = f", {code(training.source)}" if training.source else ""
+        return [f"The weights were read from a checkpoint of {code(training.imported)}{place}, which does not say it."]
     count = "an unknown number of" if training.n_images is None else f"{training.n_images:,}"
     part = " A filter chose them among the images of their store." if training.is_part else ""
     rows = ", ".join(map(code, training.rows)) or "not recorded"
