@@ -183,7 +183,7 @@ def _of_answer(error: BaseException, address: HubAddress) -> PipelineError | Non
         what = {
             401: f"the token is not valid. To replace it, {_LOGIN}.",
             403: f"the token may not do this. Give one that may: {_LOGIN}.",
-            409: "another commit was made at the same time. Run the command again.",
+            **dict.fromkeys((409, 412), "another commit was made at the same time. Run the command again."),
             413: "it is too large for the hub. Publish less.",
             429: "too many requests. Wait some minutes, then run the command again.",
         }.get(status, "the hub has a problem. Try again later." if status >= 500 else f"{_first_line(error)}.")

@@ -18,7 +18,10 @@ PART_FILES, PART_BYTES = 100, 1 << 25
 """How much is sent between two calls of `on_progress`, unless a file is larger."""
 
 
-def upload_folder(folder: str | Path, address: HubAddress, *, message: str, on_progress: Progress | None = None) -> str:
+def upload_folder(
+    folder: str | Path, address: HubAddress, *, message: str, parent: str | None = None,
+    on_progress: Progress | None = None,
+) -> str:  # fmt: skip
     """Upload all files of a folder to the folder of an address, in one commit, and return the commit.
 
     The repository is created if there is none. Files that it has already, unchanged, are not sent; what else it holds
@@ -26,6 +29,7 @@ def upload_folder(folder: str | Path, address: HubAddress, *, message: str, on_p
 
     Args:
         message: the first line of the commit's message.
+        parent: the commit that the branch must still be at, or else nothing is changed; by default any will do.
         on_progress: called with bytes.
 
     Raises:
@@ -60,7 +64,7 @@ def upload_folder(folder: str | Path, address: HubAddress, *, message: str, on_p
                 on_progress(done, sum(sizes.values()))
         commit = api.create_commit(
             address.repo, operations=operations, commit_message=message, repo_type=address.kind,
-            revision=address.revision,
+            revision=address.revision, parent_commit=parent,
         )  # fmt: skip
     if not replace(address, revision=commit.oid).is_pinned:
         raise HubError(f"{address}: the hub did not say which commit it made. Look at its page.")

@@ -104,7 +104,8 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
         [kind, f"{values['fvu']:.4f}", f"{values['l0']:.1f}", f"{values['cosine']:.4f}"]  # type: ignore[index]
         for kind, values in kinds
     ]
-    shares = [(name, quality.get(name)) for name in ("dead", "silent", "dense")]
+    trained_here = published.training.imported is None  # nobody counted the dead latents of others
+    shares = [(name, quality.get(name)) for name in ("dead", "silent", "dense") if trained_here or name != "dead"]
     said = ", ".join(f"{value:.1%} {name}" for name, value in shares if isinstance(value, float))
     return [
         f"Measured on {quality['n_tokens']:,} tokens of images that were held out of the training. Of the latents, "
@@ -113,8 +114,9 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
         *draw_rows(["tokens", "FVU", "L0", "cosine"], rows),
         "",
         "FVU = Σ‖x - x̂‖² / Σ‖x - mean(x)‖², with sums in float64 over the tokens of a kind. L0 is the mean number of "
-        "active latents of a token, cosine the mean cosine of x and x̂. Dead: silent for the last tokens of the "
-        "training. Silent: on none of the held-out tokens. Dense: on more than 10 % of them.",
+        "active latents of a token, cosine the mean cosine of x and x̂. "
+        + ("Dead: silent for the last tokens of the training. " if trained_here else "")
+        + "Silent: on none of the held-out tokens. Dense: on more than 10 % of them.",
     ]
 
 
@@ -174,7 +176,8 @@ _PREPARED = {
 def _describe_training(published: PublishedSAE) -> list[str]:
     training = published.training
     if training.imported is not None:
-        return [f"The weights were read from a checkpoint of {code(training.imported)}, which does not say it."]
+        place = f", {code(training.source)}" if training.source else ""
+        return [f"The weights were read from a checkpoint of {code(training.imported)}{place}, which does not say it."]
     count = "an unknown number of" if training.n_images is None else f"{training.n_images:,}"
     part = " A filter chose them among the images of their store." if training.is_part else ""
     rows = ", ".join(map(code, training.rows)) or "not recorded"

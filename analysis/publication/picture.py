@@ -81,9 +81,12 @@ def _draw_densities(density: NDArray[np.float64]) -> Image.Image:
 
 def _draw_cosines(run: Run) -> Image.Image:
     state = run.sae().state_dict()
-    encoder, decoder = (np.asarray(state[name], dtype=np.float64) for name in ("encoder", "decoder"))
-    lengths = np.linalg.norm(encoder, axis=1) * np.linalg.norm(decoder, axis=1)
-    cosines = (encoder * decoder).sum(1) / np.maximum(lengths, 1e-12)
+    encoder, decoder = (np.asarray(state[name]) for name in ("encoder", "decoder"))  # [F, D], which may be large
+
+    def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.einsum("fd,fd->f", a, b).astype(np.float64)
+
+    cosines = dot(encoder, decoder) / np.sqrt(np.maximum(dot(encoder, encoder) * dot(decoder, decoder), 1e-24))
     counts = np.histogram(cosines, np.linspace(-1, 1, 41))[0].tolist()
     return _draw_bars(counts, "-1", "1", "latents by cosine of encoder and decoder row")
 

@@ -142,7 +142,9 @@ class LocalPlace:
         text, entries = _parse(readme, manifest, str(self.path))
         return Standing(text, entries, frozenset(names), hashes)
 
-    def write(self, root: Path, folder: str, changed: Sequence[str], on_progress: Progress | None) -> None:
+    def write(
+        self, root: Path, folder: str, changed: Sequence[str], standing: Standing, on_progress: Progress | None
+    ) -> None:
         """Take the files below `root`, which has all of the SAE's folder. A repository that is new appears whole."""
         if not self.path.exists() or not any(self.path.iterdir()):
             with build_folder(self.path) as new:
@@ -226,12 +228,18 @@ class HubPlace:
         hashes |= {path: entry.sha256 for path, entry in manifest.items() if path in sizes}
         return Standing(readme, manifest, frozenset(sizes), hashes, listing.commit)
 
-    def write(self, root: Path, folder: str, changed: Sequence[str], on_progress: Progress | None) -> str:
-        """Upload the changed files below `root` as one commit, and return it. The others are deleted there."""
+    def write(
+        self, root: Path, folder: str, changed: Sequence[str], standing: Standing, on_progress: Progress | None
+    ) -> str:
+        """Upload the changed files below `root` as one commit, and return it. The others are deleted there.
+
+        Where somebody else has made a commit since `look`, whose rows the new README lacks, nothing is changed.
+        """
         for file in sorted(root.rglob("*")):
             if file.is_file() and file.relative_to(root).as_posix() not in changed:
                 file.unlink()
-        return upload_folder(root, self.root, message=f"Publish the SAE {folder}", on_progress=on_progress)
+        message = f"Publish the SAE {folder}"
+        return upload_folder(root, self.root, message=message, parent=standing.commit, on_progress=on_progress)
 
     def read_back(self, wanted: Mapping[str, str], commit: str | None) -> None:
         """Raise CorruptError unless the hub has, at a commit, the files that were published."""

@@ -120,7 +120,7 @@ def publish(
                 )
             if not confirm(plan):
                 raise SettingsError(f"Nothing was uploaded to {plan.destination}, because it was not confirmed.")
-        commit = place.write(root, folder, changed, on_progress) if changed else standing.commit
+        commit = place.write(root, folder, changed, standing, on_progress) if changed else standing.commit
         place.read_back({file.path: file.sha256 for file in plan.files}, commit)
     return replace(plan, written=bool(changed), commit=commit)
 

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from actcache import ActivationStore, PipelineError, SchemaError, SettingsError, open_stores
-from actcache.artifacts import file_sha256, find_parent, is_remote, open_artifact, open_checked, read_provenance
+from actcache.artifacts import (
+    ARTIFACT_FILE,
+    file_sha256,
+    find_parent,
+    is_remote,
+    open_artifact,
+    open_checked,
+    read_provenance,
+)
+from actcache.schema import parse
 from actcache.seen import HASH_BYTES
 from actcache.store import StoreGroup, find_origin, select_images
 from analysis.concepts import ConceptTable
@@ -175,16 +184,26 @@ def _find_file(artifact: Any, name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What the provenance of a run says of its training images."""
+    """What the provenance of a run says of its training images, or of where its weights were read from."""
 
     rows: tuple[str, ...] = ()
+    source: object = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A repository of the hub from which weights were read."""
+
+    repo: str
+    commit: str
 
 
 def _describe_training(subject: Subject) -> PublishedTraining:
     run = subject.run
     imported = run.artifact.settings.get("imported")
     if imported is not None:  # the weights' own training is not known
-        return PublishedTraining(run.train_config.token_kind, imported=str(imported["format"]))
+        tokens, name = run.train_config.token_kind, str(imported["format"])
+        return PublishedTraining(tokens, imported=name, source=_name_source(run))
     rows = read_provenance(run.artifact, _Trained).rows
     if not rows and subject.stores is not None:
         rows = tuple(store.rows_id for store in subject.stores.stores)
@@ -194,6 +213,15 @@ def _describe_training(subject: Subject) -> PublishedTraining:
         run.train_config.token_kind, rows=rows, n_images=n_images, images_sha256=images_sha256,
         is_part=run.train_config.where is not None, settings=settings,
     )  # fmt: skip
+
+
+def _name_source(run: Run) -> str | None:
+    """hf://OWNER/REPO@COMMIT from which an imported SAE was read; None for a file, which is its owner's own."""
+    source = read_provenance(run.artifact, _Trained).source
+    if not isinstance(source, dict):
+        return None
+    known: _Source = parse(_Source, source, run.path / ARTIFACT_FILE, run.artifact.remedy)
+    return f"hf://{known.repo}@{known.commit}"
 
 
 def _count_images(subject: Subject) -> tuple[int | None, str | None]:

@@ -86,6 +86,7 @@ class PublishedTraining:
         is_part: whether a filter chose some of the stores' images.
         settings: the fields of TrainConfig.
         imported: the format of another package that the weights were read from; then the rest is not known.
+        source: the repository of the hub, with its commit, that they were read from.
     """
 
     tokens: Literal["all", "patch", "cls"]
@@ -95,6 +96,7 @@ class PublishedTraining:
     is_part: bool = False
     settings: Mapping[str, object] = field(default_factory=dict)
     imported: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,18 @@ def test_nothing_is_uploaded_that_was_not_confirmed_and_a_broken_upload_goes_on(
         name = next(name for name in files if name.endswith("cfg.json"))
         files[name] = files[name].replace(b"topk", b"tapk")
 
+    def check_parent(handler: Handler) -> None:
+        """Somebody else makes a commit between the listing and ours; the hub compares the parent that we name."""
+        handler.hub.put("me/third", {"mine.txt": b"mine"})
+        named = json.loads(handler.body.splitlines()[0])["value"]["parentCommit"]
+        if named != handler.hub.commit_of("me/third", "main"):
+            handler.refuse(412, "", "the branch has moved")
+
+    server.put("me/third", {"README.md": b"# Third"})
     server.special = [
         (r"POST /api/models/me/first/commit/", break_off),
         (r"POST /api/models/me/second/commit/", tamper),
+        (r"POST /api/models/me/third/commit/", check_parent),
     ]
     code = (
         PUBLISH
@@ -119,10 +128,11 @@ answer = [attempt("run", "hf://me/first"), attempt("run", "hf://me/first", confi
           attempt("run", "hf://me/first", dry_run=True)]
 answer.append(attempt("run", "hf://me/first", confirm=yes))
 Path(sys.argv[2]).rename(sys.argv[2] + "-then")
-answer += [attempt("run", "hf://me/first", confirm=yes), attempt("run", "hf://me/second", confirm=yes)]
+answer += [attempt("run", "hf://me/first", confirm=yes), attempt("run", "hf://me/second", confirm=yes),
+           attempt("run", "hf://me/third", confirm=yes)]
 """
     )
-    none, no, dry, broken, done, tampered = run_client(
+    none, no, dry, broken, done, tampered, raced = run_client(
         server, tmp_path / "home", code, str(GOLDEN), str(mark), HF_TOKEN="hf_x"
     )
     asked = json.loads((tmp_path / "asked-then").read_text())
@@ -137,6 +147,7 @@ answer += [attempt("run", "hf://me/first", confirm=yes), attempt("run", "hf://me
     assert done["written"]
     assert tampered["error"] == "CorruptError"
     assert "cfg.json differ" in tampered["text"]
+    assert "another commit was made at the same time" in raced["text"]
     assert len({id(files) for files in server.repos["me/first"].values()}) == 2  # the first commit, and that of the SAE
     sent = [request for request in server.requests if request.startswith("PUT /large/")]
     assert len(sent) >= len(set(sent)) == 3
@@ -152,13 +163,13 @@ def run(words, typed=""):
     return [done.exit_code, done.stdout, done.stderr]
 answer = [run("publish run hf://me/saes", "no\\n"), run("--json publish run hf://me/saes", "yes\\n")]
 address = json.loads(answer[1][1])["address"]
-answer.append(run(f"convert {address} theirs --store a.acts"))
+answer += [run(f"convert {address} theirs --store a.acts"), run("--json publish theirs again")]
 """
 
 
 def test_the_command_asks_and_others_use_what_was_published(server: HubServer, tmp_path: Path) -> None:
     golden = Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
-    refused, done, converted = run_client(server, tmp_path / "home", CLI, str(golden), HF_TOKEN="hf_x")
+    refused, done, converted, again = run_client(server, tmp_path / "home", CLI, str(golden), HF_TOKEN="hf_x")
     assert refused[0] == 1
     assert refused[1] == ""
     assert "patchsae.safetensors" in refused[2]  # what it would be is shown before the question
@@ -171,6 +182,11 @@ def test_the_command_asks_and_others_use_what_was_published(server: HubServer, t
     mine, theirs = (load_file(golden / name / "sae.safetensors") for name in ("run", "theirs"))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    folder = golden / json.loads(again[1])["address"]  # who publishes it further says where it is from
+    training = json.loads((folder / "config.json").read_bytes())["training"]
+    assert training["imported"] == "published"
+    assert training["source"] == f"hf://me/saes@{server.commit_of('me/saes', 'main')}"
+    assert training["source"] in (folder / "README.md").read_text()
 
 
 LOAD = """
