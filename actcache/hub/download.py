@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from actcache.artifacts import build_folder, write_new
 from actcache.errors import CorruptError, HubError, SettingsError
 from actcache.hub.address import HubAddress, is_safe_name
-from actcache.hub.client import TIMEOUT_S, cut_off, disk_full, not_the_hub, use_client
+from actcache.hub.client import TIMEOUT_S, cut_off, disk_full, use_client
 from actcache.hub.listing import HubListing, list_files
 from actcache.progress import Progress
 
@@ -123,7 +123,8 @@ def _find_cached(address: HubAddress, names: Iterable[str]) -> dict[str, Path]:
 
 
 def _download(listing: HubListing, names: list[str], on_progress: Progress | None) -> dict[str, Path]:
-    address, sizes, places = listing.address, listing.sizes(), {}
+    address, sizes = listing.address, listing.sizes()
+    places: dict[str, Path] = {}
     for name in names:
         if name not in sizes:
             raise HubError(f"{address} has no file {name}. Check the name, or give another folder or revision.")
@@ -138,17 +139,16 @@ def _download(listing: HubListing, names: list[str], on_progress: Progress | Non
             "repo_id": file.repo, "filename": file.folder, "revision": file.revision, "repo_type": file.kind,
         }  # fmt: skip
         with use_client(file):
-            url = huggingface_hub.hf_hub_url(**where)
-            told = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT_S)  # the call below asks for a minute
-            if told.commit_hash is None:
-                raise not_the_hub(file)
-            if told.commit_hash != file.revision or told.size not in (None, sizes[name]):
-                raise CorruptError(
-                    f"{file} is listed with {sizes[name]:,} bytes, but the hub offers {told.size:,} bytes of commit "
-                    f"{told.commit_hash[:40]}. Nothing was downloaded. Run the command again."
-                )
+            if not places:  # the call below asks for a minute where there is no network
+                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**where), timeout=TIMEOUT_S)
             meter = _meter(file, sizes[name], done, total, on_progress)
-            places[name] = Path(huggingface_hub.hf_hub_download(**where, etag_timeout=TIMEOUT_S, tqdm_class=meter))
+            place = Path(huggingface_hub.hf_hub_download(**where, etag_timeout=TIMEOUT_S, tqdm_class=meter))
+        if address.revision not in place.parts:
+            raise CorruptError(
+                f"{file} was asked for, but the hub gave another commit, which is not used. Run the command again; if "
+                "this repeats, correct HF_ENDPOINT."
+            )
+        places[name] = place
         done += sizes[name]
         if on_progress is not None:
             on_progress(done, total)
@@ -219,8 +219,14 @@ def _checked_sha256(address: HubAddress, name: str, place: Path) -> str:
                 sha1.update(data)
     if etag != {64: sha256.hexdigest(), 40: sha1.hexdigest()}.get(len(etag), etag):
         blob = place.parent / os.readlink(place)
-        place.unlink()
-        blob.unlink(missing_ok=True)
+        try:
+            blob.unlink(missing_ok=True)
+            place.unlink()
+        except OSError as error:
+            raise CorruptError(
+                f"{name} of {address} differs from what the hub lists, and cannot be removed from the cache. Remove "
+                f"{place}, then run the command again."
+            ) from error
         raise CorruptError(
             f"{name} of {address} differs from what the hub lists, so it was removed from the cache. Run the command "
             "again; if this repeats, a proxy or a server between changes what is downloaded."

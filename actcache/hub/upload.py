@@ -1,5 +1,6 @@
 """Uploading a folder as one commit."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from actcache.progress import Progress
 
 COMMIT_S = 120.0
 """Longest wait for the hub to store a commit."""
+PART_FILES, PART_BYTES = 100, 1 << 25
+"""How much is sent between two calls of `on_progress`, unless a file is larger."""
 
 
 def upload_folder(
@@ -39,20 +42,24 @@ def upload_folder(
         raise SettingsError(f"{root} holds no files. Give the folder to upload.")
     if address.is_pinned:
         raise SettingsError(f"{address} names a commit, which cannot change. Name a branch, or leave out @REVISION.")
-    sizes, done = {path: path.stat().st_size for path in files}, 0
+    sizes = {path: path.stat().st_size for path in files}
     api, prefix = Api(), f"{address.folder}/" if address.folder else ""
     with use_client(address, COMMIT_S):
         _create(api, address)
-        operations = []
-        for path in files:
-            name = prefix + path.relative_to(root).as_posix()
-            addition = huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+        operations: list[huggingface_hub.CommitOperationAdd] = []
+        done = 0
+        for part in _split(sizes):
+            additions = [
+                huggingface_hub.CommitOperationAdd(
+                    path_in_repo=prefix + path.relative_to(root).as_posix(), path_or_fileobj=path
+                )
+                for path in part
+            ]
             api.preupload_lfs_files(
-                address.repo, additions=[addition], repo_type=address.kind, revision=address.revision,
-                free_memory=False,
-            )  # fmt: skip
-            operations.append(addition)
-            done += sizes[path]
+                address.repo, additions=additions, repo_type=address.kind, revision=address.revision, free_memory=False
+            )
+            operations += additions
+            done += sum(sizes[path] for path in part)
             if on_progress is not None:
                 on_progress(done, sum(sizes.values()))
         commit = api.create_commit(
@@ -62,6 +69,17 @@ def upload_folder(
     if not replace(address, revision=commit.oid).is_pinned:
         raise HubError(f"{address}: the hub did not say which commit it made. Look at its page.")
     return str(commit.oid)
+
+
+def _split(sizes: Mapping[Path, int]) -> Iterator[list[Path]]:
+    """The files in parts, of which each takes a call or two, and after which progress is told."""
+    part: list[Path] = []
+    for path, size in sizes.items():
+        if part and (len(part) == PART_FILES or sum(sizes[each] for each in part) + size > PART_BYTES):
+            yield part
+            part = []
+        part.append(path)
+    yield part
 
 
 def _create(api: Api, address: HubAddress) -> None:

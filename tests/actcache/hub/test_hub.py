@@ -225,15 +225,17 @@ def test_a_download_that_is_cut_once_goes_on(server: HubServer, tmp_path: Path) 
     assert answer["sha256"]["sae.pt"] == hashlib.sha256(FILES["a/sae.pt"]).hexdigest()
 
 
-def test_a_page_instead_of_what_is_known_of_a_file_and_other_sizes_are_refused(
+def test_a_page_instead_of_what_is_known_of_a_file_and_another_commit_are_refused(
     server: HubServer, tmp_path: Path
 ) -> None:
-    code = 'answer = refusal(fetch_files, parse_address("hf://lab/sae/a"), ["sae.pt"])'
-    server.special = [(r"HEAD .*sae\.pt", Handler.page)]
-    one_line(run_client(server, tmp_path, code), "CorruptError", "sae.pt", "login page")
-    commit = server.commit_of("lab/sae", "main")
-    server.special = [(r"HEAD .*sae\.pt", lambda h: h.send(b"123", ETag='"x"', X_Repo_Commit=commit))]
-    one_line(run_client(server, tmp_path, code), "CorruptError", "1,536,000 bytes", "3 bytes")
+    code = 'answer = [refusal(fetch_files, parse_address("hf://lab/sae/a"), [name]) for name in sys.argv[1:]]'
+    server.special = [
+        (r"HEAD .*sae\.pt", Handler.page),
+        (r"/resolve/.*config\.json", lambda handler: handler.send(b"123", ETag='"x"', X_Repo_Commit="1" * 40)),
+    ]
+    page, commit = run_client(server, tmp_path, code, "sae.pt", "config.json")
+    one_line(page, "CorruptError", "sae.pt", "login page")
+    one_line(commit, "CorruptError", "config.json", "the hub gave another commit, which is not used")
     assert not [request for request in server.requests if request.startswith("GET") and "sae.pt" in request]
 
 
@@ -242,11 +244,12 @@ def test_a_redirect_to_another_host_gets_no_token_and_is_checked(server: HubServ
     with HubServer() as other:
         other.special = [(r"/bucket/sae\.pt", lambda h: h.send(data)), (r"/login", Handler.page)]
 
+        elsewhere = other.url.replace("127.0.0.1", "localhost")  # another port of one host is not yet another host
         commit, sha256 = server.commit_of("lab/sae", "main"), hashlib.sha256(data).hexdigest()
 
         def redirect(handler: Handler) -> None:
             handler.send(
-                b"", 302, Location=f"{other.url}/bucket/sae.pt", X_Linked_Size=str(len(data)),
+                b"", 302, Location=f"{elsewhere}/bucket/sae.pt", X_Linked_Size=str(len(data)),
                 X_Linked_Etag=f'"{sha256}"', X_Repo_Commit=commit,
             )  # fmt: skip
 
@@ -260,7 +263,7 @@ def test_a_redirect_to_another_host_gets_no_token_and_is_checked(server: HubServ
         code = 'answer = refusal(fetch_files, parse_address("hf://lab/sae/a"), ["sae.pt"])'
         other.special.insert(0, (r"/bucket/sae\.pt", lambda h: h.send(bytes(len(data)))))
         one_line(run_client(server, tmp_path / "2", code), "CorruptError", "differs from what the hub lists")
-        server.special = [(r"/resolve/.*sae\.pt|/api/", lambda h: h.send(b"", 302, Location=f"{other.url}/login"))]
+        server.special = [(r"/resolve/.*sae\.pt|/api/", lambda h: h.send(b"", 302, Location=f"{elsewhere}/login"))]
         one_line(run_client(server, tmp_path / "3", code), "CorruptError", "login page")
 
 
@@ -322,6 +325,8 @@ answer = refusal(list_files, parse_address("hf://lab/sae"))
 
 
 UPLOAD = """
+from actcache.hub import upload
+upload.PART_FILES = 4
 folder, address = Path(sys.argv[1]), parse_address(sys.argv[2])
 seen = []
 commit = upload_folder(folder, address, message="Add an SAE", on_progress=lambda *at: seen.append(at))
@@ -334,7 +339,8 @@ answer = {"commit": commit, "seen": seen, "back": back.files}
 def test_what_is_uploaded_is_read_back(server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "pictures").mkdir(parents=True)
-    content = {"README.md": b"---\nlicense: mit\n---\n", "sae.safetensors": b"w" * 5000, "pictures/1.png": b"png"}
+    content = {"README.md": b"---\nlicense: mit\n---\n", "sae.safetensors": b"w" * 5000}
+    content |= {f"pictures/{number}.png": b"png %d" % number for number in range(5)}
     for name, data in content.items():
         (folder / name).write_bytes(data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
@@ -343,7 +349,8 @@ def test_what_is_uploaded_is_read_back(server: HubServer, tmp_path: Path) -> Non
     assert first["seen"][-1] == [sum(map(len, content.values()))] * 2
     assert server.repos["me/new"]["main"].keys() == {".gitattributes", *(f"layer_2/{name}" for name in content)}
     assert len([request for request in server.requests if "/commit/" in request]) == 1
-    assert len([request for request in server.requests if request.startswith("PUT")]) == 2
+    assert len([request for request in server.requests if request.startswith("PUT")]) == 6
+    assert len([request for request in server.requests if "/preupload/" in request]) == len(first["seen"]) == 2
 
     server.requests.clear()
     (folder / "README.md").write_bytes(b"---\nlicense: apache-2.0\n---\n")
