@@ -351,7 +351,7 @@ def look(
             input_mean=input_mean, input_scale=input_scale, on_progress=on_progress, on_download=on_download,
         )  # fmt: skip
     if out is not None:
-        seen.save(out)
+        seen.draw(out)
     emit({**seen.to_json(), "out": None if out is None else str(out)}, draw_look(seen))
     show_written(out)
     strongest = seen.table(seen[0])["latent"].to_pylist()

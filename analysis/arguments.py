@@ -259,7 +259,7 @@ SecondRun = Annotated[
 ]
 Src = Annotated[
     str,
-    Argument(metavar="SRC", help="A run, or another package's checkpoint: a path, or hf://OWNER/REPO on the hub."),
+    Argument(metavar="SRC", help="A run, or another package's checkpoint: a path or hf://OWNER/REPO/FOLDER."),
     Reads("a run, or a checkpoint of another package", folder=None),
 ]
 Dst = Annotated[Path, Argument(metavar="DST", help="Folder to write: a checkpoint or a run.")]

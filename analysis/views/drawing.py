@@ -46,14 +46,14 @@ class Shown(NamedTuple):
 
 
 def check_out(out: str | Path) -> Path:
-    """Raise SettingsError unless the suffix names a kind of file that `save_look` writes."""
+    """Raise SettingsError unless the suffix names a kind of file that `draw_look` writes."""
     path, known = Path(out), (".html", *SHEETS)
     if path.suffix.lower() not in known:
         raise SettingsError(f"--out must end in {', '.join(known)}, got {path.name!r}.")
     return path
 
 
-def save_look(look: Look, out: str | Path) -> Path:
+def draw_look(look: Look, out: str | Path) -> Path:
     path = check_out(out)
     if path.suffix.lower() != ".html":
         return _save_sheet(look, path)

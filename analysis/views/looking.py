@@ -41,7 +41,7 @@ def look(
     """Show what an SAE sees in images: the strongest latents, and where they fire.
 
         look("dog.jpg", "runs/l10")
-        look(["dog.jpg", "cat.jpg"], "hf://OWNER/REPO", latents=[907]).save("907.html")
+        look(["dog.jpg", "cat.jpg"], "hf://OWNER/REPO", latents=[907]).draw("907.html")
 
     Args:
         images: image files.

@@ -116,7 +116,7 @@ class View:
 class Look:
     """What an SAE sees in some images; `look` makes it. It shows itself in a notebook.
 
-        seen = look("dog.jpg", "runs/l10"); seen[0].strongest(); seen[0].heat_map(907); seen.save("dog.html")
+        seen = look("dog.jpg", "runs/l10"); seen[0].strongest(); seen[0].heat_map(907); seen.draw("dog.html")
 
     Attributes:
         sae: the SAE, as it was given.
@@ -170,14 +170,14 @@ class Look:
             ],
         }  # fmt: skip
 
-    def save(self, out: str | Path) -> Path:
+    def draw(self, out: str | Path) -> Path:
         """Write the pictures with heat maps: .html is a page by itself, .png, .jpg and .webp are a sheet.
 
         Raises SettingsError for another suffix, or an SAE of CLS.
         """
-        from analysis.views.drawing import save_look
+        from analysis.views.drawing import draw_look
 
-        return save_look(self, out)
+        return draw_look(self, out)
 
     def _repr_html_(self) -> str:
         from analysis.views.drawing import draw_html

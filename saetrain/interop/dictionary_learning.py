@@ -111,6 +111,17 @@ def _check_groups(tensors: Mapping[str, object], trainer: Mapping[str, object], 
             )
 
 
+def remark(path: Path) -> tuple[str, ...]:
+    """What a training on the registers of DINOv2 really read (neelvarma/dinov2-saes): 4 positions after the patches,
+    where this tower has its last patches; its registers come before them."""
+    run = read_config(path / CONFIG).get("run")
+    if not isinstance(run, dict) or run.get("token_subset") != "registers_only":
+        return ()
+    return (
+        "It was trained on the last positions, which are the last patches of DINOv2 with registers, not registers.",
+    )
+
+
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
     kind = next(kind for kind, (variant, *_) in CLASSES.items() if variant == sae.config.variant)

@@ -2,8 +2,9 @@
 
 tied_bias [D], encoder._weight [F, D], encoder._bias [F], decoder._weight [D, F], each with a leading axis of the
 components that it was trained on, here 1, or without; and pre_encoder_bias._bias_reference and
-post_decoder_bias._bias_reference, which are tied_bias again. The codes are
-relu(encoder (x - tied_bias) + bias), and the reconstruction is decoder codes + tied_bias.
+post_decoder_bias._bias_reference, which are tied_bias again. Later versions of the package spell the names without the
+second underscore. The codes are relu(encoder (x - tied_bias) + bias), and the reconstruction is decoder codes +
+tied_bias.
 """
 
 from collections.abc import Mapping
@@ -19,15 +20,17 @@ from saetrain.interop.foreign import build_sae, take_weights
 from saetrain.model import SAE
 
 NAMES = {"encoder": "encoder._weight", "decoder": "decoder._weight", "b_dec": "tied_bias", "b_enc": "encoder._bias"}
+LATER = {ours: name.replace("._", ".") for ours, name in NAMES.items()}
 COPIES = ("pre_encoder_bias._bias_reference", "post_decoder_bias._bias_reference")
 
 
 def read(path: Path) -> SAE:
     """Read a file. Raises CorruptError, and SettingsError for a file of several components."""
     content = load_tensors(path)
-    check_tensors(content, {*NAMES.values(), *COPIES}, path)
+    spelling = NAMES if NAMES["encoder"] in content else LATER
+    check_tensors(content, {*spelling.values(), *COPIES}, path)
     tensors = _drop_components(content, path)
-    weights = take_weights(tensors, path, NAMES)
+    weights = take_weights(tensors, path, spelling)
     for name in COPIES:
         if name in tensors:
             copy = take(tensors, path, {name: tuple(weights["b_dec"].shape)})[name]

@@ -22,6 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from actcache import CorruptError, SettingsError
+from actcache.text import is_utf8
 from saetrain.interop.fields import shorten
 
 MAX_RATIO = 3
@@ -100,8 +101,8 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
     """Load a .pt file from byte `skip` on, without running any code in it.
 
     Args:
-        mapped: leave the tensors in the file until they are used. Their checksums are not verified then, so this is
-            for a look at the names, and for a file that was loaded before.
+        mapped: leave the tensors in the file until they are used, and verify no checksums. For a look at the names, and
+            for a file that was loaded before.
 
     Raises:
         CorruptError: it holds other things than tensors and plain settings, is damaged, or claims absurd sizes.
@@ -112,17 +113,21 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
         source = io.BytesIO(path.read_bytes()[skip:]) if skip else path
         with zipfile.ZipFile(source) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_RATIO * size:
-            raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            if unpacked > MAX_RATIO * size:
+                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            if not mapped and (damaged := archive.testzip()) is not None:  # torch does not compare them
+                raise CorruptError(f"{path} is damaged: {shorten(damaged)} has a wrong checksum. Download it again.")
         if isinstance(source, io.BytesIO):
             source.seek(0)
         shells: list[Any] = [(Config, name) for name in CONFIGS]
         shells += [(NumpyType, "numpy.dtype"), *((read_number, f"{room}.scalar") for room in NUMPY)]
         with warnings.catch_warnings(), torch.serialization.safe_globals(shells):
             warnings.simplefilter("ignore")  # torch warns of what it then refuses
-            mmap = True if mapped and not skip else None
+            mmap = True if mapped and not skip and is_utf8(path) else None  # torch maps no file of another name
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         check_claims(content, size)
+    except CorruptError:
+        raise
     except UNREADABLE as error:
         if isinstance(error, zipfile.BadZipFile) and _starts_as_zip(path, skip):
             raise CorruptError(
@@ -278,12 +283,21 @@ def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[i
                 f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
             )
         taken[name] = value.float()
-        if not (taken[name].abs() <= LARGEST).all():  # NaN fails the comparison
+        low, high = taken[name].aminmax() if value.numel() else (0.0, 0.0)
+        if not (low >= -LARGEST and high <= LARGEST):  # NaN fails the comparisons
             raise CorruptError(
                 f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST:g}: the training diverged. "
                 "Give an earlier checkpoint."
             )
     return taken
+
+
+def take_state(content: Mapping[str, object], entry: str, path: Path) -> Mapping[str, object]:
+    """The state dict in an entry of a checkpoint. Raises CorruptError if there is none."""
+    state = content.get(entry)
+    if not isinstance(state, dict):
+        raise CorruptError(f"{path} has no {entry} with tensors. Download it again.")
+    return state
 
 
 def read_k(value: object, n_latents: int, path: Path) -> int:

@@ -4,7 +4,8 @@
 export, with its normalization folded into the weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,15 +49,20 @@ def _turned(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if name in TRANSPOSED else tensor
 
 
-def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = True, k: int | None = None) -> SAE:
+def build_sae(
+    variant: str, weights: Mapping[str, Tensor], *, centered: bool = True, k: int | None = None, normalize: str = "none"
+) -> SAE:  # fmt: skip
     """An SAE of ours from encoder [F, D], decoder [F, D], b_dec [D] and the variant's own parts [F].
 
     Args:
+        weights: also latent_gain and latent_shift [F], if a LayerNorm over the latents follows the encoder.
         centered: whether b_dec is subtracted before the encoder. If it is not, the biases absorb it, because
             E x + b = E (x - b_dec) + (b + E b_dec); for gated, b_mag absorbs it too, times exp(log_scale).
+        normalize: `none`, or the normalization of each token (TOKEN_NORMALIZATIONS) whose result the weights read.
     """
     weights, (n_latents, d_model) = dict(weights), weights["encoder"].shape
     config = SAEConfig(variant, n_latents, n_latents if k is None else k, normalize="none").resolve(d_model)
+    config = replace(config, normalize=normalize)
     if not centered:
         shift = weights["encoder"] @ weights["b_dec"]
         weights["b_enc"] = weights["b_enc"] + shift
@@ -64,11 +70,10 @@ def build_sae(variant: str, weights: Mapping[str, Tensor], *, centered: bool = T
             weights["b_mag"] = weights["b_mag"] + weights["log_scale"].exp() * shift
     weights = _unit_rows(weights)
     exponents = [weights[name].exp() for name in ("log_scale",) if name in weights]
-    if not all(value.isfinite().all() for value in [*weights.values(), *exponents]):
+    if not all(value.sum().isfinite() for value in [*weights.values(), *exponents]):
         raise CorruptError("The weights overflow float32. Check that the checkpoint is complete.")
     sae = SAE(config, d_model).requires_grad_(False)
-    if "norms" in weights:
-        sae.norms = torch.ones(n_latents)
+    sae.add_optional(weights)
     sae.load_state_dict({**sae.state_dict(), **{name: value.float().contiguous() for name, value in weights.items()}})
     return sae.eval()
 
@@ -90,7 +95,7 @@ def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     times f (s W) + s b. The norms r of the rows of s W multiply the codes after they were selected, because f (s W) =
     (f r) (s W / r). To fold r into the encoder instead would change which k are the largest. A row of zeros stays one.
     """
-    lengths = weights["decoder"].double().norm(dim=1)
+    lengths = torch.linalg.vector_norm(weights["decoder"], dim=1, dtype=torch.float64)
     lengths = torch.where(lengths > 0, lengths, 1.0)
     median = float(lengths.median())
     if not 1e-12 < median < 1e12:
@@ -113,15 +118,30 @@ def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fold(sae: SAE, *, centered: bool = True) -> dict[str, Tensor]:
+def fold(sae: SAE, *, centered: bool = True, holds: Collection[str] = ()) -> dict[str, Tensor]:
     """The same function on raw activations: encoder and decoder [F, D], b_enc, b_dec and the variant's own parts.
+
+    Of an SAE that normalizes each token, it is the function on normalized tokens.
 
     (x - mean) scale - b = scale (x - (mean + b / scale)), and (D f + b) / scale + mean = (D / scale) f + (mean + b /
     scale). Codes keep their values, so thresholds stay.
 
     Args:
         centered: as for `build_sae`; not for gated.
+        holds: the normalizations of each token that the format can hold beside the weights.
+
+    Raises:
+        SettingsError: the SAE normalizes each token in a way that the format cannot hold, or its latents.
     """
+    if sae.config.per_token and sae.config.normalize not in holds:
+        raise SettingsError(
+            f"This format cannot hold an SAE that normalizes each token ({sae.config.normalize}). Convert to saelens "
+            "or prisma."
+        )
+    if sae.latent_gain is not None:
+        raise SettingsError(
+            "This SAE has a LayerNorm over its latents, which no format that is written here can hold. Keep the run."
+        )
     tensors = {name: value.detach().clone() for name, value in sae.state_dict().items()}
     mean, scale = tensors.pop("mean"), tensors.pop("scale")
     if "norms" in tensors:  # the codes are written as they were before they were multiplied by the norms

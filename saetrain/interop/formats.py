@@ -11,11 +11,13 @@ from saetrain.interop import (
     dictionary_learning,
     discover_then_name,
     formulas,
+    lasgroup,
     msae,
     overcomplete,
     patchsae,
     prisma,
     publication,
+    ra_sae,
     saelens,
     saelens_pickle,
     saev,
@@ -92,7 +94,10 @@ class Foreign:
 FORMATS = {
     "saelens": Format(saelens.read, formulas.saelens.load, saelens.write),
     "dictionary_learning": Format(
-        dictionary_learning.read, formulas.dictionary_learning.load, dictionary_learning.write
+        dictionary_learning.read,
+        formulas.dictionary_learning.load,
+        dictionary_learning.write,
+        remark=dictionary_learning.remark,
     ),
     "sparsify": Format(sparsify.read, formulas.sparsify.load, sparsify.write),
     "saev": Format(saev.read, formulas.saev.load, saev.write, saev.lacking),
@@ -102,7 +107,7 @@ FORMATS = {
         overcomplete.read, formulas.overcomplete.load, lacking=overcomplete.lacking, remark=overcomplete.remark
     ),
     "visaebench": Format(
-        visaebench.read, formulas.visaebench.load, lacking=overcomplete.lacking, remark=overcomplete.remark
+        visaebench.read, formulas.visaebench.load, lacking=visaebench.lacking, remark=overcomplete.remark
     ),
     "clipscope": Format(clipscope.read, formulas.clipscope.load, remark=clipscope.remark),
     "universal_sae": Format(
@@ -111,6 +116,8 @@ FORMATS = {
     "msae": Format(msae.read, formulas.msae.load, remark=msae.remark),
     "discover_then_name": Format(discover_then_name.read, formulas.discover_then_name.load),
     "saelens_pickle": Format(saelens_pickle.read, formulas.saelens_pickle.load),
+    "ra_sae": Format(ra_sae.read, formulas.ra_sae.load),
+    "lasgroup": Format(lasgroup.read, formulas.lasgroup.load),
     "published": Format(publication.read, formulas.publication.load),
 }
 

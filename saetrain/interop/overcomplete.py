@@ -66,9 +66,9 @@ def read(path: Path) -> SAE:
 def read_variant(config: Mapping[str, object], path: Path) -> str:
     """The variant that the settings name, under one of three names."""
     found = [config[name] for name in SPELLINGS if name in config]
-    found = [value.lower() if isinstance(value, str) else value for value in found]
     if found:
         refuse_kind(found[0], path)
+    found = [value.lower() if isinstance(value, str) else value for value in found]
     if not found or any(value != found[0] for value in found) or found[0] not in ARCHITECTURES:
         shown = ", ".join(map(shorten, found)) or "none"
         raise SettingsError(f"{path} names the architecture {shown}. Give one of {', '.join(ARCHITECTURES)}.")

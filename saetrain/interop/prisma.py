@@ -1,8 +1,8 @@
 """ViT-Prisma: weights.pt, a plain state dict, with config.json beside it; or one .pt of {"cfg": a pickled config,
 "state_dict"}. W_enc [D, F], W_dec [F, D], b_dec [D]; standard: b_enc; gated: b_gate, r_mag, b_mag.
 
-The activation is ReLU; a standard SAE may also keep the k largest and then apply ReLU. By default ViT-Prisma normalizes
-each token by its own mean and deviation, which no SAE here can do.
+The activation is ReLU; a standard SAE may also keep the k largest and then apply ReLU. A token may be normalized by its
+own mean and deviation, or its norm, before; where the settings do not say it, it is by the former, as in ViT-Prisma.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.config import TOKEN_NORMALIZATIONS
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names, shorten
 from saetrain.interop.files import load_tensors, read_config, read_k, torch_bytes
 from saetrain.interop.foreign import GATED, PLAIN, Names, build_sae, fold, give_weights, refuse, take_weights
@@ -79,11 +80,12 @@ def _read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Pat
             f"{settings} names a {shorten(architecture)} SAE with {shorten(activation)}, which is not supported. Give "
             "a standard SAE with relu or topk, or a gated one with relu."
         )
-    normalization = config.get("normalize_activations", "layer_norm")
-    if normalization not in ("none", None):
+    normalize = config.get("normalize_activations", "layer_norm")
+    normalize = "none" if normalize is None else normalize
+    if not isinstance(normalize, str) or normalize not in ("none", *TOKEN_NORMALIZATIONS):
         raise SettingsError(
-            f"{settings} normalizes each token ({shorten(normalization)}), which is not supported. Give an SAE without "
-            "it."
+            f"{settings} normalizes its input by {shorten(normalize)}, which is not known. Give an SAE with one of "
+            f"none, {', '.join(TOKEN_NORMALIZATIONS)}."
         )
     spelling = KINDS[variant][2]
     check_tensors(tensors, {*spelling.values(), "b_enc"}, file)  # its gated SAE has b_enc too, but does not use it
@@ -96,14 +98,14 @@ def _read_parts(tensors: Mapping[str, Any], config: Mapping[str, Any], file: Pat
     if not isinstance(arguments, dict):
         raise CorruptError(f"{settings}: activation_fn_kwargs must be an object, got {shorten(arguments)}.")
     check_fields(arguments, Fields("an activation of ViT-Prisma", names("k" if activation == "topk" else "")), settings)
-    return build_sae(variant, weights, k=k)
+    return build_sae(variant, weights, k=k, normalize=normalize)
 
 
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes. The loader of ViT-Prisma accepts a plain config.json beside plain weights."""
     refuse(sae, "prisma", tuple(KINDS))
     architecture, activation, spelling = KINDS[sae.config.variant]
-    tensors = give_weights(fold(sae), spelling)
+    tensors = give_weights(fold(sae, holds=TOKEN_NORMALIZATIONS), spelling)
     tensors.setdefault("b_enc", torch.zeros(sae.config.n_latents))  # its gated SAE has one too, but does not use it
     factor, rest = divmod(sae.config.n_latents, sae.d_model)
     config = {
@@ -111,9 +113,10 @@ def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
         "expansion_factor": [sae.config.n_latents / sae.d_model] if rest else factor,  # a single number gives d_sae
         "activation_fn_str": activation,
         "activation_fn_kwargs": {"k": sae.config.k} if sae.variant.exact_k else {},
-        "normalize_activations": "none", "hook_point_layer": hook_point.layer,
-        "layer_subtype": f"hook_{hook_point.site}", "l1_coefficient": sae.config.l1, "use_ghost_grads": False,
-        "log_to_wandb": False, "dtype": {"__type__": "torch.dtype", "value": "torch.float32"},
+        "normalize_activations": sae.config.normalize if sae.config.per_token else "none",
+        "hook_point_layer": hook_point.layer, "layer_subtype": f"hook_{hook_point.site}",
+        "l1_coefficient": sae.config.l1, "use_ghost_grads": False, "log_to_wandb": False,
+        "dtype": {"__type__": "torch.dtype", "value": "torch.float32"},
         "device": {"__type__": "torch.device", "value": "cpu"},
     }  # fmt: skip
     return {CONFIG: json.dumps(config, indent=2).encode(), WEIGHTS: torch_bytes(tensors)}

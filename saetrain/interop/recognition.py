@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actcache import CorruptError, SettingsError
-from saetrain.interop import dictionary_learning, prisma, publication, saelens, saev, sparsify
+from saetrain.interop import dictionary_learning, lasgroup, prisma, publication, ra_sae, saelens, saev, sparsify
 from saetrain.interop.fields import names, shorten
 from saetrain.interop.files import check_download, load_tensors
 from saetrain.interop.pickles import is_pickle
@@ -31,6 +31,7 @@ LAYOUTS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("universal_sae", "model_state_dict", names("encoder.final_block.0.weight dictionary._weights")),
     ("msae", "model", names("encoder pre_bias latent_bias")),
     ("discover_then_name", "", names("tied_bias encoder._weight decoder._weight")),
+    ("discover_then_name", "", names("tied_bias encoder.weight decoder.weight")),
     ("overcomplete", "", names("encoder.final_block.0.weight dictionary._weights")),
     ("MpSAE", "", names("dictionary._weights")),
     ("visaebench", "", names("encoder.weight encoder.bias decoder.weight")),
@@ -42,7 +43,7 @@ TOWERS = ("text_model.", "vision_model.", "transformer.resblocks.", "visual.", "
 """Names of the tensors of a CLIP begin so."""
 KNOWN = (
     "SAELens, dictionary_learning, sparsify, saev, ViT-Prisma, PatchSAE, overcomplete, ViSAEBench, CLIP-Scope, "
-    "Universal SAE, MSAE or Discover-then-Name"
+    "Universal SAE, MSAE, lasgroup, RA-SAE or Discover-then-Name"
 )
 MAX_SHOWN = 4
 MAX_HEADER = 1 << 24
@@ -55,6 +56,8 @@ def recognize(path: Path) -> tuple[str, Path]:
         SettingsError: the format is not known or no SAE here can compute it; or there are several checkpoints.
         CorruptError: the file could not be read.
     """
+    if (module := ra_sae.find(path)) is not None:  # a pickle of modules, which no other reader opens
+        return "ra_sae", module
     if path.name == publication.WEIGHTS and publication.is_published(path.parent):
         return "published", path.parent
     return _recognize_file(path) if path.is_file() else _recognize_folder(path)
@@ -89,7 +92,10 @@ def _recognize_file(path: Path) -> tuple[str, Path]:
     with open(path, "rb") as file:
         start = file.read(1)
     if path.suffix == ".safetensors":
-        return _match_layout({"": _read_names(path)}, path), path
+        inside = _read_names(path)
+        if path.name == lasgroup.WEIGHTS and {"W_enc", "W_dec"} <= set(inside):
+            return "lasgroup", path.parent
+        return _match_layout({"": inside}, path), path
     if start == b"{":
         return "saev", path
     if is_pickle(path):
@@ -97,8 +103,8 @@ def _recognize_file(path: Path) -> tuple[str, Path]:
     content = load_tensors(path, mapped=True)
     if isinstance(content.get("state_dict"), dict):
         return _recognize_settings(content, path), path
-    inside = {name: value for name, value in content.items() if isinstance(value, dict)}
-    return _match_layout({"": content, **inside}, path), path
+    nested = {name: value for name, value in content.items() if isinstance(value, dict)}
+    return _match_layout({"": content, **nested}, path), path
 
 
 def _recognize_settings(content: Mapping[str, object], path: Path) -> str:

@@ -8,30 +8,20 @@ _SIGNED = "keeps the codes of the largest size, whatever their sign, and codes h
 _PURSUIT = "finds its codes one after another by matching pursuit, not by one encoder"
 _TRANSCODER = "predicts one hook point from another, so it has no reconstruction of its input"
 REASONS = {
-    "abstopk": _SIGNED,
-    "TopKabs": _SIGNED,
-    "TopKabsReLU": _SIGNED,
-    "BatchTopKabs": _SIGNED,
-    "BatchTopKabsReLU": _SIGNED,
-    "matching_pursuit": _PURSUIT,
-    "mp": _PURSUIT,
-    "MpSAE": _PURSUIT,
-    "omp": _PURSUIT,
-    "OMPSAE": _PURSUIT,
+    **dict.fromkeys(("abstopk", "topkabs", "topkabsrelu", "batchtopkabs", "batchtopkabsrelu"), _SIGNED),
+    **dict.fromkeys(("matching_pursuit", "mp", "mpsae", "omp", "ompsae"), _PURSUIT),
     "temporal": "encodes a token together with the others of its sequence",
     "qsae": "rounds its codes to levels that it learned",
-    "QSAE": "rounds its codes to levels that it learned",
-    "transcoder": _TRANSCODER,
-    "skip_transcoder": _TRANSCODER,
-    "jumprelu_transcoder": _TRANSCODER,
-    "jumprelu_skip_transcoder": _TRANSCODER,
+    **dict.fromkeys(
+        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"), _TRANSCODER
+    ),
     "crosscoder": "reads several hook points at once",
-    "SwitchSAE": "sends each token to one of several small SAEs",
-}
-"""Name -> why, as a sentence goes on after "it"."""
+    "switchsae": "sends each token to one of several small SAEs",
+}  # fmt: skip
+"""Name in lower case -> why, as a sentence goes on after "it"."""
 
 
 def refuse_kind(kind: object, path: Path) -> None:
     """Raise SettingsError if `kind` is the name of an encoder that no SAE here can be."""
-    if isinstance(kind, str) and (reason := REASONS.get(kind)):
+    if isinstance(kind, str) and (reason := REASONS.get(kind.lower())):
         raise SettingsError(f"{path} is a {kind}: it {reason}. Give an SAE with relu, topk, batchtopk or jumprelu.")

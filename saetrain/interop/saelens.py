@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from actcache import CorruptError, HookPoint, SettingsError
+from saetrain.config import TOKEN_NORMALIZATIONS
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, is_same, names, shorten
 from saetrain.interop.files import read_config, read_flag, read_k, read_safetensors, take
 from saetrain.interop.foreign import GATED, PLAIN, build_sae, fold, give_weights, take_weights
@@ -24,6 +25,9 @@ from saetrain.interop.refusals import refuse_kind
 from saetrain.model import SAE
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+WHITENING = "activation_whitening.safetensors"
+SCALED = ("expected_average_only_in", "covariance_whitening")
+"""Normalizations by statistics of the training's activations, which lie beside the weights until they are folded."""
 VERSION = "6.0.0"
 """The version from which on SAELens reads a folder without conversion."""
 ARCHITECTURES = {
@@ -93,7 +97,9 @@ def read(path: Path) -> SAE:
     rescaled = "topk" in architecture and read_flag(config, "rescale_acts_by_decoder_norm", False, settings)
     weights = _fold_finetuning(weights, tensors, config, rescaled, file)
     weights = _rescale(weights) if rescaled else weights  # by the norms in the units of the normalized input
-    weights = _fold_input_scale(weights, _input_scale(config, settings))
+    normalize = _read_normalization(config, settings)
+    if normalize in SCALED:
+        weights = _fold_scaling(weights, settings.with_name(SCALER), normalize)
     if architecture == "jumprelu":
         if names("threshold log_threshold") <= set(tensors):
             raise CorruptError(f"{file} has both threshold and log_threshold. Remove the one that was not trained.")
@@ -107,7 +113,8 @@ def read(path: Path) -> SAE:
         weights["threshold"] = weights["threshold"].clamp_min(0)  # a threshold below 0 has the effect of ReLU
     centered = read_flag(config, "apply_b_dec_to_input", True, settings)
     count = read_k(k, n_latents, settings) if "topk" in architecture else None
-    return build_sae(ARCHITECTURES[architecture], weights, centered=centered, k=count)
+    token = normalize if normalize in TOKEN_NORMALIZATIONS else "none"
+    return build_sae(ARCHITECTURES[architecture], weights, centered=centered, k=count, normalize=token)
 
 
 def _check_version(config: Mapping[str, object], path: Path) -> None:
@@ -153,37 +160,59 @@ def _read_architecture(config: Mapping[str, object], path: Path) -> tuple[str, o
     return architecture, config.get("k")
 
 
-def _input_scale(config: Mapping[str, object], path: Path) -> float:
-    """The one factor of every activation, if there is one.
+def _read_normalization(config: Mapping[str, object], path: Path) -> str:
+    """The normalization of the input: none, one of TOKEN_NORMALIZATIONS or one of SCALED."""
+    value = config.get("normalize_activations")
+    if value is None or is_same(value, False):  # a truth value in the oldest versions
+        return "none"
+    name = "expected_average_only_in" if is_same(value, True) else value
+    known = ("none", *TOKEN_NORMALIZATIONS, *SCALED)
+    if not isinstance(name, str) or name not in known:
+        raise SettingsError(
+            f"{path} normalizes its input by {shorten(value)}, which is not known. Give an SAE with one of "
+            f"{', '.join(known)}."
+        )
+    return name
 
-    Raises SettingsError for a normalization by the token's own statistics, which no SAE here can compute.
+
+def _fold_scaling(weights: Mapping[str, Tensor], scaler: Path, normalize: str) -> dict[str, Tensor]:
+    """Fold the scaling of the input by statistics of the training.
+
+    One factor c: (c x - b) E = (x - b / c) c E, and (f W + b) / c = f (W / c) + b / c. Whitening by a matrix M and its
+    inverse N: ((x - m) M - b) E = (x - (m + b N)) M E, and (f W + b) N + m = f (W N) + (m + b N). E is [D, F] here.
     """
-    normalization = config.get("normalize_activations")
-    if any(is_same(normalization, value) for value in (None, False, "none")):  # a truth value in the oldest versions
-        return 1.0
-    if not any(is_same(normalization, value) for value in (True, "expected_average_only_in")):
+    whitens = normalize == "covariance_whitening"
+    name = WHITENING if whitens else SCALER
+    if not scaler.with_name(name).is_file():
+        folding = "fold_activation_whitening" if whitens else "fold_activation_norm_scaling_factor"
         raise SettingsError(
-            f"{path} normalizes its input ({shorten(normalization)}), each token by statistics that are not in the "
-            "weights. Give an SAE without it, or with expected_average_only_in."
+            f"{scaler.with_name(CONFIG)} normalizes its input ({normalize}) by what it does not hold. Put {name} of "
+            f"the training beside it, or fold it with SAELens ({folding})."
         )
-    scaler = path.with_name(SCALER)
-    if not scaler.is_file():
-        raise SettingsError(
-            f"{path} normalizes its input (expected_average_only_in) by a factor that it does not hold. Put {SCALER} "
-            "of the training beside it, or fold the factor with SAELens (fold_activation_norm_scaling_factor)."
-        )
+    if not whitens:
+        c = _read_factor(scaler)
+        folded = {"encoder": weights["encoder"] * c, "decoder": weights["decoder"] / c, "b_dec": weights["b_dec"] / c}
+        return {**weights, **folded} if c != 1 else dict(weights)
+    encoder, decoder, b_dec = (weights[name].double() for name in ("encoder", "decoder", "b_dec"))
+    n, file = len(b_dec), scaler.with_name(WHITENING)
+    shapes: dict[str, tuple[int | None, ...]] = {"mean": (n,), "matrix": (n, n), "inverse_matrix": (n, n)}
+    tensors = read_safetensors(file)
+    check_tensors(tensors, shapes, file)
+    take(tensors, file, shapes)  # checks them, in float32
+    mean, matrix, inverse = (tensors[name].double() for name in shapes)
+    if not torch.allclose(matrix @ inverse, torch.eye(n, dtype=torch.float64), atol=1e-3):
+        raise CorruptError(f"{file}: inverse_matrix is not the inverse of matrix. Copy the file again.")
+    folded = {"encoder": encoder @ matrix.T, "decoder": decoder @ inverse, "b_dec": b_dec @ inverse + mean}
+    return {**weights, **{name: value.float() for name, value in folded.items()}}
+
+
+def _read_factor(scaler: Path) -> float:
     fields = read_config(scaler)
     check_fields(fields, Fields("SAELens", names("scaling_factor"), only={"has_whitening": (False,)}), scaler)
     factor = fields.get("scaling_factor")
     if not isinstance(factor, int | float) or not 1e-9 < factor < 1e9:
         raise CorruptError(f"{scaler}: scaling_factor must be a positive number, got {shorten(factor)}.")
     return float(factor)
-
-
-def _fold_input_scale(weights: Mapping[str, Tensor], c: float) -> dict[str, Tensor]:
-    """(c x - b) E = (x - b / c) c E, and (f W + b) / c = f (W / c) + b / c."""
-    folded = {"encoder": weights["encoder"] * c, "decoder": weights["decoder"] / c, "b_dec": weights["b_dec"] / c}
-    return {**weights, **folded} if c != 1 else dict(weights)
 
 
 def _fold_finetuning(
@@ -221,14 +250,15 @@ def _rescale(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def write(sae: SAE, hook_point: HookPoint) -> dict[str, bytes]:
     """File name -> bytes."""
     architecture, spelling = EXPORTS[sae.config.variant]
-    folded = fold(sae)
+    folded = fold(sae, holds=TOKEN_NORMALIZATIONS)
     tensors = give_weights(folded, spelling)
     if "threshold" in folded:
         tensors["threshold"] = folded["threshold"].expand(sae.config.n_latents)
     more = {"k": sae.config.k, "rescale_acts_by_decoder_norm": False} if sae.variant.exact_k else {}
     config = {
         "architecture": architecture, "d_in": sae.d_model, "d_sae": sae.config.n_latents, "dtype": "float32",
-        "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+        "device": "cpu", "apply_b_dec_to_input": True, "reshape_activations": "none",
+        "normalize_activations": sae.config.normalize if sae.config.per_token else "none",
         "metadata": {"sae_lens_version": VERSION, "hook_name": str(hook_point), "hook_head_index": None}, **more,
     }  # fmt: skip
     weights = save({name: value.float().contiguous() for name, value in tensors.items()})

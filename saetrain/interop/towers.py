@@ -17,7 +17,7 @@ from saetrain.interop.prisma import config_of
 from saetrain.interop.publication import read_published
 from saetrain.interop.tower_names import BACKBONES, count_layers, spell_hook_point, spell_model
 
-OF_EMBEDDINGS = ("msae", "discover_then_name")
+OF_EMBEDDINGS = ("msae", "discover_then_name", "lasgroup")
 """Formats whose SAEs read the image embedding, after the projection, and no hook point of the tower."""
 N_PARTS = 6
 """How many of the last parts of a path are searched for names."""
@@ -241,6 +241,15 @@ def _published(path: Path, place: str) -> TowerHint | None:
     )  # fmt: skip
 
 
+def _ra_sae(path: Path, place: str) -> TowerHint | None:
+    """One such SAE is published: of the last layer of DINOv2 with registers, which its settings do not say."""
+    caution = "It is not published whether it reads the tokens before the tower's last norm, as here, or after it."
+    return _make(
+        "what RA-SAE-DINOv2-32k reads", model="dinov2_vitb14_reg", hook_point=HookPoint(11), tokens="all", stated=False,
+        caution=caution,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What names let us guess
 
@@ -293,6 +302,6 @@ def _by_place(path: Path, place: str) -> TowerHint | None:
 TOWERS: Mapping[str, Callable[[Path, str], TowerHint | None]] = {
     "prisma": _prisma, "saelens": _saelens, "dictionary_learning": _dictionary_learning, "saev": _saev,
     "saelens_pickle": _saelens_pickle, "patchsae": _patchsae, "overcomplete": _visaebench, "visaebench": _visaebench,
-    "clipscope": _clipscope, "universal_sae": _universal_sae, "published": _published,
+    "clipscope": _clipscope, "universal_sae": _universal_sae, "ra_sae": _ra_sae, "published": _published,
 }  # fmt: skip
 """Format -> what its settings state of the tower, given the checkpoint's path and the names in its place."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from saetrain.config import VARIANTS
+from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import check_fields, check_sizes, check_tensors, names
 from saetrain.interop.files import find_settings, load_tensors, read_k, read_safetensors, read_settings, take
 from saetrain.interop.foreign import build_sae
@@ -46,3 +47,8 @@ def read(path: Path) -> SAE:
         weights["threshold"] = lower(read_threshold({"backbone": None, **config}, tensors, path, settings))
     k = read_k(config.get("k"), n_latents, settings) if VARIANTS[variant].top_k else None
     return build_sae(variant, weights, centered=False, k=k)
+
+
+def lacking(path: Path) -> Statistics:
+    """The mean and one deviation of the patches of its training, which it keeps with the patches, not with the SAE."""
+    return Statistics("variance", "patch")

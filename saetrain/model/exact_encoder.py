@@ -48,12 +48,13 @@ class CoarseEncoder:
     """The encoder that the module describes. It holds a second copy of the weights, in bfloat16."""
 
     def __init__(self, sae: SAE) -> None:
-        self.sae, self.coarse = sae, sae.encoder.detach().bfloat16()
+        self.sae, (self.weight, self.bias) = sae, sae.encoder_weights()
+        self.coarse = self.weight.bfloat16()
         self.k = sae.config.k if sae.variant.exact_k else None
         self.threshold = sae.variant.floor(sae)
-        self.offset = sae.b_enc.detach() - self.threshold
-        self.norm = float(sae.encoder.norm(dim=1).max())
-        self.rest = float((sae.encoder - self.coarse.float()).norm(dim=1).max())
+        self.offset = self.bias - self.threshold
+        self.norm = float(self.weight.norm(dim=1).max())
+        self.rest = float((self.weight - self.coarse.float()).norm(dim=1).max())
         self.bound = float(self.offset.abs().max())
         self.dense = False
 
@@ -73,16 +74,16 @@ class CoarseEncoder:
 
     def _encode(self, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor] | None:
         sae = self.sae
-        centered = sae.normalize(x).sub_(sae.b_dec)
+        centered = sae.encoder_inputs(x)
         code = self._candidates(centered)
         if code is None:
             return None
         starts, order = code.by_latent(len(self.coarse))
         latents = code.latents[order]
         pattern = csr(starts, code.rows[order], torch.zeros(len(order)), (len(self.coarse), len(x)))
-        product = torch.sparse.sampled_addmm(pattern, sae.encoder.detach(), centered.T, beta=0.0).values()
+        product = torch.sparse.sampled_addmm(pattern, self.weight, centered.T, beta=0.0).values()
         z = torch.empty_like(product)
-        z[order] = product + sae.b_enc[latents]
+        z[order] = product + self.bias[latents]
         rows, latents = code.rows, code.latents
         limit = self.threshold[latents] if self.threshold.ndim else self.threshold
         kept = z > limit

@@ -4,11 +4,13 @@
     z  = encoder (x' - b_dec) + b_enc
     x^ = (decoder^T f(z) + b_dec) / scale + mean
 
-An SAE of another package may normalize each token by its own size before that (token_size.py).
+An SAE of another package may normalize each token by its own size before that (token_size.py), and its pre-activations
+over the latents of a token (latent_norm.py).
 
 Source: PatchSAE (arXiv 2412.05276) footnote 2 for the biases and the centering.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,12 @@ from actcache import CorruptError, SettingsError
 from actcache.text import is_utf8
 from saetrain.config import ResolvedSAEConfig
 from saetrain.model.active_latents import select_above, select_topk
+from saetrain.model.latent_norm import LatentNorm
 from saetrain.model.token_size import TokenSize, measure_tokens
 from saetrain.model.variants import find_variant
+
+OPTIONAL = ("norms", "latent_gain", "latent_shift")
+"""Buffers [F] that only some SAEs of other packages have."""
 
 
 class SAE(nn.Module):
@@ -32,15 +38,18 @@ class SAE(nn.Module):
 
     Parameters: encoder [F, D], b_enc [F], decoder [F, D] (the dictionary, with rows of norm 1), b_dec [D]; also
     threshold [F] for jumprelu, and log_scale [F] and b_mag [F] for gated.
-    Buffers: mean [D], scale []; also threshold [] for batchtopk, and norms [F] in an SAE of another package whose
-    decoder rows had different norms: its values are multiplied by them after they were selected, so that a value is
-    the length of what its latent adds, as in an SAE trained here.
+    Buffers: mean [D], scale []; also threshold [] for batchtopk. An SAE of another package may have more: norms [F], if
+    its decoder rows had different norms: its values are multiplied by them after they were selected, so that a value is
+    the length of what its latent adds, as in an SAE trained here; and latent_gain and latent_shift [F], if a LayerNorm
+    over the latents follows its encoder.
     """
 
     mean: Tensor
     scale: Tensor
     threshold: Tensor
     norms: Tensor | None
+    latent_gain: Tensor | None
+    latent_shift: Tensor | None
     log_scale: nn.Parameter
     b_mag: nn.Parameter
 
@@ -57,7 +66,9 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("mean", torch.zeros(d_model))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("norms", None)  # and so in no file, unless it is set
+        for name in OPTIONAL:
+            self.register_buffer(name, None)  # and so in no file, unless it is set
+        self._latent_norm: LatentNorm | None = None
         self.variant.add_parameters(self)
 
     @classmethod
@@ -69,13 +80,20 @@ class SAE(nn.Module):
             if shape != (config.n_latents, d_model or shape[-1]):  # before memory is taken for what the settings claim
                 raise ValueError(f"decoder is {shape}, but the settings say {(config.n_latents, d_model)}")
             sae = cls(config, shape[1])
-            if "norms" in tensors:
-                sae.norms = torch.ones(shape[0])
+            sae.add_optional(tensors)
             sae.load_state_dict(tensors)
         except (OSError, safetensors.SafetensorError, KeyError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CorruptError(f"{path} could not be read as an SAE ({reason}). Train it again.") from error
         return sae.requires_grad_(False).eval()
+
+    def add_optional(self, names: Collection[str]) -> None:
+        """Make room for the optional buffers among `names`. Raises ValueError for a half of a LayerNorm."""
+        if ("latent_gain" in names) != ("latent_shift" in names):
+            raise ValueError("latent_gain and latent_shift belong together")
+        for name in OPTIONAL:
+            if name in names:
+                setattr(self, name, torch.ones(self.config.n_latents))
 
     def set_normalization(self, mean: NDArray[np.float64], mean_square: float) -> None:
         """Center on `mean` [D] and scale so that E||x'||^2 = D, given E||x - mean||^2 = `mean_square`."""
@@ -135,15 +153,35 @@ class SAE(nn.Module):
         return values if self.norms is None else values * self.norms[latents]
 
     @torch.no_grad()
+    def encoder_inputs(self, x: Tensor) -> Tensor:
+        """Activations [B, D] -> the rows that the weight of `encoder_weights` multiplies: x' - b_dec [B, D], or [B, D +
+        1] with a LayerNorm over the latents."""
+        centered = self.normalize(x).sub_(self.b_dec)
+        norm = self._find_latent_norm()
+        return centered if norm is None else norm.scale_rows(centered)
+
+    def encoder_weights(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias [F] of the product that gives the pre-activations of a token."""
+        norm = self._find_latent_norm()
+        return (self.encoder.detach(), self.b_enc.detach()) if norm is None else (norm.weight, norm.bias)
+
+    def _find_latent_norm(self) -> LatentNorm | None:
+        if self.latent_gain is None or self.latent_shift is None:
+            return None
+        if self._latent_norm is None or self._latent_norm.weight.device != self.encoder.device:
+            self._latent_norm = LatentNorm.of(self.encoder, self.b_enc, self.latent_gain, self.latent_shift)
+        return self._latent_norm
+
+    @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Activations [B, D] -> the active entries (row, latent, value), sorted by row, then latent, in float32."""
         if not len(x):
             return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.int64), x.new_empty(0).float()
-        centered = self.normalize(x) - self.b_dec
+        inputs, (weight, bias) = self.encoder_inputs(x), self.encoder_weights()
         if self.variant.exact_k:
-            code = select_topk(centered, self.encoder, self.b_enc, self.config.k)
+            code = select_topk(inputs, weight, bias, self.config.k)
         else:
-            code = select_above(centered, self.encoder, self.b_enc, self.variant.floor(self))
+            code = select_above(inputs, weight, bias, self.variant.floor(self))
         rows, latents, values = code.rows, code.latents, self.activate(code.values, code.latents)
         active = values > 0
         if not active.all():

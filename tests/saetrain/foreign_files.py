@@ -92,6 +92,13 @@ def write_overcomplete(path: Path, config: Config, tensors: Tensors) -> Path:
     return path
 
 
+def write_lasgroup(path: Path, config: Config, tensors: Tensors) -> Path:
+    path.mkdir(parents=True)
+    write_safetensors(path / "model.safetensors", tensors)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
 def overcomplete_tensors(*, norm: bool = False, **more: Tensor) -> Tensors:
     tensors = plain_tensors()
     block = "encoder.final_block."
@@ -242,6 +249,12 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
         write_saelens, lambda: saelens_6("batchtopk", k=float(K), rescale_acts_by_decoder_norm=True),
         lambda: plain_tensors() | {"topk_threshold": torch.tensor(2.0, dtype=torch.float64)},
     ),
+    "saelens 6 layer_norm": (
+        write_saelens, lambda: saelens_6("standard", normalize_activations="layer_norm"), plain_tensors,
+    ),
+    "saelens 6 constant_norm_rescale": (
+        write_saelens, lambda: saelens_6("topk", k=K, normalize_activations="constant_norm_rescale"), plain_tensors,
+    ),
     "saelens 5 relu": (write_saelens, saelens_5, plain_tensors),
     "saelens 5 topk": (
         write_saelens, lambda: saelens_5(activation_fn_str="topk", activation_fn_kwargs={"k": K}), plain_tensors,
@@ -315,6 +328,22 @@ CHECKPOINTS: dict[str, tuple[Write, Callable[[], Config], Callable[[], Tensors]]
     ),
     "prisma gated": (
         write_prisma, lambda: {"architecture": "gated", "normalize_activations": "none", "d_in": D}, gated_tensors,
+    ),
+    "prisma layer_norm, because nothing else is said": (
+        write_prisma, lambda: {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}, plain_tensors,
+    ),
+    "prisma gated constant_norm_rescale": (
+        write_prisma, lambda: {"architecture": "gated", "normalize_activations": "constant_norm_rescale"},
+        gated_tensors,
+    ),
+    "lasgroup": (
+        write_lasgroup,
+        lambda: {"input_dim": D, "hidden_dim": F, "k": K, "normalize_decoder": True, "use_ghost_grads": True},
+        plain_tensors,
+    ),
+    "lasgroup without a decoder's bias": (
+        write_lasgroup, lambda: {"k": K, "decoder_bias": False, "normalize_decoder": False},
+        lambda: {name: value for name, value in plain_tensors().items() if name != "b_dec"},
     ),
     "overcomplete topk": (
         write_overcomplete, lambda: {"architecture": "topk", "k": K, "d_model": D, "dict_size": F, "seed": 0},

@@ -9,11 +9,13 @@ from saetrain.interop.formulas import (
     clipscope,
     dictionary_learning,
     discover_then_name,
+    lasgroup,
     msae,
     overcomplete,
     patchsae,
     prisma,
     publication,
+    ra_sae,
     saelens,
     saelens_pickle,
     saev,
@@ -23,6 +25,6 @@ from saetrain.interop.formulas import (
 )
 
 __all__ = [
-    "clipscope", "dictionary_learning", "discover_then_name", "msae", "overcomplete", "patchsae", "prisma",
-    "publication", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
+    "clipscope", "dictionary_learning", "discover_then_name", "lasgroup", "msae", "overcomplete", "patchsae", "prisma",
+    "publication", "ra_sae", "saelens", "saelens_pickle", "saev", "sparsify", "universal_sae", "visaebench",
 ]  # fmt: skip

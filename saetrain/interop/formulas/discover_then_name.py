@@ -12,10 +12,11 @@ from saetrain.interop.formulas.forward import Forward, as_floats
 def load(path: Path) -> Forward:
     p = as_floats(load_tensors(path, mapped=True))
     bias = p["tied_bias"].flatten()
-    encoder, decoder = p["encoder._weight"].reshape(-1, len(bias)), p["decoder._weight"].reshape(len(bias), -1)
+    dot = "._" if "encoder._weight" in p else "."
+    encoder, decoder = p[f"encoder{dot}weight"].reshape(-1, len(bias)), p[f"decoder{dot}weight"].reshape(len(bias), -1)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = linear(x - bias, encoder, p["encoder._bias"].flatten()).relu()
+        codes = linear(x - bias, encoder, p[f"encoder{dot}bias"].flatten()).relu()
         return codes, linear(codes, decoder) + bias
 
     return forward

@@ -1,4 +1,4 @@
-"""ViT-Prisma: StandardSparseAutoencoder and GatedSparseAutoencoder without a normalization of tokens."""
+"""ViT-Prisma: StandardSparseAutoencoder and GatedSparseAutoencoder, with its normalization of tokens."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from saetrain.interop.files import load_tensors
-from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
+from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest, normalize_tokens
 
 
 def load(path: Path) -> Forward:
@@ -20,6 +20,7 @@ def load(path: Path) -> Forward:
     p = as_floats(content.get("state_dict", content))
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        x, restore = normalize_tokens(x, cfg.get("normalize_activations", "layer_norm"))
         x = x - p["b_dec"]
         if cfg.get("architecture") == "gated":
             codes = (x @ p["W_enc"] + p["b_gate"] > 0) * (x @ (p["W_enc"] * p["r_mag"].exp()) + p["b_mag"]).relu()
@@ -28,6 +29,6 @@ def load(path: Path) -> Forward:
             if cfg.get("activation_fn_str") == "topk":
                 hidden = keep_largest(hidden, int(cfg["activation_fn_kwargs"]["k"]))
             codes = hidden.relu()
-        return codes, codes @ p["W_dec"] + p["b_dec"]
+        return codes, restore(codes @ p["W_dec"] + p["b_dec"])
 
     return forward

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
+from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest, normalize_tokens
 
 
 def load(path: Path) -> Forward:
@@ -16,12 +16,17 @@ def load(path: Path) -> Forward:
     activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
     kind = "topk" if activation == "topk" else cfg.get("architecture", "standard")
     k = int((cfg.get("activation_fn_kwargs") or cfg).get("k", cfg.get("k", 0))) if kind == "topk" else 0
-    c = 1.0
-    if cfg.get("normalize_activations") in (True, "expected_average_only_in"):
+    normalization = cfg.get("normalize_activations")
+    c, whitening = 1.0, None
+    if normalization in (True, "expected_average_only_in"):
         c = json.loads((path / "activation_scaler.json").read_bytes())["scaling_factor"]
+    if normalization == "covariance_whitening":
+        whitening = as_floats(load_tensors((path / "activation_whitening.safetensors").read_bytes()))
     finetuned = p.get("scaling_factor", p.get("finetuning_scaling_factor"))
 
     def encode(x: Tensor) -> Tensor:
+        if whitening is not None:
+            x = (x - whitening["mean"]) @ whitening["matrix"]
         x = x * c - p["b_dec"] * float(cfg.get("apply_b_dec_to_input", True))
         if kind == "gated":
             gate = (x @ p["W_enc"] + p["b_gate"]) > 0
@@ -43,10 +48,12 @@ def load(path: Path) -> Forward:
             codes = codes * finetuned
         if cfg.get("rescale_acts_by_decoder_norm", False) and kind != "standard":
             codes = codes / p["W_dec"].norm(dim=-1)
-        return (codes @ p["W_dec"] + p["b_dec"]) / c
+        decoded = (codes @ p["W_dec"] + p["b_dec"]) / c
+        return decoded if whitening is None else decoded @ whitening["inverse_matrix"] + whitening["mean"]
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        x, restore = normalize_tokens(x, normalization)
         codes = encode(x)
-        return codes, decode(codes)
+        return codes, restore(decode(codes))
 
     return forward

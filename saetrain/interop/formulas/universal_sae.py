@@ -8,7 +8,7 @@ from torch import Tensor
 from saetrain.interop.files import load_tensors
 from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
 from saetrain.interop.formulas.overcomplete import decode, encode
-from saetrain.interop.published import UNIVERSAL_EPS, UNIVERSAL_K, find_universal_tower
+from saetrain.interop.universal_towers import UNIVERSAL_EPS, UNIVERSAL_K, find_universal_tower
 
 
 def load(path: Path) -> Forward:

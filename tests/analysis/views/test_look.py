@@ -265,6 +265,16 @@ def test_an_input_that_needs_constants_is_refused_with_the_flags(
     assert ask(*words, "--input-mean", "0", "--input-scale", "1").exit_code == 0
 
 
+def test_an_sae_of_image_embeddings_is_refused(pictures: Path, tiny_model: dict[str, str], tmp_path: Path) -> None:
+    from foreign_files import CHECKPOINTS
+
+    write, config, tensors = CHECKPOINTS["discover_then_name"]
+    folder = write(tmp_path / "sae", config(), tensors())
+    done = ask("look", pictures / "photo.png", *name_all(folder, tiny_model), "--layer", 1)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "reads the embedding of a whole image" in done.stderr
+
+
 def test_a_broken_image_is_one_line_and_nothing_is_written(
     pictures: Path, checkpoint: Path, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
@@ -289,7 +299,7 @@ def test_a_page_shows_every_heat_map_and_needs_no_network(
     page = tmp_path / "x.html"
     seen = look(sorted(pictures.glob("corner*.png")), checkpoint, latents=[7, 3], at=None, **tiny_model,
                 preprocess="default", precision="float32", device="cpu")  # fmt: skip
-    text = seen.save(page).read_text()
+    text = seen.draw(page).read_text()
     assert not re.search(r'(?:src|href)="https?:', text)
     maps = re.findall(r'class="heat" alt="heat map of latent (\d+)" src="data:image/png;base64,([^"]+)"', text)
     assert [int(latent) for latent, _ in maps] == [7, 3] * 4

@@ -50,7 +50,7 @@ def dense(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """(codes in the units of the package that they came from, reconstruction)."""
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x), like=x)
 
 
 def planted_rows(planted_store: Path) -> Tensor:
@@ -254,7 +254,7 @@ def test_damaged_and_lying_checkpoints_are_refused(tmp_path: Path, planted_store
         "k": lambda p: saelens_folder(p, tensors, architecture="topk", k=10**12),
         "no k": lambda p: saelens_folder(p, tensors, architecture="topk"),
         "architecture": lambda p: saelens_folder(p, tensors, architecture="temporal"),
-        "normalized": lambda p: saelens_folder(p, tensors, architecture="standard", normalize_activations="layer_norm"),
+        "normalized": lambda p: saelens_folder(p, tensors, architecture="standard", normalize_activations="batch_norm"),
         "width": lambda p: saelens_folder(p, foreign_tensors(d=16), architecture="standard"),
         "json": lambda p: (saelens_folder(p, tensors) / "cfg.json").write_text("[" * 100_000),
         "weights": lambda p: (saelens_folder(p, tensors, architecture="standard") / "sae_weights.safetensors")
@@ -322,6 +322,8 @@ made = {
     "batchtopk": saes.BatchTopKTrainingSAE(saes.BatchTopKTrainingSAEConfig(k=5, **shape)),
     "matryoshka": MatryoshkaBatchTopKTrainingSAE(
         MatryoshkaBatchTopKTrainingSAEConfig(k=5, matryoshka_widths=[10, 40], **shape)),
+    **{name: saes.StandardTrainingSAE(saes.StandardTrainingSAEConfig(normalize_activations=name, **shape))
+       for name in ("layer_norm", "constant_norm_rescale")},
 }
 for name, sae in made.items():
     torch.manual_seed(1)
@@ -382,6 +384,11 @@ def test_every_checkpoint_of_saelens_is_read(tmp_path: Path, planted_store: Path
             np.testing.assert_allclose(decoded.numpy(), theirs["decoded"], rtol=2e-3, atol=2e-3, err_msg=folder.name)
             if not folder.name.endswith("-training"):  # which may scale its codes by the decoder's norm
                 np.testing.assert_allclose(codes.numpy(), theirs["codes"], rtol=2e-3, atol=2e-3, err_msg=folder.name)
+    back = tmp_path / "back"
+    convert(tmp_path / "runs" / "layer_norm", back, store=planted_store)
+    peers(LOAD, "saelens", back, tmp_path / "x.npy", tmp_path / "y.npz")
+    with np.load(tmp_path / "y.npz") as ours, np.load(tmp_path / "layer_norm.npz") as theirs:
+        np.testing.assert_allclose(ours["decoded"], theirs["decoded"], rtol=2e-3, atol=2e-3)
 
 
 def test_the_command_line_says_how_well_they_agree(tmp_path: Path, runs: dict[str, Run], planted_store: Path) -> None:

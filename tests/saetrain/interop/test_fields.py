@@ -29,7 +29,7 @@ def rows(planted_store: Path) -> Tensor:
 
 def decode(run: Path, x: Tensor) -> Tensor:
     sae = Run.open(run).sae()
-    return sae.decode(*sae.encode(x), len(x))
+    return sae.decode(*sae.encode(x), len(x), like=x)
 
 
 def refused(path: Path, out: Path, store: Path) -> str:
@@ -110,9 +110,34 @@ def test_the_factor_of_the_input_comes_from_the_file_beside_or_is_asked_for(
     torch.testing.assert_close(decode(tmp_path / "run", rows), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_whitening_is_folded_from_the_file_beside(tmp_path: Path, planted_store: Path, rows: Tensor) -> None:
+    tensors, values = plain_tensors(), rows.double()
+    covariance = torch.cov(values.T) + 1e-3 * torch.eye(D, dtype=torch.float64)
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    whitening = {
+        "mean": values.mean(0), "matrix": vectors * eigenvalues.rsqrt(),
+        "inverse_matrix": eigenvalues.sqrt()[:, None] * vectors.T,
+    }  # fmt: skip
+    config = saelens_6("topk", k=K, normalize_activations="covariance_whitening")
+    foreign_files.write_saelens(tmp_path / "in", config, tensors)
+    assert "activation_whitening.safetensors" in refused(tmp_path / "in", tmp_path / "run", planted_store)
+    file = tmp_path / "in" / "activation_whitening.safetensors"
+    foreign_files.write_safetensors(file, whitening | {"matrix": whitening["matrix"].T})
+    assert "not the inverse" in refused(tmp_path / "in", tmp_path / "run", planted_store)
+    foreign_files.write_safetensors(file, whitening | {"mean": torch.full((D,), torch.nan)})
+    assert "not finite" in refused(tmp_path / "in", tmp_path / "run", planted_store)
+
+    foreign_files.write_safetensors(file, whitening)
+    made = convert(tmp_path / "in", tmp_path / "run", store=planted_store)
+    w = {name: value.double() for name, value in tensors.items()}
+    codes = top(((values - whitening["mean"]) @ whitening["matrix"] - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
+    wanted = (codes @ w["W_dec"] + w["b_dec"]) @ whitening["inverse_matrix"] + whitening["mean"]
+    torch.testing.assert_close(decode(tmp_path / "run", rows), wanted.float(), rtol=1e-3, atol=1e-3)
+    assert made.parity.max_reconstruction_difference < 1e-4
+
+
 REFUSED: dict[str, dict[str, Any]] = {
-    "layer_norm": saelens_5(normalize_activations="layer_norm"),
-    "constant_norm_rescale": saelens_5(normalize_activations="constant_norm_rescale"),
+    "batch_norm": saelens_5(normalize_activations="batch_norm"),
     "covariance_whitening": saelens_6("standard", normalize_activations="covariance_whitening"),
     "a number": saelens_5(normalize_activations=2),
     "tanh-relu": saelens_5(activation_fn_str="tanh-relu"),
@@ -220,6 +245,7 @@ CHANGES: dict[str, list[tuple[str, ...]]] = {
     "overcomplete batchtopk": [("threshold",)],
     "saev topk": [("activation", "params", "top_k")],
     "prisma topk": [("activation_fn_kwargs", "k")],
+    "lasgroup": [("k",), ("normalize_decoder",)],
 }
 """Fields whose value decides what is computed, each with a checkpoint that is still valid when it has another one."""
 
@@ -259,7 +285,7 @@ def test_both_sides_of_a_parity_report_follow_each_tensor(
         if tensor in ("k", "group_sizes") or unused:
             continue
         changed = value * 1.5 if value.any() else value + 1
-        if tensor == "dictionary._weights":  # only its directions count
+        if tensor == "dictionary._weights" or (name, tensor) == ("lasgroup", "W_dec"):  # only its directions count
             changed = value.roll(1, 1)
         tensors = CHECKPOINTS[name][2]() | {tensor: changed}
         after = read_foreign(write(name, tmp_path / tensor, tensors=tensors))
@@ -280,16 +306,18 @@ def test_an_imported_dictionary_has_unit_rows_and_goes_back_as_it_came(
     from saetrain.interop.formats import read_foreign
 
     source = write(name, tmp_path / "in")
-    convert(source, tmp_path / "run", store=planted_store, input_mean=0, input_scale=1)
+    constants = {"input_mean": 0, "input_scale": 1} if read_foreign(source).lacks_constants else {}
+    convert(source, tmp_path / "run", store=planted_store, **constants)
     sae = Run.open(tmp_path / "run").sae()
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(F))
     codes, decoded = read_foreign(source).forward(rows)
     torch.testing.assert_close(decode(tmp_path / "run", rows), decoded, rtol=1e-3, atol=1e-3)
     _, latents, values = sae.encode(rows)  # a code is the length of what it adds, in the SAE's own units
     some = torch.arange(len(values))[:: 1 + len(values) // 50]
-    nothing = sae.decode(some[:0], some[:0], values[:0], 1)
-    added = sae.decode(torch.arange(len(some)), latents[some], values[some], len(some)) - nothing
-    torch.testing.assert_close(added.norm(dim=1) * sae.scale, values[some], rtol=1e-3, atol=1e-3)
+    like = rows[: len(some)]
+    nothing = sae.decode(some[:0], some[:0], values[:0], len(some), like=like)
+    added = sae.decode(torch.arange(len(some)), latents[some], values[some], len(some), like=like) - nothing
+    torch.testing.assert_close((added * sae.units(like)).norm(dim=1), values[some], rtol=1e-3, atol=1e-3)
 
     format_name = name.split()[0] if FORMATS[name.split()[0]].write else "saelens"
     convert(tmp_path / "run", tmp_path / "out", to=format_name, store=planted_store)

@@ -61,11 +61,26 @@ SAEV: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
     "0.1, relu": ({"d_vit": D, "exp_factor": 2, "sparsity_coeff": 4e-4, "seed": 1}, {}),
     "1a, relu": ({"schema": 1, "cls": "Relu", "cfg": {"d_vit": D}}, {}),
     "1a, topk": ({"schema": 1, "cls": "TopK", "cfg": {"d_vit": D, "top_k": 4}}, {}),
+    "1b, relu by default": ({"schema": 1, "cfg": {"d_vit": D, "exp_factor": 2}}, {}),
     "1b, topk": ({"schema": 1, "cfg": {"activation": activation("TopK", top_k=4)}}, {}),
     "2, batchtopk without a threshold": ({"schema": 2, "cfg": {"activation": activation("BatchTopK", top_k=4)}}, {}),
     "5, relu": ({"schema": 5, "cfg": {"activation": activation("Relu", key="relu")}}, {}),
+    "5, with all that its training writes": (
+        {
+            "schema": 5, "commit": "abc", "lib": "0.5.0",
+            "cfg": {
+                "d_model": D, "d_sae": F, "reinit_blend": 0.8, "reinit_enc_dec_tranpose": True,
+                "remove_parallel_grads": True, "normalize_w_dec": True,
+                "activation": activation(
+                    "Relu", key="relu", sparsity=activation("L1Sparsity", key="l1-sparsity", coeff=4e-4),
+                    aux=activation("NoAux", key="no-aux"),
+                ),
+            },
+        },
+        {},
+    ),
     "5, batchtopk": (
-        {"schema": 5, "cfg": {"activation": activation("BatchTopK", top_k=4)}},
+        {"schema": 5, "cfg": {"activation": activation("BatchTopK", top_k=4, momentum=0.1)}},
         {"activation.threshold": torch.tensor(1.3)},
     ),
     "5, batchtopk, never trained": (
@@ -197,7 +212,8 @@ def test_prisma_checkpoints_are_read(tmp_path: Path, planted_store: Path, name: 
 def test_what_prisma_can_and_ours_cannot_is_refused(tmp_path: Path, planted_store: Path) -> None:
     plain = PRISMA["relu"] | {"normalize_activations": "none"}
     for bad in (
-        plain | {"normalize_activations": "layer_norm"}, PRISMA["relu"], plain | {"architecture": "jumprelu"},
+        plain | {"normalize_activations": "batch_norm"}, plain | {"normalize_activations": False},
+        plain | {"architecture": "jumprelu"},
         plain | {"activation_fn_str": "tanh-relu"}, plain | {"is_transcoder": True},
         PRISMA["gated"] | {"activation_fn_str": "topk", "normalize_activations": "none"},
     ):  # fmt: skip

@@ -96,6 +96,8 @@ def test_patchsae_counts_layers_from_the_end(tmp_path: Path) -> None:
          ("hf-hub:facebook/dinov3-vitl16-pretrain-lvd1689m", None, 23, "resid_post", "patch")),
         ("clipscope", "20_resid", "hf://lewington/CLIP-ViT-L-scope",
          ("ViT-L-14", "laion2b_s32b_b82k", 20, "resid_post", "all")),
+        ("ra_sae", "x", "", (f"hf-hub:{DINOV2}", None, 11, "resid_post", "all")),
+        ("universal_sae", "x", "", (None, None, 11, "resid_post", "patch")),
         ("sparsify", "vision_model.encoder.layers.10", "", (None, None, 10, "resid_post", None)),
         ("dictionary_learning", "facebook_dinov2-with-registers-base/enc_res_out_layer_7_top_k_2048_6/trainer_0", "",
          (f"hf-hub:{DINOV2}", None, 7, "resid_post", None)),

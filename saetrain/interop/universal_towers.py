@@ -1,7 +1,7 @@
-"""Numbers that authors published elsewhere than in their checkpoints.
+"""What the authors of Universal SAE published beside its checkpoints: the constants of each tower, and k.
 
-Universal SAE (YorkUCVIL/UniversalSAE, checkpoints/config_dino_siglip_vit.yaml): each tower's activations are
-standardized by one mean and one deviation, (x - mean) / (deviation + 1e-5), and the codes are the 32 largest.
+Each tower's activations are standardized by one mean and one deviation, (x - mean) / (deviation + 1e-5). Source:
+YorkUCVIL/UniversalSAE, checkpoints/config_dino_siglip_vit.yaml.
 """
 
 from dataclasses import dataclass
