@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from actcache import CorruptError
 from saetrain.interop.fields import Fields, check_fields, check_sizes, check_tensors, names
-from saetrain.interop.files import load_tensors, read_k
+from saetrain.interop.files import load_tensors, read_k, take_state
 from saetrain.interop.foreign import build_sae, take_weights
 from saetrain.model import SAE
 
@@ -29,9 +28,7 @@ def read(path: Path) -> SAE:
     """Read a file, on raw activations. Raises CorruptError, SettingsError."""
     content = load_tensors(path)
     check_fields(content, FIELDS, path)
-    tensors = content.get(STATE)
-    if not isinstance(tensors, dict):
-        raise CorruptError(f"{path} has no {STATE}. Download it again.")
+    tensors = take_state(content, STATE, path)
     check_tensors(tensors, NAMES.values(), path)
     weights = take_weights(tensors, path, NAMES)
     n_latents, d_model = weights["encoder"].shape

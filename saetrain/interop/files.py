@@ -22,6 +22,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from actcache import CorruptError, SettingsError
+from actcache.text import is_utf8
 from saetrain.interop.fields import shorten
 
 MAX_RATIO = 3
@@ -122,7 +123,7 @@ def load_tensors(path: Path, *, skip: int = 0, mapped: bool = False) -> dict[str
         shells += [(NumpyType, "numpy.dtype"), *((read_number, f"{room}.scalar") for room in NUMPY)]
         with warnings.catch_warnings(), torch.serialization.safe_globals(shells):
             warnings.simplefilter("ignore")  # torch warns of what it then refuses
-            mmap = True if mapped and not skip else None
+            mmap = True if mapped and not skip and is_utf8(path) else None  # torch maps no file of another name
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         check_claims(content, size)
     except CorruptError:
@@ -282,12 +283,21 @@ def take(tensors: Mapping[str, object], path: Path, shapes: Mapping[str, tuple[i
                 f"{path}: {name} holds {value.dtype}, expected floats. Give the weights as they were trained."
             )
         taken[name] = value.float()
-        if not (taken[name].abs() <= LARGEST).all():  # NaN fails the comparison
+        low, high = taken[name].aminmax() if value.numel() else (0.0, 0.0)
+        if not (low >= -LARGEST and high <= LARGEST):  # NaN fails the comparisons
             raise CorruptError(
                 f"{path}: {name} holds numbers that are not finite, or beyond {LARGEST:g}: the training diverged. "
                 "Give an earlier checkpoint."
             )
     return taken
+
+
+def take_state(content: Mapping[str, object], entry: str, path: Path) -> Mapping[str, object]:
+    """The state dict in an entry of a checkpoint. Raises CorruptError if there is none."""
+    state = content.get(entry)
+    if not isinstance(state, dict):
+        raise CorruptError(f"{path} has no {entry} with tensors. Download it again.")
+    return state
 
 
 def read_k(value: object, n_latents: int, path: Path) -> int:

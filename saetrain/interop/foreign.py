@@ -70,7 +70,7 @@ def build_sae(
             weights["b_mag"] = weights["b_mag"] + weights["log_scale"].exp() * shift
     weights = _unit_rows(weights)
     exponents = [weights[name].exp() for name in ("log_scale",) if name in weights]
-    if not all(value.isfinite().all() for value in [*weights.values(), *exponents]):
+    if not all(value.sum().isfinite() for value in [*weights.values(), *exponents]):
         raise CorruptError("The weights overflow float32. Check that the checkpoint is complete.")
     sae = SAE(config, d_model).requires_grad_(False)
     sae.add_optional(weights)
@@ -95,7 +95,7 @@ def _unit_rows(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     times f (s W) + s b. The norms r of the rows of s W multiply the codes after they were selected, because f (s W) =
     (f r) (s W / r). To fold r into the encoder instead would change which k are the largest. A row of zeros stays one.
     """
-    lengths = weights["decoder"].double().norm(dim=1)
+    lengths = torch.linalg.vector_norm(weights["decoder"], dim=1, dtype=torch.float64)
     lengths = torch.where(lengths > 0, lengths, 1.0)
     median = float(lengths.median())
     if not 1e-12 < median < 1e12:

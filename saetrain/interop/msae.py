@@ -16,7 +16,7 @@ from torch import Tensor
 from actcache import CorruptError, SettingsError
 from saetrain.config import VARIANTS
 from saetrain.interop.fields import Fields, check_fields, check_tensors, names, shorten
-from saetrain.interop.files import load_tensors, read_k, take
+from saetrain.interop.files import load_tensors, read_k, take, take_state
 from saetrain.interop.foreign import build_sae, set_input, take_weights
 from saetrain.interop.refusals import refuse_kind
 from saetrain.model import SAE
@@ -56,9 +56,7 @@ def read(path: Path) -> SAE:
     _refuse(settings, path)
     content = load_tensors(path)
     check_fields(content, FIELDS, path)
-    tensors = content.get("model")
-    if not isinstance(tensors, dict):
-        raise CorruptError(f"{path} has no model. Download it again.")
+    tensors = take_state(content, "model", path)
     spelling = TIED if settings.tied else NAMES
     check_tensors(tensors, {*spelling.values(), COUNTS}, path)
     if settings.tied:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from actcache import CorruptError, SettingsError
+from actcache import SettingsError
 from saetrain.interop.constants import Statistics
 from saetrain.interop.fields import Fields, check_fields, names
-from saetrain.interop.files import load_tensors, read_k
+from saetrain.interop.files import load_tensors, read_k, take_state
 from saetrain.interop.foreign import build_sae, set_input
 from saetrain.interop.overcomplete import read_weights
 from saetrain.interop.universal_towers import UNIVERSAL_EPS, UNIVERSAL_K, UNIVERSAL_TOWERS, find_universal_tower
@@ -28,9 +28,7 @@ def read(path: Path) -> SAE:
     """Read a file, on raw activations if its name says of which tower. Raises CorruptError, SettingsError."""
     content = load_tensors(path)
     check_fields(content, FIELDS, path)
-    tensors = content.get(STATE)
-    if not isinstance(tensors, dict):
-        raise CorruptError(f"{path} has no {STATE}. Download it again.")
+    tensors = take_state(content, STATE, path)
     weights = read_weights(tensors, path)
     n_latents, d_model = weights["encoder"].shape
     sae = build_sae("topk", weights | {"b_dec": torch.zeros(d_model)}, k=read_k(UNIVERSAL_K, n_latents, path))

@@ -17,13 +17,8 @@ def load(path: Path) -> Forward:
     kind = str(cfg.get("architecture") or cfg.get("activation") or cfg.get("sae_type")).lower()
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = encode(p, x)
-        if kind == "topk":
-            codes = keep_largest(codes, int(cfg["k"]))
-        elif kind == "batchtopk":
-            running = p.get("_running_threshold", torch.zeros(()))
-            codes = codes * (codes >= (running if cfg.get("threshold") is None else cfg["threshold"]))
-        elif kind == "jumprelu":
+        codes = choose(p, encode(p, x), kind, cfg)
+        if kind == "jumprelu":
             codes = torch.where(codes < p["thresholds"].exp(), 0, codes)
         return codes, decode(p, codes, cfg.get("normalization", "l2"))
 
@@ -38,6 +33,16 @@ def encode(p: dict[str, Tensor], x: Tensor) -> Tensor:
         mean, variance = p[block + "1.running_mean"], p[block + "1.running_var"]
         pre = batch_norm(pre, mean, variance, p[block + "1.weight"], p[block + "1.bias"], training=False)
     return pre.relu()
+
+
+def choose(p: dict[str, Tensor], codes: Tensor, kind: str, cfg: dict[str, Any]) -> Tensor:
+    """The codes that topk and batchtopk keep, all of them for another kind."""
+    if kind == "topk":
+        return keep_largest(codes, int(cfg["k"]))
+    if kind == "batchtopk":
+        running = p.get("_running_threshold", torch.zeros(()))
+        return codes * (codes >= (running if cfg.get("threshold") is None else cfg["threshold"]))
+    return codes
 
 
 def decode(p: dict[str, Tensor], codes: Tensor, normalization: str) -> Tensor:

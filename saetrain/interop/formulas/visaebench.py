@@ -8,7 +8,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from saetrain.interop.files import find_settings, load_tensors, read_settings
-from saetrain.interop.formulas.forward import Forward, as_floats, keep_largest
+from saetrain.interop.formulas.forward import Forward, as_floats
+from saetrain.interop.formulas.overcomplete import choose
 
 
 def load(path: Path) -> Forward:
@@ -18,13 +19,8 @@ def load(path: Path) -> Forward:
     kind = str(cfg.get("activation") or cfg.get("sae_type") or cfg.get("architecture")).lower()
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        codes = (x @ p["encoder.weight"].T + p["encoder.bias"]).relu()
-        if kind == "topk":
-            codes = keep_largest(codes, int(cfg["k"]))
-        elif kind == "batchtopk":
-            running = p.get("_running_threshold", torch.zeros(()))
-            codes = codes * (codes >= (running if cfg.get("threshold") is None else cfg["threshold"]))
-        elif kind == "jumprelu":
+        codes = choose(p, (x @ p["encoder.weight"].T + p["encoder.bias"]).relu(), kind, cfg)
+        if kind == "jumprelu":
             codes = codes * (codes > p["jump_thresholds" if "jump_thresholds" in p else "thresholds"])
         return codes, codes @ p["decoder.weight"] + p.get("decoder.bias", torch.zeros(()))
 

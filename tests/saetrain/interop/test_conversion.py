@@ -49,7 +49,7 @@ def dense(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """(codes in the units of the package that they came from, reconstruction)."""
     rows, latents, values = sae.encode(x)
     codes = torch.zeros(len(x), sae.config.n_latents).index_put_((rows, latents), values)
-    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x))
+    return codes if sae.norms is None else codes / sae.norms, sae.decode(rows, latents, values, len(x), like=x)
 
 
 def planted_rows(planted_store: Path) -> Tensor:

@@ -26,11 +26,13 @@ from foreign_files import (
     msae_config,
     msae_tensors,
     plain_tensors,
+    write,
 )
 from safetensors.torch import save_file
 from torch import Tensor
 
 from actcache import PipelineError
+from saetrain import Run, convert
 from saetrain.interop.constants import InputConstants
 from saetrain.interop.formats import Foreign, read_foreign
 
@@ -85,6 +87,15 @@ def test_clipscope_reads_raw_activations_as_its_package_does(tmp_path: Path) -> 
     assert foreign.format == "clipscope"
     assert "raw activations" in foreign.notes[0]
     assert not foreign.lacks_constants  # so that nothing is estimated unasked
+
+
+def test_what_is_in_no_file_is_said_and_recorded(tmp_path: Path, planted_store: Path) -> None:
+    made = convert(clipscope(tmp_path), tmp_path / "run", store=planted_store)
+    assert made.notes == read_foreign(tmp_path / "20_resid").notes
+    assert Run.open(made.path).artifact.provenance["notes"] == list(made.notes)
+    estimated = convert(write("visaebench topk", tmp_path / "in"), tmp_path / "other", store=planted_store)
+    assert "estimated from" in str(estimated.input)
+    assert "notes" not in Run.open(estimated.path).artifact.provenance
 
 
 def test_clipscope_reads_normalized_activations_with_constants(tmp_path: Path) -> None:
