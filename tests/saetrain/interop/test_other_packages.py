@@ -21,6 +21,7 @@ from torch import Tensor
 
 from actcache import ActivationStore, CorruptError, PipelineError, SettingsError
 from saetrain import Run, convert
+from saetrain.interop.files import load_tensors
 
 D, F = 32, 40
 
@@ -167,6 +168,25 @@ def test_hostile_files_of_saev_are_refused(tmp_path: Path, planted_store: Path) 
             convert(tmp_path, tmp_path / "run", store=planted_store)
         assert not (tmp_path / "run").exists(), name
     assert not witness.exists()
+
+
+PROGRAMS = (b"K\x01Q", b"K\x01K\x02\x86Q", b"N\x85Q", b"h\x07", b"0", b"(", b"R", b"b", b"s")
+"""Pickles that are wrong after their first opcodes: ids of tensors that are none, and opcodes on an empty stack."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_damaged_pickle_is_one_line(tmp_path: Path, program: bytes) -> None:
+    """torch asserts, or raises whatever an opcode makes of its stack: an id of a tensor that is a number, for one."""
+    path = tmp_path / "sae.pt"
+    torch.save({"a": torch.zeros(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, b"\x80\x02" + program + b"." if name.endswith("data.pkl") else data)
+    with pytest.raises(CorruptError) as told:
+        load_tensors(path)
+    assert "\n" not in str(told.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
