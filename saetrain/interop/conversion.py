@@ -29,7 +29,7 @@ from saetrain.config import TrainConfig
 from saetrain.data import split_images
 from saetrain.interop.constants import estimate_constants, read_constants
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
-from saetrain.interop.matching import match_store
+from saetrain.interop.matching import match_store, match_tokens
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.interop.sources import Source, find_source
 from saetrain.interop.towers import name_tower
@@ -168,7 +168,8 @@ def _import(
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
     weights = save(sae.state_dict())
-    tokens = group.layout.token_kind("all")
+    tokens, more = match_tokens(hint, group)
+    notes = (*notes, *more)
     settings = run_settings(group, hook_point, sae.config, TrainConfig(tokens=tokens))
     settings["imported"] = {"format": foreign.format, "crc32c": crc32c(weights), "bytes": len(weights)}
     with OutputLock(dst) as lock:
