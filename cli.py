@@ -43,6 +43,7 @@ from analysis.config import (
     DeletionConfig,
     MaskingConfig,
     ModelOptions,
+    ProbingConfig,
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
@@ -523,6 +524,28 @@ def rules(
             codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=on_progress
         )
     emit_result(result, out, "rules", codes)
+
+
+@verb(MEASURING, "probe val.codes probe.json --label domain --k 1 --k 16")
+def probe(
+    codes: arguments.CodesPath,
+    config: ProbingConfig,
+    out: arguments.ResultPath = None,
+    concepts: arguments.ProbeConcepts = None,
+    store: arguments.AnyMovedStore = None,
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Measure how well a few latents predict a column of the images.
+
+    The column holds classes or numbers. Latents are chosen on the images that the SAE has learned from and judged on
+    the others; where most images are new to it, on half of these. Beside them: raw activations, random latents that
+    fire as often, and shuffled labels.
+    """
+    with show_progress("probe", "tasks") as on_progress:
+        result = analysis.probe_latents(
+            codes, out, config, concepts=concepts, store=store, overwrite=overwrite, on_progress=on_progress
+        )
+    emit_result(result, out, "probe", codes, "--label", config.label)
 
 
 @verb(MEASURING, "localize val.codes --masks masks --legend classes.csv")

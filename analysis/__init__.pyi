@@ -5,6 +5,7 @@ from .config import (
     DeletionConfig,
     MaskingConfig,
     ModelOptions,
+    ProbingConfig,
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
@@ -16,6 +17,7 @@ from .interventions import delete_latents, evaluate_fidelity, mask_latents, meas
 from .lineage import find_images
 from .localization import localize
 from .naming import add_names, find_names, name_latents, read_names, set_name
+from .probing import probe_latents
 from .publication import Publication, PublishedFile, publish
 from .query import (
     Question,
@@ -48,6 +50,7 @@ from .results import (
     LocalizedConcepts,
     MaskingCurve,
     Matching,
+    Probing,
     Steerability,
     Steering,
     read_result,
@@ -72,6 +75,8 @@ __all__ = [
     "MaskingCurve",
     "Matching",
     "ModelOptions",
+    "Probing",
+    "ProbingConfig",
     "Publication",
     "PublishedFile",
     "Question",
@@ -106,6 +111,7 @@ __all__ = [
     "open_entries",
     "open_scheduler",
     "parse_at",
+    "probe_latents",
     "publish",
     "query_class",
     "query_co_firing",

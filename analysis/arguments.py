@@ -203,6 +203,11 @@ Concepts = Annotated[
     Option(help="Concepts of these codes, from which the latents take their names."),
     Takes("concepts"),
 ]
+ProbeConcepts = Annotated[
+    Path | None,
+    Option("--concepts", help="Concepts that name the latents; by default, those of these codes beside them."),
+    Takes("concepts"),
+]
 Masks = Annotated[
     Path | None,
     Option(help="Folder of PNG masks named like the images; by default, the store's own."),

@@ -49,6 +49,7 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "attribute": (analysis.DeletionConfig, analysis.StudyConfig, analysis.ModelOptions),
     "steer": (analysis.SteerabilityConfig, analysis.StudyConfig, analysis.ModelOptions),
     "rules": (analysis.RulesConfig,),
+    "probe": (analysis.ProbingConfig,),
     "adapt": (actcache.PromptConfig,),
     "compare": (analysis.ComparisonConfig,),
     "name": (analysis.ModelOptions,),
@@ -61,6 +62,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "quickstart": analysis.quickstart, "extract": actcache.extract, "train": saetrain.train, "encode": saetrain.encode,
     "analyze": analysis.analyze, "evaluate": analysis.evaluate_fidelity, "attribute": analysis.delete_latents,
     "steer": analysis.measure_steerability, "inspect": analysis.inspect_dictionaries, "rules": analysis.learn_rules,
+    "probe": analysis.probe_latents,
     "compare": analysis.compare, "adapt": actcache.adapt, "report": analysis.write_report,
     "import": actcache.import_activations,
 }  # fmt: skip

@@ -37,6 +37,7 @@ COMMANDS = [
     "attribute run b.acts attribute.json --n 1 --n 3 --limit 12 --device cpu",
     "steer run b.acts steer.json --latent 19 --strength 20 --vocabulary words.txt --device cpu",
     "rules a.codes rules.json --n-patches 1 --concepts a.concepts",
+    "probe a.codes probe.json --label label_name --k 1 --k 4 --n-random 1 --concepts a.concepts",
     "compare a.concepts adapted.concepts compare.json --k 1 --k 5 --n-seeds 2 --device cpu",
     "inspect runs --store a.acts --n-tokens 40",
     "localize a.codes",

@@ -61,6 +61,7 @@ COMMANDS = [
     "attribute run b.acts deletion.json --n 1 --n 3 --limit 12 --device cpu",
     "steer run b.acts steerability.json --latent 7 --strength 20 --vocabulary words.txt --device cpu",
     "rules a.codes rules.json --n-patches 1 --concepts a.concepts",
+    "probe a.codes probe.json --label label_name --k 1 --n-random 1",
     "inspect run --store a.acts --n-tokens 40",
     "localize a.codes --out where.csv",
     "query a.codes --class class1 --n-top 3 --names a.concepts --out class1.parquet --sheet class1.png",
@@ -107,7 +108,7 @@ def test_the_same_command_again_says_what_is_there_and_changes_nothing(pipeline:
         assert after.keys() == before.keys()
     else:
         assert after == before
-    if command.split()[0] in ("evaluate", "intervene", "attribute", "steer", "rules"):
+    if command.split()[0] in ("evaluate", "intervene", "attribute", "steer", "rules", "probe"):
         out = next(word for word in command.split() if word.endswith(".json"))
         kept = json.loads((pipeline.folder / out).read_text())
         assert kept.pop("digest") == digest(kept)

@@ -99,6 +99,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, make_images: Any, tiny_mod
         ["query", f"{x}.codes", "--sample", "100"],
         ["evaluate", f"{x}.run", f"{x}.acts", "result.json"],
         ["rules", f"{x}.codes", "--n-patches", "1"],
+        ["probe", f"{x}.codes", "--label", "label_name", "--k", "1", "--n-random", "1"],
         ["inspect", f"{x}.run", "--store", f"{x}.acts", "--n-tokens", "20"],
         ["localize", f"{x}.codes"],
         ["report", f"{x}.concepts", f"{x}.html"],

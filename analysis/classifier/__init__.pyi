@@ -10,6 +10,7 @@ from .labeled_images import (
     describe_config,
     sample_images,
 )
+from .logistic import choose_validation, fit_logistic, standardize
 from .outcomes import Outcome, Outcomes
 from .probe import LinearProbe, fit_probe
 from .probe_training import ProbeTraining, choose_training
@@ -35,13 +36,16 @@ __all__ = [
     "choose_judge",
     "choose_tokens",
     "choose_training",
+    "choose_validation",
     "describe_config",
     "embed_directions",
     "embed_stored_images",
+    "fit_logistic",
     "fit_probe",
     "open_judge",
     "predict_classes",
     "read_directions",
     "sample_images",
     "splice",
+    "standardize",
 ]

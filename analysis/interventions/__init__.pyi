@@ -1,6 +1,6 @@
 from .attribution import delete_latents
 from .fidelity import evaluate_fidelity
-from .latent_choice import LatentCounts, count_in_codes, rank_latents, split_halves
+from .latent_choice import LatentCounts, count_in_codes, match_frequency, rank_latents, split_halves
 from .latent_masks import Condition, classify_masked, count_in_stream, make_masks
 from .masking_curve import mask_latents
 from .steering import measure_steerability, set_latents
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate_fidelity",
     "make_masks",
     "mask_latents",
+    "match_frequency",
     "measure_steerability",
     "rank_latents",
     "set_latents",

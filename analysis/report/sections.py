@@ -12,6 +12,7 @@ from actcache.prompts import ZERO_SHOT, PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
 from analysis.report.page import Section, contradictions, draw_level, draw_line, finish_plot, start_plot
+from analysis.report.probing import draw_probing
 from analysis.results import (
     Comparison,
     Deletion,
@@ -21,6 +22,7 @@ from analysis.results import (
     LearnedRules,
     LocalizedConcepts,
     MaskingCurve,
+    Probing,
     Result,
     Steerability,
     Steering,
@@ -288,6 +290,7 @@ SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path], Section]] = {
     Inspection: _alone(show_inspection),
     LocalizedConcepts: _alone(show_localization),
     LearnedRules: _alone(show_rules),
+    Probing: lambda result, concepts, folder: draw_probing(result, concepts),
     Comparison: draw_compared,
 }
 """Every kind of result, with the function that draws its section."""

@@ -21,6 +21,15 @@ from .inspection import Coherence, Gap, InspectedRun, Inspection, Matching
 from .judge import JudgeFacts, ProbeFacts
 from .localization import LocalizedConcept, LocalizedConcepts
 from .masking import MaskingCurve, MaskMargin, MaskRecall, MaskScores
+from .probing import (
+    ProbeDifference,
+    ProbeLatent,
+    ProbeMean,
+    ProbePoint,
+    Probing,
+    RawProbe,
+    say_difference,
+)
 from .result import Head, Result
 from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
 from .steering import Steerability, Steering, SteeringRow, SteeringSummary
@@ -57,7 +66,13 @@ __all__ = [
     "Matching",
     "Overlap",
     "OverlapMeans",
+    "ProbeDifference",
     "ProbeFacts",
+    "ProbeLatent",
+    "ProbeMean",
+    "ProbePoint",
+    "Probing",
+    "RawProbe",
     "RecoveredShares",
     "Result",
     "RuleLiteral",
@@ -77,4 +92,5 @@ __all__ = [
     "finish_result",
     "mean_scores",
     "read_result",
+    "say_difference",
 ]

@@ -92,6 +92,7 @@ VERBS = {
     "steer": Verb("steer run b.acts {o}/x.json --latent 19 --strength 20 --limit 12 --vocabulary words.txt "
                   "--device cpu", ("x.json",)),
     "rules": Verb("rules a.codes {o}/x.json --n-patches 1 --on-seen use", ("x.json",)),
+    "probe": Verb("probe a.codes {o}/x.json --label label_name --k 1 --n-random 1", ("x.json",)),
     "inspect": Verb("inspect run --store a.acts --n-tokens 20 --out {o}/x.json", ("x.json",)),
     "localize": Verb("localize a.codes --out {o}/x.json", ("x.json",)),
     "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --on-seen use --device cpu",

@@ -1,0 +1,3 @@
+from .probing import probe_latents
+
+__all__ = ["probe_latents"]
