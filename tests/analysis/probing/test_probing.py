@@ -380,7 +380,11 @@ def test_raw_activations_names_and_the_page(tmp_path: Path, tiny_codes: Path, ti
     assert found.raw.score == pytest.approx(plain_accuracy(features, y, choosing, judged, 0), abs=1e-12)
     page = write_report(concepts, tmp_path / "r.html", results=[out]).read_text()
     section = page.split(">Probing label_name</h2>")[1].split("<h2")[0]
-    assert f'<a href="#latent-{best}">{best}</a>' in section
+    shown = set(concepts.gallery["latent"].to_pylist())  # those with few images are not
+    for latent in (each.latent for each in found.latents):
+        assert (f'<a href="#latent-{latent}">{latent}</a>' in section) == (latent in shown)
+        assert f">{latent}<" in section
+    assert shown & {each.latent for each in found.latents}
     assert "&lt;red&gt;" in section
     assert "<red>" not in section
 
