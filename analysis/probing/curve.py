@@ -5,6 +5,7 @@ All of them are judged on the same images, so their differences have paired inte
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ def measure_curve(
     """Choose latents, fit probes on them, and judge these. Two passes over the codes.
 
     Args:
-        grid: k, ascending; cut to the latents that fire on the images that are fitted.
+        grid: k; cut to the latents that fire on the images that are fitted.
+        on_progress: called with (tasks done, tasks in all) of each pass, and then of the probes.
     """
     rng = np.random.Generator(np.random.Philox(seed))
     tasks = [task, *(task.shuffle(rng) for _ in range(n_random))]
@@ -64,10 +66,14 @@ def measure_curve(
     columns = read_columns(codes, wanted, score, on_progress)
     outcomes: dict[Condition, NDArray[np.float64]] = {}
     weights: dict[int, NDArray[np.float64]] = {}
+    n_done, n_probes = 0, sum(map(len, lists.values()))
     for (selection, k), pairs in lists.items():
         probed: list[Probed] = []
         for each, latents in pairs:
-            probed.append(each.probe(lambda images, own=latents: columns.dense(own, images)))  # type: ignore[misc]
+            probed.append(each.probe(partial(columns.dense, latents)))
+            n_done += 1
+            if on_progress:
+                on_progress(n_done, n_probes)
         outcomes[selection, k] = np.mean([each.outcomes for each in probed], axis=0)
         if selection == "chosen":
             weights[k] = probed[0].weights

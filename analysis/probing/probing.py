@@ -61,7 +61,8 @@ def probe_latents(
         concepts: names for the latents; by default those of the tables of these codes that lie beside them.
         store: the activations that the codes were made from, if they have moved. Without them, the probe on the raw
             activations is left out.
-        on_progress: called with (tasks done, tasks in all), for one pass over the codes after the other.
+        on_progress: called with (tasks done, tasks in all), for one pass over the codes after the other, and then for
+            the probes.
 
     Raises:
         SettingsError: an unknown column, one without values or with a single class, nothing left to judge, scikit-learn

@@ -82,13 +82,13 @@ def read_target(images: pa.Table, column: str, as_: str | None = None) -> Target
             f"--label names the column {column!r}, which holds {kind}. Expected texts, numbers, or true and false."
         )
     if numeric:
-        numbers = np.array(pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False))
+        numbers = np.array(pc.fill_null(values.cast(pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False))
         missing = ~np.isfinite(numbers) | ((numbers == -1) if column == "label" else False)
         numbers[missing] = np.nan
         if as_ == "number" or (as_ is None and len(np.unique(numbers[~missing])) > MANY):
             return _check(Target(column, None, numbers))
         names, classes = np.unique(numbers[~missing], return_inverse=True)
-        return _check(Target(column, tuple(f"{name:g}" for name in names.tolist()), _put(classes, ~missing)))
+        return _check(Target(column, tuple(map(_spell, names.tolist())), _put(classes, ~missing)))
     if as_ == "number":
         raise SettingsError(f"--as number needs numbers, but the column {column!r} holds {kind}. Use --as class.")
     texts = np.array(pc.fill_null(values.cast(pa.string()), "").to_pylist(), dtype=object)
@@ -104,6 +104,10 @@ def _check(target: Target) -> Target:
             "with labels, or name another column with --label."
         )
     return target
+
+
+def _spell(number: float) -> str:
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _put(values: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -284,12 +284,14 @@ def test_what_a_column_holds_is_found_or_told(codes: CodeStore) -> None:
     assert len(many) == len(set(many))
     table = pa.table({
         "label": [-1, 0, 1], "text": ["", "a", None], "number": [float("nan"), None, 2.0],
-        "dictionary": pa.array(["a", "b", None]).dictionary_encode(),
+        "id": [1234567, None, 2**62 + 1], "dictionary": pa.array(["a", "b", None]).dictionary_encode(),
     })  # fmt: skip
+    assert read_target(table, "id").names == ("1234567", str(2**62))  # a float64 tells no more apart
+    assert read_target(pa.table({"x": [0.25, 3.0]}), "x").names == ("0.25", "3")
     present = {name: read_target(table, name).present.tolist() for name in table.column_names}
     assert present == {
         "label": [False, True, True], "text": [False, True, False], "number": [False, False, True],
-        "dictionary": [True, True, False],
+        "id": [True, False, True], "dictionary": [True, True, False],
     }  # fmt: skip
 
 
