@@ -3,7 +3,7 @@
 All of them are judged on the same images, so their differences have paired intervals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actcache import SettingsError
 from actcache.progress import Progress
 from analysis.intervals import LEVELS, resample_means
 from analysis.interventions import match_frequency
@@ -52,6 +53,10 @@ def measure_curve(
     n_classes = None if task.split.names is None else len(task.split.names)
     targets = [each.targets[~task.held_out] for each in tasks]
     ranked = rank_latents(codes, task.fitted, targets, n_classes, score, on_progress)
+    if not ranked.n_images.any():
+        raise SettingsError(
+            f"No latent of {codes.path} fires on the images that are fitted. Give codes of other images."
+        )
     grid = cut_grid(grid, int((ranked.n_images > 0).sum()))
     lists: dict[Condition, list[tuple[Task, NDArray[np.int64]]]] = {}
     for k in grid:
@@ -82,20 +87,31 @@ def measure_curve(
 
 def cut_grid(grid: tuple[int, ...], n_firing: int) -> tuple[int, ...]:
     """The numbers of latents, ascending, none above the number of latents that fire."""
-    return tuple(sorted({min(k, max(n_firing, 1)) for k in grid}))
+    return tuple(sorted({min(k, n_firing) for k in grid}))
+
+
+Resample = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Numbers of the judged images [m, M] -> [1 + resamples, M]: their means, then those on each resample of the images."""
+
+
+def resample_images(values: NDArray[np.float64], *, seed: int) -> NDArray[np.float64]:
+    """A `Resample` of 1,000 resamples."""
+    return np.concatenate([values.mean(0)[None], resample_means([values], [np.arange(len(values))], seed=seed)])
 
 
 class Scores:
     """Accuracy, or R^2, of each condition and of its resamples."""
 
-    def __init__(self, outcomes: Mapping[Condition, NDArray[np.float64]], truth: NDArray[Any] | None, seed: int):
+    def __init__(
+        self, outcomes: Mapping[Condition, NDArray[np.float64]], truth: NDArray[Any] | None, resample: Resample
+    ):
         """truth: [m] the numbers; None for classes."""
         self.conditions = list(outcomes)
         values = np.stack([outcomes[each] for each in self.conditions], axis=1)
         if truth is not None:
             centered = truth - truth.mean()
             values = np.column_stack([values, centered, centered**2])
-        means = np.concatenate([values.mean(0)[None], resample_means([values], [np.arange(len(values))], seed=seed)])
+        means = resample(values)
         n = len(self.conditions)
         self.table = means[:, :n]  # [1 + resamples, conditions]
         if truth is not None:

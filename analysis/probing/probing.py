@@ -11,6 +11,7 @@ Source: k-sparse probing (Gurnee et al. 2023, arXiv 2305.01610).
 
 import importlib.util
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from analysis.concepts import ConceptTable
 from analysis.config import ProbingConfig
 from analysis.lineage import seen_in_codes
 from analysis.naming import find_names
-from analysis.probing.curve import Curve, Scores, judge_difference, measure_curve, sum_up
+from analysis.probing.curve import Curve, Scores, judge_difference, measure_curve, resample_images, sum_up
 from analysis.probing.fitting import Task
 from analysis.probing.raw import find_raw, name_features, read_raw
 from analysis.probing.target import Split, Target, read_target, split_images
@@ -93,7 +94,8 @@ def probe_latents(
     if not isinstance(raw, str):
         probed = task.probe(read_raw(codes, raw))
         outcomes["raw", 0], n_features = probed.outcomes, probed.weights.shape[-1]
-    scores = Scores(outcomes, None if target.names is not None else split.truth[1], config.seed)
+    truth = None if split.names is not None else split.truth[1]
+    scores = Scores(outcomes, truth, partial(resample_images, seed=config.seed))
     measured = _summarize(scores)
     result = Probing(
         *head, column=target.column, target="class" if split.names is not None else "number",

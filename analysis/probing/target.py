@@ -125,7 +125,7 @@ def split_images(target: Target, candidates: NDArray[np.bool_], judged: NDArray[
     Args:
         candidates: [I], images with a value that may be used. judged: those of them that may be judged.
 
-    Raises SettingsError when less than two classes, or less than two different numbers, are left.
+    Raises SettingsError: see `make_split`.
     """
     may = np.zeros(len(candidates), dtype=bool)
     may[judged] = True
@@ -134,16 +134,25 @@ def split_images(target: Target, candidates: NDArray[np.bool_], judged: NDArray[
         group = target.values if target.names is not None else np.zeros(len(may), dtype=np.int64)
         half, judged = split_halves(np.where(may, group, -1).astype(np.int64), seed=seed)
         choosing = np.union1d(choosing, half)
-    if target.names is None:
-        choosing = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(choosing)[:N_CHOOSING])
-        truth = target.values[choosing], target.values[judged]
-        if min(len(np.unique(values)) for values in truth) < 2:
-            raise SettingsError(
-                f"The column {target.column!r} has fewer than two different numbers on the {len(choosing):,} images "
-                f"that choose or on the {len(judged):,} that judge. Give more images, or name another column."
-            )
-        return Split(choosing, judged, truth, None)
-    return _keep_classes(target, choosing, judged, seed)
+    return make_split(target, choosing, judged, seed)
+
+
+def make_split(target: Target, choosing: NDArray[np.int64], judged: NDArray[np.int64], seed: int) -> Split:
+    """What is predicted of images that choose and of others that judge; images without a value are left out.
+
+    Raises SettingsError when less than two classes, or less than two different numbers, are left.
+    """
+    choosing, judged = choosing[target.present[choosing]], judged[target.present[judged]]
+    if target.names is not None:
+        return _keep_classes(target, choosing, judged, seed)
+    choosing = np.sort(np.random.Generator(np.random.Philox(seed)).permutation(choosing)[:N_CHOOSING])
+    truth = target.values[choosing], target.values[judged]
+    if len(choosing) < LEAST or min(len(np.unique(values)) for values in truth) < 2:
+        raise SettingsError(
+            f"The column {target.column!r} has fewer than two different numbers on the {len(choosing):,} images that "
+            f"choose or on the {len(judged):,} that judge. Give more images, or name another column."
+        )
+    return Split(choosing, judged, truth, None)
 
 
 def _keep_classes(target: Target, choosing: NDArray[np.int64], judged: NDArray[np.int64], seed: int) -> Split:
