@@ -8,10 +8,11 @@ from .labeled_images import (
     choose_classes,
     choose_images,
     describe_config,
+    label_names,
     sample_images,
 )
 from .outcomes import Outcome, Outcomes
-from .probe import LinearProbe, fit_probe
+from .probe import LinearProbe, choose_validation, fit_logistic, fit_probe
 from .probe_training import ProbeTraining, choose_training
 from .splicing import Spliced, choose_tokens, splice
 from .streams import BATCH_IMAGES, as_numpy, batches
@@ -35,10 +36,13 @@ __all__ = [
     "choose_judge",
     "choose_tokens",
     "choose_training",
+    "choose_validation",
     "describe_config",
     "embed_directions",
     "embed_stored_images",
+    "fit_logistic",
     "fit_probe",
+    "label_names",
     "open_judge",
     "predict_classes",
     "read_directions",
