@@ -26,6 +26,7 @@ RIGHT = {
     "name": "a.concepts", "report": "a.concepts new.html", "evaluate": "run b.acts new.json",
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "localize": "a.codes", "inspect": "run --store a.acts",
+    "benchmark": "run b.acts new.json",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
     "convert": "run new-folder --to saelens", "publish": "a.concepts new-folder", "info": "a.acts", "verify": "a.acts",
     "import": f"a.concepts/nearest_cosine.npy new.acts {MODEL} --layer 1",

@@ -20,6 +20,7 @@ from actcache.prompts import Towers, open_towers
 from actcache.seen import Seen
 from actcache.store import select_images
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.resamples import divide
 from analysis.benchmark.subject import Judged, Subject
 from analysis.classifier import (
     ClassifiedImages,
@@ -164,14 +165,15 @@ def describe_task(
         "loss": {name: float(each.loss.mean()) for name, each in references.items()},
     }
     of_sae, whole, ablated = (np.append(values[i], replicates[:, i]) for i in (0, 3, 4))
-    shares = np.divide(of_sae - ablated, whole - ablated, out=np.full_like(whole, np.nan), where=whole > ablated)
-    known = bool(np.isfinite(shares[0]))
-    more = {} if known else {"no_interval": "the mean token does no harm, so there is nothing to recover"}
+    shares = divide(of_sae - ablated, whole - ablated, whole > ablated)
+    if np.isfinite(shares[0]):
+        recovered = Measured("task recovered", float(shares[0]), shares[1:], True, facts)
+    else:
+        reason = "the mean token does no harm, so there is nothing to recover"
+        recovered = Measured("task recovered", None, None, True, {**facts, "no_interval": reason})
     return [
         Measured("task accuracy", float(values[0]), replicates[:, 0], True, facts),
         Measured("task agreement", float(values[1]), replicates[:, 1], True, facts),
         Measured("task loss", float(values[2]), replicates[:, 2], False, facts),
-        Measured(
-            "task recovered", *((float(shares[0]), shares[1:]) if known else (None, None)), True, {**facts, **more}
-        ),
+        recovered,
     ]
