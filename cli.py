@@ -436,6 +436,29 @@ def evaluate(
     emit_result(result, out, "evaluate", run, store)
 
 
+@verb(MEASURING, "benchmark runs/seed0 runs/seed1 val.acts benchmark.json")
+def benchmark(
+    runs: arguments.InspectRuns,
+    store: arguments.StorePath,
+    out: arguments.BenchmarkOut,
+    study: StudyConfig,
+    model: ModelOptions,
+    codes: arguments.BenchmarkCodes = [],
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Measure what SAEs are worth, beside baselines.
+
+    The baselines are an untrained SAE of each run, PCA, raw dimensions and k-means. All are judged on the same images,
+    which no run has learned from, and differences are printed where their 95 % interval does not hold 0. The same
+    command resumes after an interruption.
+    """
+    with show_steps() as on_step:
+        result = analysis.benchmark_runs(
+            runs, store, out, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
+        )
+    emit_result(result, out, "benchmark", *runs, store)
+
+
 @verb(MEASURING, "intervene runs/l10 val.acts masks.json --chosen-on train.codes")
 def intervene(
     run: arguments.RunPath,

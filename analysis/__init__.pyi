@@ -1,3 +1,4 @@
+from .benchmark import benchmark_runs
 from .comparison import compare
 from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .config import (
@@ -42,6 +43,7 @@ from .query import (
 from .reduce import Statistic, map_shards, open_scheduler, reduce_shards
 from .report import write_adaptation_page, write_report
 from .results import (
+    Benchmark,
     Comparison,
     Deletion,
     Fidelity,
@@ -61,6 +63,7 @@ from .views import Look, View, look
 
 __all__ = [
     "AnalyzeConfig",
+    "Benchmark",
     "Comparison",
     "ComparisonConfig",
     "ConceptTable",
@@ -92,6 +95,7 @@ __all__ = [
     "add_names",
     "analyze",
     "answer_question",
+    "benchmark_runs",
     "co_fire",
     "compare",
     "delete_latents",

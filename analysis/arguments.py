@@ -228,6 +228,14 @@ LocalizeOut = Annotated[
 InspectRuns = Annotated[
     list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them."), Takes("run", folders=True)
 ]
+BenchmarkOut = Annotated[
+    Path,
+    Argument(metavar="OUT", help="JSON file to write; baselines and codes are kept beside it, in OUT's .work."),
+    JSON,
+]
+BenchmarkCodes = Annotated[
+    list[Path], Option(help="Codes of a run on STORE, which are made otherwise; repeat for several."), Takes("codes")
+]
 InspectStore = Annotated[
     list[str], Option(help="Activations of their model; repeat for several stores."), Takes("acts")
 ]

@@ -27,6 +27,7 @@ RIGHT = {
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "probe": "a.codes new.json --label label_name",
     "localize": "a.codes", "inspect": "run --store a.acts",
+    "benchmark": "run b.acts new.json",
     "adapt": f"images new.prompts {MODEL}", "compare": "a.concepts adapted.concepts new.json",
     "convert": "run new-folder --to saelens", "publish": "a.concepts new-folder", "info": "a.acts", "verify": "a.acts",
     "import": f"a.concepts/nearest_cosine.npy new.acts {MODEL} --layer 1",

@@ -32,6 +32,7 @@ COMMANDS = [
     "look images/class0/00.png images/class1/01.png --sae run --device cpu --n-top 3 --out new-look.png",
     "evaluate run a.acts",
     "evaluate run a.acts evaluate.json --device cpu",
+    "benchmark run a.acts new-benchmark.json --on-seen use --device cpu",
     "intervene run b.acts intervene.json --k 1 --k 3 --n-random 1 --device cpu",
     "intervene run b.acts intervene-set.json --set 19=5 --add 18=-1 --device cpu",
     "attribute run b.acts attribute.json --n 1 --n 3 --limit 12 --device cpu",

@@ -98,6 +98,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, make_images: Any, tiny_mod
         ["query", f"{x}.codes", "--where", f"{HOSTILE} == 1"],
         ["query", f"{x}.codes", "--sample", "100"],
         ["evaluate", f"{x}.run", f"{x}.acts", "result.json"],
+        ["benchmark", f"{x}.run", f"{x}.acts", f"{x}.json", "--on-seen", "use"],
         ["rules", f"{x}.codes", "--n-patches", "1"],
         ["probe", f"{x}.codes", "--label", "label_name", "--k", "1", "--n-random", "1"],
         ["inspect", f"{x}.run", "--store", f"{x}.acts", "--n-tokens", "20"],

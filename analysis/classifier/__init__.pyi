@@ -8,6 +8,7 @@ from .labeled_images import (
     choose_classes,
     choose_images,
     describe_config,
+    label_names,
     sample_images,
 )
 from .logistic import choose_validation, fit_logistic, standardize
@@ -42,6 +43,7 @@ __all__ = [
     "embed_stored_images",
     "fit_logistic",
     "fit_probe",
+    "label_names",
     "open_judge",
     "predict_classes",
     "read_directions",

@@ -1,3 +1,12 @@
+from .benchmark import (
+    Benchmark,
+    BenchmarkDifference,
+    BenchmarkSeeds,
+    BenchmarkSkipped,
+    BenchmarkSubject,
+    BenchmarkTable,
+    BenchmarkValue,
+)
 from .comparison import (
     ClassOverlap,
     ComparedMask,
@@ -35,6 +44,13 @@ from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
 from .steering import Steerability, Steering, SteeringRow, SteeringSummary
 
 __all__ = [
+    "Benchmark",
+    "BenchmarkDifference",
+    "BenchmarkSeeds",
+    "BenchmarkSkipped",
+    "BenchmarkSubject",
+    "BenchmarkTable",
+    "BenchmarkValue",
     "ClassOverlap",
     "ClassRules",
     "Coherence",

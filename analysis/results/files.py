@@ -21,7 +21,8 @@ SCHEMA = 1
 R = TypeVar("R", bound=Result)
 
 _EXPECTED = (
-    "Expected the JSON file of evaluate, intervene, attribute, steer, probe, inspect, localize, rules or compare."
+    "Expected the JSON file of evaluate, intervene, attribute, steer, probe, inspect, localize, rules, compare or "
+    "benchmark."
 )
 
 

@@ -87,6 +87,7 @@ VERBS = {
                     overwrites=False),
     "report": Verb("report a.concepts {o}/x.html", ("x.html",), overwrites=False, changing=("x.html",)),
     "evaluate": Verb("evaluate run a.acts {o}/x.json --device cpu", ("x.json",)),
+    "benchmark": Verb("benchmark run a.acts {o}/x.json --limit 12 --on-seen use --device cpu", ("x.json",)),
     "intervene": Verb("intervene run b.acts {o}/x.json --set 19=5 --device cpu", ("x.json",)),
     "attribute": Verb("attribute run b.acts {o}/x.json --n 1 --limit 12 --device cpu", ("x.json",)),
     "steer": Verb("steer run b.acts {o}/x.json --latent 19 --strength 20 --limit 12 --vocabulary words.txt "
