@@ -39,17 +39,18 @@ class Curve:
 
 
 def measure_curve(
-    codes: CodeStore, task: Task, grid: tuple[int, ...], *, score: str, n_random: int, seed: int,
+    codes: CodeStore, task: Task, grid: tuple[int, ...], *, score: str, n_random: int, n_shuffled: int, seed: int,
     on_progress: Progress | None = None,
 ) -> Curve:  # fmt: skip
     """Choose latents, fit probes on them, and judge these. Two passes over the codes.
 
     Args:
+        n_random, n_shuffled: draws of random latents, and of shuffled labels.
         grid: k; cut to the latents that fire on the images that are fitted.
         on_progress: called with (tasks done, tasks in all) of each pass, and then of the probes.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    tasks = [task, *(task.shuffle(rng) for _ in range(n_random))]
+    tasks = [task, *(task.shuffle(rng) for _ in range(n_shuffled))]
     n_classes = None if task.split.names is None else len(task.split.names)
     targets = [each.targets[~task.held_out] for each in tasks]
     ranked = rank_latents(codes, task.fitted, targets, n_classes, score, on_progress)
@@ -66,7 +67,8 @@ def measure_curve(
             drawn = match_frequency(chosen[None], ranked.n_images, rng=rng)
             if drawn is not None:  # there are enough others that fire
                 lists.setdefault(("random", k), []).append((task, drawn[0]))
-        lists["shuffled", k] = [(tasks[i], ranked.best(i, k)) for i in range(1, len(tasks))]
+        if n_shuffled:
+            lists["shuffled", k] = [(tasks[i], ranked.best(i, k)) for i in range(1, len(tasks))]
     wanted = np.unique(np.concatenate([latents for pairs in lists.values() for _, latents in pairs]))
     columns = read_columns(codes, wanted, score, on_progress)
     outcomes: dict[Condition, NDArray[np.float64]] = {}

@@ -88,7 +88,7 @@ def probe_latents(
     target = read_target(codes.images, config.label, config.as_)
     split, seen = _choose_images(codes, target, config)
     task = Task.of(split, config.seed)
-    how = {"score": config.score, "n_random": config.n_random, "seed": config.seed}
+    how = {"score": config.score, "n_random": config.n_random, "n_shuffled": config.n_random, "seed": config.seed}
     curve = measure_curve(codes, task, config.k, **how, on_progress=on_progress)  # type: ignore[arg-type]
     outcomes, n_features = dict(curve.outcomes), 0
     if not isinstance(raw, str):
