@@ -20,6 +20,7 @@ from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import compare, interval
+from analysis.benchmark.sparse_probing import measure_sparse_probing
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
@@ -97,6 +98,7 @@ def benchmark_runs(
         Measure(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
+        Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
     ]
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
