@@ -43,6 +43,7 @@ from analysis.config import (
     DeletionConfig,
     MaskingConfig,
     ModelOptions,
+    ProbingConfig,
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
@@ -435,6 +436,29 @@ def evaluate(
     emit_result(result, out, "evaluate", run, store)
 
 
+@verb(MEASURING, "benchmark runs/seed0 runs/seed1 val.acts benchmark.json")
+def benchmark(
+    runs: arguments.InspectRuns,
+    store: arguments.StorePath,
+    out: arguments.BenchmarkOut,
+    study: StudyConfig,
+    model: ModelOptions,
+    codes: arguments.BenchmarkCodes = [],
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Measure what SAEs are worth, beside baselines.
+
+    The baselines are an untrained SAE of each run, PCA, raw dimensions and k-means. All are judged on the same images,
+    which no run has learned from, and differences are printed where their 95 % interval does not hold 0. The same
+    command resumes after an interruption.
+    """
+    with show_steps() as on_step:
+        result = analysis.benchmark_runs(
+            runs, store, out, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
+        )
+    emit_result(result, out, "benchmark", *runs, store)
+
+
 @verb(MEASURING, "intervene runs/l10 val.acts masks.json --chosen-on train.codes")
 def intervene(
     run: arguments.RunPath,
@@ -523,6 +547,28 @@ def rules(
             codes, out, config, judge=judge, concepts=concepts, overwrite=overwrite, on_progress=on_progress
         )
     emit_result(result, out, "rules", codes)
+
+
+@verb(MEASURING, "probe val.codes probe.json --label domain --k 1 --k 16")
+def probe(
+    codes: arguments.CodesPath,
+    config: ProbingConfig,
+    out: arguments.ResultPath = None,
+    concepts: arguments.ProbeConcepts = None,
+    store: arguments.AnyMovedStore = None,
+    overwrite: arguments.Overwrite = False,
+) -> None:
+    """Measure how well a few latents predict a column of the images.
+
+    The column holds classes or numbers. Latents are chosen on the images that the SAE has learned from and judged on
+    the others; where most images are new to it, on half of these. Beside them: raw activations, random latents that
+    fire as often, and shuffled labels.
+    """
+    with show_progress("probe", "tasks") as on_progress:
+        result = analysis.probe_latents(
+            codes, out, config, concepts=concepts, store=store, overwrite=overwrite, on_progress=on_progress
+        )
+    emit_result(result, out, "probe", codes, "--label", config.label)
 
 
 @verb(MEASURING, "localize val.codes --masks masks --legend classes.csv")

@@ -1,3 +1,4 @@
+from .benchmark import benchmark_runs
 from .comparison import compare
 from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .config import (
@@ -5,6 +6,7 @@ from .config import (
     DeletionConfig,
     MaskingConfig,
     ModelOptions,
+    ProbingConfig,
     RulesConfig,
     SteerabilityConfig,
     StudyConfig,
@@ -16,6 +18,7 @@ from .interventions import delete_latents, evaluate_fidelity, mask_latents, meas
 from .lineage import find_images
 from .localization import localize
 from .naming import add_names, find_names, name_latents, read_names, set_name
+from .probing import probe_latents
 from .publication import Publication, PublishedFile, publish
 from .query import (
     Question,
@@ -40,6 +43,7 @@ from .query import (
 from .reduce import Statistic, map_shards, open_scheduler, reduce_shards
 from .report import write_adaptation_page, write_report
 from .results import (
+    Benchmark,
     Comparison,
     Deletion,
     Fidelity,
@@ -48,6 +52,7 @@ from .results import (
     LocalizedConcepts,
     MaskingCurve,
     Matching,
+    Probing,
     Steerability,
     Steering,
     read_result,
@@ -58,6 +63,7 @@ from .views import Look, View, look
 
 __all__ = [
     "AnalyzeConfig",
+    "Benchmark",
     "Comparison",
     "ComparisonConfig",
     "ConceptTable",
@@ -72,6 +78,8 @@ __all__ = [
     "MaskingCurve",
     "Matching",
     "ModelOptions",
+    "Probing",
+    "ProbingConfig",
     "Publication",
     "PublishedFile",
     "Question",
@@ -87,6 +95,7 @@ __all__ = [
     "add_names",
     "analyze",
     "answer_question",
+    "benchmark_runs",
     "co_fire",
     "compare",
     "delete_latents",
@@ -106,6 +115,7 @@ __all__ = [
     "open_entries",
     "open_scheduler",
     "parse_at",
+    "probe_latents",
     "publish",
     "query_class",
     "query_co_firing",

@@ -203,6 +203,11 @@ Concepts = Annotated[
     Option(help="Concepts of these codes, from which the latents take their names."),
     Takes("concepts"),
 ]
+ProbeConcepts = Annotated[
+    Path | None,
+    Option("--concepts", help="Concepts that name the latents; by default, those of these codes beside them."),
+    Takes("concepts"),
+]
 Masks = Annotated[
     Path | None,
     Option(help="Folder of PNG masks named like the images; by default, the store's own."),
@@ -222,6 +227,14 @@ LocalizeOut = Annotated[
 ]
 InspectRuns = Annotated[
     list[Path], Argument(metavar="RUN...", help="Trained SAEs, or folders of them."), Takes("run", folders=True)
+]
+BenchmarkOut = Annotated[
+    Path,
+    Argument(metavar="OUT", help="JSON file to write; baselines and codes are kept beside it, in OUT's .work."),
+    JSON,
+]
+BenchmarkCodes = Annotated[
+    list[Path], Option(help="Codes of a run on STORE, which are made otherwise; repeat for several."), Takes("codes")
 ]
 InspectStore = Annotated[
     list[str], Option(help="Activations of their model; repeat for several stores."), Takes("acts")

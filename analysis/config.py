@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actcache.errors import SettingsError
 from actcache.hook_point import SITES
-from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option
+from actcache.options import FLOAT_MAX, JudgingConfig, check_options, option, required
 
 TAU = 0.2
 """Default activation above which a token counts (PatchSAE, equation 4)."""
@@ -250,3 +250,40 @@ class RulesConfig(ProbeConfig):
         super().__post_init__()
         if self.explain not in EXPLAINED:
             raise SettingsError(f"--explain must be one of {', '.join(EXPLAINED)}, got {self.explain!r}.")
+
+
+TARGETS = ("class", "number")
+"""What a column of the image table holds for a probe: classes, or numbers."""
+
+
+@dataclass(frozen=True)
+class ProbingConfig(JudgingConfig):
+    """What is read from the image-level codes, and with how many latents."""
+
+    label: str = required("Column of images.parquet to predict: label_name, or any other column of the images.")
+    as_: str | None = option(
+        None,
+        "What the column holds: class, or number, the default for a column of more than 20 different numbers.",
+    )
+    k: tuple[int, ...] = option(
+        (1, 4, 16, 64, 256),
+        "Number of latents that a probe sees; repeat the flag for several. Cut to the latents that fire.",
+        at_least=1,
+    )
+    score: str = option("max", "How an image's activations make a score: the max over its tokens, or their mean.")
+    where: str | None = option(None, "Filter over the columns of images.parquet: \"split == 'test'\".")
+    n_random: int = option(
+        2,
+        "Number of draws of random latents that fire as often as the chosen ones, and of shuffled labels.",
+        at_least=1,
+    )
+    seed: int = option(0, "Random seed for the halves, the controls and the intervals.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.as_ is not None and self.as_ not in TARGETS:
+            raise SettingsError(f"--as must be one of {', '.join(TARGETS)}, got {self.as_!r}.")
+        if self.score not in SCORES:
+            raise SettingsError(f"--score must be one of {', '.join(SCORES)}, got {self.score!r}.")
+        if not self.k:
+            raise SettingsError("--k must name at least one number of latents, got none.")

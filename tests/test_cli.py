@@ -45,10 +45,12 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "query": (analysis.Question,),
     "look": (analysis.TowerOptions,),
     "evaluate": (analysis.StudyConfig, analysis.ModelOptions),
+    "benchmark": (analysis.StudyConfig, analysis.ModelOptions),
     "intervene": (analysis.MaskingConfig, analysis.StudyConfig, analysis.ModelOptions),
     "attribute": (analysis.DeletionConfig, analysis.StudyConfig, analysis.ModelOptions),
     "steer": (analysis.SteerabilityConfig, analysis.StudyConfig, analysis.ModelOptions),
     "rules": (analysis.RulesConfig,),
+    "probe": (analysis.ProbingConfig,),
     "adapt": (actcache.PromptConfig,),
     "compare": (analysis.ComparisonConfig,),
     "name": (analysis.ModelOptions,),
@@ -61,8 +63,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "quickstart": analysis.quickstart, "extract": actcache.extract, "train": saetrain.train, "encode": saetrain.encode,
     "analyze": analysis.analyze, "evaluate": analysis.evaluate_fidelity, "attribute": analysis.delete_latents,
     "steer": analysis.measure_steerability, "inspect": analysis.inspect_dictionaries, "rules": analysis.learn_rules,
+    "probe": analysis.probe_latents,
     "compare": analysis.compare, "adapt": actcache.adapt, "report": analysis.write_report,
-    "import": actcache.import_activations,
+    "import": actcache.import_activations, "benchmark": analysis.benchmark_runs,
 }  # fmt: skip
 """The functions whose own keywords are the other flags."""
 

@@ -271,6 +271,10 @@ COMMANDS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "query image": ("query {0}/x.codes --image 5", lambda answer: len(answer["rows"]) > 0),
     "query class": ("query {0}/x.codes --class class1", lambda answer: len(answer["rows"]) > 0),
     "rules": ("rules {0}/x.codes --n-patches 1", lambda answer: answer["n_judged"] > 0),
+    "probe": (
+        "probe {0}/x.codes --label label_name --k 1 --n-random 1 --on-seen use",
+        lambda answer: answer["n_judged"] > 0,
+    ),
     "analyze": ("analyze {0}/x.codes {0}/x.concepts", lambda answer: answer["n_tokens"] == N * N_TOKENS),
     "report": ("report {0}/x.concepts {0}/page.html", lambda answer: answer["bytes"] > 1000),
     "train": (

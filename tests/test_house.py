@@ -20,7 +20,8 @@ ORDER = {
     "hub models sources store prompts extraction importing demo",
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
-    "localization naming dictionary rules interventions comparison report views publication terminal arguments tour",
+    "localization naming dictionary rules interventions probing benchmark comparison report views publication "
+    "terminal arguments tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
@@ -51,6 +52,7 @@ LIBRARIES = {
     "analysis/dictionary": "scipy torch",
     "analysis/rules": "scipy sklearn",
     "analysis/interventions": "torch",
+    "analysis/benchmark": "torch",
     "analysis/comparison": "torch",
     "analysis/report": "bokeh jinja2 markupsafe",
     "analysis/publication": "PIL",

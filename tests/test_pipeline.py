@@ -61,7 +61,9 @@ COMMANDS = [
     "attribute run b.acts deletion.json --n 1 --n 3 --limit 12 --device cpu",
     "steer run b.acts steerability.json --latent 7 --strength 20 --vocabulary words.txt --device cpu",
     "rules a.codes rules.json --n-patches 1 --concepts a.concepts",
+    "probe a.codes probe.json --label label_name --k 1 --n-random 1",
     "inspect run --store a.acts --n-tokens 40",
+    "benchmark run a.acts benchmark.json --on-seen use --device cpu",
     "localize a.codes --out where.csv",
     "query a.codes --class class1 --n-top 3 --names a.concepts --out class1.parquet --sheet class1.png",
     "query a.codes --group label==1 --versus label==2 --n-top 3",
@@ -107,7 +109,7 @@ def test_the_same_command_again_says_what_is_there_and_changes_nothing(pipeline:
         assert after.keys() == before.keys()
     else:
         assert after == before
-    if command.split()[0] in ("evaluate", "intervene", "attribute", "steer", "rules"):
+    if command.split()[0] in ("evaluate", "benchmark", "intervene", "attribute", "steer", "rules", "probe"):
         out = next(word for word in command.split() if word.endswith(".json"))
         kept = json.loads((pipeline.folder / out).read_text())
         assert kept.pop("digest") == digest(kept)
@@ -158,6 +160,12 @@ BAD = [
     ("evaluate run a.acts x.json --where label==9", "--where"),
     ("evaluate run a.acts x.json --limit 0", "--limit must be at least 1"),
     ("evaluate run other.acts x.json", "was trained on model"),
+    ("benchmark run other.acts x.json", "was trained on model"),
+    ("benchmark run run a.acts x.json", "A run is given twice"),
+    ("benchmark run a.acts x.txt", "OUT must end in .json"),
+    ("benchmark run a.acts x.json --codes a.concepts", "a.concepts"),
+    ("benchmark run a.acts x.json --where label==9", "holds for no image"),
+    ("benchmark run a.acts x.json --on-seen never", "--on-seen"),
     ("evaluate run nowhere.acts x.json", "does not exist"),
     ("intervene run b.acts x.json --latent 64", "0..63, got 64"),
     ("intervene run b.acts x.json --set 64=1", "0..63, got 64"),

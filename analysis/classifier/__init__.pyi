@@ -8,8 +8,10 @@ from .labeled_images import (
     choose_classes,
     choose_images,
     describe_config,
+    label_names,
     sample_images,
 )
+from .logistic import choose_validation, fit_logistic, standardize
 from .outcomes import Outcome, Outcomes
 from .probe import LinearProbe, fit_probe
 from .probe_training import ProbeTraining, choose_training
@@ -35,13 +37,17 @@ __all__ = [
     "choose_judge",
     "choose_tokens",
     "choose_training",
+    "choose_validation",
     "describe_config",
     "embed_directions",
     "embed_stored_images",
+    "fit_logistic",
     "fit_probe",
+    "label_names",
     "open_judge",
     "predict_classes",
     "read_directions",
     "sample_images",
     "splice",
+    "standardize",
 ]

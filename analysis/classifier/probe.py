@@ -10,10 +10,8 @@ penalty, is raised until the loss on a fifth of the training images, on which th
 Source of the features and of the grid over C: the linear evaluations of DINOv2 and DINOv3.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +22,11 @@ from torch.nn import functional as F
 from actcache import SettingsError
 from actcache.models import VisionTower
 from analysis.classifier.embeddings import last_output
+from analysis.classifier.logistic import choose_validation, fit_logistic, standardize
 from analysis.classifier.probe_training import ProbeTraining
 from analysis.classifier.streams import BATCH_IMAGES, as_numpy, batches, read_stream
 from analysis.results import JudgeFacts, ProbeFacts
 
-VALIDATION_SHARE = 0.2
-GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Values of C; on standardized features the best one lies between 1e-3 and 0.1 for 1,000 to 20,000 images."""
-N_ITERATIONS = 1000
-TOLERANCE = 1e-6
-"""Largest element of the gradient of the mean loss at which a fit ends."""
 STANDARDIZED = "standardized"
 
 
@@ -126,8 +119,7 @@ def fit_probe(
         features.append(as_numpy(read_features(vision, x, parts)))
     rows = np.concatenate(features).astype(np.float64)
     judged = choose_validation(classes, training.seed)
-    mean, deviation = rows[~judged].mean(0), rows[~judged].std(0)
-    deviation = np.where(deviation > 1e-8, deviation, 1.0)  # a feature that is the same everywhere says nothing
+    mean, deviation = standardize(rows[~judged])
     fit = fit_logistic((rows - mean) / deviation, classes, judged)
     facts = ProbeFacts(
         features="+".join(parts), normalization=STANDARDIZED, c=fit.c, seed=training.seed, n_images=len(images),
@@ -140,54 +132,3 @@ def fit_probe(
     return LinearProbe(
         tuple(names), parts, tensor(mean), tensor(deviation), tensor(fit.weight), tensor(fit.bias), facts
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Logistic regression: weight [C, E], bias [C], C, and the accuracy on the images that it was not fitted on."""
-
-    weight: NDArray[np.float64]
-    bias: NDArray[np.float64]
-    c: float
-    accuracy: float
-
-
-def fit_logistic(rows: NDArray[np.float64], classes: NDArray[np.int64], judged: NDArray[np.bool_]) -> Fit:
-    """Multinomial logistic regression with the last C of GRID that makes the loss on the judged rows smaller.
-
-    Args:
-        rows: [n, E]. classes: [n], 0..C-1, all of them among the rows that are fitted.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    best, smallest = None, np.inf
-    # each fit starts where the last one ended, so it has to end where the loss is smallest, wherever it started
-    model: Any = LogisticRegression(max_iter=N_ITERATIONS, warm_start=True, tol=TOLERANCE)
-    for c in GRID:
-        with warnings.catch_warnings():  # of separable classes the largest C need not converge
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=c).fit(rows[~judged], classes[~judged])
-        weight, bias = model.coef_.copy(), model.intercept_.copy()
-        if len(weight) == 1:  # of two classes it keeps one logit, the second minus the first
-            weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.array([0.0, bias[0]])
-        logits = rows[judged] @ weight.T + bias
-        top = logits.max(1, keepdims=True)
-        wrong = np.log(np.exp(logits - top).sum(1)) + top[:, 0] - logits[np.arange(len(logits)), classes[judged]]
-        if (loss := float(wrong.mean())) >= smallest:
-            break  # a weaker penalty fits the noise, and its fit takes longest
-        smallest = loss
-        best = Fit(weight, bias, c, float((logits.argmax(1) == classes[judged]).mean()))
-    assert best is not None
-    return best
-
-
-def choose_validation(classes: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """[n]: a fifth of each class at random, rounded down, but at least one image."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    judged = np.zeros(len(classes), dtype=bool)
-    order = rng.permutation(len(classes))
-    for number in np.unique(classes):
-        mine = order[classes[order] == number]
-        judged[mine[: max(1, int(VALIDATION_SHARE * len(mine)))]] = True
-    return judged

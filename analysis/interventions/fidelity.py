@@ -10,7 +10,7 @@ softmax_loss stands. recovered: (ablated - sae) / (ablated - original). The shar
 lose, so the absolute values stand beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,12 +71,14 @@ def evaluate_fidelity(
 
 
 @torch.no_grad()
-def compare_variants(study: Study, on_progress: Progress | None = None) -> dict[str, Outcome]:
-    """Outcomes of the five variants on the study's images."""
+def compare_variants(
+    study: Study, on_progress: Progress | None = None, *, names: Sequence[str] = VARIANTS
+) -> dict[str, Outcome]:
+    """Outcomes of some variants, by default all five, on the study's images."""
     classifier, means = study.classifier, mean_tokens(study.classifier, study.tokens)
-    outcomes = {name: Outcomes(classifier.judge.facts.loss) for name in VARIANTS}
+    outcomes = {name: Outcomes(classifier.judge.facts.loss) for name in names}
     for images, spliced in study.batches(classifier.images, on_progress):
-        for name in VARIANTS:
+        for name in names:
             outcomes[name].add(classifier.logits(_variant(name, spliced, means)), classifier.labels[images])
     return {name: collected.result() for name, collected in outcomes.items()}
 

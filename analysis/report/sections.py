@@ -11,8 +11,10 @@ from actcache.artifacts import open_artifact, read_settings, read_summary
 from actcache.prompts import ZERO_SHOT, PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
-from analysis.report.page import Section, contradictions, draw_level, draw_line, finish_plot, start_plot
+from analysis.report.page import Section, contradictions, draw_level, draw_line, fill, finish_plot, start_plot
+from analysis.report.probing import draw_probing
 from analysis.results import (
+    Benchmark,
     Comparison,
     Deletion,
     Fidelity,
@@ -21,6 +23,7 @@ from analysis.results import (
     LearnedRules,
     LocalizedConcepts,
     MaskingCurve,
+    Probing,
     Result,
     Steerability,
     Steering,
@@ -244,6 +247,21 @@ def show_localization(result: LocalizedConcepts) -> Section:
     return Section("Localization", text, [], rows)
 
 
+def show_benchmark(result: Benchmark) -> Section:
+    """The tables of the subjects, then the paired differences, then the seeds."""
+    tables = [
+        [[*part[0]], *(["" if cell is None else str(cell) for cell in row.values()] for row in part)]
+        for part in result.tables()
+    ]
+    text = (
+        "What the runs are worth beside baselines, judged on images that no run has learned from. An untrained SAE has "
+        "its run's configuration and initial weights, PCA and raw dimensions keep the k largest coefficients of a "
+        "token, k-means one. In brackets are 95 % intervals over images. Arrows say which direction is better; "
+        "differences are paired, and `no difference` stands where 0 lies inside the interval."
+    )
+    return Section("Benchmark", text, [], [], more=fill("benchmark.html.jinja", tables=tables))
+
+
 def show_adaptation(path: Path) -> Section:
     """The accuracy without and with the prompts of an x.prompts folder."""
     artifact = open_artifact(path, "prompts", complete=True)
@@ -287,7 +305,9 @@ SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path], Section]] = {
     Steerability: _alone(show_steerability),
     Inspection: _alone(show_inspection),
     LocalizedConcepts: _alone(show_localization),
+    Benchmark: _alone(show_benchmark),
     LearnedRules: _alone(show_rules),
+    Probing: lambda result, concepts, folder: draw_probing(result, concepts),
     Comparison: draw_compared,
 }
 """Every kind of result, with the function that draws its section."""

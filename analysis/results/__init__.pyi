@@ -1,3 +1,12 @@
+from .benchmark import (
+    Benchmark,
+    BenchmarkDifference,
+    BenchmarkSeeds,
+    BenchmarkSkipped,
+    BenchmarkSubject,
+    BenchmarkTable,
+    BenchmarkValue,
+)
 from .comparison import (
     ClassOverlap,
     ComparedMask,
@@ -21,11 +30,27 @@ from .inspection import Coherence, Gap, InspectedRun, Inspection, Matching
 from .judge import JudgeFacts, ProbeFacts
 from .localization import LocalizedConcept, LocalizedConcepts
 from .masking import MaskingCurve, MaskMargin, MaskRecall, MaskScores
+from .probing import (
+    ProbeDifference,
+    ProbeLatent,
+    ProbeMean,
+    ProbePoint,
+    Probing,
+    RawProbe,
+    say_difference,
+)
 from .result import Head, Result
 from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
 from .steering import Steerability, Steering, SteeringRow, SteeringSummary
 
 __all__ = [
+    "Benchmark",
+    "BenchmarkDifference",
+    "BenchmarkSeeds",
+    "BenchmarkSkipped",
+    "BenchmarkSubject",
+    "BenchmarkTable",
+    "BenchmarkValue",
     "ClassOverlap",
     "ClassRules",
     "Coherence",
@@ -57,7 +82,13 @@ __all__ = [
     "Matching",
     "Overlap",
     "OverlapMeans",
+    "ProbeDifference",
     "ProbeFacts",
+    "ProbeLatent",
+    "ProbeMean",
+    "ProbePoint",
+    "Probing",
+    "RawProbe",
     "RecoveredShares",
     "Result",
     "RuleLiteral",
@@ -77,4 +108,5 @@ __all__ = [
     "finish_result",
     "mean_scores",
     "read_result",
+    "say_difference",
 ]

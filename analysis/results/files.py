@@ -20,7 +20,10 @@ from analysis.results.result import Head, Result, ResultParent
 SCHEMA = 1
 R = TypeVar("R", bound=Result)
 
-_EXPECTED = "Expected the JSON file of evaluate, intervene, attribute, steer, inspect, localize, rules or compare."
+_EXPECTED = (
+    "Expected the JSON file of evaluate, intervene, attribute, steer, probe, inspect, localize, rules, compare or "
+    "benchmark."
+)
 
 
 def describe_result(record: type[Result], settings: Mapping[str, object], parents: Mapping[str, Artifact]) -> Head:

@@ -1,6 +1,7 @@
 from .constants import InputConstants, read_constants
 from .conversion import Conversion, convert
 from .formats import find_writer, read_foreign
+from .imported import write_imported
 from .parity import Parity, compare, read_rows
 from .publication import (
     CONFIG_FILE,
@@ -33,4 +34,5 @@ __all__ = [
     "read_constants",
     "read_foreign",
     "read_rows",
+    "write_imported",
 ]

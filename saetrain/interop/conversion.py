@@ -9,32 +9,25 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from numpy.typing import ArrayLike
 
 from actcache import ActivationStore, HookPoint, SettingsError, open_stores
 from actcache.artifacts import (
     OutputLock,
-    begin_artifact,
     build_folder,
     check_place,
-    crc32c,
     remove_remnants,
-    seal_artifact,
-    write_atomic,
     write_new,
 )
 from actcache.progress import Progress
-from saetrain.config import TrainConfig
-from saetrain.data import split_images
 from saetrain.interop.constants import estimate_constants, read_constants
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
+from saetrain.interop.imported import write_imported
 from saetrain.interop.matching import match_store, match_tokens
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.interop.sources import Source, find_source
 from saetrain.interop.towers import name_tower
-from saetrain.metrics import evaluate
-from saetrain.run import SAE_FILE, Run, name_tower_of, run_settings
+from saetrain.run import Run
 
 PARITY_FILE = "parity.json"
 
@@ -152,8 +145,6 @@ def _import(
         raise SettingsError(
             "Parity and quality are measured on activations that the checkpoint reads. Name a store with --store."
         )
-    from safetensors.torch import save
-
     group = open_stores(store)
     if group.layout.d_model != foreign.sae.d_model:
         raise SettingsError(
@@ -167,25 +158,13 @@ def _import(
     sae, origin = foreign.sae, foreign.constants.origin if foreign.constants else None
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
-    weights = save(sae.state_dict())
     tokens, more = match_tokens(hint, group)
     notes = (*notes, *more)
-    settings = run_settings(group, hook_point, sae.config, TrainConfig(tokens=tokens))
-    settings["imported"] = {"format": foreign.format, "crc32c": crc32c(weights), "bytes": len(weights)}
-    with OutputLock(dst) as lock:
-        artifact = begin_artifact(
-            dst, "run", settings=settings, parents=group.parents(),
-            provenance={
-                "torch": torch.__version__, "source": source.origin or source.path.name, "parity": asdict(parity),
-                "tower": asdict(name_tower_of(group)), **({"input": origin} if origin else {}),
-                **({"notes": list(foreign.notes)} if foreign.notes else {}),
-            },
-            overwrite=overwrite, lock=lock,
-        )  # fmt: skip
-        if not artifact.complete:
-            _, held_out = split_images([member.n_images for member in group.stores])
-            quality = evaluate(sae, group, hook_point, held_out, tokens=tokens)
-            quality["dead"] = quality["silent"]
-            write_atomic(artifact.path / SAE_FILE, weights)
-            seal_artifact(artifact.path, quality=quality)
+    write_imported(
+        dst, sae, group, hook_point, format=foreign.format, tokens=tokens, overwrite=overwrite,
+        provenance={
+            "source": source.origin or source.path.name, "parity": asdict(parity),
+            **({"input": origin} if origin else {}), **({"notes": list(foreign.notes)} if foreign.notes else {}),
+        },
+    )  # fmt: skip
     return Conversion(dst, foreign.format, parity, origin, (*foreign.notes, *notes))

@@ -1,4 +1,4 @@
-from .active_latents import Code, Lap, no_lap, select_topk
+from .active_latents import Code, Lap, no_lap, select_batch_topk, select_topk
 from .exact_encoder import Encoder, encoder_bytes, make_encoder
 from .sae import SAE
 from .sparse import decode, gradient, nested_error, preactivations
@@ -15,5 +15,6 @@ __all__ = [
     "nested_error",
     "no_lap",
     "preactivations",
+    "select_batch_topk",
     "select_topk",
 ]

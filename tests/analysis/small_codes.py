@@ -3,7 +3,7 @@ dask's workers, which cannot import a test."""
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actcache.artifacts import begin_artifact, seal_artifact
 from analysis.reduce.pairs import Piece
 from saetrain import CodeStore
-from saetrain.codes.store import CODES
+from saetrain.codes.store import CODES, SEEN_FILE
 from saetrain.codes.writer import code_dtypes, write_shard
 
 QUALITY = {"all": {"fvu": 0.1, "l0": 2.0, "cosine": 0.9}, "dead": 0.0}
@@ -31,8 +31,14 @@ def write_codes(
     tokens: str = "all",
     failed: Sequence[int] = (),
     names: str = "",
+    seen: NDArray[np.bool_] | None = None,
+    columns: Mapping[str, object] | None = None,
 ) -> CodeStore:
-    """dense [I, T, F] -> codes in shards of `sizes` images, whose file names begin with `names`."""
+    """dense [I, T, F] -> codes in shards of `sizes` images, whose file names begin with `names`.
+
+    Args:
+        seen: [I], images that the run has learned from. columns: more columns of the image table.
+    """
     n_images, n_tokens, n_latents = dense.shape
     assert sum(sizes) == n_images
     labels = np.full(n_images, -1, np.int32) if labels is None else labels
@@ -43,12 +49,15 @@ def write_codes(
             "label": pa.array(labels, pa.int32()),
             "label_name": [f"class{label}" if label >= 0 else "" for label in labels],
             "bytes": np.full(n_images, -1),
+            **(columns or {}),
         }
     )
 
     def prepare(folder: Path) -> None:
         pq.write_table(table, folder / "images.parquet")
         zarr.create_group(folder / CODES, zarr_format=3)
+        if seen is not None:
+            (folder / SEEN_FILE).write_bytes(seen.tobytes())
 
     artifact = begin_artifact(
         path,

@@ -87,11 +87,13 @@ VERBS = {
                     overwrites=False),
     "report": Verb("report a.concepts {o}/x.html", ("x.html",), overwrites=False, changing=("x.html",)),
     "evaluate": Verb("evaluate run a.acts {o}/x.json --device cpu", ("x.json",)),
+    "benchmark": Verb("benchmark run a.acts {o}/x.json --limit 12 --on-seen use --device cpu", ("x.json",)),
     "intervene": Verb("intervene run b.acts {o}/x.json --set 19=5 --device cpu", ("x.json",)),
     "attribute": Verb("attribute run b.acts {o}/x.json --n 1 --limit 12 --device cpu", ("x.json",)),
     "steer": Verb("steer run b.acts {o}/x.json --latent 19 --strength 20 --limit 12 --vocabulary words.txt "
                   "--device cpu", ("x.json",)),
     "rules": Verb("rules a.codes {o}/x.json --n-patches 1 --on-seen use", ("x.json",)),
+    "probe": Verb("probe a.codes {o}/x.json --label label_name --k 1 --n-random 1", ("x.json",)),
     "inspect": Verb("inspect run --store a.acts --n-tokens 20 --out {o}/x.json", ("x.json",)),
     "localize": Verb("localize a.codes --out {o}/x.json", ("x.json",)),
     "compare": Verb("compare a.concepts adapted.concepts {o}/x.json --k 1 --n-seeds 1 --on-seen use --device cpu",

@@ -1,0 +1,3 @@
+from .benchmarking import benchmark_runs
+
+__all__ = ["benchmark_runs"]

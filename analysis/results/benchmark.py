@@ -1,0 +1,202 @@
+"""The result of benchmark: subjects and what was measured of them, their differences, and what was left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from analysis.results.result import Result, Row
+
+BENCHMARK_TABLES = {
+    "reconstruction": "Reconstruction", "labeled": "Concepts, with labels", "unlabeled": "Concepts, without labels",
+    "reliability": "Reliability",
+}  # fmt: skip
+"""The tables of a benchmark, with their titles."""
+KINDS = (" cls", " patch")
+"""How the name of a measure ends that is taken over one kind of tokens only."""
+FEW_IMAGES = 30
+BenchmarkTable = Literal["reconstruction", "labeled", "unlabeled", "reliability"]
+
+
+@dataclass(frozen=True)
+class BenchmarkSubject:
+    """A run, or a baseline (untrained, pca, raw or k-means). of: the run that an untrained SAE belongs to.
+
+    group: what runs that differ in nothing but their seed have in common; None where there is no other such run.
+    """
+
+    name: str
+    variant: str
+    n_latents: int
+    k: int | None
+    seed: int | None
+    baseline: str | None = None
+    of: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkValue:
+    """One measure of one subject, with its 95 % interval over images if it has one."""
+
+    subject: str
+    table: BenchmarkTable
+    measure: str
+    higher_is_better: bool
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchmarkDifference:
+    """A paired difference, first minus second, with its 95 % interval over images.
+
+    verdict: whether the first is better or worse; `no difference` where 0 lies inside the interval.
+    """
+
+    first: str
+    second: str
+    measure: str
+    difference: float
+    low: float
+    high: float
+    verdict: Literal["better", "worse", "no difference"]
+
+
+@dataclass(frozen=True)
+class BenchmarkSeeds:
+    """A measure of runs that differ only in their seed: mean, and standard deviation over seeds (ddof 1)."""
+
+    group: str
+    measure: str
+    mean: float
+    spread: float
+    n_seeds: int
+
+
+@dataclass(frozen=True)
+class BenchmarkSkipped:
+    """What could not be measured of a subject, or of all of them (""), and why."""
+
+    subject: str
+    measure: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Benchmark(Result):
+    KIND: ClassVar[str] = "benchmark"
+
+    hook_point: str
+    tokens: str
+    n_judged: int
+    n_choosing: int
+    n_resamples: int
+    subjects: tuple[BenchmarkSubject, ...]
+    values: tuple[BenchmarkValue, ...]
+    differences: tuple[BenchmarkDifference, ...] = ()
+    seeds: tuple[BenchmarkSeeds, ...] = ()
+    skipped: tuple[BenchmarkSkipped, ...] = ()
+
+    def measures(self, table: str) -> list[str]:
+        """The measures of a table, in their order."""
+        return list(dict.fromkeys(value.measure for value in self.values if value.table == table))
+
+    def find(self, subject: str, measure: str) -> BenchmarkValue | None:
+        """A value, if it was measured."""
+        found = (value for value in self.values if (value.subject, value.measure) == (subject, measure))
+        return next(found, None)
+
+    def rows(self, table: str, *, by_tokens: bool = False) -> list[Row]:
+        """A row per subject, a column per measure; an arrow says which direction is better.
+
+        Args:
+            by_tokens: the measures of CLS alone and of the patches alone, in place of all others.
+        """
+        names = [name for name in self.measures(table) if name.endswith(KINDS) == by_tokens]
+        columns = {name: name + (" ↑" if self._rises(name) else " ↓") for name in names}
+        rows: list[Row] = []
+        for subject in self.subjects:
+            found = {column: self.find(subject.name, name) for name, column in columns.items()}
+            if any(found.values()):
+                rows.append({"subject": subject.name, **{column: show_value(each) for column, each in found.items()}})
+        return rows
+
+    def tables(self) -> list[list[Row]]:
+        """The four tables as far as they were measured; then the differences between runs, and the seeds."""
+        shown = [self.rows(table, by_tokens=part) for table in BENCHMARK_TABLES for part in (False, True)]
+        return [rows for rows in (*shown, self.difference_rows(), self.seed_rows()) if rows]
+
+    def difference_rows(self) -> list[Row]:
+        """A row per pair of subjects that is compared, a column per measure of all tokens."""
+        pairs = list(dict.fromkeys((each.first, each.second) for each in self.differences))
+        measures = list(dict.fromkeys(each.measure for each in self.differences if not each.measure.endswith(KINDS)))
+        known = {(each.first, each.second, each.measure): each for each in self.differences}
+        return [
+            {"difference": f"{first} minus {second}",
+             **{measure: show_difference(known.get((first, second, measure))) for measure in measures}}
+            for first, second in pairs
+        ]  # fmt: skip
+
+    def seed_rows(self) -> list[Row]:
+        """A row per group of runs that differ only in their seed."""
+        measures = list(dict.fromkeys(each.measure for each in self.seeds if not each.measure.endswith(KINDS)))
+        known = {(each.group, each.measure): each for each in self.seeds}
+        rows: list[Row] = []
+        for group in dict.fromkeys(each.group for each in self.seeds):
+            found = [known.get((group, measure)) for measure in measures]
+            n_seeds = max(each.n_seeds for each in found if each is not None)
+            cells = {m: None if each is None else f"{each.mean:.4g} ± {each.spread:.2g}"
+                     for m, each in zip(measures, found, strict=True)}  # fmt: skip
+            rows.append({"over seeds": group, "seeds": n_seeds, **cells})
+        return rows
+
+    def notes(self) -> list[str]:
+        """What the tables are about, what was left out, and what every result says of its images."""
+        head = (
+            f"judged on {self.n_judged:,} images ({self.tokens} tokens of {self.hook_point}); chosen and fitted on "
+            f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
+        )
+        few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
+        return [head, *few, *self._task_lines(), *skipped_lines(self.skipped), *super().notes()]
+
+    def _task_lines(self) -> list[str]:
+        """What the judge achieves without an SAE, beside which its accuracy with one is to be read."""
+        of_task = next((value.details for value in self.values if value.measure == "task accuracy"), {})
+        accuracy = of_task.get("accuracy")
+        if not isinstance(accuracy, Mapping):
+            return []
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in accuracy.items())
+        return [f"task accuracy without an SAE, on {of_task.get('n_images')} labeled images: {numbers}"]
+
+    def _rises(self, measure: str) -> bool:
+        return next(value.higher_is_better for value in self.values if value.measure == measure)
+
+
+def show_value(value: BenchmarkValue | None) -> str | None:
+    """0.1072 (0.1051-0.1094)."""
+    if value is None or value.value is None:
+        return None
+    if value.low is None or value.high is None:
+        return f"{value.value:.4g}"
+    return f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g})"
+
+
+def show_difference(difference: BenchmarkDifference | None) -> str | None:
+    """+0.012 (+0.010 to +0.014), or no difference."""
+    if difference is None:
+        return None
+    if difference.verdict == "no difference":
+        return "no difference"
+    return f"{difference.difference:+.3g} ({difference.low:+.3g} to {difference.high:+.3g})"
+
+
+def skipped_lines(skipped: Sequence[BenchmarkSkipped]) -> list[str]:
+    """One line for each reason, with the measures that it stands for."""
+    measures: dict[str, list[str]] = {}
+    for each in skipped:
+        measures.setdefault(each.reason, []).append(
+            f"{each.measure} of {each.subject}" if each.subject else each.measure
+        )
+    return [f"without {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in measures.items()]
