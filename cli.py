@@ -70,6 +70,7 @@ from analysis.terminal import (
     options,
     program_version,
     read_values,
+    repeat_flags,
     show_download,
     show_next,
     show_next_of,
@@ -357,8 +358,9 @@ def look(
     show_written(out)
     strongest = seen.table(seen[0])["latent"].to_pylist()
     if out is None and strongest:
-        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html")
-        show_next(*words, why="heat maps of one latent on all of the images")
+        same = repeat_flags(tower, concepts=concepts, store=store, input_mean=input_mean, input_scale=input_scale)
+        words = ("look", *images, "--sae", sae, *same, "--latent", strongest[0], "--out", "look.html")
+        show_next(*words, why=f"heat maps of one latent{' on all of the images' if len(images) > 1 else ''}")
 
 
 @verb(LOOKING, 'name val.concepts --vocabulary words.txt --set "907=red stripes"')

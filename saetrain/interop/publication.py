@@ -34,7 +34,7 @@ FORMULAS = {
     "fvu": "sum ||x - x^||^2 / sum ||x - mean(x)||^2 over the tokens of the held-out images, sums in float64",
     "l0": "mean number of active latents of a token",
     "cosine": "mean over tokens of the cosine of x and x^",
-    "dead": "share of latents that were silent for the last tokens of the training",
+    "dead": "share of latents that were silent for the last dead_tokens of the training (its settings say how many)",
     "silent": "share of latents that fired on no token of the held-out images",
     "dense": "share of latents that fired on more than 10 % of the tokens of the held-out images",
 }
