@@ -94,7 +94,7 @@ def _say_tokens(tokens: str) -> str:
 
 def name_tower(tower: PublishedTower) -> str:
     """The tower in a few words, as plain text."""
-    parts = [tower.model or tower.model_file, tower.pretrained or tower.weights_file]
+    parts = [tower.model or tower.model_file or tower.only_name, tower.pretrained or tower.weights_file]
     return " ".join(dict.fromkeys(part for part in parts if part)) or f"model {tower.model_id}"
 
 
@@ -149,7 +149,11 @@ def _describe_use(published: PublishedSAE, address: Address, holds_saelens: bool
 
 
 def _name_files(tower: PublishedTower) -> str:
-    """The flags for a tower that was read from files, which a reader needs to have: their names, without a folder."""
+    """The flags for a tower that was read from files, which a reader needs to have: their names, without a folder. A
+    word in capitals stands for what nobody knows but its author.
+    """
+    if tower.only_name is not None:
+        return " --model MODEL --pretrained WEIGHTS"
     flags = {"--model": tower.model_file, "--pretrained": tower.weights_file}
     return "".join(f" {flag} {shlex.quote(name)}" for flag, name in flags.items() if name)
 
@@ -160,6 +164,7 @@ def _describe_tower(tower: PublishedTower) -> list[str]:
     size, grid = preprocess.get("size"), tower.grid
     facts = {
         "model": tower.model and code(tower.model), "weights": tower.pretrained and code(tower.pretrained),
+        "name given to the model": tower.only_name and code(tower.only_name),
         "architecture in the file": tower.model_file and code(tower.model_file),
         "weights in the file": tower.weights_file and code(tower.weights_file),
         "sha256 of the weights": tower.weights_sha256 and code(tower.weights_sha256),

@@ -163,7 +163,7 @@ def _describe_hint(hint: TowerHint | None, options: TowerOptions, model_id: str)
     """What the user has to know of a tower that was loaded for a hint, a sentence each."""
     if hint is None:
         return []
-    if hint.model_id is not None:  # nothing is guessed
+    if hint.model_id is not None and hint.stated:  # nothing is guessed
         other = "This is not the tower that it was trained on: architecture, weights or preprocessing differ."
         return ([other] if hint.model_id != model_id else []) + ([hint.caution] if hint.caution else [])
     differs = options.model is not None and hint.model is not None

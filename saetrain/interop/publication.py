@@ -55,6 +55,7 @@ class PublishedTower:
         prefix: kinds of the tokens before the patches.
         precision: in which the tower was computed.
         prompts: what describes the prompts of an adapted model; None for a plain one.
+        only_name: what somebody called it whose activations were imported under that name; nothing else is known then.
     """
 
     model_id: str
@@ -69,6 +70,7 @@ class PublishedTower:
     prefix: tuple[str, ...] | None = None
     precision: str | None = None
     prompts: Mapping[str, object] | None = None
+    only_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is not None:

@@ -235,6 +235,12 @@ def _published(path: Path, place: str) -> TowerHint | None:
     """Our own format says everything, except where the files of a model lie that has no public name."""
     published = read_published(path)
     tower, hook = published.tower, HookPoint.parse(published.hook_point)
+    if tower.only_name is not None:
+        hint = _make(
+            "the name under which its activations were imported", model=tower.only_name, hook_point=hook,
+            tokens=published.training.tokens, stated=False, layer_stated=True,
+        )  # fmt: skip
+        return None if hint is None else replace(hint, model_id=tower.model_id)
     files = tuple(name for name in (tower.model_file, tower.weights_file) if name)
     caution = "" if tower.prompts is None else "It was trained on a tower with prompts, which are not published."
     pretrained = None if tower.pretrained == tower.model else tower.pretrained
