@@ -770,7 +770,7 @@ def publish(
         )  # fmt: skip
     emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
     if not dry_run:
-        show_written(done.address)
+        show_note(f"{'Wrote' if done.written else 'Was there already:'} {done.address}")
         show_next("look", "IMAGE", "--sae", done.address)
 
 

@@ -166,8 +166,8 @@ def _describe_hint(hint: TowerHint | None, options: TowerOptions, model_id: str)
     if hint.model_id is not None and hint.stated:  # nothing is guessed
         other = "This is not the tower that it was trained on: architecture, weights or preprocessing differ."
         return ([other] if hint.model_id != model_id else []) + ([hint.caution] if hint.caution else [])
-    differs = options.model is not None and hint.model is not None
-    differs = differs and (options.model, options.pretrained) != (hint.model, hint.pretrained)
+    weights = options.pretrained or (hint.pretrained if options.model is None else None)
+    differs = hint.model is not None and (options.model or hint.model, weights) != (hint.model, hint.pretrained)
     notes = [f"By {hint.origin}, it reads {hint}; you named another model."] if differs and hint.stated else []
     if not hint.stated and options.model is None and hint.model is not None:
         notes.append(f"Its settings do not name the model. That it reads {hint} is guessed from {hint.origin}.")

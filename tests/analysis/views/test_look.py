@@ -24,7 +24,10 @@ from actcache.models import load_clip
 from actcache.preprocess import Preprocess
 from actcache.sources import resize_image
 from analysis import Look, heat_maps, look, publish, query_image
+from analysis.config import TowerOptions
+from analysis.views.tower import _describe_hint
 from saetrain import CodeStore
+from saetrain.interop import name_tower
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pipeline"
 F, LAYER = 40, 1
@@ -337,6 +340,20 @@ def test_a_published_sae_of_a_tower_in_files_is_held_to_it(pictures: Path, tmp_p
     assert other.notes == (
         "This is not the tower that it was trained on: architecture, weights or preprocessing differ.",
     )
+
+
+def test_other_weights_than_the_settings_name_are_noted(tmp_path: Path) -> None:
+    from foreign_files import D, F, plain_tensors, write_prisma
+
+    named = {"model_name": "open-clip:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "hook_point_layer": 1, "d_in": D,
+             "d_sae": F, "architecture": "standard", "normalize_activations": None}  # fmt: skip
+    hint = name_tower("prisma", write_prisma(tmp_path / "sae", named, plain_tensors()))
+    assert hint is not None
+    for options, differs in (
+        (TowerOptions(), False), (TowerOptions(pretrained="random:0"), True),
+        (TowerOptions(model=hint.model, pretrained=hint.pretrained), False), (TowerOptions(model="ViT-B-32"), True),
+    ):  # fmt: skip
+        assert any("you named another model" in note for note in _describe_hint(hint, options, "x")) is differs
 
 
 def test_a_model_of_another_kind_is_named_in_the_answer(pictures: Path, tmp_path: Path) -> None:
