@@ -359,7 +359,7 @@ def look(
     strongest = seen.table(seen[0])["latent"].to_pylist()
     if out is None and strongest:
         same = repeat_flags(tower, concepts=concepts, store=store, input_mean=input_mean, input_scale=input_scale)
-        words = ("look", *images, "--sae", sae, *same, "--latent", strongest[0], "--out", "look.html")
+        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html", *same)
         show_next(*words, why=f"heat maps of one latent{' on all of the images' if len(images) > 1 else ''}")
 
 

@@ -335,7 +335,7 @@ def test_a_published_sae_of_a_tower_in_files_is_held_to_it(pictures: Path, tmp_p
     assert found.exit_code == 0
     assert "trained on" not in found.stdout
     shown = shlex.join([word for flag in own.items() for word in flag])
-    assert f"--sae {folder} {shown} --precision float32 --device cpu --latent" in found.stderr
+    assert f"--out look.html {shown} --precision float32 --device cpu" in found.stderr
     other = look(pictures / "photo.png", folder, model=own["--model"], pretrained="random:0")
     assert other.notes == (
         "This is not the tower that it was trained on: architecture, weights or preprocessing differ.",
