@@ -71,6 +71,7 @@ from analysis.terminal import (
     options,
     program_version,
     read_values,
+    repeat_flags,
     show_download,
     show_next,
     show_next_of,
@@ -358,8 +359,9 @@ def look(
     show_written(out)
     strongest = seen.table(seen[0])["latent"].to_pylist()
     if out is None and strongest:
-        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html")
-        show_next(*words, why="heat maps of one latent on all of the images")
+        same = repeat_flags(tower, concepts=concepts, store=store, input_mean=input_mean, input_scale=input_scale)
+        words = ("look", *images, "--sae", sae, "--latent", strongest[0], "--out", "look.html", *same)
+        show_next(*words, why=f"heat maps of one latent{' on all of the images' if len(images) > 1 else ''}")
 
 
 @verb(LOOKING, 'name val.concepts --vocabulary words.txt --set "907=red stripes"')
@@ -814,7 +816,7 @@ def publish(
         )  # fmt: skip
     emit({**asdict(done), "bytes": done.n_bytes}, draw_publication(done))
     if not dry_run:
-        show_written(done.address)
+        show_note(f"{'Wrote' if done.written else 'Was there already:'} {done.address}")
         show_next("look", "IMAGE", "--sae", done.address)
 
 

@@ -59,7 +59,7 @@ def _nearest_block(
     n_others, n_groups = cosine.shape[1], max(_GROUPS, 4 * m)
     maxima = cosine
     if n_others >= 4 * n_groups:
-        maxima = cosine[:, : n_others - n_others % n_groups].reshape(len(rows), n_groups, -1).max(axis=1)
+        maxima = cosine[:, : n_others - n_others % n_groups].reshape(len(rows), -1, n_groups).max(axis=1)
     place = maxima.shape[1] - m
     floor = np.partition(maxima, place, axis=1)[:, place] if m else np.full(len(rows), 3.0)
     row, index = np.nonzero(cosine >= floor[:, None])

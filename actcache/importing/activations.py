@@ -119,7 +119,21 @@ def _choose_array(files: Files, file: Mapping[str, Mapped], hook: HookPoint) -> 
             f"{files.name} holds {len(file)} arrays in a file ({names}), and none is called {hook}. Save the array "
             "under this name, or alone."
         )
-    return next(iter(file.values()))
+    name, alone = next(iter(file.items()))
+    if _is_hook_point(name):
+        raise SettingsError(
+            f"{files.name} holds an array that is called {name}, but --layer and --site say {hook}. Give the ones of "
+            "the array, or save it under another name."
+        )
+    return alone
+
+
+def _is_hook_point(name: str) -> bool:
+    try:
+        HookPoint.parse(name)
+    except SettingsError:
+        return False
+    return True
 
 
 def _check_shapes(arrays: Sequence[Mapped]) -> tuple[int, ...]:

@@ -53,13 +53,19 @@ def find_origin(artifact: Artifact, name: str, given: str | None = None) -> str:
 
 def _check_buildable(artifact: Artifact) -> None:
     """Raise SettingsError if only the name of a store's model is known, so that no weights can be the right ones."""
-    fields = artifact.settings.get("imported")
-    name = fields.get("model") if isinstance(fields, dict) else None
+    name = read_only_name(artifact)
     if name is not None:
         raise SettingsError(
-            f"The activations of {artifact.path} were imported with the name of their model only ({str(name)[:80]}), "
+            f"The activations of {artifact.path} were imported with the name of their model only ({name[:80]}), "
             "and this needs the model itself. Import them again and name its weights: `import --model --pretrained`."
         )
+
+
+def read_only_name(artifact: Artifact) -> str | None:
+    """The name of a store's model, if its activations were imported and nothing else is known of the model."""
+    fields = artifact.settings.get("imported")
+    name = fields.get("model") if isinstance(fields, dict) else None
+    return None if name is None else str(name)
 
 
 def _recorded_paths(artifact: Artifact) -> Mapping[str, str | tuple[str, ...]]:

@@ -4,6 +4,7 @@ In: what is known of the SAE, and how its folder is reached. Out: Markdown. What
 escaped.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def _say_tokens(tokens: str) -> str:
 
 def name_tower(tower: PublishedTower) -> str:
     """The tower in a few words, as plain text."""
-    parts = [tower.model or tower.model_file, tower.pretrained or tower.weights_file]
+    parts = [tower.model or tower.model_file or tower.only_name, tower.pretrained or tower.weights_file]
     return " ".join(dict.fromkeys(part for part in parts if part)) or f"model {tower.model_id}"
 
 
@@ -106,6 +107,8 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
     ]
     trained_here = published.training.imported is None  # nobody counted the dead latents of others
     shares = [(name, quality.get(name)) for name in ("dead", "silent", "dense") if trained_here or name != "dead"]
+    window = published.training.settings.get("dead_tokens")
+    last = f"{window:,} tokens" if isinstance(window, int) else "tokens"
     said = ", ".join(f"{value:.1%} {name}" for name, value in shares if isinstance(value, float))
     return [
         f"Measured on {quality['n_tokens']:,} tokens of images that were held out of the training. Of the latents, "
@@ -115,7 +118,7 @@ def _describe_quality(published: PublishedSAE) -> list[str]:
         "",
         "FVU = Σ‖x - x̂‖² / Σ‖x - mean(x)‖², with sums in float64 over the tokens of a kind. L0 is the mean number of "
         "active latents of a token, cosine the mean cosine of x and x̂. "
-        + ("Dead: silent for the last tokens of the training. " if trained_here else "")
+        + (f"Dead: silent for the last {last} of the training. " if trained_here else "")
         + "Silent: on none of the held-out tokens. Dense: on more than 10 % of them.",
     ]
 
@@ -124,7 +127,7 @@ def _describe_use(published: PublishedSAE, address: Address, holds_saelens: bool
     hook = published.hook_point
     lines = [
         "With patchsae, on a photograph of yours:",
-        "", "```bash", f"patchsae look photo.jpg --sae {address.ours}", "```",
+        "", "```bash", f"patchsae look photo.jpg --sae {address.ours}{_name_files(published.tower)}", "```",
     ]  # fmt: skip
     if not holds_saelens:
         return [*lines, "", "SAELens cannot hold this SAE, so its files are not here."]
@@ -145,12 +148,23 @@ def _describe_use(published: PublishedSAE, address: Address, holds_saelens: bool
     ]  # fmt: skip
 
 
+def _name_files(tower: PublishedTower) -> str:
+    """The flags for a tower that was read from files, which a reader needs to have: their names, without a folder. A
+    word in capitals stands for what nobody knows but its author.
+    """
+    if tower.only_name is not None:
+        return " --model MODEL --pretrained WEIGHTS"
+    flags = {"--model": tower.model_file, "--pretrained": tower.weights_file}
+    return "".join(f" {flag} {shlex.quote(name)}" for flag, name in flags.items() if name)
+
+
 def _describe_tower(tower: PublishedTower) -> list[str]:
     """The tower, as a table of what is known of it."""
     preprocess = tower.preprocess or {}
     size, grid = preprocess.get("size"), tower.grid
     facts = {
         "model": tower.model and code(tower.model), "weights": tower.pretrained and code(tower.pretrained),
+        "name given to the model": tower.only_name and code(tower.only_name),
         "architecture in the file": tower.model_file and code(tower.model_file),
         "weights in the file": tower.weights_file and code(tower.weights_file),
         "sha256 of the weights": tower.weights_sha256 and code(tower.weights_sha256),

@@ -24,7 +24,7 @@ from actcache.artifacts import (
 )
 from actcache.schema import parse
 from actcache.seen import HASH_BYTES
-from actcache.store import StoreGroup, find_origin, select_images
+from actcache.store import StoreGroup, find_origin, read_only_name, select_images
 from analysis.concepts import ConceptTable
 from saetrain import CodeStore, Run, split_images
 from saetrain.interop import PublishedSAE, PublishedTower, PublishedTraining
@@ -102,7 +102,10 @@ def _find_stores(run: Run, given: str | Path | None) -> tuple[StoreGroup | None,
     names = [name for name in run.artifact.parents if name.split()[0] == "store"]
     try:
         places = [find_parent(run.artifact, name, given, has_flag=True) for name in names]
-        return open_stores([ActivationStore.open(place) for place in places]), {}
+        stores = open_stores([ActivationStore.open(place) for place in places])
+        reason = "the activations were imported with the name of their model only"
+        only_name = read_only_name(stores.stores[0].artifact) is not None
+        return stores, {"the tower's weights and its preprocessing": reason} if only_name else {}
     except PipelineError:
         if given is not None:
             raise
@@ -124,6 +127,9 @@ def _describe_tower(subject: Subject) -> PublishedTower:
         return _describe_tower_of_codes(subject)
     store = subject.stores.stores[0]
     settings, artifact = store.settings, store.artifact
+    if (name := read_only_name(artifact)) is not None:  # its preprocessing is made up, to show pictures
+        layout = settings.layout
+        return PublishedTower(settings.model_id, only_name=name, grid=layout.grid, prefix=settings.prefix)
     named = {**_name(artifact, "model"), **_name(artifact, "pretrained")}
     if "weights_file" in named and (weights := _find_file(artifact, "pretrained")) is not None:
         named["weights_sha256"] = file_sha256(weights)

@@ -31,7 +31,7 @@ from .endings import (
     show_source,
     show_written,
 )
-from .flags import read_values, split_pair, with_flags
+from .flags import read_values, repeat_flags, split_pair, with_flags
 from .progress import show_download, show_progress, show_steps, show_upload
 from .screen import ask, emit, options, show_note
 from .tables import draw_estimate, draw_facts, draw_publication, draw_table
@@ -66,6 +66,7 @@ __all__ = [
     "options",
     "program_version",
     "read_values",
+    "repeat_flags",
     "show_download",
     "show_next",
     "show_next_of",

@@ -171,3 +171,15 @@ def read_values(flag: str, pairs: Sequence[str]) -> dict[int, float]:
             raise SettingsError(f"{flag} takes LATENT=NUMBER, each latent once, e.g. {flag} 907=5, got {pair!r}.")
         values[latent] = value
     return values
+
+
+def repeat_flags(config: Any = None, **more: Any) -> list[str]:
+    """The flags that give a configuration, and other parameters, again: those that are not at their default or None."""
+    given: dict[str, Any] = {}
+    for field in [] if config is None else options_of(type(config)):
+        if (value := getattr(config, field.name)) != field.default:
+            given[field.name] = value
+    words: list[str] = []
+    for name, value in {**given, **more}.items():
+        words += [] if value is None else [flag_name(name), str(value)]
+    return words

@@ -135,24 +135,39 @@ def _pair_of_checkpoint(path: Path, name: str, options: TowerOptions, constants:
     model, pretrained = options.model, options.pretrained
     if model is None and hint is not None and hint.model is not None:
         model, pretrained = hint.model, pretrained or hint.pretrained
+    if hint is not None and hint.files and options.model is None and (model is None or pretrained is None):
+        raise SettingsError(
+            f"The tower of {name} was read from {' and '.join(map(repr, hint.files))}, which it does not hold. Name "
+            "your copies with --model and --pretrained."
+            if model is None
+            else f"The weights that {name} reads are in {hint.files[-1]!r}, which it does not hold. Name your "
+            "copy with --pretrained."
+        )
     if model is None:
         raise SettingsError(
-            f"{name} does not say which model it reads, and its name gives no hint. Name it with --model and "
+            f"Which model {name} reads is not known. {hint.caution} Name it with --model and --pretrained."
+            if hint is not None and hint.caution
+            else f"{name} does not say which model it reads, and its name gives no hint. Name it with --model and "
             "--pretrained."
         )
     named = None if hint is None else hint.hook_point
     hook_point, notes = _choose_hook_point(options, named, "It names", name)
-    tower, words = _load(model, pretrained, options, None)
-    notes = (*foreign.notes, *_describe_hint(hint, options), *notes)
+    same = hint is not None and hint.model in (None, model) and not (options.preprocess or options.image_size)
+    tower, words = _load(model, pretrained, options, hint.preprocess if hint is not None and same else None)
+    notes = (*foreign.notes, *_describe_hint(hint, options, tower.model_id), *notes)
     tokens = "all" if hint is None or hint.tokens is None else hint.tokens
     return _check(Pair(name, foreign.sae, tower, _say(*words), hook_point, tokens, None, notes))
 
 
-def _describe_hint(hint: TowerHint | None, options: TowerOptions) -> list[str]:
+def _describe_hint(hint: TowerHint | None, options: TowerOptions, model_id: str) -> list[str]:
+    """What the user has to know of a tower that was loaded for a hint, a sentence each."""
     if hint is None:
         return []
-    differs = options.model is not None and hint.model is not None
-    differs = differs and (options.model, options.pretrained) != (hint.model, hint.pretrained)
+    if hint.model_id is not None and hint.stated:  # nothing is guessed
+        other = "This is not the tower that it was trained on: architecture, weights or preprocessing differ."
+        return ([other] if hint.model_id != model_id else []) + ([hint.caution] if hint.caution else [])
+    weights = options.pretrained or (hint.pretrained if options.model is None else None)
+    differs = hint.model is not None and (options.model or hint.model, weights) != (hint.model, hint.pretrained)
     notes = [f"By {hint.origin}, it reads {hint}; you named another model."] if differs and hint.stated else []
     if not hint.stated and options.model is None and hint.model is not None:
         notes.append(f"Its settings do not name the model. That it reads {hint} is guessed from {hint.origin}.")

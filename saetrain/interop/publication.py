@@ -34,7 +34,7 @@ FORMULAS = {
     "fvu": "sum ||x - x^||^2 / sum ||x - mean(x)||^2 over the tokens of the held-out images, sums in float64",
     "l0": "mean number of active latents of a token",
     "cosine": "mean over tokens of the cosine of x and x^",
-    "dead": "share of latents that were silent for the last tokens of the training",
+    "dead": "share of latents that were silent for the last dead_tokens of the training (its settings say how many)",
     "silent": "share of latents that fired on no token of the held-out images",
     "dense": "share of latents that fired on more than 10 % of the tokens of the held-out images",
 }
@@ -55,6 +55,7 @@ class PublishedTower:
         prefix: kinds of the tokens before the patches.
         precision: in which the tower was computed.
         prompts: what describes the prompts of an adapted model; None for a plain one.
+        only_name: what somebody called it whose activations were imported under that name; nothing else is known then.
     """
 
     model_id: str
@@ -69,6 +70,7 @@ class PublishedTower:
     prefix: tuple[str, ...] | None = None
     precision: str | None = None
     prompts: Mapping[str, object] | None = None
+    only_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is not None:

@@ -90,6 +90,9 @@ def _recognize_folder(path: Path) -> tuple[str, Path]:
         raise SettingsError(f"{path} holds {len(found):,} checkpoints ({shown}{more}). Give one of them.")
     if found:
         return _recognize_file(found[0])
+    if below := sorted({file.parent.name for file in path.glob("*/*") if file.name.endswith(SUFFIXES)}):
+        shown = ", ".join(map(shorten, below[:MAX_SHOWN])) + (", ..." if len(below) > MAX_SHOWN else "")
+        raise SettingsError(f"{path} holds no checkpoint itself, but its folders do ({shown}). Give one of them.")
     raise SettingsError(
         f"{path} is not a known kind of checkpoint: it holds no file that ends in {', '.join(SUFFIXES)}. Give a file "
         f"or a folder of {KNOWN}."

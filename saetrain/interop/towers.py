@@ -38,6 +38,8 @@ class TowerHint:
         layer_stated: whether the settings name the hook point. Otherwise it is guessed from a name, or is what the
             package usually reads.
         model_id: of the tower, where a store's can be compared with it; only an SAE of ours names it.
+        preprocess: how an image becomes pixels, the fields of `Preprocess`; only an SAE of ours names it.
+        files: names of files that the tower was read from, where it has no public name.
     """
 
     model: str | None
@@ -50,6 +52,8 @@ class TowerHint:
     caution: str = ""
     layer_stated: bool = True
     model_id: str | None = None
+    preprocess: Mapping[str, object] | None = None
+    files: tuple[str, ...] = ()
 
     @property
     def hook_point(self) -> HookPoint | None:
@@ -94,7 +98,8 @@ def _make(
     if spelled is None and hook_point is None:
         return None
     if spelled is None and isinstance(model, str) and model.strip():
-        caution = caution or f"It names the model {shorten(model)}, which is not known here."
+        unknown = f"It names the model {shorten(model)}, by which no weights are known here."
+        caution = f"{unknown} {caution}".rstrip()
     if spelled and spelled.pretrained is None and spelled.model.startswith("timm:") and "." not in spelled.model:
         caution = caution or f"It does not say which weights of {spelled.model} it reads; timm's default is taken."
     layer, site = (None, None) if hook_point is None else (hook_point.layer, hook_point.site)
@@ -230,14 +235,18 @@ def _published(path: Path, place: str) -> TowerHint | None:
     """Our own format says everything, except where the files of a model lie that has no public name."""
     published = read_published(path)
     tower, hook = published.tower, HookPoint.parse(published.hook_point)
-    missing = [name for name in (tower.model_file, tower.weights_file) if name]
-    caution = f"Its tower was read from {' and '.join(map(shorten, missing))}, which you need, too." if missing else ""
-    if tower.prompts is not None:
-        caution = caution or "It was trained on a tower with prompts, which are not published."
+    if tower.only_name is not None:
+        hint = _make(
+            "the name under which its activations were imported", model=tower.only_name, hook_point=hook,
+            tokens=published.training.tokens, stated=False, layer_stated=True,
+        )  # fmt: skip
+        return None if hint is None else replace(hint, model_id=tower.model_id)
+    files = tuple(name for name in (tower.model_file, tower.weights_file) if name)
+    caution = "" if tower.prompts is None else "It was trained on a tower with prompts, which are not published."
     pretrained = None if tower.pretrained == tower.model else tower.pretrained
     return TowerHint(
         tower.model, pretrained, hook.layer, hook.site, published.training.tokens, True, "tower in config.json",
-        caution, model_id=tower.model_id,
+        caution, model_id=tower.model_id, preprocess=tower.preprocess, files=files,
     )  # fmt: skip
 
 

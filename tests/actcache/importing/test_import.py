@@ -178,6 +178,11 @@ def test_arrays_are_chosen_by_the_name_of_the_hook_point(tmp_path: Path) -> None
         for layer in (1, 2):
             expected = x[f"blocks.{layer}.hook_mlp_out"].half().numpy()[rows_of(store)]
             np.testing.assert_array_equal(store.read(HookPoint(layer, "mlp_out")), expected)
+        alone = tmp_path / f"alone{suffix}"
+        save(alone, torch.empty(0), **{"blocks.2.hook_mlp_out": x["blocks.2.hook_mlp_out"]})
+        with pytest.raises(SettingsError, match=r"called blocks\.2\.hook_mlp_out, but .* say blocks\.1\.hook_mlp_out"):
+            import_activations(alone, tmp_path / "no.acts", layers=[1], site="mlp_out", model_name="m")
+        assert not (tmp_path / "no.acts").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

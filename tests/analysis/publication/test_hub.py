@@ -164,12 +164,13 @@ def run(words, typed=""):
 answer = [run("publish run hf://me/saes", "no\\n"), run("--json publish run hf://me/saes", "yes\\n")]
 address = json.loads(answer[1][1])["address"]
 answer += [run(f"convert {address} theirs --store a.acts"), run("--json publish theirs again")]
+answer += [run("publish run hf://me/saes --yes")]
 """
 
 
 def test_the_command_asks_and_others_use_what_was_published(server: HubServer, tmp_path: Path) -> None:
     golden = Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
-    refused, done, converted, again = run_client(server, tmp_path / "home", CLI, str(golden), HF_TOKEN="hf_x")
+    refused, done, converted, again, same = run_client(server, tmp_path / "home", CLI, str(golden), HF_TOKEN="hf_x")
     assert refused[0] == 1
     assert refused[1] == ""
     assert "patchsae.safetensors" in refused[2]  # what it would be is shown before the question
@@ -178,6 +179,7 @@ def test_the_command_asks_and_others_use_what_was_published(server: HubServer, t
     assert len([request for request in server.requests if "/commit/" in request]) == 1
     assert done[0] == 0, done[2]
     assert json.loads(done[1])["commit"] == server.commit_of("me/saes", "main")
+    assert f"Was there already: {json.loads(done[1])['address']}\n" in same[2]
     assert converted[0] == 0, converted[2]
     mine, theirs = (load_file(golden / name / "sae.safetensors") for name in ("run", "theirs"))
     assert mine.keys() == theirs.keys()

@@ -10,19 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from actcache import ActivationStore, CorruptError, PipelineError, SettingsError, StorageError
+from actcache import ActivationStore, CorruptError, PipelineError, SettingsError, StorageError, import_activations
 from actcache.models import find_repository
 from analysis import ConceptTable, publish, set_name
 from analysis.publication import place
 from analysis.publication.subject import _name, open_subject
-from saetrain import Run
-from saetrain.interop import compare, read_foreign
+from saetrain import Run, SAEConfig, TrainConfig, train
+from saetrain.interop import compare, convert, name_tower, read_foreign
 from saetrain.interop.formulas import saelens
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pipeline"
@@ -283,6 +284,35 @@ def test_without_the_store_what_is_missing_is_said(golden: Path, tmp_path: Path)
     assert (tower["model_file"], tower["weights_file"]) == ("tiny.json", "tiny.safetensors")
     named = publish(moved / "run", tmp_path / "named", store=tmp_path / "elsewhere.acts")
     assert named.left_out == {}
+
+
+def test_of_a_model_that_has_a_name_only_nothing_is_made_up(tiny_images: Path, tmp_path: Path) -> None:
+    images = len([file for file in tiny_images.rglob("*") if file.is_file()])
+    values = np.random.default_rng(0).normal(size=(images, 10, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", values)
+    options = {"layers": [1], "model_name": "my-vit", "images": str(tiny_images)}
+    store = import_activations(tmp_path / "x.npy", tmp_path / "x.acts", **options)
+    settings = {"sae": SAEConfig(n_latents=16, k=2), "config": TrainConfig(n_steps=3, batch_size=32)}
+    train(store, tmp_path / "run", device="cpu", **settings)
+    done = publish(tmp_path / "run", tmp_path / "repo")
+    assert done.left_out == {
+        "the tower's weights and its preprocessing": "the activations were imported with the name of their model only"
+    }
+    tower = json.loads((Path(done.address) / "config.json").read_bytes())["tower"]
+    assert tower == {
+        "model_id": store.settings.model_id, "only_name": "my-vit", "grid": [3, 3], "prefix": ["cls"],
+    }  # fmt: skip
+    card = (Path(done.address) / "README.md").read_text()
+    assert "--model MODEL --pretrained WEIGHTS" in card
+    assert "| name given to the model | `my-vit` |" in card
+    hint = name_tower("published", Path(done.address))
+    assert hint is not None
+    assert (hint.model, hint.model_id, str(hint.hook_point)) == (
+        None,
+        store.settings.model_id,
+        "blocks.1.hook_resid_post",
+    )
+    assert convert(done.address, tmp_path / "again", store=store.path).parity.holds
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_the_same_call_goes_on(

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,13 @@ from actcache import HookPoint, ImageSourceError, SettingsError
 from actcache.models import load_clip
 from actcache.preprocess import Preprocess
 from actcache.sources import resize_image
-from analysis import Look, heat_maps, look, query_image
+from analysis import Look, heat_maps, look, publish, query_image
+from analysis.config import TowerOptions
+from analysis.views.tower import _describe_hint
 from saetrain import CodeStore
+from saetrain.interop import name_tower
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "pipeline"
 F, LAYER = 40, 1
 MODEL = "--precision float32 --device cpu"
 
@@ -301,7 +306,7 @@ def test_a_page_shows_every_heat_map_and_needs_no_network(
                 preprocess="default", precision="float32", device="cpu")  # fmt: skip
     text = seen.draw(page).read_text()
     assert not re.search(r'(?:src|href)="https?:', text)
-    maps = re.findall(r'class="heat" alt="heat map of latent (\d+)" src="data:image/png;base64,([^"]+)"', text)
+    maps = re.findall(r'class="heat"[^>]* alt="heat map of latent (\d+)" src="data:image/png;base64,([^"]+)"', text)
     assert [int(latent) for latent, _ in maps] == [7, 3] * 4
     alphas = []
     for latent, data in maps:
@@ -312,6 +317,50 @@ def test_a_page_shows_every_heat_map_and_needs_no_network(
     assert [np.unravel_index(alpha.argmin(), (3, 3)) for alpha in alphas] == [(0, 0), (0, 2), (2, 0), (2, 2)]
     assert min(alpha.min() for alpha in alphas) == 0  # one scale: only the strongest of the four is transparent
     assert len(json.loads(text.split('id="pictures">')[1].split("</script>")[0])) == 4  # each picture once
+
+
+def test_a_published_sae_of_a_tower_in_files_is_held_to_it(pictures: Path, tmp_path: Path) -> None:
+    folder = Path(publish(GOLDEN / "run", tmp_path / "repo").address)
+    several = ask("look", pictures / "photo.png", "--sae", tmp_path / "repo")
+    assert f"its folders do ({folder.name!r})" in several.stderr
+    asked = ask("look", pictures / "photo.png", "--sae", folder)
+    assert "was read from 'tiny.json' and 'tiny.safetensors', which it does not hold" in asked.stderr
+    card = (folder / "README.md").read_text()
+    command = next(line for line in card.splitlines() if line.startswith("patchsae look"))
+    flags = shlex.split(command)[5:]
+    assert flags == ["--model", "tiny.json", "--pretrained", "tiny.safetensors"]
+    model = GOLDEN / "model"
+    own = {"--model": str(model / "tiny.json"), "--pretrained": str(model / "tiny.safetensors")}
+    found = ask("look", pictures / "photo.png", "--sae", folder, *(word for flag in own.items() for word in flag))
+    assert found.exit_code == 0
+    assert "trained on" not in found.stdout
+    shown = shlex.join([word for flag in own.items() for word in flag])
+    assert f"--out look.html {shown} --precision float32 --device cpu" in found.stderr
+    other = look(pictures / "photo.png", folder, model=own["--model"], pretrained="random:0")
+    assert other.notes == (
+        "This is not the tower that it was trained on: architecture, weights or preprocessing differ.",
+    )
+
+
+def test_other_weights_than_the_settings_name_are_noted(tmp_path: Path) -> None:
+    from foreign_files import D, F, plain_tensors, write_prisma
+
+    named = {"model_name": "open-clip:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "hook_point_layer": 1, "d_in": D,
+             "d_sae": F, "architecture": "standard", "normalize_activations": None}  # fmt: skip
+    hint = name_tower("prisma", write_prisma(tmp_path / "sae", named, plain_tensors()))
+    assert hint is not None
+    for options, differs in (
+        (TowerOptions(), False), (TowerOptions(pretrained="random:0"), True),
+        (TowerOptions(model=hint.model, pretrained=hint.pretrained), False), (TowerOptions(model="ViT-B-32"), True),
+    ):  # fmt: skip
+        assert any("you named another model" in note for note in _describe_hint(hint, options, "x")) is differs
+
+
+def test_a_model_of_another_kind_is_named_in_the_answer(pictures: Path, tmp_path: Path) -> None:
+    from foreign_files import write
+
+    asked = ask("look", pictures / "photo.png", "--sae", write("saelens 5 relu", tmp_path / "sae"))
+    assert "It names the model 'gpt2-small', by which no weights are known here." in asked.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_it_names_its_tower(tmp_path: Path, random_sae: Callable[..., SAE]) -> N
     other = name_tower("published", publish_sae(tmp_path / "other", random_sae(SAES["topk"], D), files))
     assert other is not None
     assert other.model is None
-    assert "tiny.safetensors" in other.caution
+    assert other.files == ("tiny.json", "tiny.safetensors")
 
 
 def test_the_header_of_the_weights_says_what_they_are(tmp_path: Path, random_sae: Callable[..., SAE]) -> None:
