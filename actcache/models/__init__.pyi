@@ -3,7 +3,8 @@ from .clip import Clip, hash_tensors, load_clip
 from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
 from .own_classes import own_classes
 from .refusals import PROMPTS_REFUSED
-from .text import TextTower, make_text_tower, read_templates
+from .templates import read_templates
+from .text import TextTower, make_text_tower
 from .vision import VisionTower, compile_tower, load_vision_tower, make_vision_tower
 from .weight_files import find_repository, find_tag_of
 

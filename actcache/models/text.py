@@ -8,7 +8,6 @@ too, as it did in training, so its texts are always run at full length.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,8 @@ from actcache.models.architecture import context_length
 from actcache.models.clip import Clip
 from actcache.models.device import choose_device
 from actcache.models.refusals import PROMPTS_REFUSED
+from actcache.models.templates import TEMPLATE_SETS
 
-TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
-    "photo": ("a photo of a {}.",),
-    "simple": tuple(template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES),
-    "openai": tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
-}
-"""Prompt templates by name: a single one, CLIP's best seven, and the 80 over which PatchSAE's paper averages."""
 BATCH_TEXTS = 256
 
 
@@ -225,27 +219,3 @@ def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise SettingsError(f"The tokenizer of {clip.name} could not be loaded: {reason[:400]}.") from error
     return made
-
-
-def read_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates from the name of a set, a text with `{}`, a file with one template per line, or a sequence.
-
-    Raises:
-        SettingsError: it is none of these, or a template does not contain exactly one `{}`.
-    """
-    if isinstance(templates, str):
-        if templates in TEMPLATE_SETS:
-            return TEMPLATE_SETS[templates]
-        if os.path.isfile(templates):  # not Path's, which fails for a text that is longer than a name may be
-            templates = [line.strip() for line in Path(templates).read_text().splitlines() if line.strip()]
-        else:
-            templates = [templates]
-    for template in templates:
-        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-            raise SettingsError(
-                f"A template must contain one {{}} for the class name, got {template!r}. "
-                f"Give such a text, a file of them, or one of {', '.join(TEMPLATE_SETS)}."
-            )
-    if not templates:
-        raise SettingsError("There is no template. Give a text with {}, or a file with one template per line.")
-    return tuple(templates)

@@ -84,7 +84,7 @@ def _draw_cosines(run: Run) -> Image.Image:
     encoder, decoder = (np.asarray(state[name]) for name in ("encoder", "decoder"))  # [F, D], which may be large
 
     def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.einsum("fd,fd->f", a, b).astype(np.float64)
+        return np.asarray(np.einsum("fd,fd->f", a, b), dtype=np.float64)
 
     cosines = dot(encoder, decoder) / np.sqrt(np.maximum(dot(encoder, encoder) * dot(decoder, decoder), 1e-24))
     counts = np.histogram(cosines, np.linspace(-1, 1, 41))[0].tolist()

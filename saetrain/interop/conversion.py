@@ -23,7 +23,7 @@ from actcache.progress import Progress
 from saetrain.interop.constants import estimate_constants, read_constants
 from saetrain.interop.formats import Foreign, find_writer, read_foreign
 from saetrain.interop.imported import write_imported
-from saetrain.interop.matching import match_store
+from saetrain.interop.matching import match_store, match_tokens
 from saetrain.interop.parity import Parity, compare, read_rows
 from saetrain.interop.sources import Source, find_source
 from saetrain.interop.towers import name_tower
@@ -158,8 +158,10 @@ def _import(
     sae, origin = foreign.sae, foreign.constants.origin if foreign.constants else None
     rows, name = read_rows(sae, store, hook_point)
     parity = compare(sae, foreign.forward, rows, name)
+    tokens, more = match_tokens(hint, group)
+    notes = (*notes, *more)
     write_imported(
-        dst, sae, group, hook_point, format=foreign.format, tokens=group.layout.token_kind("all"), overwrite=overwrite,
+        dst, sae, group, hook_point, format=foreign.format, tokens=tokens, overwrite=overwrite,
         provenance={
             "source": source.origin or source.path.name, "parity": asdict(parity),
             **({"input": origin} if origin else {}), **({"notes": list(foreign.notes)} if foreign.notes else {}),

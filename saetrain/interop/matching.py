@@ -5,9 +5,11 @@ stated is held to, unless the user asks for something else; a guess only chooses
 """
 
 from actcache import HookPoint, SettingsError
-from actcache.store import StoreGroup, recorded_name
+from actcache.store import StoreGroup, Tokens, recorded_name
 from saetrain.interop.tower_names import Spelling, spell_model
 from saetrain.interop.towers import TowerHint
+
+NAMES = {"cls": "CLS", "patch": "patches"}
 
 
 def match_store(
@@ -31,6 +33,25 @@ def match_store(
     elif hint.model is not None:
         notes += _match_model(hint, store, any_model)
     return hook_point, (*notes, hint.caution) if hint.caution else tuple(notes)
+
+
+def match_tokens(hint: TowerHint | None, store: StoreGroup) -> tuple[Tokens, tuple[str, ...]]:
+    """The kind of tokens that a checkpoint was trained on, which `encode` reads then, and notes; all by default.
+
+    Raises SettingsError for an SAE of CLS and a store without it.
+    """
+    if hint is None or hint.tokens in (None, "all"):
+        return store.layout.token_kind("all"), ()
+    if not store.layout.has_cls:
+        if hint.tokens == "cls":
+            raise SettingsError(
+                f"By {hint.origin}, the SAE reads CLS, but the model of {store.path} has none. Give a store of the "
+                "model that it was trained on."
+            )
+        return "patch", ()
+    tokens = store.layout.token_kind(str(hint.tokens))
+    says = "By" if hint.stated else "Guessed from"
+    return tokens, (f"{says} {hint.origin}, the SAE was trained on {NAMES[tokens]} only, so only these are encoded.",)
 
 
 def _match_hook_point(hint: TowerHint, store: StoreGroup, layer: int | HookPoint | None) -> tuple[HookPoint, list[str]]:

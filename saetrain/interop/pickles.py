@@ -10,7 +10,6 @@ import gzip
 import io
 import pickle
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from actcache import CorruptError
 from saetrain.interop.files import (
     CONFIGS,
     MAX_RATIO,
-    UNREADABLE,
     Config,
     check_claims,
     check_dict,
@@ -87,6 +85,6 @@ def load_pickle(path: Path) -> dict[str, object]:
         check_claims(content, len(data))
     except EOFError as error:
         raise CorruptError(f"{path} is cut off: its download did not finish. Download it again.") from error
-    except (*UNREADABLE, zlib.error) as error:
+    except Exception as error:  # as `load_tensors` has it
         raise refuse_pickle(path, error) from error
     return check_dict(content, path)

@@ -116,8 +116,8 @@ def _read_decoder(dictionary: Shell, shape: tuple[int, int], path: Path) -> Tens
     points = _tensor(dictionary, "C", (None, shape[1]), path).read()
     mixture = _tensor(dictionary, "W", (shape[0], len(points)), path)
     relaxed = _tensor(dictionary, "Relax", shape, path).read()
-    multiplier, delta = _tensor(dictionary, "multiplier", (), path).read(), dictionary.get("delta", 1.0)
-    if not isinstance(delta, int | float) or not 0 <= delta < 1e12:
+    multiplier, delta = _tensor(dictionary, "multiplier", (), path).read(), dictionary.get("delta")
+    if not isinstance(delta, int | float) or isinstance(delta, bool) or not 0 <= delta < 1e12:
         raise CorruptError(f"{path}: delta must be a number of at least 0, got {shorten(delta)}. Copy the file again.")
     rows: Tensor = relaxed * (delta / relaxed.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp(max=1)
     first, scale = 0, multiplier.exp()

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actcache import CorruptError, SettingsError
-from saetrain.interop import dictionary_learning, lasgroup, prisma, publication, ra_sae, saelens, saev, sparsify
+from saetrain.interop import (
+    dictionary_learning,
+    lasgroup,
+    patchsae,
+    prisma,
+    publication,
+    ra_sae,
+    saelens,
+    saev,
+    sparsify,
+)
 from saetrain.interop.fields import names, shorten
 from saetrain.interop.files import check_download, load_tensors
 from saetrain.interop.pickles import is_pickle
@@ -69,10 +79,11 @@ def _recognize_folder(path: Path) -> tuple[str, Path]:
     for weights, name in FOLDERS.items():
         if (path / weights).is_file():
             return name, path
-    for weights in (saev.WEIGHTS, prisma.WEIGHTS):
+    for weights in (saev.WEIGHTS, prisma.WEIGHTS, patchsae.WEIGHTS):
         if (path / weights).is_file():
             return _recognize_file(path / weights)
-    found = sorted(file for file in path.glob("*") if file.name.endswith(SUFFIXES) and file.name not in BESIDE)
+    found = [file for file in sorted(path.glob("*")) if file.name.endswith(SUFFIXES) and file.is_file()]
+    found = [file for file in found if file.name not in BESIDE]
     if len(found) > 1:
         shown = ", ".join(shorten(file.name) for file in found[:MAX_SHOWN])
         more = ", ..." if len(found) > MAX_SHOWN else ""

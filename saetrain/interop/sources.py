@@ -23,12 +23,12 @@ RUN = (ARTIFACT_FILE, MANIFEST_FILE, SAE_FILE, METRICS_FILE, LEARNED_FILE)
 WEIGHTS = ("patchsae.safetensors", "sae_weights.safetensors", "ae.pt", "sae.safetensors", "sae.pt", "weights.pt")
 """The file of the weights in a folder that holds one SAE; the first that is there is read. The first of all is that of
 a published SAE of ours, which lies in a folder with those of another package."""
-LOOSE = ("n_images_*.pt", "out.pt", "*.pth")
+LOOSE = ("n_images_*.pt", "out.pt", "*.pth", "*.pkl.gz")
 """Files of weights of which a folder may hold several, each an SAE of its own."""
 LOOSE_IN = ("*_resid", "*.pt")
 """A folder of which each such file is an SAE (CLIP-Scope)."""
 BESIDE = (
-    "cfg.json", "config.json", "config.yaml", "sparsity.safetensors", "activation_scaler.json",
+    "cfg.json", "config.json", "config.yaml", "config.yml", "sparsity.safetensors", "activation_scaler.json",
     "activation_whitening.safetensors",
 )  # fmt: skip
 """What is fetched with the weights, where it lies beside them."""

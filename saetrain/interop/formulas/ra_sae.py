@@ -37,7 +37,7 @@ def _read(path: Path) -> tuple[float, Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _get_dictionary(d: Shell) -> Tensor:
     """RelaxedArchetypalDictionary.get_dictionary [F, D]: what it fused, or else computes."""
-    if not d.get("training") and d.get("_fused_dictionary") is not None:
+    if not d.get("training", True) and d.get("_fused_dictionary") is not None:
         fused: Tensor = d.get("_fused_dictionary").read()
         return fused
     points: Tensor = d.get("C").read()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from actcache import ActivationStore, ParentMismatchError, SettingsError
 from actcache.models import TextTower, load_clip, make_text_tower, make_vision_tower, read_templates
-from actcache.models.text import TEMPLATE_SETS
+from actcache.models.templates import TEMPLATE_SETS
 from actcache.prompts import open_towers
 
 TEMPLATES = ["a photo of a {}.", "a blurry photo of a {}.", "a small {}.", "a picture of the {}.", "{}"]

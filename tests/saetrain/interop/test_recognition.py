@@ -55,6 +55,14 @@ def test_looking_for_the_format_does_not_read_the_tensors(tmp_path: Path) -> Non
         read_foreign(path)
 
 
+def test_a_file_of_a_known_name_is_read_although_others_lie_beside_it(tmp_path: Path) -> None:
+    """PatchSAE's folder of weights may hold checkpoints of the training too."""
+    folder = write("patchsae", tmp_path / "in")
+    saved(folder / "step_100.pt", T)
+    (folder / "old.pt").mkdir()
+    assert recognize(folder) == ("patchsae", folder / "out.pt")
+
+
 @pytest.mark.parametrize("name", ["clipscope", "msae", "visaebench topk", "saelens_pickle", "saev relu"])
 def test_a_path_that_is_not_utf_8_is_read(tmp_path: Path, name: str) -> None:
     folder = tmp_path / os.fsdecode(b"M\xfcnchen")

@@ -109,7 +109,7 @@ def test_an_sae_of_the_hub_becomes_a_run_and_a_run_of_the_hub_is_one(tmp_path: P
     write, config, tensors = CHECKPOINTS["saelens 6 topk"]
     saelens = write(tmp_path / "foreign", config(), tensors())
     settings = {
-        "architecture": "standard", "activation_fn_str": "relu", "d_in": D, "d_sae": F, "hook_point_layer": 1,
+        "architecture": "standard", "activation_fn_str": "relu", "d_in": D, "d_sae": F, "hook_point_layer": 0,
         "layer_subtype": "hook_resid_post", "normalize_activations": None,
     }  # fmt: skip
     prisma = write_prisma(tmp_path / "prisma", settings, plain_tensors())

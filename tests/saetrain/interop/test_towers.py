@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from typer.testing import CliRunner
 
 import cli
 from actcache import HookPoint, SettingsError
-from saetrain import Run
-from saetrain.interop.matching import match_store
+from saetrain import Run, convert
+from saetrain.interop.matching import match_store, match_tokens
 from saetrain.interop.towers import TowerHint, name_tower
 
 QUICK, XL = "ViT-B-16-quickgelu", "datacomp_xl_s13b_b90k"
@@ -223,3 +224,25 @@ def test_convert_holds_a_checkpoint_to_its_model(tmp_path: Path) -> None:
     other = ask("other", "--store", "other.acts", "--any-model", "--layer", "0")
     assert other.exit_code == 0, other.output
     assert len(json.loads(other.stdout)["notes"]) == 2
+
+
+@pytest.mark.parametrize(("field", "kind"), [("cls_token_only", "cls"), ("use_patches_only", "patch")])
+def test_a_checkpoint_of_some_tokens_is_a_run_of_these_tokens(tmp_path: Path, field: str, kind: str) -> None:
+    from foreign_files import CHECKPOINTS
+
+    write, config, tensors = CHECKPOINTS["prisma relu"]
+    write(tmp_path / "sae", config() | PRISMA | {field: True}, tensors())
+    done = convert(tmp_path / "sae", tmp_path / "run", store=write_named(tmp_path / "same.acts", "ViT-B-32", XL))
+    run = Run.open(tmp_path / "run")
+    assert run.train_config.tokens == kind
+    assert set(run.quality) >= {kind}
+    assert "all" not in run.quality
+    assert "only these are encoded" in done.notes[-1]
+
+
+def test_a_store_without_cls_has_no_run_of_cls(stores: dict[str, Any]) -> None:
+    assert match_tokens(replace(HINT, tokens=None), stores["same"]) == ("all", ())
+    without = SimpleNamespace(path="x.acts", layout=replace(stores["same"].layout, prefix=()))
+    assert match_tokens(replace(HINT, tokens="patch"), without) == ("patch", ())  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"the SAE reads CLS, but the model of x.acts has none"):
+        match_tokens(replace(HINT, tokens="cls"), without)  # type: ignore[arg-type]
