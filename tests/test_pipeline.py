@@ -162,7 +162,6 @@ BAD = [
     ("evaluate run other.acts x.json", "was trained on model"),
     ("benchmark run other.acts x.json", "was trained on model"),
     ("benchmark run run a.acts x.json", "A run is given twice"),
-    ("benchmark run a.acts x.txt", "OUT must end in .json"),
     ("benchmark run a.acts x.json --codes a.concepts", "a.concepts"),
     ("benchmark run a.acts x.json --where label==9", "holds for no image"),
     ("benchmark run a.acts x.json --on-seen never", "--on-seen"),
@@ -222,6 +221,7 @@ MISTYPED = [
     ("query a.codes --latent 7 --out x.txt", "--out must end in .csv, .parquet or .json"),
     ("report a.concepts words.txt", "OUT must end in .html or .htm"),
     ("evaluate run a.acts a.concepts", "OUT must end in .json"),
+    ("benchmark run a.acts x.txt", "OUT must end in .json"),
 ]
 
 
