@@ -18,7 +18,10 @@ NAMES = {
     "not UTF-8": os.fsdecode(b"B\xe4ume \xff\xfe"),
 }
 
-NEED_WEIGHTS = {"extract", "extract-zstd", "adapt", "name", "evaluate", "intervene", "attribute", "steer", "compare"}
+NEED_WEIGHTS = {
+    "extract", "extract-zstd", "adapt", "name", "evaluate", "intervene", "attribute", "steer", "compare", "look-sheet",
+    "look-page",
+}  # fmt: skip
 """The weights of these verbs' model lie there too, and safetensors opens no path that is not UTF-8."""
 
 
