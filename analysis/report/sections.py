@@ -257,7 +257,7 @@ def show_benchmark(result: Benchmark) -> Section:
         "What the runs are worth beside baselines, judged on images that no run has learned from. An untrained SAE has "
         "its run's configuration and initial weights, PCA and raw dimensions keep the k largest coefficients of a "
         "token, k-means one. In brackets are 95 % intervals over images. Arrows say which direction is better; "
-        "differences are paired, and `no difference` stands where 0 lies inside the interval."
+        'differences are paired, and "no difference" stands where 0 lies inside the interval.'
     )
     return Section("Benchmark", text, [], [], more=fill("benchmark.html.jinja", tables=tables))
 
