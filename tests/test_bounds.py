@@ -46,7 +46,7 @@ def number_type(hint: Any) -> type | None:
 
 
 REQUIRED = {"model": "ViT-B-32", "pretrained": "openai", "layers": (1,)}
-NEEDED = {"Question": {"latent": 1}}
+NEEDED = {"Question": {"latent": 1}, "ProbingConfig": {"label": "label_name"}}
 """What has to be given for a configuration to make sense at all."""
 PARTNERS = {
     ("ComparisonConfig", "high"): {"low": INT_MAX}, ("ComparisonConfig", "low"): {"high": 1},

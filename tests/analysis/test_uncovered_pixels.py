@@ -19,7 +19,7 @@ from actcache import extract
 from analysis import analyze, draw_sheet, heat_maps, query_latent, threshold_heat_maps, write_report
 from analysis.heat_maps import upsample
 from analysis.localization.pixel_masks import read_masks
-from analysis.query.contact_sheet import CELL, MARGIN
+from analysis.pictures import CELL, MARGIN
 from saetrain import CodeStore, encode
 
 SIDE, PATCH, SEEN = 23, 6, 18
