@@ -57,9 +57,9 @@ class OutputLock:
         """
         deadline = time.monotonic() + wait_s
         while self._fd is None and not is_remote(self.path) and not self._open():
-            named = self._holder() is not None  # if not, it has just taken the lock, or has just released it
-            if time.monotonic() >= deadline + (0 if named else UNNAMED_WAIT_S):
-                raise SettingsError(self.describe_holder())
+            holder = self._holder()  # if it has no name, it has just taken the lock, or has just released it
+            if time.monotonic() >= deadline + (0 if holder else UNNAMED_WAIT_S):
+                raise SettingsError(self._describe(holder))
             time.sleep(random.uniform(0.01, 0.05))
         self.exclusive = not self.shared
 
@@ -116,9 +116,12 @@ class OutputLock:
 
     def describe_holder(self) -> str:
         """One line on the process that keeps us out."""
+        return self._describe(self._holder())
+
+    def _describe(self, holder: str | None) -> str:
         return (
-            f"{self.path} is being written by {self._holder() or 'another process'}. Wait for it to finish, or stop "
-            "it and run the same command, which resumes."
+            f"{self.path} is being written by {holder or 'another process'}. Wait for it to finish, or stop it and "
+            "run the same command, which resumes."
         )
 
     def _holder(self) -> str | None:

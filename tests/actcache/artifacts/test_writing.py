@@ -413,3 +413,21 @@ def test_a_lock_whose_holder_is_not_named_yet_is_tried_again(tmp_path: Path) -> 
         waiting.acquire()
     assert time.monotonic() - started < 0.5
     unnamed.release()
+
+
+def test_a_holder_that_ends_while_it_is_named_is_still_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It removes the lock's file with its name just when the other one has read it and gives up."""
+    held, second = OutputLock(tmp_path / "x"), OutputLock(tmp_path / "x")
+    held.acquire()
+    clock, n_calls = time.monotonic, 0
+
+    def tick() -> float:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 2:  # after the deadline was set, and the name was read
+            held.release()
+        return clock()
+
+    monkeypatch.setattr("actcache.artifacts.locks.time.monotonic", tick)
+    with pytest.raises(SettingsError, match=f"is being written by process {os.getpid()} on "):
+        second.acquire()
