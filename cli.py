@@ -39,6 +39,7 @@ from actcache.workers import find_worker
 from analysis import arguments
 from analysis.concepts import AnalyzeConfig
 from analysis.config import (
+    BenchmarkConfig,
     ComparisonConfig,
     DeletionConfig,
     MaskingConfig,
@@ -443,6 +444,7 @@ def benchmark(
     runs: arguments.InspectRuns,
     store: arguments.StorePath,
     out: arguments.BenchmarkOut,
+    config: BenchmarkConfig,
     study: StudyConfig,
     model: ModelOptions,
     codes: arguments.BenchmarkCodes = [],
@@ -456,7 +458,7 @@ def benchmark(
     """
     with show_steps() as on_step:
         result = analysis.benchmark_runs(
-            runs, store, out, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
+            runs, store, out, config, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
         )
     emit_result(result, out, "benchmark", *runs, store)
 

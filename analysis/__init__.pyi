@@ -2,6 +2,7 @@ from .benchmark import benchmark_runs
 from .comparison import compare
 from .concepts import AnalyzeConfig, ConceptTable, analyze
 from .config import (
+    BenchmarkConfig,
     ComparisonConfig,
     DeletionConfig,
     MaskingConfig,
@@ -64,6 +65,7 @@ from .views import Look, View, look
 __all__ = [
     "AnalyzeConfig",
     "Benchmark",
+    "BenchmarkConfig",
     "Comparison",
     "ComparisonConfig",
     "ConceptTable",

@@ -228,6 +228,37 @@ class ComparisonConfig(ClassifierConfig):
             raise SettingsError(f"--high must be at most --low, got {self.high} and {self.low}.")
 
 
+PROTOCOLS = ("visaebench",)
+"""Packages whose metrics a benchmark can also give, under their own names."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What a benchmark is given beside runs and a store. Each adds measures, which are left out without it.
+
+    Files count by their content in the identity of a result, and stores by their id.
+    """
+
+    masks: str | Path | None = option(None, "Folder of PNG masks named like the images; by default, the store's own.")
+    legend: str | Path | None = option(
+        None, "Table that explains the numbers in the masks: columns number and name, or uri and one per concept."
+    )
+    pairs: str | Path | None = option(
+        None, "Table of images that differ in one attribute: columns before, after, removed and added."
+    )
+    hierarchy: str | Path | None = option(None, "JSON file of class groups: {group: [class, ...]}.")
+    transfer: str | None = option(None, "Activations of the same model on another data set.")
+    embeddings: str | None = option(
+        None, "Activations of the same images by another model, whose embeddings judge how alike images are."
+    )
+    protocol: str | None = option(None, "Metrics of another package, under its own names: visaebench.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise SettingsError(f"--protocol must be {' or '.join(PROTOCOLS)}, got {self.protocol!r}.")
+
+
 @dataclass(frozen=True)
 class RulesConfig(ProbeConfig):
     """What rules explain, and how large they may be."""

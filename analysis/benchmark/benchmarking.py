@@ -25,7 +25,7 @@ from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
-from analysis.config import ModelOptions, StudyConfig
+from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
 from analysis.lineage import find_runs, name_parents
 from analysis.results import (
     Benchmark,
@@ -54,6 +54,7 @@ def benchmark_runs(
     runs: Run | str | Path | Sequence[Run | str | Path],
     store: Stores | StoreGroup,
     out: str | Path,
+    config: BenchmarkConfig = BenchmarkConfig(),
     *,
     codes: Sequence[CodeStore | str | Path] = (),
     study: StudyConfig = StudyConfig(),
