@@ -21,6 +21,7 @@ from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import compare, interval
 from analysis.benchmark.sparse_probing import measure_sparse_probing
+from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
@@ -94,13 +95,18 @@ def benchmark_runs(
     subjects = shop.make_subjects(made)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    described, stability = describe_subjects(subjects), Stability(judged)
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
-    ]
+        Measure(
+            "reliability", "match",
+            lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
+        ),
+    ]  # fmt: skip
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
     known: dict[tuple[str, str], Measured] = {}
@@ -119,7 +125,6 @@ def benchmark_runs(
                         found.details,
                     )
                 )  # fmt: skip
-    described = describe_subjects(subjects)
     result = Benchmark(
         *head,
         hook_point=str(opened[0].hook_point),
