@@ -24,6 +24,7 @@ from analysis.benchmark.sparse_probing import measure_sparse_probing
 from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
+from analysis.benchmark.transfer import Transfer, measure_transfer, name_transfer, open_transfer
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
@@ -83,7 +84,9 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    head = describe_result(Benchmark, describe_config(study), name_parents(opened, group))
+    other = None if config.transfer is None else open_stores(config.transfer)
+    parents = name_parents(opened, group) | name_transfer(other)
+    head = describe_result(Benchmark, describe_config(study), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -93,6 +96,7 @@ def benchmark_runs(
         raise SettingsError(f"{work} is a file, where the baselines are to be kept. Choose another OUT.")
     shop = Workshop(work, judged, opened, names, model.device, on_step)
     subjects = shop.make_subjects(made)
+    transfer = open_transfer(other, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
@@ -106,6 +110,7 @@ def benchmark_runs(
             "reliability", "match",
             lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
         ),
+        Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
     ]  # fmt: skip
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
@@ -137,7 +142,7 @@ def benchmark_runs(
         differences=tuple(compare_subjects(subjects, known, shop.n_active)),
         seeds=tuple(gather_seeds(described, known)),
         skipped=tuple(merge_skipped(skipped, len(subjects))),
-        seen=(counted,),
+        seen=(counted, transfer.seen) if isinstance(transfer, Transfer) else (counted,),
         judge=task.facts if isinstance(task, Task) else None,
     )
     return finish_result(out, result)
