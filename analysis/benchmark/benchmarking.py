@@ -18,6 +18,7 @@ from actcache.store import StoreGroup, Stores
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
+from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import compare, interval
 from analysis.benchmark.sparse_probing import measure_sparse_probing
@@ -100,6 +101,8 @@ def benchmark_runs(
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
+    pca = next(subject.run for subject in subjects if subject.baseline == "pca")
+    curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -142,6 +145,7 @@ def benchmark_runs(
         differences=tuple(compare_subjects(subjects, known, shop.n_active)),
         seeds=tuple(gather_seeds(described, known)),
         skipped=tuple(merge_skipped(skipped, len(subjects))),
+        pca_curve=curve,
         seen=(counted, transfer.seen) if isinstance(transfer, Transfer) else (counted,),
         judge=task.facts if isinstance(task, Task) else None,
     )

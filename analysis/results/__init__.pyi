@@ -6,6 +6,7 @@ from .benchmark import (
     BenchmarkSubject,
     BenchmarkTable,
     BenchmarkValue,
+    RankPoint,
 )
 from .comparison import (
     ClassOverlap,
@@ -88,6 +89,7 @@ __all__ = [
     "ProbeMean",
     "ProbePoint",
     "Probing",
+    "RankPoint",
     "RawProbe",
     "RecoveredShares",
     "Result",

@@ -85,6 +85,16 @@ class BenchmarkSkipped:
 
 
 @dataclass(frozen=True)
+class RankPoint:
+    """The fvu of PCA with the first `n_components` directions for all tokens, with its 95 % interval over images."""
+
+    n_components: int
+    fvu: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark(Result):
     KIND: ClassVar[str] = "benchmark"
 
@@ -98,6 +108,7 @@ class Benchmark(Result):
     differences: tuple[BenchmarkDifference, ...] = ()
     seeds: tuple[BenchmarkSeeds, ...] = ()
     skipped: tuple[BenchmarkSkipped, ...] = ()
+    pca_curve: tuple[RankPoint, ...] = ()
 
     def measures(self, table: str) -> list[str]:
         """The measures of a table, in their order."""
@@ -159,8 +170,13 @@ class Benchmark(Result):
             f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
         )
         few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
-        about = [*self._task_lines(), *self._transfer_lines()]
+        about = [*self._pca_lines(), *self._task_lines(), *self._transfer_lines()]
         return [head, *few, *about, *skipped_lines(self.skipped), *super().notes()]
+
+    def _pca_lines(self) -> list[str]:
+        """What linear subspaces of fixed dimension leave out, beside which the fvu of an SAE is to be read."""
+        points = ", ".join(f"{each.n_components:,}: {each.fvu:.4g}" for each in self.pca_curve)
+        return [f"fvu of PCA by the number of components that all tokens share: {points}"] if points else []
 
     def _task_lines(self) -> list[str]:
         """What the judge achieves without an SAE, beside which its accuracy with one is to be read."""

@@ -365,6 +365,8 @@ def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path
     assert any("no difference" in row.values() for row in differences)
     assert over_seeds[0]["seeds"] == 2
     assert any("judged on" in note for note in result.notes())
+    assert [each.n_components for each in result.pca_curve] == [1, 4, 16, 32]
+    assert any(note.startswith("fvu of PCA by the number of components") for note in result.notes())
 
 
 def test_the_same_command_again_reads_and_an_interrupted_one_goes_on(
@@ -471,9 +473,11 @@ def test_the_report_shows_all_tables(made: tuple[Benchmark, Path]) -> None:
 
 
 def test_tables_of_results_hold_json_only(made: tuple[Benchmark, Path]) -> None:
-    _, out = made
+    result, out = made
     content = json.loads(out.read_text())
     assert content["kind"] == "benchmark"
+    older = {name: value for name, value in content.items() if name != "pca_curve"}
+    assert Benchmark.from_json(older, "x") == replace(result, pca_curve=())
     assert {"subject", "table", "measure", "higher_is_better", "value", "low", "high", "details"} == set(
         content["values"][0]
     )
