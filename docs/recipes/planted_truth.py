@@ -12,7 +12,6 @@ where every dictionary must be at chance. It takes a minute.
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,22 +35,20 @@ NOISE = 0.02
 LEAST_SHARE = 0.25
 THRESHOLD = 0.16
 """Of the planted latents: above the noise, and below the least share at the least gain."""
-TRAINED = SAEConfig("batchtopk", n_latents=64, k=3)
-N_STEPS = 600
+TRAINED = SAEConfig("batchtopk", n_latents=64, k=2)
+N_STEPS = 400
+SEEDS = (0, 1)
 ATOMS = 101
 """Seed of the atoms."""
 
 
 def main(out: Path) -> None:
-    world = make_world(out)
-    runs = [plant(world.train, out / "planted"), train_sae(world.train, out / "trained")]
-    print_table(*(measure(runs, told, out / f"{told.name}.json") for told in (world.true, world.shuffled)))
+    print_table(*measure(make_world(out), out))
 
 
 class Told(NamedTuple):
     """Activations to judge on, with the labels, masks and pairs that the benchmark is told."""
 
-    name: str
     store: ActivationStore
     config: BenchmarkConfig
 
@@ -81,7 +78,8 @@ def tell(truth: Truth, told: Truth, out: Path) -> Told:
     with open(told.path / "pairs.csv", newline="") as source, open(pairs, "w", newline="") as file:
         header, *rows = csv.reader(source)
         csv.writer(file).writerows([header, *(row for row in rows if stored.issuperset(row[:2]))])
-    return Told(out.stem, store, BenchmarkConfig(legend=told.path / "truth.parquet", pairs=pairs))
+    config = BenchmarkConfig(legend=told.path / "truth.parquet", pairs=pairs, transfer=str(out.parent / "train.acts"))
+    return Told(store, config)
 
 
 def single_objects(truth: Truth) -> list[int]:
@@ -170,18 +168,24 @@ def plant(store: ActivationStore, out: Path) -> Run:
     )  # fmt: skip
 
 
-def train_sae(store: ActivationStore, out: Path, seed: int = 0) -> Run:
+def train_sae(store: ActivationStore, out: Path, seed: int) -> Run:
     config = TrainConfig(n_steps=N_STEPS, batch_size=1024, lr=3e-3, dead_tokens=50_000, tokens="patch", seed=seed)
     return train(store, out, layer=LAYER, sae=TRAINED, config=config)
 
 
-def measure(runs: Sequence[Run], told: Told, out: Path) -> Benchmark:
-    return benchmark_runs(runs, told.store, out, told.config)
+def measure(world: World, out: Path) -> tuple[Benchmark, Benchmark]:
+    """The planted and the trained dictionaries, measured with the truth, and with that of other images."""
+    planted = plant(world.train, out / "planted")
+    trained = [train_sae(world.train, out / f"trained{seed}", seed) for seed in SEEDS]
+    return (
+        benchmark_runs([planted, *trained], world.true.store, out / "true.json", world.true.config),
+        benchmark_runs([planted, trained[0]], world.shuffled.store, out / "shuffled.json", world.shuffled.config),
+    )
 
 
 def print_table(true: Benchmark, shuffled: Benchmark) -> None:
-    names = ("planted", "trained", "untrained trained")
-    measures = dict.fromkeys(value.measure for value in true.values if value.subject == "trained")
+    names = ("planted", "trained0", "untrained trained0")
+    measures = dict.fromkeys(value.measure for value in true.values if value.subject == "trained0")
     print("| measure | " + " | ".join((*names, *(f"{name}, shuffled" for name in names))) + " |")
     print("| --- " * (1 + 2 * len(names)) + "|")
     for name in measures:
