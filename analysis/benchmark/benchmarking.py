@@ -15,6 +15,7 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.coherence import measure_coherence
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
@@ -109,6 +110,9 @@ def benchmark_runs(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
+        Measure(
+            "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
+        ),
         Measure(
             "reliability", "match",
             lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),

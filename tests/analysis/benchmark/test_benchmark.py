@@ -355,11 +355,12 @@ def test_runs_that_differ_in_their_seed_are_shown_together(made: tuple[Benchmark
 
 def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path]) -> None:
     result, _ = made
-    main, by_tokens, labeled, reliability, differences, over_seeds = result.tables()
+    main, by_tokens, labeled, unlabeled, reliability, differences, over_seeds = result.tables()
     assert [row["subject"] for row in main] == [subject.name for subject in result.subjects]
     assert "fvu ↓" in main[0]
     assert "fvu cls ↓" in by_tokens[0]
     assert "k-sparse accuracy ↑" in labeled[0]
+    assert "spatial coherence ↑" in unlabeled[0]
     assert [row["subject"] for row in reliability] == ["seed0", "seed1", "untrained seed0", "untrained seed1"]
     assert "stability jaccard ↑" in reliability[0]
     assert any("no difference" in row.values() for row in differences)
