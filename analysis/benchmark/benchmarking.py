@@ -15,8 +15,12 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
+from analysis.benchmark.patch_concepts import measure_patch_concepts
+from analysis.benchmark.patch_labels import read_patch_labels
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import compare, interval
@@ -69,11 +73,13 @@ def benchmark_runs(
         store: a store of their model. Images that a run has learned from are not judged.
         out: the JSON file of the result; the same call again returns what it holds. Baselines and codes are kept in a
             folder of the same name with the suffix .work, which is no longer needed once the result is there.
+        config: what else there is to measure with; without masks or pairs, what needs them is left out.
         codes: codes of the runs on the store, which are otherwise made.
         on_step: called with (what, done, total).
 
     Raises:
-        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge.
+        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge, a file
+            of the configuration that cannot be read.
         ParentMismatchError: a store of another model.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
@@ -82,7 +88,7 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    head = describe_result(Benchmark, describe_config(study), name_parents(opened, group))
+    head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), name_parents(opened, group))
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -94,12 +100,20 @@ def benchmark_runs(
     subjects = shop.make_subjects(made)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    labels = read_patch_labels(
+        subjects[0].codes, judged, config, PATCH_CONCEPTS, lambda done, total: on_step("read masks", done, total)
+    )
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
+        Measure(
+            "labeled",
+            "find concepts with",
+            lambda subject, show: measure_patch_concepts(subject, judged, labels, show),
+        ),
     ]
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
