@@ -27,6 +27,7 @@ from analysis.benchmark.resamples import BLOCK, Resamples, compare, interval
 from analysis.benchmark.subject import Judged, Subject
 from analysis.benchmark.task import describe_task
 from analysis.classifier import Outcome
+from analysis.config import BenchmarkConfig
 from analysis.results import Benchmark
 from saetrain import Run, SAEConfig, TrainConfig, encode, train
 from saetrain.interop import write_imported
@@ -458,6 +459,8 @@ def test_bad_input_is_one_line(seeds: Path, middle_store: Path, tmp_path: Path, 
     refuse(SettingsError, "made by none of the runs", codes=[codes])
     refuse(SettingsError, "holds for no image", study=StudyConfig(where="label == 99"))
     refuse(SettingsError, "template", study=StudyConfig(templates="nothing"))
+    refuse(SettingsError, "is not a folder", config=BenchmarkConfig(masks=tmp_path / "nowhere"))
+    refuse(SettingsError, "cannot be read: .* Check --legend", config=BenchmarkConfig(legend=tmp_path / "nowhere.csv"))
     refuse(ParentMismatchError, "was trained on model", GOLDEN / "run")
     (tmp_path / "x.work").write_text("")
     refuse(SettingsError, "is a file, where the baselines", study=ANY)
