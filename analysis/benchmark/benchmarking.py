@@ -23,6 +23,7 @@ from analysis.benchmark.resamples import compare, interval
 from analysis.benchmark.sparse_probing import measure_sparse_probing
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
+from analysis.benchmark.visaebench.protocol import describe_protocol, measure_visaebench, name_given, open_protocol
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
@@ -82,7 +83,8 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    head = describe_result(Benchmark, describe_config(study), name_parents(opened, group))
+    parents = name_parents(opened, group) | name_given(config)
+    head = describe_result(Benchmark, describe_config(study) | describe_protocol(config), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -101,6 +103,14 @@ def benchmark_runs(
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
     ]
+    if config.protocol is not None:
+        protocol = open_protocol(group, opened[0], config)
+        measures.append(
+            Measure(
+                "visaebench", "take visaebench's metrics of",
+                lambda subject, show: measure_visaebench(subject, protocol, shop.encode_elsewhere, show),
+            )
+        )  # fmt: skip
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
     known: dict[tuple[str, str], Measured] = {}
