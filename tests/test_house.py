@@ -52,7 +52,7 @@ LIBRARIES = {
     "analysis/dictionary": "scipy torch",
     "analysis/rules": "scipy sklearn",
     "analysis/interventions": "torch",
-    "analysis/benchmark": "torch",
+    "analysis/benchmark": "sklearn torch",
     "analysis/comparison": "torch",
     "analysis/report": "bokeh jinja2 markupsafe",
     "analysis/publication": "PIL",

@@ -30,7 +30,8 @@ from analysis.benchmark.sparse_probing import measure_sparse_probing
 from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
-from analysis.benchmark.transfer import Transfer, measure_transfer, name_transfer, open_transfer
+from analysis.benchmark.transfer import Transfer, measure_transfer, open_transfer
+from analysis.benchmark.visaebench.protocol import describe_protocol, measure_visaebench, name_given, open_protocol
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
@@ -93,8 +94,9 @@ def benchmark_runs(
     check_runs(opened, group)
     read_templates(study.templates)
     other = None if config.transfer is None else open_stores(config.transfer)
-    parents = name_parents(opened, group) | name_transfer(other)
-    head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), parents)
+    parents = name_parents(opened, group) | name_given(config)
+    settings = describe_config(study) | describe_inputs(config) | describe_protocol(config)
+    head = describe_result(Benchmark, settings, parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -131,6 +133,14 @@ def benchmark_runs(
         ),
         Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
     ]  # fmt: skip
+    if config.protocol is not None:
+        protocol = open_protocol(group, opened[0], config)
+        measures.append(
+            Measure(
+                "visaebench", "take visaebench's metrics of",
+                lambda subject, show: measure_visaebench(subject, protocol, shop.encode_elsewhere, show),
+            )
+        )  # fmt: skip
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
     known: dict[tuple[str, str], Measured] = {}

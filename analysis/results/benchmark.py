@@ -8,13 +8,13 @@ from analysis.results.result import Result, Row
 
 BENCHMARK_TABLES = {
     "reconstruction": "Reconstruction", "labeled": "Concepts, with labels", "unlabeled": "Concepts, without labels",
-    "reliability": "Reliability",
+    "reliability": "Reliability", "visaebench": "Compatibility: visaebench 0.1.0",
 }  # fmt: skip
 """The tables of a benchmark, with their titles."""
 KINDS = (" cls", " patch")
 """How the name of a measure ends that is taken over one kind of tokens only."""
 FEW_IMAGES = 30
-BenchmarkTable = Literal["reconstruction", "labeled", "unlabeled", "reliability"]
+BenchmarkTable = Literal["reconstruction", "labeled", "unlabeled", "reliability", "visaebench"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Benchmark(Result):
         return rows
 
     def tables(self) -> list[list[Row]]:
-        """The four tables as far as they were measured; then the differences between runs, and the seeds."""
+        """The tables as far as they were measured; then the differences between runs, and the seeds."""
         shown = [self.rows(table, by_tokens=part) for table in BENCHMARK_TABLES for part in (False, True)]
         return [rows for rows in (*shown, self.difference_rows(), self.seed_rows()) if rows]
 

@@ -202,6 +202,11 @@ class SAE(nn.Module):
         """
         if like is not None and len(like) != n_rows:
             raise SettingsError(f"like must be the {n_rows:,} rows that were encoded, got {len(like):,} rows.")
+        return self.denormalize(self.decode_normalized(rows, latents, values, n_rows), like=like)
+
+    @torch.no_grad()
+    def decode_normalized(self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int) -> Tensor:
+        """Active entries -> the reconstruction of x' [n_rows, D], in the units that `normalize` gives."""
         starts = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))[:-1]
         summed = F.embedding_bag(latents, self.decoder, starts, per_sample_weights=values, mode="sum")
-        return self.denormalize(summed + self.b_dec, like=like)
+        return summed.add_(self.b_dec)
