@@ -448,6 +448,7 @@ def benchmark(
     study: StudyConfig,
     model: ModelOptions,
     codes: arguments.BenchmarkCodes = [],
+    table: arguments.BenchmarkTable = [],
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Measure what SAEs are worth, beside baselines.
@@ -460,7 +461,10 @@ def benchmark(
         result = analysis.benchmark_runs(
             runs, store, out, config, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
         )
+    for path in table:
+        analysis.write_tables(result, path)
     emit_result(result, out, "benchmark", *runs, store)
+    show_written(*table)
 
 
 @verb(MEASURING, "intervene runs/l10 val.acts masks.json --chosen-on train.codes")

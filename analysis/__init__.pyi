@@ -56,7 +56,9 @@ from .results import (
     Probing,
     Steerability,
     Steering,
+    format_tables,
     read_result,
+    write_tables,
 )
 from .rules import learn_rules
 from .tour import Quickstart, quickstart
@@ -105,6 +107,7 @@ __all__ = [
     "evaluate_fidelity",
     "find_images",
     "find_names",
+    "format_tables",
     "heat_maps",
     "inspect_dictionaries",
     "learn_rules",
@@ -140,4 +143,5 @@ __all__ = [
     "threshold_heat_maps",
     "write_adaptation_page",
     "write_report",
+    "write_tables",
 ]

@@ -236,6 +236,13 @@ BenchmarkOut = Annotated[
 BenchmarkCodes = Annotated[
     list[Path], Option(help="Codes of a run on STORE, which are made otherwise; repeat for several."), Takes("codes")
 ]
+BenchmarkTable = Annotated[
+    list[Path],
+    Option(
+        help="Also write the tables, as .md, .tex or .csv; repeat for several. The finished command writes them anew."
+    ),
+    Writes((".md", ".tex", ".csv")),
+]
 InspectStore = Annotated[
     list[str], Option(help="Activations of their model; repeat for several stores."), Takes("acts")
 ]

@@ -1,7 +1,13 @@
-"""docs/recipes/demo_adaptation.py: its classes match the scenes, and its verdict can disagree with `compare`."""
+"""docs/recipes: the classes of demo_adaptation.py match the scenes, and its verdict can disagree with `compare`;
+benchmark.sh runs on a few images, goes on where it was, and leaves its tables and pages.
+"""
 
 import csv
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -10,7 +16,8 @@ import pytest
 from small_codes import write_codes
 
 from actcache.demo import sample_scene, write_demo
-from analysis.results import Share
+from analysis import read_result
+from analysis.results import Benchmark, Share
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 
@@ -77,3 +84,37 @@ def test_the_verdict_follows_the_truth(
     )
     recipe.print_verdict("case", {"a": before, "b": before}, {"a": after, "b": after}, comparison)
     assert f"; {verdict}\n" in capsys.readouterr().out
+
+
+def test_the_benchmark_recipe_runs_on_a_few_images_and_then_does_nothing(real_data: Path, tmp_path: Path) -> None:
+    for split, n in (("train", 12), ("test", 5)):
+        for folder in sorted((real_data / "cifar10" / split).iterdir())[:3]:
+            (tmp_path / "data" / "cifar10" / split / folder.name).mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:n]:
+                shutil.copy(image, tmp_path / "data" / "cifar10" / split / folder.name)
+    (tmp_path / "data" / "clip-cifar").symlink_to(real_data / "clip-cifar")
+    out = tmp_path / "out"
+    root = RECIPES.parents[1]
+    environment = {
+        **os.environ, "PYTHONPATH": str(root), "PATCHSAE": f"{sys.executable} {root / 'cli.py'} --quiet",
+        "STEPS": "3", "SEEDS": "0 1", "PARTS": "cifar",
+    }  # fmt: skip
+    command = ["bash", str(RECIPES / "benchmark.sh"), str(tmp_path / "data"), str(out)]
+
+    def run() -> None:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run()
+    result = read_result(out / "cifar" / "benchmark.json", Benchmark)
+    assert {subject.variant for subject in result.subjects} == {"topk", "relu", "batchtopk", "matryoshka topk"}
+    assert {subject.n_latents for subject in result.subjects if subject.baseline is None} == {384, 1536}
+    assert len({subject.group for subject in result.subjects if subject.baseline is None}) == 7
+    assert result.n_judged == 15
+    assert result.n_choosing == 36
+    for name in ("tables.md", "tables.tex", "tables.csv"):
+        assert "topk/k16-seed" in (out / "cifar" / name).read_text()
+    assert "k-sparse accuracy against L0" in (out / "cifar" / "report.html").read_text()
+    written = (out / "cifar" / "benchmark.json").stat().st_mtime_ns
+    run()
+    assert (out / "cifar" / "benchmark.json").stat().st_mtime_ns == written

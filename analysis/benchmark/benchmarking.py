@@ -8,7 +8,7 @@ left out with the reason. Baselines and codes are kept in the work folder beside
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,14 +25,21 @@ from analysis.benchmark.patch_labels import read_patch_labels
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
-from analysis.benchmark.resamples import compare, interval
+from analysis.benchmark.resamples import Resamples, average, compare, interval
 from analysis.benchmark.sparse_probing import measure_sparse_probing
 from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
 from analysis.benchmark.transfer import Transfer, measure_transfer, open_transfer
 from analysis.benchmark.visaebench.protocol import describe_protocol, measure_visaebench, name_given, open_protocol
-from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
+from analysis.benchmark.work import (
+    Report,
+    Workshop,
+    check_codes,
+    key_without_seed,
+    name_work_folder,
+    no_report,
+)
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
 from analysis.lineage import find_runs, name_parents
@@ -168,7 +175,7 @@ def benchmark_runs(
         n_resamples=judged.resamples.n,
         subjects=described,
         values=tuple(values),
-        differences=tuple(compare_subjects(subjects, known, shop.n_active)),
+        differences=tuple(compare_subjects(subjects, described, known, shop.n_active, judged.resamples)),
         seeds=tuple(gather_seeds(described, known)),
         skipped=tuple(merge_skipped(skipped, len(subjects))),
         pca_curve=curve,
@@ -205,14 +212,8 @@ def describe_subjects(subjects: Sequence[Subject]) -> tuple[BenchmarkSubject, ..
     """What the result says of each, with the group of runs that differ only in their seed."""
     alike: dict[object, list[Subject]] = {}
     for subject in subjects:
-        if subject.baseline is None and "imported" not in subject.run.artifact.settings:
-            settings = dict(subject.run.artifact.settings)
-            train = {
-                name: value for name, value in cast(dict[str, object], settings["train"]).items() if name != "seed"
-            }
-            key = repr((sorted(settings["sae"].items(), key=str), sorted(train.items(), key=str),
-                        [parent.id for parent in subject.run.artifact.parents.values()]))  # fmt: skip
-            alike.setdefault(key, []).append(subject)
+        if subject.baseline is None:
+            alike.setdefault(key_without_seed(subject.run), []).append(subject)
     groups = {each.name: ", ".join(m.name for m in members)
               for members in alike.values() if len(members) > 1 for each in members}  # fmt: skip
     described = []
@@ -220,8 +221,8 @@ def describe_subjects(subjects: Sequence[Subject]) -> tuple[BenchmarkSubject, ..
         config, group = subject.run.sae_config, groups.get(subject.of or subject.name)
         described.append(
             BenchmarkSubject(
-                subject.name, config.variant, config.n_latents, config.k if config.top_k else None,
-                subject.run.train_config.seed, subject.baseline, subject.of,
+                subject.name, f"matryoshka {config.variant}" if config.prefixes else config.variant, config.n_latents,
+                config.k if config.top_k else None, subject.run.train_config.seed, subject.baseline, subject.of,
                 f"untrained {group}" if group and subject.baseline else group,
             )
         )  # fmt: skip
@@ -229,32 +230,47 @@ def describe_subjects(subjects: Sequence[Subject]) -> tuple[BenchmarkSubject, ..
 
 
 def compare_subjects(
-    subjects: Sequence[Subject], known: Mapping[tuple[str, str], Measured], n_active: Mapping[str, int]
+    subjects: Sequence[Subject],
+    described: Sequence[BenchmarkSubject],
+    known: Mapping[tuple[str, str], Measured],
+    n_active: Mapping[str, int],
+    resamples: Resamples,
 ) -> list[BenchmarkDifference]:
-    """The paired differences of every two runs, and of every run to its baselines.
+    """The paired differences of every two settings, and of every setting to its baselines.
 
-    These are its own untrained SAE, k-means, and PCA and raw dimensions with as many active latents.
+    A setting is a run, or the mean over runs that differ only in their seed. Its baselines are its own untrained SAEs,
+    k-means, and PCA and raw dimensions with as many active latents.
 
     Args:
         n_active: that number for each run, by name.
     """
-    runs = [subject for subject in subjects if subject.baseline is None]
+    settings: dict[str, list[Subject]] = {}
+    for subject, facts in zip(subjects, described, strict=True):
+        settings.setdefault(facts.group or facts.name, []).append(subject)
+    measures = list(dict.fromkeys(name for _, name in known))
+    means: dict[tuple[str, str], Measured] = {}
+    for setting, members in settings.items():
+        for name in measures:
+            found = [known[member.name, name] for member in members if (member.name, name) in known]
+            if len(found) == len(members) and (mean := average(found, resamples)) is not None:
+                means[setting, name] = mean
+    runs = [setting for setting, members in settings.items() if members[0].baseline is None]
 
-    def belongs(run: Subject, other: Subject) -> bool:
+    def belongs(setting: str, other: Subject) -> bool:
+        names = [member.name for member in settings[setting]]
         if other.baseline == "untrained":
-            return other.of == run.name
+            return other.of in names
         return other.baseline == "k-means" or (
-            other.baseline in ("pca", "raw") and other.run.sae_config.k == n_active[run.name]
+            other.baseline in ("pca", "raw") and other.run.sae_config.k == n_active[names[0]]
         )
 
-    pairs = [*combinations(runs, 2), *((run, other) for run in runs for other in subjects if belongs(run, other))]
-    measures = list(dict.fromkeys(name for _, name in known))
+    beside = [(run, other) for run in runs for other, members in settings.items() if belongs(run, members[0])]
     differences = []
-    for first, second in pairs:
+    for first, second in (*combinations(runs, 2), *beside):
         for name in measures:
-            a, b = known.get((first.name, name)), known.get((second.name, name))
-            if a is not None and b is not None and (found := compare(a, b)) is not None:
-                differences.append(BenchmarkDifference(first.name, second.name, name, *found))  # type: ignore[arg-type]
+            a, b = means.get((first, name)), means.get((second, name))
+            if a is not None and b is not None and (compared := compare(a, b)) is not None:
+                differences.append(BenchmarkDifference(first, second, name, *compared))  # type: ignore[arg-type]
     return differences
 
 

@@ -6,6 +6,7 @@ same multinomial distribution as drawing from all images at once, and no [n, I] 
 Source: Efron and Tibshirani 1993, percentile intervals; the paired design is that of Koehn 2004 (EMNLP).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from analysis.intervals import LEVELS
 BLOCK = 1024
 """Images whose weights are drawn together."""
 NO_DIFFERENCE = "no difference"
+SEEDS = 2**31
+"""Number of the stream that draws seeds; those of the blocks of images are smaller."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,24 @@ def interval(replicates: NDArray[np.float64] | None) -> tuple[float, float] | No
         return None
     low, high = np.percentile(replicates, LEVELS)
     return float(low), float(high)
+
+
+def average(seeds: Sequence[Measured], resamples: Resamples) -> Measured | None:
+    """The mean of a measure over runs that differ only in their seed; None where one has no value or no replicates.
+
+    Each resample of the images draws the seeds, too, with replacement, so an interval holds what other images and
+    other trainings would change (a bootstrap of both levels: Davison and Hinkley 1997, section 3.8). The draws are the
+    same for every measure and every group of as many seeds.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    values = [each.value for each in seeds if each.value is not None]
+    columns = [each.replicates for each in seeds if each.replicates is not None]
+    if min(len(values), len(columns)) < len(seeds):
+        return None
+    drawn = _generator(resamples.seed, SEEDS).integers(len(seeds), size=(resamples.n, len(seeds)))
+    replicates = np.take_along_axis(np.stack(columns, axis=1), drawn, axis=1).mean(1)
+    return Measured(seeds[0].name, float(np.mean(values)), replicates, seeds[0].higher_is_better)
 
 
 class Compared(NamedTuple):

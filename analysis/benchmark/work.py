@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -75,9 +76,15 @@ class Workshop:
         numbered = list(zip(self.names, self.runs, strict=True))
         members: list[tuple[str, str | None, str | None, Run]] = [(name, None, None, run) for name, run in numbered]
         x = self.fitting.sample(N_L0, self.judged.seed).rows(N_L0)
+        l0s = {
+            name: float(run.sae_config.k) if run.sae().variant.exact_k else measure_l0(run.sae(), x)
+            for name, run in numbered
+        }
+        for name, run in numbered:  # one number for runs that differ only in their seed, so that they share baselines
+            alike = [l0s[other] for other, each in numbered if key_without_seed(each) == key_without_seed(run)]
+            self.n_active[name] = max(1, min(round(sum(alike) / len(alike)), run.d_model))
         for name, run in numbered:
-            l0 = float(run.sae_config.k) if run.sae().variant.exact_k else measure_l0(run.sae(), x)
-            self.n_active[name] = max(1, min(round(l0), run.d_model))
+            l0 = l0s[name]
             facts = {"of": run.run_id, "l0": l0}
             made = self._make("untrained", facts, partial(make_untrained, run, x, l0), run)
             members.append((f"untrained {name}", "untrained", name, made))
@@ -146,6 +153,16 @@ class Workshop:
         rows = self.fitting.sample(N_CLUSTERED, self.judged.seed).rows(N_CLUSTERED) - torch.from_numpy(mean).float()
         n_centroids = max(1, min(n_centroids, len(rows) // TOKENS_PER_CENTROID))
         return make_clusters(mean, fit_centroids(rows, n_centroids, self.judged.seed))
+
+
+def key_without_seed(run: Run) -> object:
+    """What runs have in common that differ only in their seed. An imported run does not say how it was trained."""
+    settings = dict(run.artifact.settings)
+    if "imported" in settings:
+        return run.run_id
+    train = {name: value for name, value in cast(dict[str, object], settings["train"]).items() if name != "seed"}
+    parents = [parent.id for parent in run.artifact.parents.values()]
+    return repr((sorted(settings["sae"].items(), key=str), sorted(train.items(), key=str), parents))
 
 
 def parent_run(codes: CodeStore) -> str:

@@ -136,15 +136,19 @@ def start_plot(title: str = "", **options: Any) -> Any:
     return plot
 
 
-def finish_plot(plot: Any, caption: str = "", size: str = "half") -> Plot:
-    """Put the legend below the figure, where it covers nothing, and turn the figure into HTML."""
+def finish_plot(plot: Any, caption: str = "", size: str = "half", *, n_columns: int | None = None) -> Plot:
+    """Put the legend below the figure, where it covers nothing, and turn the figure into HTML.
+
+    Args:
+        n_columns: of the legend; by default as many as make two rows.
+    """
     from bokeh.embed import components
 
     if plot.legend:
         plot.add_layout(plot.legend[0], "below")
         plot.legend.label_text_font_size = "11px"
         plot.legend.location = "left"
-        plot.legend.ncols = -(-len(plot.legend[0].items) // 2)
+        plot.legend.ncols = n_columns or -(-len(plot.legend[0].items) // 2)
         plot.legend.spacing = 8
         plot.legend.padding = 4
         plot.legend.margin = 0

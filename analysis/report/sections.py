@@ -11,9 +11,11 @@ from actcache.artifacts import open_artifact, read_settings, read_summary
 from actcache.prompts import ZERO_SHOT, PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
 from analysis.report.comparison import draw_comparison, find_tables
+from analysis.report.frontier import draw_frontiers, draw_widths
 from analysis.report.page import Section, contradictions, draw_level, draw_line, fill, finish_plot, start_plot
 from analysis.report.probing import draw_probing
 from analysis.results import (
+    BENCHMARK_TABLES,
     Benchmark,
     Comparison,
     Deletion,
@@ -25,6 +27,7 @@ from analysis.results import (
     MaskingCurve,
     Probing,
     Result,
+    Row,
     Steerability,
     Steering,
     read_result,
@@ -248,18 +251,28 @@ def show_localization(result: LocalizedConcepts) -> Section:
 
 
 def show_benchmark(result: Benchmark) -> Section:
-    """The tables of the subjects, then the paired differences, then the seeds."""
-    tables = [
-        [[*part[0]], *(["" if cell is None else str(cell) for cell in row.values()] for row in part)]
-        for part in result.tables()
-    ]
+    """The frontiers; the tables with seeds together, and the differences; each run; each measure against width."""
+    parts = [(name, by_tokens) for name in BENCHMARK_TABLES for by_tokens in (False, True)]
+    tables, subjects = (
+        [_to_cells(rows) for name, part in parts if (rows := result.rows(name, by_tokens=part, by_seeds=by_seeds))]
+        for by_seeds in (True, False)
+    )
     text = (
         "What the runs are worth beside baselines, judged on images that no run has learned from. An untrained SAE has "
         "its run's configuration and initial weights, PCA and raw dimensions keep the k largest coefficients of a "
         "token, k-means one. In brackets are 95 % intervals over images. Arrows say which direction is better; "
         'differences are paired, and "no difference" stands where 0 lies inside the interval.'
     )
-    return Section("Benchmark", text, [], [], more=fill("benchmark.html.jinja", tables=tables))
+    more = fill(
+        "benchmark.html.jinja", tables=tables, subjects=subjects if result.seeds else [],
+        differences=_to_cells(result.difference_rows()), widths=draw_widths(result),
+    )  # fmt: skip
+    return Section("Benchmark", text, draw_frontiers(result), [], more=more)
+
+
+def _to_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A header and the rows, as strings."""
+    return [[*rows[0]], *(["" if cell is None else str(cell) for cell in row.values()] for row in rows)] if rows else []
 
 
 def show_adaptation(path: Path) -> Section:

@@ -1,4 +1,5 @@
 from .benchmark import (
+    BENCHMARK_TABLES,
     Benchmark,
     BenchmarkDifference,
     BenchmarkSeeds,
@@ -8,6 +9,7 @@ from .benchmark import (
     BenchmarkValue,
     RankPoint,
 )
+from .benchmark_tables import format_tables, write_tables
 from .comparison import (
     ClassOverlap,
     ComparedMask,
@@ -40,11 +42,12 @@ from .probing import (
     RawProbe,
     say_difference,
 )
-from .result import Head, Result
+from .result import Head, Result, Row
 from .rules import ClassRules, LearnedRules, RuleLiteral, RuleScores, RulesSize
 from .steering import Steerability, Steering, SteeringRow, SteeringSummary
 
 __all__ = [
+    "BENCHMARK_TABLES",
     "Benchmark",
     "BenchmarkDifference",
     "BenchmarkSeeds",
@@ -93,6 +96,7 @@ __all__ = [
     "RawProbe",
     "RecoveredShares",
     "Result",
+    "Row",
     "RuleLiteral",
     "RuleScores",
     "RulesSize",
@@ -108,7 +112,9 @@ __all__ = [
     "describe_result",
     "find_result",
     "finish_result",
+    "format_tables",
     "mean_scores",
     "read_result",
     "say_difference",
+    "write_tables",
 ]

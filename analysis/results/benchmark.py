@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import ClassVar, Literal
 
 from analysis.results.result import Result, Row
@@ -13,13 +14,18 @@ BENCHMARK_TABLES = {
 """The tables of a benchmark, with their titles."""
 KINDS = (" cls", " patch")
 """How the name of a measure ends that is taken over one kind of tokens only."""
+UNTRAINED = "untrained "
+"""How the name of an untrained SAE, or of a group of them, begins."""
 FEW_IMAGES = 30
 BenchmarkTable = Literal["reconstruction", "labeled", "unlabeled", "reliability", "visaebench"]
 
 
 @dataclass(frozen=True)
 class BenchmarkSubject:
-    """A run, or a baseline (untrained, pca, raw or k-means). of: the run that an untrained SAE belongs to.
+    """A run, or a baseline (untrained, pca, raw or k-means).
+
+    variant: that of its SAE; `matryoshka topk` and the like where dictionaries are nested.
+    of: the run that an untrained SAE belongs to.
 
     group: what runs that differ in nothing but their seed have in common; None where there is no other such run.
     """
@@ -52,6 +58,8 @@ class BenchmarkValue:
 class BenchmarkDifference:
     """A paired difference, first minus second, with its 95 % interval over images.
 
+    first, second: subjects, or groups of runs that differ only in their seed. Then it is the difference of the means
+        over seeds, and the interval is over images and seeds.
     verdict: whether the first is better or worse; `no difference` where 0 lies inside the interval.
     """
 
@@ -119,33 +127,52 @@ class Benchmark(Result):
         found = (value for value in self.values if (value.subject, value.measure) == (subject, measure))
         return next(found, None)
 
-    def rows(self, table: str, *, by_tokens: bool = False) -> list[Row]:
+    def labels(self) -> dict[str, str]:
+        """Each subject, or group of runs that differ only in their seed, with what the tables call it."""
+        names = list(dict.fromkeys(subject.group or subject.name for subject in self.subjects))
+        short = [shorten(name) for name in names]
+        return {name: label if short.count(label) == 1 else name for name, label in zip(names, short, strict=True)}
+
+    def rows(self, table: str, *, by_tokens: bool = False, by_seeds: bool = False) -> list[Row]:
         """A row per subject, a column per measure; an arrow says which direction is better.
 
         Args:
             by_tokens: the measures of CLS alone and of the patches alone, in place of all others.
+            by_seeds: one row for runs that differ only in their seed, with the mean and the spread over seeds.
         """
         names = [name for name in self.measures(table) if name.endswith(KINDS) == by_tokens]
         columns = {name: name + (" ↑" if self._rises(name) else " ↓") for name in names}
-        rows: list[Row] = []
+        over_seeds = {(each.group, each.measure): each for each in self.seeds}
+        labels = self.labels()
+        rows: dict[str, Row] = {}
         for subject in self.subjects:
-            found = {column: self.find(subject.name, name) for name, column in columns.items()}
-            if any(found.values()):
-                rows.append({"subject": subject.name, **{column: show_value(each) for column, each in found.items()}})
-        return rows
+            setting = subject.group if by_seeds and subject.group else subject.name
+            if setting in rows:
+                continue
+            cells = {
+                column: show_seeds(over_seeds[setting, name]) if (setting, name) in over_seeds
+                else show_value(self.find(subject.name, name))
+                for name, column in columns.items()
+            }  # fmt: skip
+            if any(cell is not None for cell in cells.values()):
+                rows[setting] = {"subject": labels.get(setting, setting), **cells}
+        return list(rows.values())
 
     def tables(self) -> list[list[Row]]:
-        """The tables as far as they were measured; then the differences between runs, and the seeds."""
-        shown = [self.rows(table, by_tokens=part) for table in BENCHMARK_TABLES for part in (False, True)]
-        return [rows for rows in (*shown, self.difference_rows(), self.seed_rows()) if rows]
+        """The tables as far as they were measured, seeds together; then the differences."""
+        shown = [
+            self.rows(table, by_tokens=part, by_seeds=True) for table in BENCHMARK_TABLES for part in (False, True)
+        ]
+        return [rows for rows in (*shown, self.difference_rows()) if rows]
 
     def difference_rows(self) -> list[Row]:
         """A row per pair of subjects that is compared, a column per measure of all tokens."""
         pairs = list(dict.fromkeys((each.first, each.second) for each in self.differences))
         measures = list(dict.fromkeys(each.measure for each in self.differences if not each.measure.endswith(KINDS)))
         known = {(each.first, each.second, each.measure): each for each in self.differences}
+        labels = self.labels()
         return [
-            {"difference": f"{first} minus {second}",
+            {"difference": f"{labels.get(first, first)} minus {labels.get(second, second)}",
              **{measure: show_difference(known.get((first, second, measure))) for measure in measures}}
             for first, second in pairs
         ]  # fmt: skip
@@ -158,8 +185,7 @@ class Benchmark(Result):
         for group in dict.fromkeys(each.group for each in self.seeds):
             found = [known.get((group, measure)) for measure in measures]
             n_seeds = max(each.n_seeds for each in found if each is not None)
-            cells = {m: None if each is None else f"{each.mean:.4g} ± {each.spread:.2g}"
-                     for m, each in zip(measures, found, strict=True)}  # fmt: skip
+            cells = {m: None if each is None else show_seeds(each) for m, each in zip(measures, found, strict=True)}
             rows.append({"over seeds": group, "seeds": n_seeds, **cells})
         return rows
 
@@ -170,8 +196,14 @@ class Benchmark(Result):
             f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
         )
         few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
-        about = [*self._pca_lines(), *self._task_lines(), *self._transfer_lines()]
+        about = [*self._seed_lines(), *self._pca_lines(), *self._task_lines(), *self._transfer_lines()]
         return [head, *few, *about, *skipped_lines(self.skipped), *super().notes()]
+
+    def _seed_lines(self) -> list[str]:
+        """Which runs stand together in a row."""
+        if not self.seeds:
+            return []
+        return ["runs that differ only in their seed share a row, named with *: mean ± standard deviation over seeds"]
 
     def _pca_lines(self) -> list[str]:
         """What linear subspaces of fixed dimension leave out, beside which the fvu of an SAE is to be read."""
@@ -208,6 +240,21 @@ def show_value(value: BenchmarkValue | None) -> str | None:
     if value.low is None or value.high is None:
         return f"{value.value:.4g}"
     return f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g})"
+
+
+def show_seeds(each: BenchmarkSeeds) -> str:
+    """0.1072 ± 0.0011: mean and standard deviation over seeds."""
+    return f"{each.mean:.4g} ± {each.spread:.2g}"
+
+
+def shorten(group: str) -> str:
+    """What the names of a group of runs have in common: k16-seed* of "k16-seed0, k16-seed1". Other names stay."""
+    if group.startswith(UNTRAINED):
+        return UNTRAINED + shorten(group.removeprefix(UNTRAINED))
+    names = group.split(", ")
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    start = "".join(letters[0] for letters in same).rstrip("0123456789")
+    return f"{start}*" if len(names) > 1 and start else group
 
 
 def show_difference(difference: BenchmarkDifference | None) -> str | None:

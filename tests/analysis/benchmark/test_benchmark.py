@@ -18,12 +18,13 @@ from actcache import HookPoint, ParentMismatchError, SettingsError, open_stores
 from analysis import ModelOptions, StudyConfig, benchmark_runs, read_result
 from analysis.benchmark import work
 from analysis.benchmark.baselines import find_floor, make_clusters, make_signed, make_untrained, measure_l0
+from analysis.benchmark.benchmarking import compare_subjects
 from analysis.benchmark.fitting import fit_centroids, measure_moments
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import PatchProbe, fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
-from analysis.benchmark.resamples import BLOCK, Resamples, compare, interval
+from analysis.benchmark.resamples import BLOCK, Resamples, average, compare, interval
 from analysis.benchmark.subject import Judged, Subject
 from analysis.benchmark.task import describe_task
 from analysis.classifier import Outcome
@@ -82,6 +83,50 @@ def test_a_subject_never_differs_from_itself_and_a_shift_is_found(seed: int, shi
         assert moved.verdict == ("better" if (shift > 0) == higher else "worse")
     assert compare(one, Measured("m", 1.0, None, higher)) is None
     assert interval(np.array([0.0, np.nan])) is None
+
+
+def test_the_mean_over_seeds_spreads_as_images_and_seeds_do() -> None:
+    """Planted: seeds with a variance of their own. The mean varies as the images do, and by an n-th of it."""
+    rng = np.random.default_rng(0)
+    resamples = Resamples(50, n=4000, seed=2)
+    shared, shifts = rng.normal(0, 0.3, 4000), rng.normal(0, 1.0, 5)
+    seeds = [Measured("m", shift, shared + shift, True, {"seed": i}) for i, shift in enumerate(shifts)]
+    mean = average(seeds, resamples)
+    assert mean is not None
+    assert mean.value == pytest.approx(shifts.mean())
+    assert mean.replicates is not None
+    assert mean.replicates.var() == pytest.approx(0.09 + shifts.var() / 5, rel=0.08)
+    again = average(seeds, resamples)
+    assert again is not None
+    np.testing.assert_array_equal(again.replicates, mean.replicates)
+    # what all seeds share goes away in a paired difference, what seeds have of their own does not
+    moved = average([replace(each, replicates=shared + 2.0) for each in seeds], resamples)
+    assert moved is not None
+    assert moved.replicates is not None
+    assert (mean.replicates - moved.replicates).var() == pytest.approx(shifts.var() / 5, rel=0.08)
+    assert average(seeds[:1], resamples) is seeds[0]
+    assert average([*seeds, Measured("m", 0.0, None, True)], resamples) is None
+
+
+def test_runs_of_two_settings_are_compared_as_means_over_seeds() -> None:
+    resamples = Resamples(30, n=100, seed=0)
+    config: Any = SimpleNamespace(k=4)
+    runs = [f"{name}{seed}" for name in "ab" for seed in range(2)]
+    subjects: list[Any] = [SimpleNamespace(name=name, baseline=None, of=None, run=None) for name in runs]
+    subjects += [SimpleNamespace(name=f"u {name}", baseline="untrained", of=name, run=None) for name in runs]
+    fixed = SimpleNamespace(sae_config=config)
+    subjects.append(SimpleNamespace(name="pca k 4", baseline="pca", of=None, run=fixed))
+    described: list[Any] = [
+        SimpleNamespace(name=s.name, group=None if s.baseline == "pca" else s.name[:-1]) for s in subjects
+    ]
+    base = {"a": 1.0, "b": 2.0, "u a": 5.0, "u b": 5.0, "pca k ": 3.0}
+    noise = np.random.default_rng(1).normal(0, 0.01, 100)
+    known = {(s.name, "fvu"): Measured("fvu", base[s.name[:-1]], base[s.name[:-1]] + noise, False) for s in subjects}
+    n_active = {"a0": 4, "a1": 4, "b0": 9, "b1": 9}
+    found = {(d.first, d.second): d for d in compare_subjects(subjects, described, known, n_active, resamples)}
+    assert set(found) == {("a", "b"), ("a", "u a"), ("b", "u b"), ("a", "pca k 4")}
+    assert found["a", "b"].difference == -1.0
+    assert found["a", "b"].verdict == "better"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,10 +370,8 @@ def test_baselines_stand_beside_the_runs_with_intervals(made: tuple[Benchmark, P
     assert raw.value is not None
     assert pca.value < raw.value
     pairs = {(each.first, each.second) for each in result.differences}
-    assert ("seed0", "seed1") in pairs
-    assert ("seed0", "untrained seed0") in pairs
-    assert ("seed0", "untrained seed1") not in pairs
-    assert {"pca k 4", "raw dimensions k 4"} <= {second for _, second in pairs}
+    beside = ("untrained seed0, seed1", "pca k 4", "raw dimensions k 4", f"k-means {result.subjects[-1].n_latents}")
+    assert pairs == {("seed0, seed1", other) for other in beside}  # the seeds are one setting, with its baselines
 
 
 def test_differences_are_no_difference_exactly_where_0_lies_inside(made: tuple[Benchmark, Path]) -> None:
@@ -336,9 +379,11 @@ def test_differences_are_no_difference_exactly_where_0_lies_inside(made: tuple[B
     assert result.differences
     for each in result.differences:
         assert (each.verdict == "no difference") == (each.low <= 0 <= each.high)
-    (versus,) = (d for d in result.differences if (d.second, d.measure) == ("untrained seed0", "fvu"))
+    (versus,) = (d for d in result.differences if (d.second, d.measure) == ("untrained seed0, seed1", "fvu"))
     assert versus.verdict == "better"
-    assert versus.difference < 0
+    found = [result.find(name, "fvu") for name in ("seed0", "seed1", "untrained seed0", "untrained seed1")]
+    one, two, three, four = (each.value for each in found if each is not None and each.value is not None)
+    assert versus.difference == pytest.approx((one + two - three - four) / 2)
 
 
 def test_runs_that_differ_in_their_seed_are_shown_together(made: tuple[Benchmark, Path]) -> None:
@@ -356,16 +401,19 @@ def test_runs_that_differ_in_their_seed_are_shown_together(made: tuple[Benchmark
 
 def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path]) -> None:
     result, _ = made
-    main, by_tokens, labeled, unlabeled, reliability, differences, over_seeds = result.tables()
-    assert [row["subject"] for row in main] == [subject.name for subject in result.subjects]
+    main, by_tokens, labeled, unlabeled, reliability, differences = result.tables()
+    assert [row["subject"] for row in result.rows("reconstruction")] == [subject.name for subject in result.subjects]
+    named = ["seed*", "untrained seed*", *(subject.name for subject in result.subjects[4:])]
+    assert [row["subject"] for row in main] == named
+    assert " ± " in str(main[0]["fvu ↓"])
     assert "fvu ↓" in main[0]
     assert "fvu cls ↓" in by_tokens[0]
     assert "k-sparse accuracy ↑" in labeled[0]
     assert "spatial coherence ↑" in unlabeled[0]
-    assert [row["subject"] for row in reliability] == ["seed0", "seed1", "untrained seed0", "untrained seed1"]
+    assert [row["subject"] for row in reliability] == ["seed*", "untrained seed*"]
     assert "stability jaccard ↑" in reliability[0]
-    assert any("no difference" in row.values() for row in differences)
-    assert over_seeds[0]["seeds"] == 2
+    assert differences[0]["difference"] == "seed* minus untrained seed*"
+    assert result.seed_rows()[0]["seeds"] == 2
     assert any("judged on" in note for note in result.notes())
     assert [each.n_components for each in result.pca_curve] == [1, 4, 16, 32]
     assert any(note.startswith("fvu of PCA by the number of components") for note in result.notes())
@@ -472,8 +520,9 @@ def test_the_report_shows_all_tables(made: tuple[Benchmark, Path]) -> None:
     from analysis.report.sections import show_benchmark
 
     section = show_benchmark(made[0])
-    for words in ("untrained seed0", "k-means", "no difference", "seed0 minus seed1", "over seeds"):
+    for words in ("untrained seed0", "k-means", "no difference", "seed* minus untrained seed*", " ± "):
         assert words in section.more, words
+    assert len(section.plots) == 2
 
 
 def test_tables_of_results_hold_json_only(made: tuple[Benchmark, Path]) -> None:
