@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
     _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,8 +53,6 @@ from analysis.config import (
 from analysis.query import Question
 from analysis.terminal import (
     Program,
-    Verb,
-    Verbs,
     ask,
     describe_codes,
     describe_import,
@@ -84,18 +82,11 @@ from analysis.terminal import (
     show_upload,
     show_written,
     split_pair,
-    with_flags,
 )
 from saetrain.config import SAEConfig, TrainConfig
 
 app = Program(
-    name="patchsae",
-    cls=Verbs,
-    no_args_is_help=True,
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    "patchsae",
     help="Turn a folder of images and a CLIP vision transformer into measured concepts: "
     "extract, train, encode, analyze, query, report.",
 )
@@ -119,17 +110,7 @@ def main(
 
 PATH, LOOKING, MEASURING = "Pipeline", "Exploring", "Measuring"
 ADAPTING, EXCHANGING, FILES = "Adapting", "Exchanging", "Files"
-
-
-def verb(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a verb of the command line, in a panel of the help and with an example."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        name = function.__name__.strip("_")  # import_ is `import`
-        app.command(name, cls=Verb, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(with_flags(function))
-        return function
-
-    return register
+verb = app.verb
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ from .endings import (
     show_source,
     show_written,
 )
-from .flags import read_values, repeat_flags, split_pair, with_flags
+from .flags import read_values, repeat_flags, split_pair
 from .progress import show_download, show_progress, show_steps, show_upload
 from .screen import ask, emit, options, show_note
 from .tables import draw_estimate, draw_facts, draw_publication, draw_table
-from .verbs import Program, Verb, Verbs, program_version
+from .verbs import Program, program_version
 
 __all__ = [
     "WORDS",
@@ -45,8 +45,6 @@ __all__ = [
     "Publishes",
     "Reads",
     "Takes",
-    "Verb",
-    "Verbs",
     "Writes",
     "ask",
     "at_least_one",
@@ -86,5 +84,4 @@ __all__ = [
     "takes_run_or_concepts",
     "takes_template",
     "takes_weights",
-    "with_flags",
 ]

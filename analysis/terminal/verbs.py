@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from actcache.errors import PipelineError
 from actcache.interrupts import interrupt, leave, on_interrupt
 from actcache.text import visible
 from analysis.terminal.checks import Makes, Takes, explain_missing, find_unquoted
+from analysis.terminal.flags import with_flags
 from analysis.terminal.screen import options, prepare_screen, show_error, show_line
 
 GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--traceback", "--version")
@@ -58,6 +59,22 @@ class Verbs(TyperGroup):
 
 class Program(typer.Typer):
     """The whole program, which Ctrl-C ends quietly before a verb begins and after it has ended."""
+
+    def __init__(self, name: str, help: str) -> None:
+        super().__init__(
+            name=name, help=help, cls=Verbs, no_args_is_help=True, invoke_without_command=True, add_completion=False,
+            rich_markup_mode="rich", pretty_exceptions_enable=False,
+        )  # fmt: skip
+
+    def verb(self, panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Make a function a verb of the command line, in a panel of the help and with an example."""
+
+        def register(function: Callable[..., None]) -> Callable[..., None]:
+            name, epilog = function.__name__.strip("_"), f"Example: {self.info.name} {example}"  # import_ is `import`
+            self.command(name, cls=Verb, rich_help_panel=panel, epilog=epilog)(with_flags(function))
+            return function
+
+        return register
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
