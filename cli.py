@@ -31,26 +31,10 @@ import actcache
 import analysis
 import saetrain
 from actcache.errors import SettingsError
-from actcache.extraction import ExtractConfig
-from actcache.importing import ImportConfig
 from actcache.options import JudgingConfig
-from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
 from analysis import arguments
-from analysis.concepts import AnalyzeConfig
-from analysis.config import (
-    BenchmarkConfig,
-    ComparisonConfig,
-    DeletionConfig,
-    MaskingConfig,
-    ModelOptions,
-    ProbingConfig,
-    RulesConfig,
-    SteerabilityConfig,
-    StudyConfig,
-    TowerOptions,
-)
-from analysis.query import Question
+from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
 from analysis.terminal import (
     Program,
     ask,
@@ -83,7 +67,6 @@ from analysis.terminal import (
     show_written,
     split_pair,
 )
-from saetrain.config import SAEConfig, TrainConfig
 
 app = Program(
     "patchsae",
@@ -138,7 +121,7 @@ def quickstart(
 def extract(
     images: arguments.ImagesPath,
     store: arguments.NewStore,
-    config: ExtractConfig,
+    config: actcache.ExtractConfig,
     batch_size: arguments.BatchImages = 32,
     device: arguments.Device = "auto",
     n_threads: arguments.NThreads = None,
@@ -183,8 +166,8 @@ def extract(
 def train(
     store: arguments.StorePaths,
     run: arguments.NewRun,
-    sae: list[SAEConfig],
-    config: list[TrainConfig],
+    sae: list[saetrain.SAEConfig],
+    config: list[saetrain.TrainConfig],
     layer: arguments.Layer = None,
     site: arguments.Site = None,
     device: arguments.Device = "auto",
@@ -253,7 +236,7 @@ def encode(
 def analyze(
     codes: arguments.CodesPath,
     concepts: arguments.NewConcepts,
-    config: AnalyzeConfig,
+    config: analysis.AnalyzeConfig,
     images: arguments.MovedImages = None,
     store: arguments.MovedStore = None,
     run: arguments.MovedRun = None,
@@ -281,7 +264,7 @@ def analyze(
 @verb(LOOKING, "query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
 def query(
     codes: arguments.CodesPath,
-    question: Question,
+    question: analysis.Question,
     names: arguments.Names = None,
     out: arguments.TablePath = None,
     sheet: arguments.Sheet = None,
@@ -313,7 +296,7 @@ def query(
 @verb(LOOKING, "look dog.jpg --sae runs/l10 --out dog.html")
 def look(
     images: arguments.LookImages,
-    tower: TowerOptions,
+    tower: analysis.TowerOptions,
     sae: arguments.LookSAE,
     latent: arguments.LookLatents = [],
     at: arguments.LookAt = None,
@@ -448,7 +431,7 @@ def benchmark(
 def intervene(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: MaskingConfig,
+    config: analysis.MaskingConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -480,7 +463,7 @@ def intervene(
 def attribute(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: DeletionConfig,
+    config: analysis.DeletionConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -498,7 +481,7 @@ def attribute(
 def steer(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: SteerabilityConfig,
+    config: analysis.SteerabilityConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -520,7 +503,7 @@ def steer(
 @verb(MEASURING, "rules train.codes rules.json --judge test.codes --concepts train.concepts")
 def rules(
     codes: arguments.CodesPath,
-    config: RulesConfig,
+    config: analysis.RulesConfig,
     out: arguments.ResultPath = None,
     judge: arguments.Judge = None,
     concepts: arguments.Concepts = None,
@@ -537,7 +520,7 @@ def rules(
 @verb(MEASURING, "probe val.codes probe.json --label domain --k 1 --k 16")
 def probe(
     codes: arguments.CodesPath,
-    config: ProbingConfig,
+    config: analysis.ProbingConfig,
     out: arguments.ResultPath = None,
     concepts: arguments.ProbeConcepts = None,
     store: arguments.AnyMovedStore = None,
@@ -628,7 +611,7 @@ def adapt(
     images: arguments.ImagesPath,
     prompts: arguments.Prompts,
     model: arguments.Model,
-    config: PromptConfig,
+    config: actcache.PromptConfig,
     pretrained: arguments.Pretrained = None,
     test: arguments.Test = None,
     path_column: arguments.PathColumn = None,
@@ -682,7 +665,7 @@ def compare(
     base: arguments.Base,
     adapted: arguments.Adapted,
     out: arguments.CompareOut,
-    config: ComparisonConfig,
+    config: analysis.ComparisonConfig,
     second_run: arguments.SecondRun = None,
     device: arguments.Device = "auto",
     overwrite: arguments.Overwrite = False,
@@ -749,7 +732,7 @@ def convert(
 def import_(
     acts: arguments.Acts,
     store: arguments.NewStore,
-    config: ImportConfig,
+    config: actcache.ImportConfig,
     images: arguments.ImportImages = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
