@@ -42,6 +42,7 @@ from analysis.terminal import (
     describe_import,
     describe_run,
     describe_store,
+    draw_conversion,
     draw_description,
     draw_estimate,
     draw_facts,
@@ -135,12 +136,9 @@ def extract(
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
-        facts = {**vars(estimate), "settings": estimate.settings.to_json(), "fits": estimate.fits}
         show_source(estimate)
-        emit(facts, draw_estimate(estimate))
-        if not estimate.fits:
-            raise typer.Exit(1)
-        return
+        emit(estimate.to_json(), draw_estimate(estimate))
+        raise typer.Exit(0 if estimate.fits else 1)
     plans: list[Any] = []
 
     def on_plan(plan: Any) -> None:
@@ -638,26 +636,10 @@ def adapt(
             label=label, image_size=image_size, preprocess=preprocess, precision=precision, device=device,
             checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    accuracy = adaptation.accuracy.to_json()
-    facts = {
-        "prompts": str(prompts), "prompts_id": adaptation.artifact.id, "judge": adaptation.judge, "accuracy": accuracy,
-    }  # fmt: skip
-    plain = adaptation.judge.replace("-", "_")
-    rows = [
-        {"classes": part, plain: accuracy["zero_shot"][part], "adapted": accuracy["adapted"][part]}
-        for part in ("all", "base", "novel", "harmonic")
-    ]
-    seen = adaptation.seen
-    known = {} if seen is None else {"seen": asdict(seen)}
-    notes = [] if seen is None else seen.lines()
-    emit(facts | known, [*draw_table([row for row in rows if row[plain] is not None]), *notes])
+    emit(adaptation.to_json(), [*draw_table(adaptation.rows()), *adaptation.notes()])
     show_written(prompts)
-    show_next(
-        "extract", images, prompts.with_suffix(".acts"), "--model", model,
-        *(("--pretrained", pretrained) if pretrained else ()),
-        *(("--image-size", image_size) if image_size else ()), *(("--preprocess", preprocess) if preprocess else ()),
-        "--prompts", prompts, "--layer", "LAYER",
-    )  # fmt: skip
+    same = repeat_flags(model=model, pretrained=pretrained, image_size=image_size, preprocess=preprocess)
+    show_next("extract", images, prompts.with_suffix(".acts"), *same, "--prompts", prompts, "--layer", "LAYER")
 
 
 @verb(ADAPTING, "compare val.concepts maple.concepts comparison.json")
@@ -708,22 +690,7 @@ def convert(
             src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
             input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    parity = asdict(conversion.parity)
-    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
-    shown = {"input mean and scale": conversion.input} if conversion.input else {}
-    emit(
-        {
-            "path": str(conversion.path),
-            "format": conversion.format,
-            "input": conversion.input,
-            "parity": parity,
-            "notes": conversion.notes,
-        },
-        [
-            *draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}),
-            *conversion.notes,
-        ],
-    )
+    emit(conversion.to_json(), draw_conversion(conversion))
     show_written(dst)
     show_next_of(dst)
 
@@ -818,19 +785,10 @@ def verify(
             checked = actcache.repair(
                 path, images=images, model=model, pretrained=pretrained, prompts=prompts, on_progress=on_progress
             )
-    facts = {
-        "path": path, "kind": checked.kind, "ok": checked.ok, "complete": checked.complete, "n_files": checked.n_files,
-        "n_bytes": checked.n_bytes, "problems": [str(problem) for problem in checked.problems],
-        "shards": checked.shards, "remedies": checked.remedies,
-    }  # fmt: skip
-    state = "is whole" if checked.ok else "is damaged" if checked.problems else "is not complete, but undamaged so far"
-    text = f"{path} {state}: {checked.n_files:,} files, {checked.n_bytes / 1e6:,.1f} MB checked"
-    advice = []
-    if checked.problems and not repair:
-        advice = [f"  to repair it: {way}" for way in checked.remedies]
-    emit(facts, [text, *(f"  {problem}" for problem in checked.problems), *advice])
-    if not checked.ok:
-        raise typer.Exit(1)
+    advice = [f"  to repair it: {way}" for way in checked.remedies if not repair]
+    lines = [f"{path} {checked}", *(f"  {problem}" for problem in checked.problems), *advice]
+    emit({**checked.to_json(), "path": path}, lines)
+    raise typer.Exit(0 if checked.ok else 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -83,6 +83,17 @@ def draw_look(seen: Any) -> list[Any]:
     return lines
 
 
+def draw_conversion(conversion: Any) -> list[Any]:
+    """What `convert` shows of a `saetrain.Conversion`: the agreement in three digits, and what is not in the files."""
+    facts = conversion.to_json()
+    shown = {"path": facts["path"], "format": facts["format"]}
+    if conversion.input:
+        shown["input mean and scale"] = conversion.input
+    for name, value in facts["parity"].items():
+        shown[name] = f"{value:.3g}" if isinstance(value, float) else value
+    return [*draw_facts(shown), *conversion.notes]
+
+
 def show_written(*paths: str | Path | None) -> None:
     """Name the files that a verb wrote, and those that an earlier run of the same command wrote."""
     for path in paths:
