@@ -8,6 +8,7 @@ The flags of a verb come from the fields of its configuration classes, and argum
 annotations (`with_flags`), before the library is loaded.
 """
 
+import itertools
 import os
 import signal
 import threading
@@ -19,7 +20,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
     _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +39,7 @@ from analysis.terminal import (
     Program,
     ask,
     describe_codes,
+    describe_concepts,
     describe_import,
     describe_run,
     describe_store,
@@ -51,19 +52,23 @@ from analysis.terminal import (
     draw_table,
     emit,
     emit_answer,
+    emit_artifact,
     emit_result,
     options,
     program_version,
+    read_hook_point,
     read_values,
     repeat_flags,
     show_download,
     show_next,
     show_next_of,
     show_next_question,
+    show_next_result,
     show_note,
     show_progress,
     show_source,
     show_steps,
+    show_training,
     show_upload,
     show_written,
     split_pair,
@@ -139,25 +144,18 @@ def extract(
         show_source(estimate)
         emit(estimate.to_json(), draw_estimate(estimate))
         raise typer.Exit(0 if estimate.fits else 1)
-    plans: list[Any] = []
-
-    def on_plan(plan: Any) -> None:
-        plans.append(plan)
-        show_source(plan)
-
+    source: dict[str, Any] = {}
     with show_progress("extract", "images") as on_progress:
         try:
             opened = actcache.extract(
                 images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
-                on_error=on_error, overwrite=overwrite, on_progress=on_progress, on_plan=on_plan,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+                on_plan=lambda plan: source.update(show_source(plan)),
             )  # fmt: skip
         except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
-    facts = {**describe_store(store, opened), "classes": plans[0].classes, "left_out": dict(plans[0].left_out)}
-    emit(facts, [repr(opened), *(f"  skipped: {image['reason']}" for image in facts["skipped"])])
-    show_written(store)
-    show_next_of(store)
+    emit_artifact(store, describe_store(store, opened) | source, [repr(opened)])
 
 
 @verb(PATH, "train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
@@ -183,16 +181,12 @@ def train(
     """
     if find_worker().rank:  # the first process shows what all of them do
         options.quiet = True
-    members = [(hook_point(number, site), one, other) for number in layer or (None,) for one in sae for other in config]
-    with show_progress("train", "steps") as on_progress:
-
-        def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
-            note = "fvu {fvu:.3f}  {tokens_per_s:,.0f} tokens/s  dead {dead:.1%}  l0 {l0:.1f}".format(**metrics)
-            on_progress(step, total, note)
-
+    hook_points = [read_hook_point(number, site) for number in layer or (None,)]
+    members = list(itertools.product(hook_points, sae, config))
+    with show_training() as on_progress:
         how: dict[str, Any] = {
             "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
-            "log_to": log_to, "wandb_project": wandb_project, "on_progress": show,
+            "log_to": log_to, "wandb_project": wandb_project, "on_progress": on_progress,
         }  # fmt: skip
         if len(members) > 1:
             runs = saetrain.sweep(store, run, members, **how)
@@ -201,12 +195,11 @@ def train(
             runs = [saetrain.train(store, run, layer=where, sae=network, config=training, **how)]
     if find_worker().rank:
         return
-    facts = [describe_run(done) for done in runs]
-    emit(facts[0] if len(members) == 1 else {"runs": facts}, [repr(done) for done in runs])
-    show_written(*(done.path for done in runs))
     if len(members) == 1:
-        show_next_of(run)
+        emit_artifact(run, describe_run(runs[0]), [repr(runs[0])])
     else:
+        emit({"runs": [describe_run(done) for done in runs]}, [repr(done) for done in runs])
+        show_written(*(done.path for done in runs))
         show_next("inspect", run, *(part for path in store for part in ("--store", path)))
 
 
@@ -224,10 +217,7 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    facts = describe_codes(opened)
-    emit(facts, [repr(opened), *(f"  skipped: {image['reason']}" for image in facts["skipped"])])
-    show_written(codes)
-    show_next_of(codes)
+    emit_artifact(codes, describe_codes(opened), [repr(opened)])
 
 
 @verb(PATH, "analyze val.codes val.concepts")
@@ -252,11 +242,8 @@ def analyze(
             device=device, n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
             on_wait=show_note,
         )  # fmt: skip
-    facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
-    emit({**facts, "left_out": opened.left_out}, [repr(opened), *notes])
-    show_written(concepts)
-    show_next_of(concepts)
+    emit_artifact(concepts, describe_concepts(concepts, opened), [repr(opened), *notes])
 
 
 @verb(LOOKING, "query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
@@ -332,10 +319,7 @@ def name(
     concepts: arguments.ConceptsPath,
     model: ModelOptions,
     vocabulary: arguments.Vocabulary = None,
-    method: arguments.Method = [
-        "images",
-        "lens",
-    ],
+    method: arguments.Method = ["images", "lens"],
     template: arguments.Template = "{}",
     set_: arguments.OwnName = [],
     note: arguments.OwnNote = [],
@@ -347,33 +331,28 @@ def name(
 ) -> None:
     """Name latents with CLIP's text tower, or by hand."""
     table = analysis.ConceptTable.open(concepts)
-    own = [(kind, *split_pair(f"--{flag}", pair)) for kind, flag, pairs in
-           (("name", "set", set_), ("note", "note", note)) for pair in pairs]  # fmt: skip
+    own = [("name", *split_pair("--set", pair)) for pair in set_] + [
+        ("note", *split_pair("--note", pair)) for pair in note
+    ]
     if own:
         for kind, latent, text in own:
             analysis.set_name(table, latent, **{kind: text})
         facts = {"concepts": str(concepts), "set": [latent for _, latent, _ in own]}
         emit(facts, [f"latent {latent}: {kind} {text!r}" for kind, latent, text in own])
-        show_written(concepts / "notes" / "own.json")
-        show_next("report", concepts, concepts.with_suffix(".html"))
-        return
-    with show_progress("name", "images") as on_progress:
-        names = analysis.name_latents(
-            table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
-            images=images, with_=with_, **asdict(model), on_progress=on_progress,
-        )  # fmt: skip
-    order = names.sort_by([("alignment", "descending")])
-    emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
-    show_written(concepts / "notes" / "names.parquet")
+    else:
+        with show_progress("name", "images") as on_progress:
+            names = analysis.name_latents(
+                table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
+                images=images, with_=with_, **asdict(model), on_progress=on_progress,
+            )  # fmt: skip
+        order = names.sort_by([("alignment", "descending")])
+        emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
+    show_written(concepts / "notes" / ("own.json" if own else "names.parquet"))
     show_next("report", concepts, concepts.with_suffix(".html"))
 
 
 @verb(LOOKING, "report val.concepts report.html --result masks.json")
-def report(
-    concepts: arguments.ConceptsPath,
-    out: arguments.ReportOut,
-    results: arguments.Results = [],
-) -> None:
+def report(concepts: arguments.ConceptsPath, out: arguments.ReportOut, results: arguments.Results = []) -> None:
     """Write a self-contained HTML page about the concepts."""
     path = analysis.write_report(concepts, out, results=results)
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -568,17 +547,12 @@ def localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
             store=store, judging=judging, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    names = analysis.find_names(opened)
-    seen = [asdict(counted) for counted in result.seen or ()]
     emit_answer(
-        opened, result.tables()[0], out, names=names, is_written=result_file is not None, notes=result.notes(),
-        seen=seen,
+        opened, result.tables()[0], out, names=analysis.find_names(opened), is_written=result_file is not None,
+        notes=result.notes(), seen=[asdict(counted) for counted in result.seen or ()],
     )  # fmt: skip
     show_written(out)
-    if result_file:
-        show_next("report", "CONCEPTS", "report.html", "--result", result_file)
-    else:
-        show_next("localize", codes, "--out", "result.json", why="to keep the result for `report --result`")
+    show_next_result(result_file, "localize", codes, "--out")
 
 
 @verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")
@@ -690,9 +664,7 @@ def convert(
             src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
             input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    emit(conversion.to_json(), draw_conversion(conversion))
-    show_written(dst)
-    show_next_of(dst)
+    emit_artifact(dst, conversion.to_json(), draw_conversion(conversion))
 
 
 @verb(EXCHANGING, "import layer10.npy val.acts --layer 10 --model-name my-vit --images photos")
@@ -714,9 +686,7 @@ def import_(
             acts, store, config=config, images=images, overwrite=overwrite, on_progress=on_progress
         )
     facts = describe_import(store, opened)
-    emit(facts, draw_facts(facts))
-    show_written(store)
-    show_next_of(store)
+    emit_artifact(store, facts, draw_facts(facts))
 
 
 @verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
@@ -789,19 +759,6 @@ def verify(
     lines = [f"{path} {checked}", *(f"  {problem}" for problem in checked.problems), *advice]
     emit({**checked.to_json(), "path": path}, lines)
     raise typer.Exit(0 if checked.ok else 1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading flags
-
-
-def hook_point(layer: int | None, site: str | None) -> Any:
-    """What the library takes for --layer and --site."""
-    if site is None:
-        return layer
-    if layer is None:
-        raise SettingsError("--site needs --layer.")
-    return actcache.HookPoint(layer, site)
 
 
 if threading.current_thread() is threading.main_thread():
