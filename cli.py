@@ -22,14 +22,14 @@ if threading.current_thread() is threading.main_thread():  # Ctrl-C during the i
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer import Option
 
 import actcache
 import analysis
 import saetrain
+from actcache.artifacts import remove_remnants
 from actcache.errors import SettingsError
 from actcache.options import JudgingConfig
 from actcache.workers import find_worker
@@ -55,7 +55,6 @@ from analysis.terminal import (
     emit_artifact,
     emit_result,
     options,
-    program_version,
     read_hook_point,
     read_values,
     repeat_flags,
@@ -80,30 +79,9 @@ app = Program(
     "extract, train, encode, analyze, query, report.",
 )
 
-
-@app.callback()
-def main(
-    context: typer.Context,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress and no hints.")] = False,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object on stdout.")] = False,
-    traceback: Annotated[bool, Option("--traceback", help="Show where an error came from.")] = False,
-    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    options.quiet, options.json, options.traceback = quiet, as_json, traceback
-    if version:
-        emit({"version": program_version()}, f"patchsae {program_version()}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        context.fail("Missing command.")
-
-
 PATH, LOOKING, MEASURING = "Pipeline", "Exploring", "Measuring"
 ADAPTING, EXCHANGING, FILES = "Adapting", "Exchanging", "Files"
 verb = app.verb
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Verbs
 
 
 @verb(PATH, "quickstart quickstart")
@@ -745,8 +723,6 @@ def verify(
     The exit code is 1 if something is wrong.
     """
     if repair:
-        from actcache.artifacts import remove_remnants
-
         remove_remnants(path)
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)

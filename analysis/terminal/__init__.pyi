@@ -43,7 +43,7 @@ from .flags import read_hook_point, read_values, repeat_flags, split_pair
 from .progress import show_download, show_progress, show_steps, show_training, show_upload
 from .screen import ask, emit, options, show_note
 from .tables import draw_facts, draw_table
-from .verbs import Program, program_version
+from .verbs import Program
 
 __all__ = [
     "WORDS",
@@ -73,7 +73,6 @@ __all__ = [
     "emit_artifact",
     "emit_result",
     "options",
-    "program_version",
     "read_hook_point",
     "read_values",
     "repeat_flags",
