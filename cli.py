@@ -8,6 +8,7 @@ The flags of a verb come from the fields of its configuration classes, and argum
 annotations (`with_flags`), before the library is loaded.
 """
 
+import itertools
 import os
 import signal
 import threading
@@ -19,47 +20,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if threading.current_thread() is threading.main_thread():  # Ctrl-C during the imports below is quiet
     _before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer import Option
 
 import actcache
 import analysis
 import saetrain
+from actcache.artifacts import remove_remnants
 from actcache.errors import SettingsError
-from actcache.extraction import ExtractConfig
-from actcache.importing import ImportConfig
 from actcache.options import JudgingConfig
-from actcache.prompts import PromptConfig
 from actcache.workers import find_worker
 from analysis import arguments
-from analysis.concepts import AnalyzeConfig
-from analysis.config import (
-    BenchmarkConfig,
-    ComparisonConfig,
-    DeletionConfig,
-    MaskingConfig,
-    ModelOptions,
-    ProbingConfig,
-    RulesConfig,
-    SteerabilityConfig,
-    StudyConfig,
-    TowerOptions,
-)
-from analysis.query import Question
+from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
 from analysis.terminal import (
     Program,
-    Verb,
-    Verbs,
     ask,
     describe_codes,
+    describe_concepts,
     describe_import,
     describe_run,
     describe_store,
+    draw_conversion,
     draw_description,
     draw_estimate,
     draw_facts,
@@ -68,72 +52,36 @@ from analysis.terminal import (
     draw_table,
     emit,
     emit_answer,
+    emit_artifact,
     emit_result,
     options,
-    program_version,
+    read_hook_point,
     read_values,
     repeat_flags,
     show_download,
     show_next,
     show_next_of,
     show_next_question,
+    show_next_result,
     show_note,
     show_progress,
     show_source,
     show_steps,
+    show_training,
     show_upload,
     show_written,
     split_pair,
-    with_flags,
 )
-from saetrain.config import SAEConfig, TrainConfig
 
 app = Program(
-    name="patchsae",
-    cls=Verbs,
-    no_args_is_help=True,
-    invoke_without_command=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    "patchsae",
     help="Turn a folder of images and a CLIP vision transformer into measured concepts: "
     "extract, train, encode, analyze, query, report.",
 )
 
-
-@app.callback()
-def main(
-    context: typer.Context,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress and no hints.")] = False,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object on stdout.")] = False,
-    traceback: Annotated[bool, Option("--traceback", help="Show where an error came from.")] = False,
-    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    options.quiet, options.json, options.traceback = quiet, as_json, traceback
-    if version:
-        emit({"version": program_version()}, f"patchsae {program_version()}")
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        context.fail("Missing command.")
-
-
 PATH, LOOKING, MEASURING = "Pipeline", "Exploring", "Measuring"
 ADAPTING, EXCHANGING, FILES = "Adapting", "Exchanging", "Files"
-
-
-def verb(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a verb of the command line, in a panel of the help and with an example."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        name = function.__name__.strip("_")  # import_ is `import`
-        app.command(name, cls=Verb, rich_help_panel=panel, epilog=f"Example: patchsae {example}")(with_flags(function))
-        return function
-
-    return register
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Verbs
+verb = app.verb
 
 
 @verb(PATH, "quickstart quickstart")
@@ -157,7 +105,7 @@ def quickstart(
 def extract(
     images: arguments.ImagesPath,
     store: arguments.NewStore,
-    config: ExtractConfig,
+    config: actcache.ExtractConfig,
     batch_size: arguments.BatchImages = 32,
     device: arguments.Device = "auto",
     n_threads: arguments.NThreads = None,
@@ -171,39 +119,29 @@ def extract(
     """
     if dry_run:
         estimate = actcache.estimate(images, store, config=config, batch_size=batch_size, device=device)
-        facts = {**vars(estimate), "settings": estimate.settings.to_json(), "fits": estimate.fits}
         show_source(estimate)
-        emit(facts, draw_estimate(estimate))
-        if not estimate.fits:
-            raise typer.Exit(1)
-        return
-    plans: list[Any] = []
-
-    def on_plan(plan: Any) -> None:
-        plans.append(plan)
-        show_source(plan)
-
+        emit(estimate.to_json(), draw_estimate(estimate))
+        raise typer.Exit(0 if estimate.fits else 1)
+    source: dict[str, Any] = {}
     with show_progress("extract", "images") as on_progress:
         try:
             opened = actcache.extract(
                 images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,
-                on_error=on_error, overwrite=overwrite, on_progress=on_progress, on_plan=on_plan,
+                on_error=on_error, overwrite=overwrite, on_progress=on_progress,
+                on_plan=lambda plan: source.update(show_source(plan)),
             )  # fmt: skip
         except actcache.IncompleteError as unfinished:  # one of several workers has done its own part
             emit({"store": store, "complete": False, "message": str(unfinished)}, str(unfinished))
             return
-    facts = {**describe_store(store, opened), "classes": plans[0].classes, "left_out": dict(plans[0].left_out)}
-    emit(facts, [repr(opened), *(f"  skipped: {image['reason']}" for image in facts["skipped"])])
-    show_written(store)
-    show_next_of(store)
+    emit_artifact(store, describe_store(store, opened) | source, [repr(opened)])
 
 
 @verb(PATH, "train val.acts runs/l10 --layer 10 --n-latents 12288 --k 32")
 def train(
     store: arguments.StorePaths,
     run: arguments.NewRun,
-    sae: list[SAEConfig],
-    config: list[TrainConfig],
+    sae: list[saetrain.SAEConfig],
+    config: list[saetrain.TrainConfig],
     layer: arguments.Layer = None,
     site: arguments.Site = None,
     device: arguments.Device = "auto",
@@ -221,16 +159,12 @@ def train(
     """
     if find_worker().rank:  # the first process shows what all of them do
         options.quiet = True
-    members = [(hook_point(number, site), one, other) for number in layer or (None,) for one in sae for other in config]
-    with show_progress("train", "steps") as on_progress:
-
-        def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
-            note = "fvu {fvu:.3f}  {tokens_per_s:,.0f} tokens/s  dead {dead:.1%}  l0 {l0:.1f}".format(**metrics)
-            on_progress(step, total, note)
-
+    hook_points = [read_hook_point(number, site) for number in layer or (None,)]
+    members = list(itertools.product(hook_points, sae, config))
+    with show_training() as on_progress:
         how: dict[str, Any] = {
             "device": device, "log_every": log_every, "checkpoint_every": checkpoint_every, "overwrite": overwrite,
-            "log_to": log_to, "wandb_project": wandb_project, "on_progress": show,
+            "log_to": log_to, "wandb_project": wandb_project, "on_progress": on_progress,
         }  # fmt: skip
         if len(members) > 1:
             runs = saetrain.sweep(store, run, members, **how)
@@ -239,12 +173,11 @@ def train(
             runs = [saetrain.train(store, run, layer=where, sae=network, config=training, **how)]
     if find_worker().rank:
         return
-    facts = [describe_run(done) for done in runs]
-    emit(facts[0] if len(members) == 1 else {"runs": facts}, [repr(done) for done in runs])
-    show_written(*(done.path for done in runs))
     if len(members) == 1:
-        show_next_of(run)
+        emit_artifact(run, describe_run(runs[0]), [repr(runs[0])])
     else:
+        emit({"runs": [describe_run(done) for done in runs]}, [repr(done) for done in runs])
+        show_written(*(done.path for done in runs))
         show_next("inspect", run, *(part for path in store for part in ("--store", path)))
 
 
@@ -262,17 +195,14 @@ def encode(
     """
     with show_progress("encode", "images") as on_progress:
         opened = saetrain.encode(run, store, codes, device=device, overwrite=overwrite, on_progress=on_progress)
-    facts = describe_codes(opened)
-    emit(facts, [repr(opened), *(f"  skipped: {image['reason']}" for image in facts["skipped"])])
-    show_written(codes)
-    show_next_of(codes)
+    emit_artifact(codes, describe_codes(opened), [repr(opened)])
 
 
 @verb(PATH, "analyze val.codes val.concepts")
 def analyze(
     codes: arguments.CodesPath,
     concepts: arguments.NewConcepts,
-    config: AnalyzeConfig,
+    config: analysis.AnalyzeConfig,
     images: arguments.MovedImages = None,
     store: arguments.MovedStore = None,
     run: arguments.MovedRun = None,
@@ -290,17 +220,14 @@ def analyze(
             device=device, n_workers=n_workers, scheduler=scheduler, overwrite=overwrite, on_progress=on_progress,
             on_wait=show_note,
         )  # fmt: skip
-    facts = {"concepts": str(concepts), "concepts_id": opened.artifact.id, **opened.summary_numbers()}
     notes = [f"  without {what}: {why}" for what, why in opened.left_out.items()]
-    emit({**facts, "left_out": opened.left_out}, [repr(opened), *notes])
-    show_written(concepts)
-    show_next_of(concepts)
+    emit_artifact(concepts, describe_concepts(concepts, opened), [repr(opened), *notes])
 
 
 @verb(LOOKING, "query val.codes --latent 907 --where \"split == 'test'\" --sheet 907.png")
 def query(
     codes: arguments.CodesPath,
-    question: Question,
+    question: analysis.Question,
     names: arguments.Names = None,
     out: arguments.TablePath = None,
     sheet: arguments.Sheet = None,
@@ -332,7 +259,7 @@ def query(
 @verb(LOOKING, "look dog.jpg --sae runs/l10 --out dog.html")
 def look(
     images: arguments.LookImages,
-    tower: TowerOptions,
+    tower: analysis.TowerOptions,
     sae: arguments.LookSAE,
     latent: arguments.LookLatents = [],
     at: arguments.LookAt = None,
@@ -370,10 +297,7 @@ def name(
     concepts: arguments.ConceptsPath,
     model: ModelOptions,
     vocabulary: arguments.Vocabulary = None,
-    method: arguments.Method = [
-        "images",
-        "lens",
-    ],
+    method: arguments.Method = ["images", "lens"],
     template: arguments.Template = "{}",
     set_: arguments.OwnName = [],
     note: arguments.OwnNote = [],
@@ -385,33 +309,28 @@ def name(
 ) -> None:
     """Name latents with CLIP's text tower, or by hand."""
     table = analysis.ConceptTable.open(concepts)
-    own = [(kind, *split_pair(f"--{flag}", pair)) for kind, flag, pairs in
-           (("name", "set", set_), ("note", "note", note)) for pair in pairs]  # fmt: skip
+    own = [("name", *split_pair("--set", pair)) for pair in set_] + [
+        ("note", *split_pair("--note", pair)) for pair in note
+    ]
     if own:
         for kind, latent, text in own:
             analysis.set_name(table, latent, **{kind: text})
         facts = {"concepts": str(concepts), "set": [latent for _, latent, _ in own]}
         emit(facts, [f"latent {latent}: {kind} {text!r}" for kind, latent, text in own])
-        show_written(concepts / "notes" / "own.json")
-        show_next("report", concepts, concepts.with_suffix(".html"))
-        return
-    with show_progress("name", "images") as on_progress:
-        names = analysis.name_latents(
-            table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
-            images=images, with_=with_, **asdict(model), on_progress=on_progress,
-        )  # fmt: skip
-    order = names.sort_by([("alignment", "descending")])
-    emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
-    show_written(concepts / "notes" / "names.parquet")
+    else:
+        with show_progress("name", "images") as on_progress:
+            names = analysis.name_latents(
+                table, vocabulary=vocabulary, methods=method, template=template, codes=codes, run=run, store=store,
+                images=images, with_=with_, **asdict(model), on_progress=on_progress,
+            )  # fmt: skip
+        order = names.sort_by([("alignment", "descending")])
+        emit({"rows": names.to_pylist()}, draw_table(order.slice(0, 20).to_pylist()))
+    show_written(concepts / "notes" / ("own.json" if own else "names.parquet"))
     show_next("report", concepts, concepts.with_suffix(".html"))
 
 
 @verb(LOOKING, "report val.concepts report.html --result masks.json")
-def report(
-    concepts: arguments.ConceptsPath,
-    out: arguments.ReportOut,
-    results: arguments.Results = [],
-) -> None:
+def report(concepts: arguments.ConceptsPath, out: arguments.ReportOut, results: arguments.Results = []) -> None:
     """Write a self-contained HTML page about the concepts."""
     path = analysis.write_report(concepts, out, results=results)
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
@@ -471,7 +390,7 @@ def benchmark(
 def intervene(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: MaskingConfig,
+    config: analysis.MaskingConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -503,7 +422,7 @@ def intervene(
 def attribute(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: DeletionConfig,
+    config: analysis.DeletionConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -521,7 +440,7 @@ def attribute(
 def steer(
     run: arguments.RunPath,
     store: arguments.StorePath,
-    config: SteerabilityConfig,
+    config: analysis.SteerabilityConfig,
     study: StudyConfig,
     model: ModelOptions,
     out: arguments.ResultPath = None,
@@ -543,7 +462,7 @@ def steer(
 @verb(MEASURING, "rules train.codes rules.json --judge test.codes --concepts train.concepts")
 def rules(
     codes: arguments.CodesPath,
-    config: RulesConfig,
+    config: analysis.RulesConfig,
     out: arguments.ResultPath = None,
     judge: arguments.Judge = None,
     concepts: arguments.Concepts = None,
@@ -560,7 +479,7 @@ def rules(
 @verb(MEASURING, "probe val.codes probe.json --label domain --k 1 --k 16")
 def probe(
     codes: arguments.CodesPath,
-    config: ProbingConfig,
+    config: analysis.ProbingConfig,
     out: arguments.ResultPath = None,
     concepts: arguments.ProbeConcepts = None,
     store: arguments.AnyMovedStore = None,
@@ -610,17 +529,12 @@ def localize(
             opened, result_file, masks=masks, legend=legend, latent=latent, n_top=n_top, where=where, images=images,
             store=store, judging=judging, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    names = analysis.find_names(opened)
-    seen = [asdict(counted) for counted in result.seen or ()]
     emit_answer(
-        opened, result.tables()[0], out, names=names, is_written=result_file is not None, notes=result.notes(),
-        seen=seen,
+        opened, result.tables()[0], out, names=analysis.find_names(opened), is_written=result_file is not None,
+        notes=result.notes(), seen=[asdict(counted) for counted in result.seen or ()],
     )  # fmt: skip
     show_written(out)
-    if result_file:
-        show_next("report", "CONCEPTS", "report.html", "--result", result_file)
-    else:
-        show_next("localize", codes, "--out", "result.json", why="to keep the result for `report --result`")
+    show_next_result(result_file, "localize", codes, "--out")
 
 
 @verb(MEASURING, "inspect runs/seed0 runs/seed1 --store val.acts")
@@ -651,7 +565,7 @@ def adapt(
     images: arguments.ImagesPath,
     prompts: arguments.Prompts,
     model: arguments.Model,
-    config: PromptConfig,
+    config: actcache.PromptConfig,
     pretrained: arguments.Pretrained = None,
     test: arguments.Test = None,
     path_column: arguments.PathColumn = None,
@@ -678,26 +592,10 @@ def adapt(
             label=label, image_size=image_size, preprocess=preprocess, precision=precision, device=device,
             checkpoint_every=checkpoint_every, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    accuracy = adaptation.accuracy.to_json()
-    facts = {
-        "prompts": str(prompts), "prompts_id": adaptation.artifact.id, "judge": adaptation.judge, "accuracy": accuracy,
-    }  # fmt: skip
-    plain = adaptation.judge.replace("-", "_")
-    rows = [
-        {"classes": part, plain: accuracy["zero_shot"][part], "adapted": accuracy["adapted"][part]}
-        for part in ("all", "base", "novel", "harmonic")
-    ]
-    seen = adaptation.seen
-    known = {} if seen is None else {"seen": asdict(seen)}
-    notes = [] if seen is None else seen.lines()
-    emit(facts | known, [*draw_table([row for row in rows if row[plain] is not None]), *notes])
+    emit(adaptation.to_json(), [*draw_table(adaptation.rows()), *adaptation.notes()])
     show_written(prompts)
-    show_next(
-        "extract", images, prompts.with_suffix(".acts"), "--model", model,
-        *(("--pretrained", pretrained) if pretrained else ()),
-        *(("--image-size", image_size) if image_size else ()), *(("--preprocess", preprocess) if preprocess else ()),
-        "--prompts", prompts, "--layer", "LAYER",
-    )  # fmt: skip
+    same = repeat_flags(model=model, pretrained=pretrained, image_size=image_size, preprocess=preprocess)
+    show_next("extract", images, prompts.with_suffix(".acts"), *same, "--prompts", prompts, "--layer", "LAYER")
 
 
 @verb(ADAPTING, "compare val.concepts maple.concepts comparison.json")
@@ -705,7 +603,7 @@ def compare(
     base: arguments.Base,
     adapted: arguments.Adapted,
     out: arguments.CompareOut,
-    config: ComparisonConfig,
+    config: analysis.ComparisonConfig,
     second_run: arguments.SecondRun = None,
     device: arguments.Device = "auto",
     overwrite: arguments.Overwrite = False,
@@ -748,31 +646,14 @@ def convert(
             src, dst, to=to, store=store, layer=layer, any_model=any_model, input_mean=input_mean,
             input_scale=input_scale, overwrite=overwrite, on_progress=on_progress,
         )  # fmt: skip
-    parity = asdict(conversion.parity)
-    rounded = {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in parity.items()}
-    shown = {"input mean and scale": conversion.input} if conversion.input else {}
-    emit(
-        {
-            "path": str(conversion.path),
-            "format": conversion.format,
-            "input": conversion.input,
-            "parity": parity,
-            "notes": conversion.notes,
-        },
-        [
-            *draw_facts({"path": str(conversion.path), "format": conversion.format, **shown, **rounded}),
-            *conversion.notes,
-        ],
-    )
-    show_written(dst)
-    show_next_of(dst)
+    emit_artifact(dst, conversion.to_json(), draw_conversion(conversion))
 
 
 @verb(EXCHANGING, "import layer10.npy val.acts --layer 10 --model-name my-vit --images photos")
 def import_(
     acts: arguments.Acts,
     store: arguments.NewStore,
-    config: ImportConfig,
+    config: actcache.ImportConfig,
     images: arguments.ImportImages = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
@@ -787,9 +668,7 @@ def import_(
             acts, store, config=config, images=images, overwrite=overwrite, on_progress=on_progress
         )
     facts = describe_import(store, opened)
-    emit(facts, draw_facts(facts))
-    show_written(store)
-    show_next_of(store)
+    emit_artifact(store, facts, draw_facts(facts))
 
 
 @verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
@@ -848,8 +727,6 @@ def verify(
     The exit code is 1 if something is wrong.
     """
     if repair:
-        from actcache.artifacts import remove_remnants
-
         remove_remnants(path)
     with show_progress("verify", "bytes") as on_progress:
         checked = actcache.verify(path, on_progress=on_progress)
@@ -858,32 +735,10 @@ def verify(
             checked = actcache.repair(
                 path, images=images, model=model, pretrained=pretrained, prompts=prompts, on_progress=on_progress
             )
-    facts = {
-        "path": path, "kind": checked.kind, "ok": checked.ok, "complete": checked.complete, "n_files": checked.n_files,
-        "n_bytes": checked.n_bytes, "problems": [str(problem) for problem in checked.problems],
-        "shards": checked.shards, "remedies": checked.remedies,
-    }  # fmt: skip
-    state = "is whole" if checked.ok else "is damaged" if checked.problems else "is not complete, but undamaged so far"
-    text = f"{path} {state}: {checked.n_files:,} files, {checked.n_bytes / 1e6:,.1f} MB checked"
-    advice = []
-    if checked.problems and not repair:
-        advice = [f"  to repair it: {way}" for way in checked.remedies]
-    emit(facts, [text, *(f"  {problem}" for problem in checked.problems), *advice])
-    if not checked.ok:
-        raise typer.Exit(1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading flags
-
-
-def hook_point(layer: int | None, site: str | None) -> Any:
-    """What the library takes for --layer and --site."""
-    if site is None:
-        return layer
-    if layer is None:
-        raise SettingsError("--site needs --layer.")
-    return actcache.HookPoint(layer, site)
+    advice = [f"  to repair it: {way}" for way in checked.remedies if not repair]
+    lines = [f"{path} {checked}", *(f"  {problem}" for problem in checked.problems), *advice]
+    emit({**checked.to_json(), "path": path}, lines)
+    raise typer.Exit(0 if checked.ok else 1)
 
 
 if threading.current_thread() is threading.main_thread():

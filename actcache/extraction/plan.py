@@ -91,6 +91,9 @@ class ExtractionEstimate:
     def fits(self) -> bool:
         return self.free_bytes is None or self.missing_bytes <= self.free_bytes
 
+    def to_json(self) -> dict[str, object]:
+        return {**vars(self), "settings": self.settings.to_json(), "fits": self.fits}
+
 
 def plan_extraction(
     images: ImageSource | str | Path,

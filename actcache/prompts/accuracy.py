@@ -52,6 +52,12 @@ class AdaptationAccuracy:
     def to_json(self) -> dict[str, dict[str, object]]:
         return asdict(self)
 
+    def parts(self) -> list[tuple[str, float, float | None]]:
+        """(classes, accuracy without prompts, accuracy with them), as far as it was measured."""
+        before, after = self.zero_shot, self.adapted
+        parts = [(name, getattr(before, name), getattr(after, name)) for name in ("all", "base", "novel", "harmonic")]
+        return [part for part in parts if part[1] is not None]
+
 
 @dataclass(frozen=True)
 class ShotList:

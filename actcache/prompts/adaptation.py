@@ -75,12 +75,28 @@ class Adaptation:
     def prompts(self) -> Prompts:
         return read_prompts(self.artifact)
 
+    def to_json(self) -> dict[str, object]:
+        """Every fact that is shown."""
+        return {
+            "prompts": str(self.artifact.path),
+            "prompts_id": self.artifact.id,
+            "judge": self.judge,
+            "accuracy": self.accuracy.to_json(),
+            **({} if self.seen is None else {"seen": asdict(self.seen)}),
+        }
+
+    def rows(self) -> list[dict[str, object]]:
+        """The table that the command line prints: the accuracy by what tells classes apart, and with the prompts."""
+        plain = self.judge.replace("-", "_")
+        return [{"classes": name, plain: before, "adapted": after} for name, before, after in self.accuracy.parts()]
+
+    def notes(self) -> list[str]:
+        """What the command line says about test images that are shots, below the table."""
+        return [] if self.seen is None else self.seen.lines()
+
     def __repr__(self) -> str:
-        parts = []
-        for name in ("all", "base", "novel", "harmonic"):
-            before, after = getattr(self.accuracy.zero_shot, name), getattr(self.accuracy.adapted, name)
-            if before is not None and after is not None:
-                parts.append(f"{name} {before:.1%} -> {after:.1%}")
+        measured = [part for part in self.accuracy.parts() if part[2] is not None]
+        parts = [f"{name} {before:.1%} -> {after:.1%}" for name, before, after in measured]
         method = read_settings(self.artifact, PromptSettings).method
         return f"Adaptation({self.artifact.path.name}: {method}, accuracy {', '.join(parts)})"
 

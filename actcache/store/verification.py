@@ -66,6 +66,18 @@ class Verification:
         """Shards that have a problem."""
         return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
 
+    def to_json(self) -> dict[str, object]:
+        return {
+            "path": str(self.path), "kind": self.kind, "ok": self.ok, "complete": self.complete,
+            "n_files": self.n_files, "n_bytes": self.n_bytes, "problems": list(map(str, self.problems)),
+            "shards": self.shards, "remedies": self.remedies,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """The state in words, and how much was read."""
+        state = "is whole" if self.ok else "is damaged" if self.problems else "is not complete, but undamaged so far"
+        return f"{state}: {self.n_files:,} files, {self.n_bytes / 1e6:,.1f} MB checked"
+
 
 def verify(path: str | Path, *, n_threads: int | None = None, on_progress: Progress | None = None) -> Verification:
     """Read every file of an artifact and compare sizes and checksums.

@@ -279,12 +279,10 @@ def show_adaptation(path: Path) -> Section:
     """The accuracy without and with the prompts of an x.prompts folder."""
     artifact = open_artifact(path, "prompts", complete=True)
     summary = read_summary(artifact, PromptsSummary)
-    accuracy, judge = summary.accuracy, _judge_of_prompts(summary)
+    judge = _judge_of_prompts(summary)
     rows = [["classes", judge, "with prompts"]]
-    for name in ("all", "base", "novel", "harmonic"):
-        before, after = getattr(accuracy.zero_shot, name), getattr(accuracy.adapted, name)
-        if before is not None:
-            rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
+    for name, before, after in summary.accuracy.parts():
+        rows.append([name, f"{before:.1%}", "" if after is None else f"{after:.1%}"])
     method = read_settings(artifact, PromptSettings).method
     text = f"{judge[0].upper()}{judge[1:]} without and with the prompts of {path.name}."
     return Section(f"Adaptation by {method}", text, [], rows)

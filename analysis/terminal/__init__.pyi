@@ -17,25 +17,33 @@ from .checks import (
     takes_weights,
 )
 from .endings import (
-    describe_codes,
-    describe_import,
-    describe_run,
-    describe_store,
-    draw_description,
-    draw_look,
     emit_answer,
+    emit_artifact,
     emit_result,
     show_next,
     show_next_of,
     show_next_question,
+    show_next_result,
     show_source,
     show_written,
 )
-from .flags import read_values, repeat_flags, split_pair, with_flags
-from .progress import show_download, show_progress, show_steps, show_upload
+from .facts import (
+    describe_codes,
+    describe_concepts,
+    describe_import,
+    describe_run,
+    describe_store,
+    draw_conversion,
+    draw_description,
+    draw_estimate,
+    draw_look,
+    draw_publication,
+)
+from .flags import read_hook_point, read_values, repeat_flags, split_pair
+from .progress import show_download, show_progress, show_steps, show_training, show_upload
 from .screen import ask, emit, options, show_note
-from .tables import draw_estimate, draw_facts, draw_publication, draw_table
-from .verbs import Program, Verb, Verbs, program_version
+from .tables import draw_facts, draw_table
+from .verbs import Program
 
 __all__ = [
     "WORDS",
@@ -45,15 +53,15 @@ __all__ = [
     "Publishes",
     "Reads",
     "Takes",
-    "Verb",
-    "Verbs",
     "Writes",
     "ask",
     "at_least_one",
     "describe_codes",
+    "describe_concepts",
     "describe_import",
     "describe_run",
     "describe_store",
+    "draw_conversion",
     "draw_description",
     "draw_estimate",
     "draw_facts",
@@ -62,19 +70,22 @@ __all__ = [
     "draw_table",
     "emit",
     "emit_answer",
+    "emit_artifact",
     "emit_result",
     "options",
-    "program_version",
+    "read_hook_point",
     "read_values",
     "repeat_flags",
     "show_download",
     "show_next",
     "show_next_of",
     "show_next_question",
+    "show_next_result",
     "show_note",
     "show_progress",
     "show_source",
     "show_steps",
+    "show_training",
     "show_upload",
     "show_written",
     "split_pair",
@@ -86,5 +97,4 @@ __all__ = [
     "takes_run_or_concepts",
     "takes_template",
     "takes_weights",
-    "with_flags",
 ]

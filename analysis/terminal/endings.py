@@ -10,7 +10,7 @@ from typing import Any
 from actcache.artifacts import MANIFEST_FILE, Artifact, open_artifact
 from actcache.errors import PipelineError
 from analysis.terminal.screen import STARTED, emit, options, show_line, show_note, show_warning
-from analysis.terminal.tables import draw_facts, draw_table
+from analysis.terminal.tables import draw_table
 
 
 def emit_result(result: Any, out: str | Path | None, *command: object) -> None:
@@ -26,10 +26,26 @@ def emit_result(result: Any, out: str | Path | None, *command: object) -> None:
     lines = [*lines, *result.notes()]
     emit({**result.to_json(), "out": None if out is None else str(out)}, lines)
     show_written(out)
+    show_next_result(out, *command)
+
+
+def show_next_result(out: str | Path | None, *command: object) -> None:
+    """Show how a result enters a report or, without a file, how to get one. `command` as in `emit_result`."""
     if out is None:
         show_next(*command, "result.json", why="to keep the result for `report --result`")
     else:
         show_next("report", "CONCEPTS", "report.html", "--result", out)
+
+
+def emit_artifact(path: str | Path, facts: Mapping[str, Any], lines: Sequence[Any]) -> None:
+    """Print what a verb says of an artifact that it made, the images it skipped, and what usually comes next.
+
+    Args:
+        path: as the user wrote it. facts: for --json; `skipped` are the images that could not be read.
+    """
+    emit(facts, [*lines, *(f"  skipped: {image['reason']}" for image in facts.get("skipped", ()))])
+    show_written(path)
+    show_next_of(path)
 
 
 def emit_answer(
@@ -74,15 +90,6 @@ def emit_answer(
     emit(facts, [*head, *draw_table(shown), *notes])
 
 
-def draw_look(seen: Any) -> list[Any]:
-    """What `look` shows of an `analysis.Look`: a table for each image, and what is guessed."""
-    lines: list[Any] = [f"{seen.sae} reads {seen.hook_point} of {seen.model}", *seen.notes]
-    for view in seen:
-        rows = seen.table(view).drop_columns(["row", "column"]).to_pylist()
-        lines += ["", f"{view.image}: {view.grid[0]} x {view.grid[1]} patches", *draw_table(rows)]
-    return lines
-
-
 def show_written(*paths: str | Path | None) -> None:
     """Name the files that a verb wrote, and those that an earlier run of the same command wrote."""
     for path in paths:
@@ -112,6 +119,17 @@ def show_next_of(path: str | Path) -> None:
         return
     if words:
         show_next(*words)
+
+
+def show_next_question(codes: Path, question: Any, table: Any) -> None:
+    """After an answer: the images of its first latent, or what else fires with the latent that was asked about."""
+    if question.subject == "latent":
+        if question.show != "co-firing":
+            show_next("query", codes, "--latent", question.latent, "--show", "co-firing")
+    elif table.num_rows and "latent" in table.column_names:
+        show_next("query", codes, "--latent", table["latent"][0].as_py())
+    elif table.num_rows and "image" in table.column_names:
+        show_next("query", codes, "--image", table["image"][0].as_py())
 
 
 def next_command(path: str | Path, artifact: Artifact) -> Sequence[str]:
@@ -151,13 +169,14 @@ def _near(path: Path) -> str:
     return str(path) if relative.startswith("../../..") else relative
 
 
-def show_source(plan: Any) -> None:
+def show_source(plan: Any) -> dict[str, Any]:
     """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
 
-    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate.
+    plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate. Both are returned, for --json.
     """
+    facts = {"classes": plan.classes, "left_out": dict(plan.left_out)}
     if options.quiet:
-        return
+        return facts
     from actcache.prompts import describe_shared_texts
 
     names = plan.classes
@@ -167,80 +186,4 @@ def show_source(plan: Any) -> None:
         show_line("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in plan.left_out.items()))
     if shared := describe_shared_texts(names):
         show_warning(shared)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Facts about artifacts, for --json
-
-
-def describe_store(path: str, store: Any) -> dict[str, Any]:
-    """An activation store, and which images were skipped."""
-    return {
-        "store": str(path), "store_id": store.store_id, "complete": True, "n_images": store.n_images,
-        "n_tokens": store.n_read_tokens("all"), "d_model": store.layout.d_model,
-        "hook_points": list(map(str, store.hook_points)),
-        "n_skipped": len(store.failed), "skipped": _skipped(store.images, store.failed),
-    }  # fmt: skip
-
-
-def describe_import(path: str, store: Any) -> dict[str, Any]:
-    """An imported store, and what its tokens were taken for."""
-    from actcache.store import NO_IMAGES
-
-    settings, guessed = store.settings, store.artifact.provenance.get("guessed")
-    rows, columns = settings.layout.grid
-    return {
-        "store": str(path), "store_id": store.store_id, "model_id": store.model_id,
-        "model": store.artifact.provenance.get("model"), "n_images": store.n_images,
-        "n_tokens": store.n_read_tokens("all"), "d_model": settings.layout.d_model,
-        "hook_points": list(map(str, store.hook_points)), "prefix": ",".join(settings.prefix) or "none",
-        "grid": f"{rows}x{columns}", "guessed": guessed if isinstance(guessed, list) else [], "dtype": settings.dtype,
-        "has_images": store.artifact.parent("images").path != NO_IMAGES,
-    }  # fmt: skip
-
-
-def describe_run(run: Any) -> dict[str, Any]:
-    return {
-        "run": str(run.path), "run_id": run.run_id, "hook_point": str(run.hook_point),
-        "variant": run.sae_config.variant, "n_latents": run.sae_config.n_latents, "fvu": run.fvu,
-        "quality": run.quality,
-    }  # fmt: skip
-
-
-def describe_codes(codes: Any) -> dict[str, Any]:
-    """Codes, and which images have none because they could not be read."""
-    return {
-        "codes": str(codes.path), "codes_id": codes.codes_id, "n_images": codes.n_images, "n_tokens": codes.n_tokens,
-        "n_latents": codes.n_latents, "n_entries": codes.n_entries, "n_underflowed": codes.summary["n_underflowed"],
-        "n_skipped": len(codes.summary["failed"]), "skipped": _skipped(codes.images, codes.summary["failed"]),
-    }  # fmt: skip
-
-
-def _skipped(images: Any, failed: Mapping[Any, str]) -> list[dict[str, Any]]:
-    return [
-        {"image": int(image), "uri": images["uri"][int(image)].as_py(), "reason": reason}
-        for image, reason in failed.items()
-    ]
-
-
-def draw_description(facts: Mapping[str, Any]) -> list[Any]:
-    """What `info` shows of the facts of `describe`."""
-    shown = dict(facts)
-    if "shards" in shown:
-        shown["shards"] = "{done:,} of {total:,}".format(**shown["shards"])
-    parents = shown.pop("parents", {})
-    place = list(shown).index("bytes") + 1
-    lines = list(shown.items())
-    made = [(f"made from {name}", "{id} ({path}, {state})".format(**parent)) for name, parent in parents.items()]
-    return draw_facts(dict([*lines[:place], *made, *lines[place:]]))
-
-
-def show_next_question(codes: Path, question: Any, table: Any) -> None:
-    """After an answer: the images of its first latent, or what else fires with the latent that was asked about."""
-    if question.subject == "latent":
-        if question.show != "co-firing":
-            show_next("query", codes, "--latent", question.latent, "--show", "co-firing")
-    elif table.num_rows and "latent" in table.column_names:
-        show_next("query", codes, "--latent", table["latent"][0].as_py())
-    elif table.num_rows and "image" in table.column_names:
-        show_next("query", codes, "--image", table["image"][0].as_py())
+    return facts

@@ -14,6 +14,7 @@ import typer
 from typer import Option
 
 from actcache.errors import SettingsError
+from actcache.hook_point import HookPoint
 from analysis.terminal.checks import FIELDS, Check, OneOf, Takes, Writes
 from analysis.terminal.remote_runs import fetch_runs
 
@@ -171,6 +172,15 @@ def read_values(flag: str, pairs: Sequence[str]) -> dict[int, float]:
             raise SettingsError(f"{flag} takes LATENT=NUMBER, each latent once, e.g. {flag} 907=5, got {pair!r}.")
         values[latent] = value
     return values
+
+
+def read_hook_point(layer: int | None, site: str | None) -> int | HookPoint | None:
+    """What the library takes for --layer and --site."""
+    if site is None:
+        return layer
+    if layer is None:
+        raise SettingsError("--site needs --layer.")
+    return HookPoint(layer, site)
 
 
 def repeat_flags(config: Any = None, **more: Any) -> list[str]:

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -211,6 +212,18 @@ def show_progress(name: str, unit: str) -> Iterator[Callable[..., None]]:
             yield update
         finally:
             display.close()
+
+
+@contextmanager
+def show_training() -> Iterator[Callable[..., None]]:
+    """Like `show_progress`, for the training of SAEs. It yields what takes the metrics of a step beside its number."""
+    with show_progress("train", "steps") as on_progress:
+
+        def show(step: int, total: int, metrics: Mapping[str, Any]) -> None:
+            note = "fvu {fvu:.3f}  {tokens_per_s:,.0f} tokens/s  dead {dead:.1%}  l0 {l0:.1f}".format(**metrics)
+            on_progress(step, total, note)
+
+        yield show
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
-from rich.filesize import decimal
 from rich.text import Text
 
 from actcache.text import visible
@@ -116,32 +115,3 @@ def _say(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_say, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else show_value(value)
-
-
-def draw_estimate(estimate: Any) -> list[str | Text]:
-    free = "not known" if estimate.free_bytes is None else decimal(estimate.free_bytes)
-    hours = estimate.seconds > 5400
-    return draw_facts(
-        {
-            "images": estimate.n_images,
-            "tokens": estimate.n_tokens,
-            "hook points": list(map(str, estimate.settings.hook_points)),
-            "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
-            f"{estimate.n_missing_shards:,} to be written",
-            "free on that disk": free
-            + ("" if estimate.fits else f": not enough for {decimal(estimate.missing_bytes)}"),
-            "time": f"about {estimate.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",
-            "rate": f"{estimate.images_per_s:.1f} images/s, measured on one batch",
-        }
-    )
-
-
-def draw_publication(publication: Any) -> list[str | Text]:
-    """The files of a publication, what is left out, and how much is to be written."""
-    rows = [{"file": file.path, "bytes": file.bytes, "state": file.state} for file in publication.files]
-    lines = draw_table(rows)
-    lines += [f"without {what}: {why}" for what, why in publication.left_out.items()]
-    if publication.left_behind:
-        lines.append(f"of an earlier publication, these files stay: {', '.join(publication.left_behind)}")
-    n_files = sum(file.state != "unchanged" for file in publication.files)
-    return [*lines, f"{n_files:,} new or changed files, {decimal(publication.n_bytes)}, for {publication.address}"]

@@ -2,20 +2,22 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
 from actcache.errors import PipelineError
 from actcache.interrupts import interrupt, leave, on_interrupt
 from actcache.text import visible
 from analysis.terminal.checks import Makes, Takes, explain_missing, find_unquoted
-from analysis.terminal.screen import options, prepare_screen, show_error, show_line
+from analysis.terminal.flags import with_flags
+from analysis.terminal.screen import emit, options, prepare_screen, show_error, show_line
 
 GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--traceback", "--version")
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer has its own copy of click's, or uses click's
@@ -59,10 +61,42 @@ class Verbs(TyperGroup):
 class Program(typer.Typer):
     """The whole program, which Ctrl-C ends quietly before a verb begins and after it has ended."""
 
+    def __init__(self, name: str, help: str) -> None:
+        super().__init__(
+            name=name, help=help, cls=Verbs, no_args_is_help=True, invoke_without_command=True, add_completion=False,
+            rich_markup_mode="rich", pretty_exceptions_enable=False,
+        )  # fmt: skip
+        self.callback()(take_global_flags)
+
+    def verb(self, panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Make a function a verb of the command line, in a panel of the help and with an example."""
+
+        def register(function: Callable[..., None]) -> Callable[..., None]:
+            name, epilog = function.__name__.strip("_"), f"Example: {self.info.name} {example}"  # import_ is `import`
+            self.command(name, cls=Verb, rich_help_panel=panel, epilog=epilog)(with_flags(function))
+            return function
+
+        return register
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, leave)  # it stays: what follows this call is the end of the process
         return super().__call__(*args, **options)
+
+
+def take_global_flags(
+    context: typer.Context,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress and no hints.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object on stdout.")] = False,
+    traceback: Annotated[bool, Option("--traceback", help="Show where an error came from.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    options.quiet, options.json, options.traceback = quiet, as_json, traceback
+    if version:
+        emit({"version": program_version()}, f"patchsae {program_version()}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
 
 
 class Verb(TyperCommand):

@@ -8,6 +8,7 @@ float32 rounding, that is an error and nothing is kept.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -47,6 +48,16 @@ class Conversion:
     parity: Parity
     input: str | None = None
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every fact that is shown."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "input": self.input,
+            "parity": asdict(self.parity),
+            "notes": self.notes,
+        }
 
 
 def convert(
