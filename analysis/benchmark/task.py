@@ -9,8 +9,8 @@ The accuracies with the original activations, with zeros and with the mean token
 baselines are spliced in by the same code as in `evaluate`, and the judge is the same for all of them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from analysis.classifier import (
 )
 from analysis.config import ModelOptions, StudyConfig
 from analysis.interventions import Study, compare_variants
-from analysis.results import JudgeFacts
+from analysis.results import JudgeFacts, ProbeFacts
 from saetrain import Run
 
 NAME = "task"
@@ -145,11 +145,19 @@ def measure_task(
     if isinstance(task, Skipped):
         return [task]
     outcome = compare_variants(_study(task, subject.run), on_progress, names=("sae",))["sae"]
-    return describe_task(outcome, task.references, task.places, judged)
+    return describe_task(outcome, task.references, task.places, judged, task.facts)
+
+
+def find_judge(measured: Iterable[Measured]) -> JudgeFacts | None:
+    """The judge that the numbers of a task were taken with, as their details say it; None where there is no task."""
+    found = next((each.details["judge"] for each in measured if "judge" in each.details), None)
+    if not isinstance(found, dict):
+        return None
+    return JudgeFacts(**found | {"probe": None if found["probe"] is None else ProbeFacts(**found["probe"])})
 
 
 def describe_task(
-    outcome: Outcome, references: Mapping[str, Outcome], places: NDArray[np.int64], judged: Judged
+    outcome: Outcome, references: Mapping[str, Outcome], places: NDArray[np.int64], judged: Judged, judge: JudgeFacts
 ) -> list[Measured | Skipped]:
     """The four numbers from what the judge answered for each image [I'].
 
@@ -160,10 +168,10 @@ def describe_task(
     columns = [outcome.right, outcome.predicted == original.predicted, outcome.loss, original.right, mean.right]
     values, replicates = judged.resamples.means(np.stack(columns, axis=1).astype(np.float64), places)
     facts: dict[str, object] = {
-        "n_images": len(places),
+        "n_images": len(places), "judge": asdict(judge),
         "accuracy": {name: float(each.right.mean()) for name, each in references.items()},
         "loss": {name: float(each.loss.mean()) for name, each in references.items()},
-    }
+    }  # fmt: skip
     of_sae, whole, ablated = (np.append(values[i], replicates[:, i]) for i in (0, 3, 4))
     shares = divide(of_sae - ablated, whole - ablated, whole > ablated)
     if np.isfinite(shares[0]):

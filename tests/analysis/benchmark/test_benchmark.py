@@ -18,7 +18,6 @@ from actcache import HookPoint, ParentMismatchError, SettingsError, open_stores
 from analysis import ModelOptions, StudyConfig, benchmark_runs, read_result
 from analysis.benchmark import work
 from analysis.benchmark.baselines import find_floor, make_clusters, make_signed, make_untrained, measure_l0
-from analysis.benchmark.benchmarking import compare_subjects
 from analysis.benchmark.fitting import fit_centroids, measure_moments
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
@@ -26,10 +25,11 @@ from analysis.benchmark.patch_probe import PatchProbe, fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import BLOCK, Resamples, average, compare, interval
 from analysis.benchmark.subject import Judged, Subject
+from analysis.benchmark.summary import compare_subjects
 from analysis.benchmark.task import describe_task
 from analysis.classifier import Outcome
 from analysis.config import BenchmarkConfig
-from analysis.results import Benchmark
+from analysis.results import Benchmark, JudgeFacts
 from saetrain import Run, SAEConfig, TrainConfig, encode, train
 from saetrain.interop import write_imported
 from saetrain.model import SAE
@@ -305,7 +305,9 @@ def test_the_task_numbers_are_those_of_a_plain_count() -> None:
     outcomes["original"] = Outcome(label, np.where(rng.random(40) < 0.9, label, 0), loss)
     judged: Any = SimpleNamespace(resamples=Resamples(50, n=20, seed=1))
     places = np.sort(rng.permutation(50)[:40])
-    found = {m.name: m for m in describe_task(outcomes["sae"], outcomes, places, judged)}
+    found = {
+        m.name: m for m in describe_task(outcomes["sae"], outcomes, places, judged, JudgeFacts("zero-shot", "softmax"))
+    }
     weights = Resamples(50, n=20, seed=1).weights(0, 50)[3, places]
     right = {name: each.right.astype(float) for name, each in outcomes.items()}
     accuracy, agreement = found["task accuracy"], found["task agreement"]

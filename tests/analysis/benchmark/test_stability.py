@@ -10,11 +10,11 @@ from scipy.optimize import linear_sum_assignment
 
 from actcache import open_stores
 from analysis import StudyConfig
-from analysis.benchmark.benchmarking import describe_subjects
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Judged, Subject
+from analysis.benchmark.summary import describe_subjects
 from saetrain import SAE, Run, SAEConfig, TrainConfig, encode, train
 from saetrain.interop import write_imported
 

@@ -1,0 +1,111 @@
+"""list_measures(): what is measured of every subject, in the order of the tables.
+
+A measure is a line of this list. What several subjects share (the judge with its model, masks, a second data set) is
+opened when the first measure asks for it, and once for all subjects.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from actcache import ActivationStore, open_stores
+from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
+from analysis.benchmark.patch_concepts import measure_patch_concepts
+from analysis.benchmark.patch_labels import PatchLabels, read_patch_labels
+from analysis.benchmark.patch_probe import PatchProbe, fit_patch_probe
+from analysis.benchmark.reconstruction import measure_reconstruction
+from analysis.benchmark.sparse_probing import measure_sparse_probing
+from analysis.benchmark.stability import Stability, find_partners
+from analysis.benchmark.subject import Judged, Subject
+from analysis.benchmark.task import Task, measure_task, open_task
+from analysis.benchmark.transfer import Transfer, measure_transfer, open_transfer
+from analysis.benchmark.visaebench.protocol import Protocol, measure_visaebench, open_protocol
+from analysis.benchmark.work import Workshop
+from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
+from analysis.results import BenchmarkSubject, BenchmarkTable
+
+Show = Callable[[int, int], None]
+
+
+class Measure(NamedTuple):
+    """A measure that is taken of every subject, and the table in which it stands. `what`: its name in the progress."""
+
+    table: BenchmarkTable
+    what: str
+    take: Callable[[Subject, Show], list[Measured | Skipped]]
+
+
+@dataclass
+class Bench:
+    """What the measures are taken with. Each property is opened on first use, and says why where it cannot be."""
+
+    judged: Judged
+    shop: Workshop
+    subjects: Sequence[Subject]
+    described: Sequence[BenchmarkSubject]
+    config: BenchmarkConfig
+    study: StudyConfig
+    model: ModelOptions
+
+    def _show(self, what: str) -> Show:
+        return lambda done, total: self.shop.report(what, done, total)
+
+    @cached_property
+    def probe(self) -> PatchProbe | Skipped:
+        return fit_patch_probe(self.judged, self.shop.runs[0].hook_point, self.shop.tokens)
+
+    @cached_property
+    def task(self) -> Task | Skipped:
+        return open_task(self.judged, self.shop.runs[0], self.study, self.model, self._show("run the model"))
+
+    @cached_property
+    def labels(self) -> PatchLabels | Skipped:
+        codes = self.subjects[0].codes
+        return read_patch_labels(codes, self.judged, self.config, PATCH_CONCEPTS, self._show("read masks"))
+
+    @cached_property
+    def stability(self) -> Stability:
+        return Stability(self.judged)
+
+    @cached_property
+    def other_stores(self) -> list[ActivationStore]:
+        """The stores that were given beside the one that is judged."""
+        given = [path for path in (self.config.transfer, self.config.embeddings) if path is not None]
+        return [store for path in given for store in open_stores(path).stores]
+
+    @cached_property
+    def transfer(self) -> Transfer | Skipped:
+        other = None if self.config.transfer is None else open_stores(self.config.transfer)
+        return open_transfer(other, self.shop, self.study)
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return open_protocol(self.judged.store, self.shop.runs[0], self.config)
+
+
+def list_measures(bench: Bench) -> list[Measure]:
+    """The measures, in the order in which the tables show them."""
+    judged, shop = bench.judged, bench.shop
+    measures = [
+        Measure("reconstruction", "decode", lambda s, show: measure_reconstruction(s, judged, bench.probe, show)),
+        Measure("reconstruction", "run the model with", lambda s, show: measure_task(s, judged, bench.task, show)),
+        Measure("labeled", "probe", lambda s, show: measure_sparse_probing(s, judged, show)),
+        Measure("labeled", "find concepts with", lambda s, show: measure_patch_concepts(s, judged, bench.labels, show)),
+        Measure("unlabeled", "measure the coherence of", lambda s, show: measure_coherence(s, judged, show)),
+        Measure(
+            "reliability", "match",
+            lambda s, show: bench.stability.measure(s, find_partners(s, bench.subjects, bench.described), show),
+        ),
+        Measure("reliability", "transfer", lambda s, show: measure_transfer(s, bench.transfer, shop, show)),
+    ]  # fmt: skip
+    if bench.config.protocol is not None:
+        measures.append(
+            Measure(
+                "visaebench", "take visaebench's metrics of",
+                lambda s, show: measure_visaebench(s, bench.protocol, shop.encode_elsewhere, show),
+            )
+        )  # fmt: skip
+    return measures
