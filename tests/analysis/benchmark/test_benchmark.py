@@ -444,6 +444,29 @@ def test_the_same_command_again_reads_and_an_interrupted_one_goes_on(
     assert again == result
 
 
+def test_what_was_measured_before_an_interruption_is_not_measured_again(
+    made: tuple[Benchmark, Path], seeds: Path, middle_store: Path, tmp_path: Path
+) -> None:
+    result, out = made
+    shutil.copytree(work.name_work_folder(out), tmp_path / "c.work")
+    kept = sorted((tmp_path / "c.work").glob("measured-*.json"), key=lambda file: "fvu" not in file.read_text())
+    kept[0].write_bytes(kept[0].read_bytes()[:-7])  # damaged: it is measured again
+    steps: list[str] = []
+    again = benchmark_runs(
+        seeds, middle_store, tmp_path / "c.json", study=ANY, model=CPU,
+        on_step=lambda what, done, total: steps.append(what),
+    )  # fmt: skip
+    assert again == result
+    assert len({step for step in steps if step.startswith("decode ")}) == 1
+    assert not [step for step in steps if step.split()[0] in ("probe", "run", "find", "match")]
+    steps.clear()
+    benchmark_runs(
+        seeds, middle_store, tmp_path / "c.json", study=ANY, model=CPU, overwrite=True,
+        on_step=lambda what, done, total: steps.append(what),
+    )  # fmt: skip
+    assert len({step for step in steps if step.startswith("decode ")}) == len(result.subjects)
+
+
 def test_given_codes_are_taken_instead_of_new_ones(
     made: tuple[Benchmark, Path], seeds: Path, middle_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,7 +498,9 @@ def test_images_that_a_run_has_learned_from_are_not_judged(seeds: Path, middle_s
 def test_a_task_that_cannot_be_measured_is_left_out_with_the_reason(
     seeds: Path, middle_store: Path, made: tuple[Benchmark, Path], tmp_path: Path
 ) -> None:
-    shutil.copytree(work.name_work_folder(made[1]), tmp_path / "c.work")
+    shutil.copytree(
+        work.name_work_folder(made[1]), tmp_path / "c.work", ignore=shutil.ignore_patterns("measured-*.json")
+    )
     nowhere = ModelOptions(pretrained=str(tmp_path / "nowhere.safetensors"), device="cpu")
     result = benchmark_runs(seeds, middle_store, tmp_path / "c.json", study=ANY, model=nowhere)
     (skipped,) = (each for each in result.skipped if each.measure == "task")
