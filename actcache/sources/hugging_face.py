@@ -6,56 +6,31 @@ memory-mapped. Only Arrow files are read, no scripts and no network.
 """
 
 import importlib.util
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
 from actcache.sources.arrow_types import list_names
 from actcache.sources.columns import check_given
-from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
-from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits, row_of
+from actcache.sources.plan import announce
+from actcache.sources.splits import Split, SplitSource, list_splits, row_of
 
 
-@dataclass(frozen=True)
-class HuggingFaceDataset:
+@dataclass(frozen=True, init=False)
+class HuggingFaceDataset(SplitSource):
     """Images of a saved dataset.
 
     The image is `path_column`, or else the only column of type Image or, among several, the one called `image`; an
     Image column `mask` holds pixel masks. The label is the column `label` of the dataset or of this source, or else the
     only ClassLabel, or else one of the usual names. Columns of plain values are kept, with class numbers as names;
     lists, structs and binary values are not. The column `split` names the split of a row (`dataset_split`, if the
-    dataset has a column `split` of its own).
+    dataset has a column `split` of its own). Where the library is not installed, every call raises ImageSourceError.
     """
-
-    path: Path
-    path_column: str | None = None
-    label: str | None = None
-
-    def __init__(self, path: str | Path, *, path_column: str | None = None, label: str | None = None) -> None:
-        object.__setattr__(self, "path", Path(path))
-        object.__setattr__(self, "path_column", path_column)
-        object.__setattr__(self, "label", label)
-
-    def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
-        """List the images in a seeded order. Arguments as `plan_images`.
-
-        Raises:
-            ImageSourceError: the library is not installed, there is no dataset, no image column or several, or a
-                column has a reserved name.
-            SettingsError: `limit` is below 1 or `seed` below 0.
-        """
-        columns, notes, chosen = self._listing
-        return plan_images(pa.table(columns), limit=limit, seed=seed, exclude=exclude, notes=notes, columns=chosen)
 
     @cached_property
     def _listing(self) -> LabeledColumns:
@@ -67,20 +42,6 @@ class HuggingFaceDataset:
         usual = all(part.image == part.usual_image for part in self._splits.values())
         chosen = {**({} if usual else {"path": str(self.path_column)}), **listed.chosen}
         return LabeledColumns(listed.columns, listed.notes, chosen)
-
-    def read(self, uri: str) -> bytes:
-        """The encoded image of a row. Raises ImageSourceError."""
-        data = self._cell(uri, "image")
-        if data is None:
-            raise ImageSourceError(
-                f"{uri} cannot be read: the row contains no image. Save the dataset together with its files."
-            )
-        return data
-
-    def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
-        data = self._cell(uri, "mask")
-        return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
         split, row = row_of(uri)

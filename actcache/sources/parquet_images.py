@@ -9,26 +9,22 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
 from actcache.sources.arrow_types import holds_images, is_text, list_names
 from actcache.sources.columns import Features, choose_image, read_features
-from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns
 from actcache.sources.listing import check_text, list_files
-from actcache.sources.plan import ImagePlan, announce, plan_images
-from actcache.sources.splits import Split, list_splits, row_of
+from actcache.sources.plan import announce
+from actcache.sources.splits import Split, SplitSource, list_splits, row_of
 from actcache.sources.table_file import READER_ERRORS, check_regular, not_a_table
 
 CACHE_BYTES = 256 << 20
@@ -42,7 +38,7 @@ SPLITS = "train|training|test|testing|validation|valid|val|dev|all"
 
 
 @dataclass(frozen=True)
-class ImageParquet:
+class ImageParquet(SplitSource):
     """Images inside of a Parquet file or of a folder of such files.
 
     The image column is the only one of images, or, among several, one of the usual names or `path_column`; an image
@@ -50,41 +46,11 @@ class ImageParquet:
     the file. Columns of plain values are kept. The column `split` is taken from the names of files or folders.
     """
 
-    path: Path
-    path_column: str | None = None
-    label: str | None = None
     _groups: "_RowGroups" = field(default_factory=lambda: _RowGroups(), repr=False, compare=False)
 
     def __init__(self, path: str | Path, *, path_column: str | None = None, label: str | None = None) -> None:
-        object.__setattr__(self, "path", Path(path))
-        object.__setattr__(self, "path_column", path_column)
-        object.__setattr__(self, "label", label)
+        super().__init__(path, path_column=path_column, label=label)
         object.__setattr__(self, "_groups", _RowGroups())
-
-    def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
-        """List the images in a seeded order. Arguments as `plan_images`.
-
-        Raises:
-            ImageSourceError: a file is damaged, files differ in their columns, there are several image columns, or a
-                column has a reserved name.
-            SettingsError: `limit` is below 1 or `seed` below 0.
-        """
-        columns, notes, chosen = self._listing
-        return plan_images(pa.table(columns), limit=limit, seed=seed, exclude=exclude, notes=notes, columns=chosen)
-
-    def read(self, uri: str) -> bytes:
-        """The encoded image of a row. Raises ImageSourceError."""
-        data = self._cell(uri, "image")
-        if data is None:
-            raise ImageSourceError(
-                f"{uri} cannot be read: the row contains no image. Save the dataset together with its files."
-            )
-        return data
-
-    def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
-        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
-        data = self._cell(uri, "mask")
-        return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
     def _cell(self, uri: str, what: str) -> bytes | None:
         key, number = row_of(uri)

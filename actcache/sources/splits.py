@@ -4,17 +4,23 @@ In: for each split its columns, the sizes of its images, and which rows have a m
 `<split>/<row>`, in the dataset's own order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from actcache.errors import ImageSourceError
 from actcache.sources.arrow_types import is_binary, list_names, plain_table
 from actcache.sources.columns import name_classes
+from actcache.sources.images import decode_mask
 from actcache.sources.labels import LabeledColumns, label_columns
+from actcache.sources.plan import ImagePlan, plan_images
 
 NUMBERS = "\0numbers of "
 """Before the name of a column of class numbers, beside the column of their names, until the labels are found."""
@@ -36,6 +42,56 @@ class Split(NamedTuple):
     sizes: Any
     has_mask: Any
     class_names: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True, init=False)
+class SplitSource:
+    """A dataset that holds the images themselves.
+
+    A subclass defines `_listing`, the columns of the plan, and `_cell`, the encoded image or mask of a uri.
+    """
+
+    path: Path
+    path_column: str | None = None
+    label: str | None = None
+
+    def __init__(self, path: str | Path, *, path_column: str | None = None, label: str | None = None) -> None:
+        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "path_column", path_column)
+        object.__setattr__(self, "label", label)
+
+    @cached_property
+    def _listing(self) -> LabeledColumns:
+        raise NotImplementedError
+
+    def _cell(self, uri: str, what: str) -> bytes | None:
+        """The bytes of `what`, image or mask, in the row of a uri; None if it has none. Raises ImageSourceError."""
+        raise NotImplementedError
+
+    def plan(self, *, limit: int | None = None, seed: int = 0, exclude: Collection[str] = ()) -> ImagePlan:
+        """List the images in a seeded order. Arguments as `plan_images`.
+
+        Raises:
+            ImageSourceError: there is no dataset, it is damaged, its parts differ in their columns, it has no image
+                column or several, or a column has a reserved name.
+            SettingsError: `limit` is below 1 or `seed` below 0.
+        """
+        columns, notes, chosen = self._listing
+        return plan_images(pa.table(columns), limit=limit, seed=seed, exclude=exclude, notes=notes, columns=chosen)
+
+    def read(self, uri: str) -> bytes:
+        """The encoded image of a row. Raises ImageSourceError."""
+        data = self._cell(uri, "image")
+        if data is None:
+            raise ImageSourceError(
+                f"{uri} cannot be read: the row contains no image. Save the dataset together with its files."
+            )
+        return data
+
+    def read_mask(self, uri: str) -> NDArray[np.uint8] | None:
+        """Pixel mask [H, W], or None if there is none. Raises ImageSourceError."""
+        data = self._cell(uri, "mask")
+        return None if data is None else decode_mask(data, name=f"mask of {uri}")
 
 
 def row_width(n_rows: list[int]) -> int:

@@ -119,10 +119,10 @@ def top_images_statistic(n_top: int, score: str) -> Statistic:
         score: `mean` over tokens, `max` over tokens, or `patch`, the maximum over patches, which gives the strongest
             patches of a latent, one per image.
     """
-    return Statistic(partial(_top_images, n_top=n_top, score=score), partial(_merge_top, n_top=n_top))
+    return Statistic(partial(_top_images, score=score), partial(_merge_top, n_top=n_top))
 
 
-def _top_images(piece: Piece, *, n_top: int, score: str) -> TopImages:
+def _top_images(piece: Piece, *, score: str) -> TopImages:
     pairs = piece.pairs
     scores = pairs.patch if score == "patch" else image_scores(pairs, piece.codes, score)
     top = TopImages(pairs.latent, pairs.image, scores, pairs.peak, pairs.peak_patch)

@@ -30,7 +30,6 @@ BACKBONES = {
 DEPTHS = {"B": 12, "base": 12, "S": 12, "small": 12, "L": 24, "large": 24, "H": 32, "huge": 32}
 _SIZE = re.compile(r"(?:^|[-_])(?:ViT-|vit[-_]?)?(B|S|L|H|base|small|large|huge)(?=$|[-_/\d])")
 
-_INPUT = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
 _MODULES = re.compile(r"(?:[a-z_]+\.)*?(?:layers?|blocks|resblocks)\.(\d+)(?:\.output|\.out)?")
 """The output of a whole block, as modules are named in transformers, timm and open_clip."""
 
