@@ -16,8 +16,12 @@ from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
+from analysis.benchmark.patch_concepts import measure_patch_concepts
+from analysis.benchmark.patch_labels import read_patch_labels
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
@@ -73,11 +77,13 @@ def benchmark_runs(
         store: a store of their model. Images that a run has learned from are not judged.
         out: the JSON file of the result; the same call again returns what it holds. Baselines and codes are kept in a
             folder of the same name with the suffix .work, which is no longer needed once the result is there.
+        config: what else there is to measure with; without masks or pairs, what needs them is left out.
         codes: codes of the runs on the store, which are otherwise made.
         on_step: called with (what, done, total).
 
     Raises:
-        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge.
+        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge, a file
+            of the configuration that cannot be read.
         ParentMismatchError: a store of another model.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
@@ -88,7 +94,7 @@ def benchmark_runs(
     read_templates(study.templates)
     other = None if config.transfer is None else open_stores(config.transfer)
     parents = name_parents(opened, group) | name_transfer(other)
-    head = describe_result(Benchmark, describe_config(study), parents)
+    head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -104,12 +110,19 @@ def benchmark_runs(
     described, stability = describe_subjects(subjects), Stability(judged)
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
+    labels = read_patch_labels(
+        subjects[0].codes, judged, config, PATCH_CONCEPTS, lambda done, total: on_step("read masks", done, total)
+    )
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
+        Measure(
+            "labeled", "find concepts with",
+            lambda subject, show: measure_patch_concepts(subject, judged, labels, show),
+        ),
         Measure(
             "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
         ),
