@@ -64,12 +64,12 @@ class World(NamedTuple):
 def make_world(out: Path, n_images: int = 1500, n_pairs: int = 400) -> World:
     """Generate the scenes, and write what they would be to a model that knows their concepts."""
     scenes = write_demo(out / "scenes", n_images=n_images)
+    second = write_demo(out / "second-scenes", n_images=n_images // 5, seed=1)
     pairs = write_pairs(out / "paired-scenes", n_pairs=n_pairs)
     wrong = shuffle_truth(pairs, out / "shuffled-scenes")
-    return World(
-        write_activations(scenes, scenes, out / "train.acts"), tell(pairs, pairs, out / "true.acts"),
-        tell(pairs, wrong, out / "shuffled.acts"),
-    )  # fmt: skip
+    train = write_activations(scenes, scenes, out / "train.acts")
+    write_activations(second, second, out / "second.acts")
+    return World(train, tell(pairs, pairs, out / "true.acts"), tell(pairs, wrong, out / "shuffled.acts"))
 
 
 def tell(truth: Truth, told: Truth, out: Path) -> Told:
