@@ -104,7 +104,7 @@ def test_a_trained_sae_is_better_than_an_untrained_one(results: Results, measure
 
 
 def test_purity_cannot_tell_a_trained_sae_from_an_untrained_one(results: Results) -> None:
-    """A finding: the strongest patches of any latent lie on one background, so this says nothing by itself."""
+    """A finding: the 16 strongest patches of nearly any direction share a concept, so this says nothing by itself."""
     for subject in (PLANTED, TRAINED, UNTRAINED):
         assert value_of(results.true, subject, "patch purity@16") > 0.9
 
