@@ -16,8 +16,10 @@ from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.image_embeddings import embed_judged
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.monosemanticity import measure_monosemanticity
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
@@ -28,7 +30,7 @@ from analysis.benchmark.task import Task, measure_task, open_task
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
-from analysis.lineage import find_runs, name_parents
+from analysis.lineage import find_runs, name_parents, open_same_images
 from analysis.results import (
     Benchmark,
     BenchmarkDifference,
@@ -72,11 +74,12 @@ def benchmark_runs(
         out: the JSON file of the result; the same call again returns what it holds. Baselines and codes are kept in a
             folder of the same name with the suffix .work, which is no longer needed once the result is there.
         codes: codes of the runs on the store, which are otherwise made.
+        config: what else there is to measure with.
         on_step: called with (what, done, total).
 
     Raises:
         SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge.
-        ParentMismatchError: a store of another model.
+        ParentMismatchError: a store of another model, or embeddings of other images.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     opened, group = [run for item in listed for run in find_runs(item)], open_stores(store)
@@ -84,7 +87,9 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    head = describe_result(Benchmark, describe_config(study), name_parents(opened, group))
+    other = None if config.embeddings is None else open_same_images(group, config.embeddings, flag="--embeddings")
+    parents = name_parents(opened, group) | ({} if other is None else {"embeddings": other.stores[0].artifact})
+    head = describe_result(Benchmark, describe_config(study), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -98,6 +103,10 @@ def benchmark_runs(
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
+    embeddings = embed_judged(
+        other, judged, work, device=model.device, batch_size=model.batch_size,
+        on_progress=lambda done, total: on_step("embed", done, total),
+    )  # fmt: skip
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -106,6 +115,11 @@ def benchmark_runs(
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
         Measure(
             "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
+        ),
+        Measure(
+            "unlabeled",
+            "compare the images of",
+            lambda subject, show: measure_monosemanticity(subject, judged, embeddings, show),
         ),
     ]
     values: list[BenchmarkValue] = []

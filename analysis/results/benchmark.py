@@ -170,7 +170,15 @@ class Benchmark(Result):
             f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
         )
         few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
-        return [head, *few, *self._pca_lines(), *self._task_lines(), *skipped_lines(self.skipped), *super().notes()]
+        return [
+            head,
+            *few,
+            *self._pca_lines(),
+            *self._task_lines(),
+            *self._embedding_lines(),
+            *skipped_lines(self.skipped),
+            *super().notes(),
+        ]
 
     def _pca_lines(self) -> list[str]:
         """What linear subspaces of fixed dimension leave out, beside which the fvu of an SAE is to be read."""
@@ -185,6 +193,18 @@ class Benchmark(Result):
             return []
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in accuracy.items())
         return [f"task accuracy without an SAE, on {of_task.get('n_images')} labeled images: {numbers}"]
+
+    def _embedding_lines(self) -> list[str]:
+        """By which model monosemanticity was judged, and what it would be for images at random."""
+        chance = {value.measure: value.details for value in self.values if value.measure.startswith("monosemanticity")}
+        if not chance:
+            return []
+        facts = next(iter(chance.values()))
+        own = ", the runs' own model, which judges itself" if facts.get("own_model") else ""
+        numbers = ", ".join(f"{name} {details.get('chance'):.3g}" for name, details in chance.items())
+        return [
+            f"images are alike by the embeddings of {facts.get('embeddings')}{own}; two images at random: {numbers}"
+        ]
 
     def _rises(self, measure: str) -> bool:
         return next(value.higher_is_better for value in self.values if value.measure == measure)
