@@ -16,9 +16,11 @@ from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.image_embeddings import embed_judged
 from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.monosemanticity import measure_monosemanticity
 from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
 from analysis.benchmark.patch_concepts import measure_patch_concepts
 from analysis.benchmark.patch_labels import read_patch_labels
@@ -34,7 +36,7 @@ from analysis.benchmark.transfer import Transfer, measure_transfer, name_transfe
 from analysis.benchmark.work import Report, Workshop, check_codes, name_work_folder, no_report
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
-from analysis.lineage import find_runs, name_parents
+from analysis.lineage import find_runs, name_parents, open_same_images
 from analysis.results import (
     Benchmark,
     BenchmarkDifference,
@@ -84,7 +86,7 @@ def benchmark_runs(
     Raises:
         SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge, a file
             of the configuration that cannot be read.
-        ParentMismatchError: a store of another model.
+        ParentMismatchError: a store of another model, or embeddings of other images.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     opened, group = [run for item in listed for run in find_runs(item)], open_stores(store)
@@ -92,8 +94,10 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    other = None if config.transfer is None else open_stores(config.transfer)
-    parents = name_parents(opened, group) | name_transfer(other)
+    second = None if config.transfer is None else open_stores(config.transfer)
+    other = None if config.embeddings is None else open_same_images(group, config.embeddings, flag="--embeddings")
+    parents = name_parents(opened, group) | name_transfer(second)
+    parents |= {} if other is None else {"embeddings": other.stores[0].artifact}
     head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
@@ -104,7 +108,7 @@ def benchmark_runs(
         raise SettingsError(f"{work} is a file, where the baselines are to be kept. Choose another OUT.")
     shop = Workshop(work, judged, opened, names, model.device, on_step)
     subjects = shop.make_subjects(made)
-    transfer = open_transfer(other, shop, study)
+    transfer = open_transfer(second, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
@@ -113,6 +117,10 @@ def benchmark_runs(
     labels = read_patch_labels(
         subjects[0].codes, judged, config, PATCH_CONCEPTS, lambda done, total: on_step("read masks", done, total)
     )
+    embeddings = embed_judged(
+        other, judged, work, device=model.device, batch_size=model.batch_size,
+        on_progress=lambda done, total: on_step("embed", done, total),
+    )  # fmt: skip
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -125,6 +133,10 @@ def benchmark_runs(
         ),
         Measure(
             "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
+        ),
+        Measure(
+            "unlabeled", "compare the images of",
+            lambda subject, show: measure_monosemanticity(subject, judged, embeddings, show),
         ),
         Measure(
             "reliability", "match",
