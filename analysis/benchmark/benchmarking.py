@@ -15,8 +15,12 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.attributes import read_attributes
+from analysis.benchmark.image_pairs import ImagePairs, read_pairs
 from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
+from analysis.benchmark.matching import NAME as MATCHING
+from analysis.benchmark.matching import Matching, measure_matching
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
 from analysis.benchmark.patch_concepts import measure_patch_concepts
@@ -91,7 +95,8 @@ def benchmark_runs(
     head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), name_parents(opened, group))
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
-    judged, counted = choose_judged(opened, group, study)
+    pairs = None if config.pairs is None else read_pairs(config.pairs, group)
+    judged, counted = choose_judged(opened, group, study, pairs if isinstance(pairs, ImagePairs) else None)
     check_codes(made, opened, judged)
     work = name_work_folder(out)
     if work.exists() and not work.is_dir():
@@ -103,6 +108,8 @@ def benchmark_runs(
     labels = read_patch_labels(
         subjects[0].codes, judged, config, PATCH_CONCEPTS, lambda done, total: on_step("read masks", done, total)
     )
+    untrained = {each.of: each for each in subjects if each.of is not None}
+    matching = Matching(judged, read_attributes(judged, labels, MATCHING), untrained, pairs)
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -114,6 +121,7 @@ def benchmark_runs(
             "find concepts with",
             lambda subject, show: measure_patch_concepts(subject, judged, labels, show),
         ),
+        Measure("labeled", "match", lambda subject, show: measure_matching(subject, matching, show)),
     ]
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
