@@ -15,10 +15,14 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.attributes import read_attributes
 from analysis.benchmark.coherence import measure_coherence
 from analysis.benchmark.image_embeddings import embed_judged
+from analysis.benchmark.image_pairs import ImagePairs, read_pairs
 from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
+from analysis.benchmark.matching import NAME as MATCHING
+from analysis.benchmark.matching import Matching, measure_matching
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.monosemanticity import measure_monosemanticity
 from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
@@ -101,7 +105,8 @@ def benchmark_runs(
     head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
-    judged, counted = choose_judged(opened, group, study)
+    pairs = None if config.pairs is None else read_pairs(config.pairs, group)
+    judged, counted = choose_judged(opened, group, study, pairs if isinstance(pairs, ImagePairs) else None)
     check_codes(made, opened, judged)
     work = name_work_folder(out)
     if work.exists() and not work.is_dir():
@@ -121,6 +126,8 @@ def benchmark_runs(
         other, judged, work, device=model.device, batch_size=model.batch_size,
         on_progress=lambda done, total: on_step("embed", done, total),
     )  # fmt: skip
+    untrained = {each.of: each for each in subjects if each.of is not None}
+    matching = Matching(judged, read_attributes(judged, labels, MATCHING), untrained, pairs)
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -131,6 +138,7 @@ def benchmark_runs(
             "labeled", "find concepts with",
             lambda subject, show: measure_patch_concepts(subject, judged, labels, show),
         ),
+        Measure("labeled", "match", lambda subject, show: measure_matching(subject, matching, show)),
         Measure(
             "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
         ),
