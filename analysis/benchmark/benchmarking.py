@@ -15,6 +15,8 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.causal_use import measure_causal_use
+from analysis.benchmark.causes import open_causes
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
@@ -99,6 +101,7 @@ def benchmark_runs(
     transfer = open_transfer(other, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    causes = open_causes(task, judged, opened[0], lambda done, total: on_step("steer by class means", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
@@ -110,6 +113,7 @@ def benchmark_runs(
             "reliability", "match",
             lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
         ),
+        Measure("reliability", "intervene in", lambda subject, show: measure_causal_use(subject, judged, causes, show)),
         Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
     ]  # fmt: skip
     values: list[BenchmarkValue] = []
