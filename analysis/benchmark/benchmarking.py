@@ -16,6 +16,8 @@ from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.benchmark.attributes import read_attributes
+from analysis.benchmark.causal_use import measure_causal_use
+from analysis.benchmark.causes import open_causes
 from analysis.benchmark.coherence import measure_coherence
 from analysis.benchmark.image_embeddings import embed_judged
 from analysis.benchmark.image_pairs import ImagePairs, read_pairs
@@ -116,6 +118,7 @@ def benchmark_runs(
     transfer = open_transfer(second, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    causes = open_causes(task, judged, opened[0], lambda done, total: on_step("steer by class means", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
@@ -150,6 +153,7 @@ def benchmark_runs(
             "reliability", "match",
             lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
         ),
+        Measure("reliability", "intervene in", lambda subject, show: measure_causal_use(subject, judged, causes, show)),
         Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
     ]  # fmt: skip
     values: list[BenchmarkValue] = []
