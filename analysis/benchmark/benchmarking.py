@@ -12,6 +12,7 @@ from pathlib import Path
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.image_pairs import ImagePairs, read_pairs
 from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.kept import KeptMeasures
@@ -32,7 +33,7 @@ from analysis.benchmark.work import (
 )
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
-from analysis.lineage import find_runs, name_parents
+from analysis.lineage import find_runs, name_parents, open_same_images
 from analysis.results import (
     Benchmark,
     BenchmarkSkipped,
@@ -70,7 +71,7 @@ def benchmark_runs(
     Raises:
         SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge, a file
             of the configuration that cannot be read.
-        ParentMismatchError: a store of another model.
+        ParentMismatchError: a store of another model, or embeddings of other images.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     opened, group = [run for item in listed for run in find_runs(item)], open_stores(store)
@@ -78,12 +79,15 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
+    if config.embeddings is not None:
+        open_same_images(group, config.embeddings, flag="--embeddings")
     parents = name_parents(opened, group) | name_given(config)
     settings = describe_config(study) | describe_inputs(config) | describe_protocol(config)
     head = describe_result(Benchmark, settings, parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
-    judged, counted = choose_judged(opened, group, study)
+    pairs = None if config.pairs is None else read_pairs(config.pairs, group)
+    judged, counted = choose_judged(opened, group, study, pairs if isinstance(pairs, ImagePairs) else None)
     check_codes(made, opened, judged)
     work = name_work_folder(out)
     if work.exists() and not work.is_dir():
@@ -91,7 +95,7 @@ def benchmark_runs(
     shop = Workshop(work, judged, opened, names, model.device, on_step)
     subjects = shop.make_subjects(made)
     described = describe_subjects(subjects)
-    bench = Bench(judged, shop, subjects, described, config, study, model)
+    bench = Bench(judged, shop, subjects, described, pairs, config, study, model)
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
     kept = KeptMeasures(work, bench, settings, reuse=not overwrite)

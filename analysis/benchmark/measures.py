@@ -10,8 +10,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 from actcache import ActivationStore, open_stores
+from analysis.benchmark.attributes import read_attributes
+from analysis.benchmark.causal_use import measure_causal_use
+from analysis.benchmark.causes import Causes, open_causes
 from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.image_embeddings import ImageEmbeddings, embed_judged
+from analysis.benchmark.image_pairs import ImagePairs
+from analysis.benchmark.matching import NAME as MATCHING
+from analysis.benchmark.matching import Matching, measure_matching
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.monosemanticity import measure_monosemanticity
 from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
 from analysis.benchmark.patch_concepts import measure_patch_concepts
 from analysis.benchmark.patch_labels import PatchLabels, read_patch_labels
@@ -25,6 +33,7 @@ from analysis.benchmark.transfer import Transfer, measure_transfer, open_transfe
 from analysis.benchmark.visaebench.protocol import Protocol, measure_visaebench, open_protocol
 from analysis.benchmark.work import Workshop
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
+from analysis.lineage import open_same_images
 from analysis.results import BenchmarkSubject, BenchmarkTable
 
 Show = Callable[[int, int], None]
@@ -46,6 +55,7 @@ class Bench:
     shop: Workshop
     subjects: Sequence[Subject]
     described: Sequence[BenchmarkSubject]
+    pairs: ImagePairs | Skipped | None
     config: BenchmarkConfig
     study: StudyConfig
     model: ModelOptions
@@ -62,9 +72,27 @@ class Bench:
         return open_task(self.judged, self.shop.runs[0], self.study, self.model, self._show("run the model"))
 
     @cached_property
+    def causes(self) -> Causes | Skipped:
+        return open_causes(self.task, self.judged, self.shop.runs[0], self._show("steer by class means"))
+
+    @cached_property
     def labels(self) -> PatchLabels | Skipped:
         codes = self.subjects[0].codes
         return read_patch_labels(codes, self.judged, self.config, PATCH_CONCEPTS, self._show("read masks"))
+
+    @cached_property
+    def matching(self) -> Matching:
+        untrained = {each.of: each for each in self.subjects if each.of is not None}
+        return Matching(self.judged, read_attributes(self.judged, self.labels, MATCHING), untrained, self.pairs)
+
+    @cached_property
+    def embeddings(self) -> ImageEmbeddings | Skipped:
+        given, how = self.config.embeddings, self.model
+        other = None if given is None else open_same_images(self.judged.store, given, flag="--embeddings")
+        return embed_judged(
+            other, self.judged, self.shop.folder, device=how.device, batch_size=how.batch_size,
+            on_progress=self._show("embed"),
+        )  # fmt: skip
 
     @cached_property
     def stability(self) -> Stability:
@@ -94,11 +122,17 @@ def list_measures(bench: Bench) -> list[Measure]:
         Measure("reconstruction", "run the model with", lambda s, show: measure_task(s, judged, bench.task, show)),
         Measure("labeled", "probe", lambda s, show: measure_sparse_probing(s, judged, show)),
         Measure("labeled", "find concepts with", lambda s, show: measure_patch_concepts(s, judged, bench.labels, show)),
+        Measure("labeled", "match", lambda s, show: measure_matching(s, bench.matching, show)),
         Measure("unlabeled", "measure the coherence of", lambda s, show: measure_coherence(s, judged, show)),
+        Measure(
+            "unlabeled", "compare the images of",
+            lambda s, show: measure_monosemanticity(s, judged, bench.embeddings, show),
+        ),
         Measure(
             "reliability", "match",
             lambda s, show: bench.stability.measure(s, find_partners(s, bench.subjects, bench.described), show),
         ),
+        Measure("reliability", "intervene in", lambda s, show: measure_causal_use(s, judged, bench.causes, show)),
         Measure("reliability", "transfer", lambda s, show: measure_transfer(s, bench.transfer, shop, show)),
     ]  # fmt: skip
     if bench.config.protocol is not None:

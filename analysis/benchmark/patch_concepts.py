@@ -86,7 +86,7 @@ def measure_patch_concepts(
             on_progress(done, n_steps)
 
     best = choose_latents(codes, labels.choosing, labels.concepts, report)
-    weights = draw_weights(judged, labels.places)
+    weights = draw_weights(judged.resamples, labels.places)
     rng = np.random.Generator(np.random.Philox(judged.seed))
     others = [rng.permutation(len(labels.places)) for _ in range(N_SHUFFLED)]
     judgments = []

@@ -69,6 +69,12 @@ class PatchLabels:
         order = np.argsort(self.concept, kind="stable")
         return order, np.searchsorted(self.concept[order], np.arange(len(self.names) + 1))
 
+    def touched_images(self, concept: int) -> NDArray[np.int64]:
+        """Stored positions of the images that show a concept."""
+        order, edges = self._by_concept
+        mine = order[edges[concept] : edges[concept + 1]]
+        return self.images[np.unique(self.patch[mine] // self.n_patches)]
+
     def spread(self, concept: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(share, center) [M, P] of one concept on all patches."""
         order, edges = self._by_concept

@@ -8,8 +8,7 @@ number alone.
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.benchmark.resamples import BLOCK, divide
-from analysis.benchmark.subject import Judged
+from analysis.benchmark.resamples import BLOCK, Resamples, divide
 
 Array = NDArray[np.float64]
 
@@ -17,17 +16,17 @@ CELLS = 1 << 22
 """Numbers of all resamples that are held at once, 32 MB."""
 
 
-def draw_weights(judged: Judged, places: NDArray[np.int64]) -> NDArray[np.int16]:
-    """[n + 1, M]: how often some judged images count, on the images themselves (row 0) and on each resample.
+def draw_weights(resamples: Resamples, places: NDArray[np.int64]) -> NDArray[np.int16]:
+    """[n + 1, M]: how often some images count, on the images themselves (row 0) and on each resample.
 
     Args:
-        places: [M] their numbers among the judged images, ascending.
+        places: [M] their numbers among the images that are drawn from, ascending.
     """
-    weights = np.ones((judged.resamples.n + 1, len(places)), dtype=np.int16)
-    for start in range(0, len(judged.images), BLOCK):
-        stop = min(start + BLOCK, len(judged.images))
+    weights = np.ones((resamples.n + 1, len(places)), dtype=np.int16)
+    for start in range(0, resamples.n_images, BLOCK):
+        stop = min(start + BLOCK, resamples.n_images)
         first, last = np.searchsorted(places, (start, stop))
-        weights[1:, first:last] = judged.resamples.weights(start, stop)[:, places[first:last] - start]
+        weights[1:, first:last] = resamples.weights(start, stop)[:, places[first:last] - start]
     return weights
 
 

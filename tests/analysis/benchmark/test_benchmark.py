@@ -509,7 +509,7 @@ def test_a_task_that_cannot_be_measured_is_left_out_with_the_reason(
     assert "\n" not in skipped.reason
     assert result.find("seed0", "fvu") == made[0].find("seed0", "fvu")
     assert result.find("seed0", "task accuracy") is None
-    assert any(note.startswith("without task: ") for note in result.notes())
+    assert any(note.startswith("without task, causal use: ") for note in result.notes())
 
 
 def test_bad_input_is_one_line(seeds: Path, middle_store: Path, tmp_path: Path, made: tuple[Benchmark, Path]) -> None:

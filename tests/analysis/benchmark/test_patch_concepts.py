@@ -242,7 +242,7 @@ def test_every_number_is_that_of_a_plain_computation(
             "patch purity@16": float(np.mean(purities)), "patch coverage@0.3": float(np.mean(np.array(aps) >= 0.3)),
         }  # fmt: skip
 
-    drawn = draw_weights(judged, labels.places)
+    drawn = draw_weights(judged.resamples, labels.places)
     every = np.arange(len(halves[1]))
     for name, want in plain(every).items():
         assert found[name].value == pytest.approx(want, abs=1e-6), name
