@@ -132,11 +132,12 @@ def test_areas_are_those_of_whole_passes_with_hooks(
             table = np.zeros((len(causes.images), 1, len(lists.frequency)))
             for place, target in enumerate(causes.targets):
                 table[place, 0, [latent for latent in of[target, :n] if latent >= 0]] = 1
+            mask = torch.from_numpy(table)
 
-            def delete(stream: Any, table: Any = torch.from_numpy(table)) -> Any:
+            def delete(stream: Any, table: Any = mask) -> Any:
                 return (stream - (plain_sae.encode(stream) * table) @ w["decoder"] / w["scale"]).float()
 
-            def insert(stream: Any, table: Any = torch.from_numpy(table)) -> Any:
+            def insert(stream: Any, table: Any = mask) -> Any:
                 return plain_sae.decode(plain_sae.encode(stream) * table).float()
 
             for mode, edit in enumerate((delete, insert)):

@@ -197,7 +197,7 @@ def test_the_other_models_embeddings_judge_all_subjects(
             assert found.high is not None
             assert found.low <= found.high
             assert found.details["own_model"] is False
-    assert result.parents["embeddings"].id == open_stores(other_store).stores[0].store_id
+    assert result.parents["embeddings store"].id == open_stores(other_store).stores[0].store_id
     assert any("by the embeddings of other.acts; two images at random" in note for note in result.notes())
     again = benchmark_runs(run, middle_store, tmp_path / "b.json", config, study=ANY, model=CPU)
     assert again == result
