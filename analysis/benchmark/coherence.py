@@ -72,7 +72,7 @@ class Morans(NamedTuple):
 
     latent: NDArray[np.int64]
     image: NDArray[np.int64]
-    index: Array
+    moran: Array
     variance: Array  # of I, if the activations of the image were put on random patches
 
 
@@ -176,7 +176,7 @@ class Coherences(NamedTuple):
     """The latents of a range that have enough images, and their sum on the judged images and on every resample."""
 
     total: Array  # [n + 1] sum over latents of their mean I
-    count: Array  # [n + 1] the latents that have an image there
+    n_there: Array  # [n + 1] the latents that have an image there
     mean: Array  # [latents] mean I over the judged images
     deviation: Array  # [latents] standard deviation of this mean under the null
     n_pairs: int
@@ -205,7 +205,7 @@ def measure_coherence(
             Skipped(NAME, f"no latent has {LEAST_IMAGES} judged images with {wanted}. Give a store with more images")
         ]
     null = -1 / (grid.n_patches - 1)
-    means = divide(found.total, found.count, found.count > 0)
+    means = divide(found.total, found.n_there, found.n_there > 0)
     excess = found.mean - null
     details: dict[str, object] = {
         "mean": float(means[0]), "null": null, "null_deviation": float(found.deviation.mean()),
@@ -235,7 +235,7 @@ def measure_range(codes: CodeStore, latents: range, *, images: NDArray[np.int64]
         n_pairs += len(found.latent)
         for start, drawn, place, pairs in _cut_images(found, images, first, last, resamples):
             dense = np.zeros((n, len(drawn)))
-            dense[found.latent[pairs], place - start] = found.index[pairs]
+            dense[found.latent[pairs], place - start] = found.moran[pairs]
             total += dense @ drawn
             dense[found.latent[pairs], place - start] = 1.0
             weight += dense @ drawn
@@ -263,7 +263,7 @@ def _cut_images(
 
 def join_ranges(parts: Sequence[Coherences]) -> Coherences:
     return Coherences(
-        np.sum([part.total for part in parts], axis=0), np.sum([part.count for part in parts], axis=0),
+        np.sum([part.total for part in parts], axis=0), np.sum([part.n_there for part in parts], axis=0),
         np.concatenate([part.mean for part in parts]), np.concatenate([part.deviation for part in parts]),
         sum(part.n_pairs for part in parts),
     )  # fmt: skip

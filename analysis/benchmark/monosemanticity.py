@@ -54,7 +54,7 @@ class LatentScores(NamedTuple):
     """The scores of the latents of a range that have enough images; the first axis is raw, centered."""
 
     total: Array  # [2, n + 1] their sum on the judged images and on every resample
-    count: Array  # [2, n + 1] the latents that have a score there
+    n_there: Array  # [2, n + 1] the latents that have a score there
     scores: Array  # [2, latents] on the judged images
 
 
@@ -76,7 +76,7 @@ def measure_monosemanticity(
     if not n_evaluable:
         reason = f"no latent fires on {LEAST_IMAGES} judged images. Give a store with more images"
         return [Skipped(name, reason) for name in NAMES]
-    means = divide(found.total, found.count, found.count > 0)
+    means = divide(found.total, found.n_there, found.n_there > 0)
     measured: list[Measured | Skipped] = []
     for name, mean, chance, scores in zip(NAMES, means, embeddings.chance, found.scores, strict=True):
         excess = mean - chance
@@ -119,9 +119,8 @@ def sum_weighted(counts: NDArray[np.uint8], active: Array, vectors: NDArray[np.f
     Args:
         counts: [I, n] for each resample. active: [I]. vectors: [I, 2 E].
     """
-    b = counts * active.astype(np.float32)[:, None]
-    squares = np.square(counts, dtype=np.float32).T @ np.square(active)
-    return (b.T @ vectors).astype(np.float64), counts.T.astype(np.float64) @ active, squares
+    b, drawn = counts * active.astype(np.float32)[:, None], counts.astype(np.float64)
+    return (b.T @ vectors).astype(np.float64), active @ drawn, np.square(active) @ np.square(drawn)
 
 
 def weigh_images(peaks: ImagePeaks, n_judged: int) -> ImagePeaks:
@@ -142,7 +141,7 @@ def weigh_images(peaks: ImagePeaks, n_judged: int) -> ImagePeaks:
 
 def join_ranges(parts: Sequence[LatentScores]) -> LatentScores:
     return LatentScores(
-        np.sum([part.total for part in parts], axis=0), np.sum([part.count for part in parts], axis=0),
+        np.sum([part.total for part in parts], axis=0), np.sum([part.n_there for part in parts], axis=0),
         np.concatenate([part.scores for part in parts], axis=1),
     )  # fmt: skip
 
