@@ -87,7 +87,7 @@ def benchmark_runs(
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     pairs = None if config.pairs is None else read_pairs(config.pairs, group)
-    judged, counted = choose_judged(opened, group, study, pairs if isinstance(pairs, ImagePairs) else None)
+    judged, counted = choose_judged(opened, group, study, pairs=pairs if isinstance(pairs, ImagePairs) else None)
     check_codes(made, opened, judged)
     work = name_work_folder(out)
     if work.exists() and not work.is_dir():

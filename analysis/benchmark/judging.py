@@ -21,7 +21,7 @@ LEAST = 2
 
 
 def choose_judged(
-    runs: Sequence[Run], store: StoreGroup, config: StudyConfig, pairs: ImagePairs | None = None,
+    runs: Sequence[Run], store: StoreGroup, config: StudyConfig, *, pairs: ImagePairs | None = None,
     learned: Sequence[LearnedImages] = (),
 ) -> tuple[Judged, SeenImages]:  # fmt: skip
     """The judged images are those that no run has learned from; the others are for choosing.

@@ -122,7 +122,7 @@ def list_measures(bench: Bench) -> list[Measure]:
         Measure("reconstruction", "run the model with", lambda s, show: measure_task(s, judged, bench.task, show)),
         Measure("labeled", "probe", lambda s, show: measure_sparse_probing(s, judged, show)),
         Measure("labeled", "find concepts with", lambda s, show: measure_patch_concepts(s, judged, bench.labels, show)),
-        Measure("labeled", "match", lambda s, show: measure_matching(s, bench.matching, show)),
+        Measure("labeled", "match attributes with", lambda s, show: measure_matching(s, bench.matching, show)),
         Measure("unlabeled", "measure the coherence of", lambda s, show: measure_coherence(s, judged, show)),
         Measure(
             "unlabeled", "compare the images of",

@@ -298,7 +298,7 @@ def test_nothing_is_chosen_on_pairs_where_there_are_other_images(tiny_run: Path,
 
     def pair(before: NDArray[np.int64], after: NDArray[np.int64]) -> Judged:
         none = ("",) * len(before)
-        return choose_judged(runs, store, study, ImagePairs(before, after, none, none, connect(before, after)))[0]
+        return choose_judged(runs, store, study, pairs=ImagePairs(before, after, none, none, connect(before, after)))[0]
 
     few = pair(np.arange(0, 20, 2), np.arange(1, 20, 2))
     assert set(range(20)) <= set(few.images.tolist())
