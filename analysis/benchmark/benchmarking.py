@@ -15,6 +15,7 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.absorption import measure_absorption
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
@@ -102,7 +103,11 @@ def benchmark_runs(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
-    ]
+        Measure(
+            "labeled", "tell siblings apart with",
+            lambda subject, show: measure_absorption(subject, judged, config.hierarchy, show),
+        ),
+    ]  # fmt: skip
     if config.protocol is not None:
         protocol = open_protocol(group, opened[0], config)
         measures.append(
