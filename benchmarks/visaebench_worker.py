@@ -75,6 +75,8 @@ def run_metrics(folder: Path, names: list[str]) -> dict[str, Any]:
     n_patches = torch.load(shards[0], weights_only=True, mmap=True).shape[1]
     side = round(n_patches**0.5)
     results = {}
+    begun = resource.getrusage(resource.RUSAGE_SELF)
+    before = begun.ru_utime + begun.ru_stime  # of imports
     for name in names:
         more: dict[str, Any] = {"labels": labels}
         if name in ("localization", "fvu"):
@@ -92,8 +94,10 @@ def run_metrics(folder: Path, names: list[str]) -> dict[str, Any]:
         found = metric.compute(sae, shards, device="cpu", mean=mean, std=std, seed=42, **more)
         seconds = time.perf_counter() - started
         results[found.metric_name] = {"value": found.value, "metadata": found.metadata, "seconds": seconds}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"metrics": results, "peak_rss_gb": peak}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "metrics": results, "peak_rss_gb": used.ru_maxrss * 1024 / 1e9, "cpu_s": used.ru_utime + used.ru_stime - before
+    }  # fmt: skip
 
 
 def main() -> None:

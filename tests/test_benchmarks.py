@@ -90,6 +90,16 @@ def test_masks_are_measured_beside_whole_forward_passes(tmp_path: Path, tiny_mod
     assert {"speedup", "share_of_limit", "masks_s", "whole_forwards_s"} <= set(found)
 
 
+def test_the_metrics_of_visaebench_are_measured_at_several_sizes() -> None:
+    found = run("bench_benchmark", "--n-images", "60", "--n-ood", "40", "--grid", "4", "--d-model", "32", "--n-latents",
+                "128", "--k", "4", "--classes", "5", "--growth", "30", "--threads", "1")  # fmt: skip
+    assert isinstance(found["values"], dict)
+    assert len(found["values"]) == 7
+    assert isinstance(found["memory"], dict)
+    assert set(found["memory"]) == {"30", "60"}
+    assert {"share_of_limit", "limit_bfloat16_product_s", "seconds", "cpu_s", "tokens_per_s"} <= set(found)
+
+
 @pytest.mark.parametrize(
     "options", [["--steps", "2"], ["--steps", "0"], ["--steps", "6", "--warmup", "5"], ["--quality", "--steps", "9"]]
 )

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from actcache import ActivationStore, open_stores
+from analysis.benchmark.absorption import measure_absorption
 from analysis.benchmark.attributes import read_attributes
 from analysis.benchmark.causal_use import measure_causal_use
 from analysis.benchmark.causes import Causes, open_causes
@@ -123,6 +124,10 @@ def list_measures(bench: Bench) -> list[Measure]:
         Measure("labeled", "probe", lambda s, show: measure_sparse_probing(s, judged, show)),
         Measure("labeled", "find concepts with", lambda s, show: measure_patch_concepts(s, judged, bench.labels, show)),
         Measure("labeled", "match attributes with", lambda s, show: measure_matching(s, bench.matching, show)),
+        Measure(
+            "labeled", "tell siblings apart with",
+            lambda s, show: measure_absorption(s, judged, bench.config.hierarchy, show),
+        ),
         Measure("unlabeled", "measure the coherence of", lambda s, show: measure_coherence(s, judged, show)),
         Measure(
             "unlabeled", "compare the images of",
