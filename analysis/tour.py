@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ActivationStore, extract
-from actcache.demo import MODEL, PRETRAINED, Truth, write_demo
+from actcache.demo import MODEL, PRETRAINED, Truth, write_demo, write_pairs
 from actcache.options import check_number
 from analysis.concepts import analyze
 from analysis.localization import Labeled, Recovered, recover_concepts
@@ -77,7 +77,7 @@ def quickstart(
     """Generate images, extract, train, encode, analyze and report; then compare with the truth. Resumes like its steps.
 
     A second, smaller set of images (another seed) is never trained on; latents are chosen on the first set and judged
-    on the second.
+    on the second. A third set, pairs of images that differ in one attribute, is extracted for `benchmark --pairs`.
 
     Args:
         on_step: called with (name of the step, done, total).
@@ -91,8 +91,12 @@ def quickstart(
     unseen = write_demo(
         out / "unseen-scenes", n_images=max(n_images // 4, 1), seed=seed + 1, on_progress=report_as("unseen images")
     )
+    pairs = write_pairs(
+        out / "paired-scenes", n_pairs=max(n_images // 4, 1), seed=seed + 1, on_progress=report_as("paired images")
+    )
     store = _extract(truth, out / "scenes.acts", seed, report_as("extract"))
     unseen_store = _extract(unseen, out / "unseen.acts", seed, report_as("extract unseen"))
+    _extract(pairs, out / "pairs.acts", seed, report_as("extract pairs"))
     run = train(
         store,
         out / "run",

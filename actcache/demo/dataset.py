@@ -8,9 +8,10 @@ demo.json                  n_images, image_size, seed
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from actcache.artifacts import (
     remove_remnants,
     write_new,
 )
-from actcache.demo.scenes import caption_scene, concept_names, render_scene
+from actcache.demo.scenes import Scene, caption_scene, concept_names, render_scene
 from actcache.errors import SettingsError
 from actcache.options import check_number
 from actcache.progress import Progress
@@ -67,11 +68,51 @@ def write_demo(
     Raises:
         SettingsError: the folder was written with other settings, or contains something else.
     """
-    out = Path(out)
     n_images = check_number("n_images", n_images, int, at_least=1)
+
+    def draw(seed: int, image_size: int) -> Iterator[DrawnScene]:
+        for index in range(n_images):
+            scene, pixels, objects = render_scene(seed, index, image_size)
+            yield DrawnScene(f"{index:06d}", scene, pixels, objects)
+
+    return write_scenes(
+        Path(out), {"n_images": n_images}, n_images, draw, seed=seed, image_size=image_size, on_progress=on_progress
+    )
+
+
+class DrawnScene(NamedTuple):
+    """A scene, its name, its pixels [H, W, 3] and its object map [H, W]."""
+
+    name: str
+    scene: Scene
+    pixels: NDArray[np.uint8]
+    objects: NDArray[np.uint8]
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scene.label}/{self.name}.png"
+
+
+def write_scenes(
+    out: Path,
+    settings: Mapping[str, int],
+    n_images: int,
+    draw: Callable[[int, int], Iterator[DrawnScene]],
+    *,
+    seed: int,
+    image_size: int,
+    finish: Callable[[Path], None] = lambda folder: None,
+    on_progress: Progress | None = None,
+) -> Truth:
+    """Write the scenes that `draw(seed, image_size)` gives, unless a complete folder with the same settings is there.
+
+    Args:
+        settings: what tells this folder from others, beside the seed and the size.
+        finish: called with the folder when its scenes are written, to add files.
+    """
     seed = check_number("seed", seed, int, at_least=0)
     image_size = check_number("image_size", image_size, int, at_least=16)
-    settings = {"n_images": n_images, "image_size": image_size, "seed": seed}
+    settings = {**settings, "image_size": image_size, "seed": seed}
     check_place(out)
     remove_remnants(out)
     if (existing := _find_demo(out, settings)) is not None:
@@ -81,7 +122,9 @@ def write_demo(
         if (existing := _find_demo(out, settings)) is not None:  # another process was faster
             return existing
         with build_folder(out) as folder:
-            _write_scenes(folder, settings, on_progress)
+            _write_scenes(folder, draw(seed, image_size), n_images, on_progress)
+            finish(folder)
+            write_new(folder / "demo.json", json.dumps(settings).encode())
     return read_truth(out)
 
 
@@ -94,23 +137,19 @@ def _find_demo(out: Path, settings: Mapping[str, int]) -> Truth | None:
     return read_truth(out)
 
 
-def _write_scenes(folder: Path, settings: Mapping[str, int], on_progress: Progress | None) -> None:
-    n_images, seed = settings["n_images"], settings["seed"]
+def _write_scenes(folder: Path, drawn: Iterator[DrawnScene], n_images: int, on_progress: Progress | None) -> None:
     uris, captions, carriers = [], [], []
-    for index in range(n_images):
-        scene, pixels, objects = render_scene(seed, index, settings["image_size"])
-        uri = f"{scene.label}/{index:06d}.png"
-        write_new(folder / "images" / uri, _png(pixels))
-        write_new(folder / "objects" / uri, _png(objects))
-        uris.append(uri)
-        captions.append(caption_scene(scene))
-        carriers.append(scene.carriers())
+    for each in drawn:
+        write_new(folder / "images" / each.uri, _png(each.pixels))
+        write_new(folder / "objects" / each.uri, _png(each.objects))
+        uris.append(each.uri)
+        captions.append(caption_scene(each.scene))
+        carriers.append(each.scene.carriers())
         if on_progress:
-            on_progress(index + 1, n_images)
+            on_progress(len(uris), n_images)
     columns = {name: [of_image.get(name, []) for of_image in carriers] for name in concept_names()}
     arrays = {name: pa.array(column, pa.list_(pa.uint8())) for name, column in columns.items()}
     write_new(folder / "truth.parquet", encode_table(pa.table({"uri": uris, "caption": captions, **arrays})))
-    write_new(folder / "demo.json", json.dumps(settings).encode())
 
 
 def read_truth(path: str | Path) -> Truth:

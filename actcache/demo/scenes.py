@@ -87,14 +87,24 @@ def concept_names() -> tuple[str, ...]:
 
 def sample_scene(seed: int, index: int) -> Scene:
     """Scene `index` of the dataset `seed`."""
-    return _sample(_generator(seed, index))
+    return sample(make_generator(seed, index))
 
 
 def render_scene(seed: int, index: int, image_size: int = 64) -> tuple[Scene, NDArray[np.uint8], NDArray[np.uint8]]:
     """(scene, pixels [H, W, 3], object map [H, W]: 0 is background, i the i-th object)."""
-    rng = _generator(seed, index)
-    scene = _sample(rng)
-    pixels = _draw_background(rng, scene.background, image_size)
+    rng = make_generator(seed, index)
+    scene = sample(rng)
+    return scene, *draw_objects(rng, scene, draw_background(rng, scene.background, image_size))
+
+
+def draw_objects(
+    rng: np.random.Generator, scene: Scene, background: NDArray[np.float64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(pixels, object map) of a scene over its background [H, W, 3].
+
+    How many numbers it draws depends on the number of objects only, not on their attributes.
+    """
+    pixels, image_size = background, len(background)
     objects = np.zeros((image_size, image_size), dtype=np.uint8)
     for number, thing in enumerate(scene.objects, start=1):
         mask = object_mask(thing, image_size)
@@ -102,8 +112,8 @@ def render_scene(seed: int, index: int, image_size: int = 64) -> tuple[Scene, ND
         shade = np.where(_texture(thing.texture, image_size, rng), 1.0, 0.3)[..., None]
         pixels = np.where(mask[..., None], color * shade, pixels)
         objects[mask] = number
-    pixels += rng.normal(0, 5, pixels.shape)
-    return scene, np.clip(pixels, 0, 255).astype(np.uint8), objects
+    pixels = pixels + rng.normal(0, 5, pixels.shape)
+    return np.clip(pixels, 0, 255).astype(np.uint8), objects
 
 
 def object_mask(thing: SceneObject, image_size: int) -> Mask:
@@ -113,11 +123,12 @@ def object_mask(thing: SceneObject, image_size: int) -> Mask:
     return SHAPES[thing.shape](u, v)
 
 
-def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
+def make_generator(*seeds: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
 
 
-def _sample(rng: np.random.Generator) -> Scene:
+def sample(rng: np.random.Generator) -> Scene:
+    """A random scene."""
     background = str(rng.choice(BACKGROUNDS))
     objects: list[SceneObject] = []
     for _ in range(int(rng.integers(1, 4))):
@@ -164,7 +175,7 @@ def _texture(name: str, image_size: int, rng: np.random.Generator) -> Mask:
     return np.asarray(bright.get(name, np.ones_like(lower)))
 
 
-def _draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:
+def draw_background(rng: np.random.Generator, name: str, image_size: int) -> NDArray[np.float64]:
     """[H, W, 3]: muted colors, with a texture for each kind."""
     y, x = np.indices((image_size, image_size))
     light = rng.normal(0, 10)

@@ -15,6 +15,7 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.coherence import measure_coherence
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.patch_probe import fit_patch_probe
@@ -22,8 +23,10 @@ from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.resamples import Resamples, average, compare, interval
 from analysis.benchmark.sparse_probing import measure_sparse_probing
+from analysis.benchmark.stability import Stability, find_partners
 from analysis.benchmark.subject import Subject
 from analysis.benchmark.task import Task, measure_task, open_task
+from analysis.benchmark.transfer import Transfer, measure_transfer, name_transfer, open_transfer
 from analysis.benchmark.work import (
     Report,
     Workshop,
@@ -90,7 +93,9 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    head = describe_result(Benchmark, describe_config(study), name_parents(opened, group))
+    other = None if config.transfer is None else open_stores(config.transfer)
+    parents = name_parents(opened, group) | name_transfer(other)
+    head = describe_result(Benchmark, describe_config(study), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
     judged, counted = choose_judged(opened, group, study)
@@ -100,8 +105,10 @@ def benchmark_runs(
         raise SettingsError(f"{work} is a file, where the baselines are to be kept. Choose another OUT.")
     shop = Workshop(work, judged, opened, names, model.device, on_step)
     subjects = shop.make_subjects(made)
+    transfer = open_transfer(other, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    described, stability = describe_subjects(subjects), Stability(judged)
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
     measures = [
@@ -110,7 +117,15 @@ def benchmark_runs(
             "reconstruction", "run the model with", lambda subject, show: measure_task(subject, judged, task, show)
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
-    ]
+        Measure(
+            "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
+        ),
+        Measure(
+            "reliability", "match",
+            lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
+        ),
+        Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
+    ]  # fmt: skip
     values: list[BenchmarkValue] = []
     skipped: list[BenchmarkSkipped] = []
     known: dict[tuple[str, str], Measured] = {}
@@ -129,7 +144,6 @@ def benchmark_runs(
                         found.details,
                     )
                 )  # fmt: skip
-    described = describe_subjects(subjects)
     result = Benchmark(
         *head,
         hook_point=str(opened[0].hook_point),
@@ -143,7 +157,7 @@ def benchmark_runs(
         seeds=tuple(gather_seeds(described, known)),
         skipped=tuple(merge_skipped(skipped, len(subjects))),
         pca_curve=curve,
-        seen=(counted,),
+        seen=(counted, transfer.seen) if isinstance(transfer, Transfer) else (counted,),
         judge=task.facts if isinstance(task, Task) else None,
     )
     return finish_result(out, result)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from actcache import SettingsError
-from actcache.seen import SeenImages
+from actcache.seen import LearnedImages, SeenImages
 from actcache.store import StoreGroup, select_images
 from analysis.benchmark.resamples import Resamples
 from analysis.benchmark.subject import Judged
@@ -18,10 +18,15 @@ LEAST = 2
 """Judged and choosing images; with fewer, nothing has an interval."""
 
 
-def choose_judged(runs: Sequence[Run], store: StoreGroup, config: StudyConfig) -> tuple[Judged, SeenImages]:
+def choose_judged(
+    runs: Sequence[Run], store: StoreGroup, config: StudyConfig, learned: Sequence[LearnedImages] = ()
+) -> tuple[Judged, SeenImages]:
     """The judged images are those that no run has learned from; the others are for choosing.
 
     In a store that is new to the runs there are too few others, and half of all images at random become choosing ones.
+
+    Args:
+        learned: further images that are not judged.
 
     Raises:
         SettingsError: no image, or too few, are left to judge.
@@ -31,7 +36,7 @@ def choose_judged(runs: Sequence[Run], store: StoreGroup, config: StudyConfig) -
         wanted &= select_images(store.images, config.where)
         if not wanted.any():
             raise SettingsError(f"--where {config.where!r} holds for no image of {store.path}. Relax the condition.")
-    images, counted = find_seen(store, runs).judge(np.flatnonzero(wanted), config, str(store.path))
+    images, counted = find_seen(store, runs, learned).judge(np.flatnonzero(wanted), config, str(store.path))
     others = np.setdiff1d(np.flatnonzero(store.valid), images)
     if len(others) < len(images):
         n_missing = (len(images) + len(others)) // 2 - len(others)

@@ -16,7 +16,7 @@ import torch
 
 from actcache import PipelineError, SettingsError
 from actcache.artifacts import digest, make_folders, storage_errors
-from actcache.store import Tokens
+from actcache.store import StoreGroup, Tokens
 from analysis.benchmark.baselines import N_L0, make_clusters, make_signed, make_untrained, measure_l0
 from analysis.benchmark.fitting import (
     N_CLUSTERED,
@@ -122,10 +122,17 @@ class Workshop:
         self.report(f"fit {kind}", 1, 1)
         return made
 
-    def _encode(self, name: str, run: Run, baseline: str | None) -> CodeStore:
+    def encode_elsewhere(self, subject: Subject, store: StoreGroup) -> CodeStore:
+        """The codes that a subject gives another store."""
+        of_store = digest([member.store_id for member in store.stores])[:12]
+        return self._encode(subject.name, subject.run, subject.baseline, store, f"-on-{of_store}")
+
+    def _encode(
+        self, name: str, run: Run, baseline: str | None, store: StoreGroup | None = None, suffix: str = ""
+    ) -> CodeStore:
         stem = run.path.name if baseline else f"run-{run.run_id[:12]}"
         return encode(
-            run, self.judged.store, self.folder / f"{stem}.codes", device=self.device,
+            run, store or self.judged.store, self.folder / f"{stem}{suffix}.codes", device=self.device,
             on_progress=lambda done, total: self.report(f"encode {name}", done, total),
         )  # fmt: skip
 

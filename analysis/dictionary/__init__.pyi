@@ -1,3 +1,3 @@
-from .inspection import inspect_dictionaries
+from .inspection import PairedLatents, inspect_dictionaries, pair_latents
 
-__all__ = ["inspect_dictionaries"]
+__all__ = ["PairedLatents", "inspect_dictionaries", "pair_latents"]

@@ -18,6 +18,7 @@ import importlib.util
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -216,29 +217,54 @@ def match_latents(
     """
     a, b = (F.normalize(torch.as_tensor(part).float()).numpy() for part in (first, second))
     n, m = len(a), len(b)
-    matched, largest = _match(a, b, n_candidates)
-    by_chance, largest_by_chance = _match(a, shuffle_channels(b), n_candidates)
+    matched = _pair(a, b, n_candidates)
+    by_chance = _pair(a, shuffle_channels(b), n_candidates)
     size = max(1, min(n, m))
     return Matching(
-        first=names[0], second=names[1], n_first=n, n_second=m, mean_cosine=float(matched.sum() / size),
-        above_70=float((matched > 0.7).sum() / size), above_90=float((matched > 0.9).sum() / size),
-        mean_largest=largest, mean_cosine_shuffled=float(by_chance.sum() / size),
-        mean_largest_shuffled=largest_by_chance,
+        first=names[0], second=names[1], n_first=n, n_second=m, mean_cosine=float(matched.cosine.sum() / size),
+        above_70=float((matched.cosine > 0.7).sum() / size), above_90=float((matched.cosine > 0.9).sum() / size),
+        mean_largest=matched.mean_largest, mean_cosine_shuffled=float(by_chance.cosine.sum() / size),
+        mean_largest_shuffled=by_chance.mean_largest,
     )  # fmt: skip
 
 
-def _match(a: NDArray[np.float32], b: NDArray[np.float32], n_candidates: int) -> tuple[NDArray[np.float64], float]:
-    """(cosine of each matched pair, mean over the rows of `a` of the largest cosine) of unit rows [N, D] and [M, D]."""
+class PairedLatents(NamedTuple):
+    """The matched pairs of two dictionaries, ascending in the first.
+
+    Attributes:
+        first, second: [P] rows of each dictionary. cosine: [P], above 0.
+        mean_largest: mean over the first dictionary of the largest cosine with the second, matched or not.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    cosine: NDArray[np.float64]
+    mean_largest: float
+
+
+def pair_latents(
+    first: Tensor | NDArray[np.floating], second: Tensor | NDArray[np.floating], *, n_candidates: int = N_CANDIDATES
+) -> PairedLatents:
+    """Which latent of one dictionary [N, D] belongs to which of another [M, D], as `match_latents` matches them."""
+    a, b = (F.normalize(torch.as_tensor(part).float()).numpy() for part in (first, second))
+    return _pair(a, b, n_candidates)
+
+
+def _pair(a: NDArray[np.float32], b: NDArray[np.float32], n_candidates: int) -> PairedLatents:
+    """The matching of unit rows [N, D] and [M, D]."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
     n, m = len(a), len(b)
+    if not n or not m:
+        none = np.empty(0, dtype=np.int64)
+        return PairedLatents(none, none, np.empty(0), 0.0)
     forward, backward = (nearest_cosines(x, y, min(n_candidates, len(y))) for x, y in ((a, b), (b, a)))
     pairs = [
         (np.arange(n)[:, None] * m + forward.neighbor).reshape(-1),
         (backward.neighbor.astype(np.int64) * m + np.arange(m)[:, None]).reshape(-1),
     ]
-    row, column = np.divmod(np.unique(np.concatenate(pairs)), max(m, 1))
+    row, column = np.divmod(np.unique(np.concatenate(pairs)), m)
     cosine = _pair_cosines(a, b, row, column)
     kept = cosine > 0
     row, column, cosine = row[kept], column[kept], cosine[kept]
@@ -246,8 +272,10 @@ def _match(a: NDArray[np.float32], b: NDArray[np.float32], n_candidates: int) ->
     places = np.r_[row, own].astype(np.int32), np.r_[column, m + own].astype(np.int32)  # csgraph knows no others
     costs = csr_array((np.concatenate([2 - cosine, np.full(n, 2.0)]), places), shape=(n, m + n))
     rows, columns = min_weight_full_bipartite_matching(costs)
-    largest = float(forward.cosine[:, 0].mean(dtype=np.float64)) if n and m else 0.0
-    return 2 - np.asarray(costs[rows, columns]).reshape(-1), largest
+    cosine = 2 - np.asarray(costs[rows, columns]).reshape(-1)
+    kept = columns < m
+    rows, columns = rows[kept].astype(np.int64), columns[kept].astype(np.int64)
+    return PairedLatents(rows, columns, cosine[kept], float(forward.cosine[:, 0].mean(dtype=np.float64)))
 
 
 def _pair_cosines(

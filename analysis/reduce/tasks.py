@@ -101,18 +101,23 @@ def fold_pieces(
     function: Callable[[CodeStore, Any], Any],
     combine: Callable[[Sequence[Any]], Any],
     pieces: Sequence[Any],
+    *,
+    on_progress: Progress | None = None,
 ) -> Any:
     """Combine the results of `function(codes, piece)`, one task per piece, in a tree of fixed shape and order.
 
     A piece is what one task reads: some images of a shard, or a block of latents. The fan-in of the tree is 8. The
     bytes that tasks read are added to `codes.bytes_read`.
+
+    Args:
+        on_progress: called with (pieces done, pieces in all), in the order they finish.
     """
     task, join = dask.delayed(_apply_and_count, pure=False), dask.delayed(_combine_and_add, pure=False)
     once, merge = (dask.delayed(value, pure=False, traverse=False) for value in (function, combine))
-    level = [task(str(codes.path.absolute()), codes.codes_id, piece, once) for piece in pieces]
+    level = parts = [task(str(codes.path.absolute()), codes.codes_id, piece, once) for piece in pieces]
     while len(level) > 1:
         level = [join(level[i : i + 8], merge) for i in range(0, len(level), 8)]
-    result, n_bytes = compute(level[0])
+    result, n_bytes = compute(level[0], parts=parts, on_progress=on_progress)
     codes.bytes_read += n_bytes
     return result
 

@@ -196,15 +196,8 @@ class Benchmark(Result):
             f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
         )
         few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
-        return [
-            head,
-            *few,
-            *self._seed_lines(),
-            *self._pca_lines(),
-            *self._task_lines(),
-            *skipped_lines(self.skipped),
-            *super().notes(),
-        ]
+        about = [*self._seed_lines(), *self._pca_lines(), *self._task_lines(), *self._transfer_lines()]
+        return [head, *few, *about, *skipped_lines(self.skipped), *super().notes()]
 
     def _seed_lines(self) -> list[str]:
         """Which runs stand together in a row."""
@@ -225,6 +218,16 @@ class Benchmark(Result):
             return []
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in accuracy.items())
         return [f"task accuracy without an SAE, on {of_task.get('n_images')} labeled images: {numbers}"]
+
+    def _transfer_lines(self) -> list[str]:
+        """The second data set, and how many of its images are judged."""
+        there = next((value.details for value in self.values if value.measure == "transfer fvu"), None)
+        if there is None:
+            return []
+        return [
+            f"transfer is judged on {there.get('n_judged'):,} images of {there.get('store')}; probes there are fitted "
+            f"on {there.get('n_choosing'):,} others"
+        ]
 
     def _rises(self, measure: str) -> bool:
         return next(value.higher_is_better for value in self.values if value.measure == measure)

@@ -400,7 +400,7 @@ def test_runs_that_differ_in_their_seed_are_shown_together(made: tuple[Benchmark
 
 def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path]) -> None:
     result, _ = made
-    main, by_tokens, labeled, differences = result.tables()
+    main, by_tokens, labeled, unlabeled, reliability, differences = result.tables()
     assert [row["subject"] for row in result.rows("reconstruction")] == [subject.name for subject in result.subjects]
     named = ["seed*", "untrained seed*", *(subject.name for subject in result.subjects[4:])]
     assert [row["subject"] for row in main] == named
@@ -408,6 +408,9 @@ def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path
     assert "fvu ↓" in main[0]
     assert "fvu cls ↓" in by_tokens[0]
     assert "k-sparse accuracy ↑" in labeled[0]
+    assert "spatial coherence ↑" in unlabeled[0]
+    assert [row["subject"] for row in reliability] == ["seed*", "untrained seed*"]
+    assert "stability jaccard ↑" in reliability[0]
     assert differences[0]["difference"] == "seed* minus untrained seed*"
     assert result.seed_rows()[0]["seeds"] == 2
     assert any("judged on" in note for note in result.notes())
@@ -472,7 +475,7 @@ def test_a_task_that_cannot_be_measured_is_left_out_with_the_reason(
     shutil.copytree(work.name_work_folder(made[1]), tmp_path / "c.work")
     nowhere = ModelOptions(pretrained=str(tmp_path / "nowhere.safetensors"), device="cpu")
     result = benchmark_runs(seeds, middle_store, tmp_path / "c.json", study=ANY, model=nowhere)
-    (skipped,) = result.skipped
+    (skipped,) = (each for each in result.skipped if each.measure == "task")
     assert (skipped.subject, skipped.measure) == ("", "task")
     assert "nowhere.safetensors" in skipped.reason
     assert "\n" not in skipped.reason
