@@ -222,6 +222,7 @@ MISTYPED = [
     ("report a.concepts words.txt", "OUT must end in .html or .htm"),
     ("evaluate run a.acts a.concepts", "OUT must end in .json"),
     ("benchmark run a.acts x.txt", "OUT must end in .json"),
+    ("benchmark run a.acts x.json --table x.txt", "--table must end in .md, .tex or .csv"),
 ]
 
 
