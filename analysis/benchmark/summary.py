@@ -79,13 +79,16 @@ def compare_subjects(
 
 
 def gather_seeds(subjects: Sequence[BenchmarkSubject], known: dict[tuple[str, str], Measured]) -> list[BenchmarkSeeds]:
-    """Mean and standard deviation (ddof 1) over the seeds of each group."""
+    """Mean and standard deviation (ddof 1) over the seeds of each group.
+
+    A measure that compares a run with the others of its group (it has `partners`) is left out: its values share pairs.
+    """
     gathered = []
     for group in dict.fromkeys(subject.group for subject in subjects if subject.group is not None):
         members = [subject.name for subject in subjects if subject.group == group]
         for measure in dict.fromkeys(name for _, name in known):
-            found = [known[name, measure].value for name in members if (name, measure) in known]
-            numbers = [value for value in found if value is not None]
+            found = [known[name, measure] for name in members if (name, measure) in known]
+            numbers = [each.value for each in found if each.value is not None and "partners" not in each.details]
             if len(numbers) > 1:
                 mean, spread = float(np.mean(numbers)), float(np.std(numbers, ddof=1))
                 gathered.append(BenchmarkSeeds(group, measure, mean, spread, len(numbers)))

@@ -399,6 +399,9 @@ def test_runs_that_differ_in_their_seed_are_shown_together(made: tuple[Benchmark
     assert group.mean == pytest.approx(np.mean(values))
     assert group.spread == pytest.approx(np.std(values, ddof=1))
     assert ("untrained seed0, seed1", "fvu") in found
+    stable = [result.find(name, "stability cosine") for name in ("seed0", "seed1")]
+    assert len({each.value for each in stable if each is not None}) == 1  # one pair, so there is no spread over seeds
+    assert ("seed0, seed1", "stability cosine") not in found
 
 
 def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path]) -> None:
