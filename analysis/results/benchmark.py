@@ -144,19 +144,19 @@ class Benchmark(Result):
         columns = {name: name + (" ↑" if self._rises(name) else " ↓") for name in names}
         over_seeds = {(each.group, each.measure): each for each in self.seeds}
         labels = self.labels()
-        rows: dict[str, Row] = {}
+        settings: dict[str, list[str]] = {}
         for subject in self.subjects:
-            setting = subject.group if by_seeds and subject.group else subject.name
-            if setting in rows:
-                continue
+            settings.setdefault(subject.group if by_seeds and subject.group else subject.name, []).append(subject.name)
+        rows: list[Row] = []
+        for setting, members in settings.items():
             cells = {
                 column: show_seeds(over_seeds[setting, name]) if (setting, name) in over_seeds
-                else show_value(self.find(subject.name, name))
+                else show_mean([self.find(member, name) for member in members])
                 for name, column in columns.items()
             }  # fmt: skip
             if any(cell is not None for cell in cells.values()):
-                rows[setting] = {"subject": labels.get(setting, setting), **cells}
-        return list(rows.values())
+                rows.append({"subject": labels.get(setting, setting), **cells})
+        return rows
 
     def tables(self) -> list[list[Row]]:
         """The tables as far as they were measured, seeds together; then the differences."""
@@ -268,6 +268,14 @@ def shorten(group: str) -> str:
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     start = "".join(letters[0] for letters in same).rstrip("0123456789")
     return f"{start}*" if len(names) > 1 and start else group
+
+
+def show_mean(values: Sequence[BenchmarkValue | None]) -> str | None:
+    """One value with its interval, or the mean of several without, as of pairs of seeds, whose spread says nothing."""
+    if len(values) == 1:
+        return show_value(values[0])
+    known = [each.value for each in values if each is not None and each.value is not None]
+    return f"{sum(known) / len(known):.4g}" if known else None
 
 
 def show_difference(difference: BenchmarkDifference | None) -> str | None:

@@ -415,8 +415,10 @@ def test_the_tables_on_the_screen_hold_every_subject(made: tuple[Benchmark, Path
     assert "fvu cls ↓" in by_tokens[0]
     assert "k-sparse accuracy ↑" in labeled[0]
     assert "spatial coherence ↑" in unlabeled[0]
-    assert [row["subject"] for row in reliability] == ["seed*", "untrained seed*"]
-    assert "stability jaccard ↑" in reliability[0]
+    assert [row["subject"] for row in reliability][:2] == ["seed*", "untrained seed*"]
+    found = [result.find(name, "stability jaccard") for name in ("seed0", "seed1")]
+    mean = np.mean([each.value for each in found if each is not None and each.value is not None])
+    assert reliability[0]["stability jaccard ↑"] == f"{mean:.4g}"  # no spread: the two values are of one pair
     assert differences[0]["difference"] == "seed* minus untrained seed*"
     assert result.seed_rows()[0]["seeds"] == 2
     assert any("judged on" in note for note in result.notes())
