@@ -54,11 +54,13 @@ class ImagePairs:
     n_unknown: int = 0
 
 
-def read_pairs(path: str | Path, store: StoreGroup) -> ImagePairs | Skipped:
+def read_pairs(path: str | Path | None, store: StoreGroup) -> ImagePairs | Skipped:
     """The pairs of a table, or why there are none.
 
     Its columns `before` and `after` hold uris or, as whole numbers, source indices.
     """
+    if path is None:
+        return Skipped(NAME, "no images were given that differ in one attribute; name a table of such pairs by --pairs")
     path = Path(path)
     try:
         table = read_table(path)

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from actcache.progress import Progress
 from analysis.benchmark.attributes import Attributes, Marked
 from analysis.benchmark.coalitions import MOST, answer_coalitions, choose_coalitions
+from analysis.benchmark.image_pairs import NAME as PAIRS
 from analysis.benchmark.image_pairs import ImagePairs, measure_pairs
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.ranked_patches import draw_weights
-from analysis.benchmark.resamples import divide
+from analysis.benchmark.resamples import BLOCK, divide
 from analysis.benchmark.subject import Judged, Subject
 
 Array = NDArray[np.float64]
@@ -36,13 +37,13 @@ class Matching:
 
     Attributes:
         untrained: the untrained SAE of each run, by the run's name.
-        pairs: images that differ in one attribute; None where none were given.
+        pairs: images that differ in one attribute.
     """
 
     judged: Judged
     attributes: Attributes | Skipped
     untrained: Mapping[str, Subject]
-    pairs: ImagePairs | Skipped | None = None
+    pairs: ImagePairs | Skipped
     _found: dict[str, "Found"] = field(default_factory=dict)
 
     def find(self, subject: Subject, attributes: Attributes, on_progress: Progress | None = None) -> "Found":
@@ -71,7 +72,7 @@ def measure_matching(
     """
     attributes, pairs = matching.attributes, matching.pairs
     if isinstance(attributes, Skipped):
-        return [attributes]
+        return [attributes, Skipped(PAIRS, attributes.reason) if isinstance(pairs, ImagePairs) else pairs]
     found = matching.find(subject, attributes, on_progress)
     mean = found.f1.mean(0)
     measured: list[Measured | Skipped] = [Measured(NAME, float(mean[0]), mean[1:], True, describe(attributes, found))]
@@ -80,11 +81,9 @@ def measure_matching(
         above = mean - other
         about = {"untrained": float(other[0])}
         measured.append(Measured(f"{NAME} above untrained", float(above[0]), above[1:], True, about))
-    if isinstance(pairs, ImagePairs):
-        measured.append(measure_pairs(subject, matching.judged, attributes, found.coalitions, pairs))
-    elif pairs is not None:
-        measured.append(pairs)
-    return measured
+    if isinstance(pairs, Skipped):
+        return [*measured, pairs]
+    return [*measured, measure_pairs(subject, matching.judged, attributes, found.coalitions, pairs)]
 
 
 def find_coalitions(
@@ -101,7 +100,7 @@ def find_coalitions(
     coalitions = choose_coalitions(subject.codes, choosing, report)
     answer = answer_coalitions(subject.codes, marked.images, coalitions)
     report(n_images)
-    weights = draw_weights(judged.resamples, np.arange(len(judged.images))).astype(np.float64)
+    weights = draw_weights(judged.resamples, np.arange(len(judged.images)))
     order = np.random.Generator(np.random.Philox(judged.seed)).permutation(len(answer))
     return Found(
         coalitions,
@@ -110,14 +109,20 @@ def find_coalitions(
     )
 
 
-def score_answers(answer: NDArray[np.bool_], marked: Marked, weights: Array) -> Array:
+def score_answers(answer: NDArray[np.bool_], marked: Marked, weights: NDArray[np.int16]) -> Array:
     """[n + 1, A]: F1 of answers [I, A]; where a resample has no image with an attribute, that of the images themselves.
 
     Args:
         weights: [n + 1, I]; the images themselves are the first row.
     """
     known, truth = marked.values >= 0, marked.values == 1
-    n_hit, n_answer, n_true = (weights @ each.astype(np.float64) for each in (answer & truth, answer & known, truth))
+    n_hit, n_answer, n_true = np.zeros((3, len(weights), answer.shape[1]))
+    for start in range(0, len(answer), BLOCK):
+        block = slice(start, start + BLOCK)
+        drawn = weights[:, block].astype(np.float64)
+        n_hit += drawn @ (answer & truth)[block]
+        n_answer += drawn @ (answer & known)[block]
+        n_true += drawn @ truth[block]
     f1 = divide(2 * n_hit, n_answer + n_true, n_true > 0)
     return np.where(np.isnan(f1), f1[:1], f1)
 

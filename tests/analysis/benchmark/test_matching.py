@@ -27,6 +27,7 @@ from saetrain import CodeStore, Run
 
 N_LATENTS = 12
 NO_MASKS = Skipped("patch mAP", "no masks")
+NO_PAIRS = Skipped("TAPAScore", "no pairs")
 
 
 def plain_coalition(y: NDArray[np.bool_], z: NDArray[np.bool_]) -> list[int]:
@@ -102,9 +103,10 @@ def test_scores_and_replicates_are_those_of_scikit_learn(tmp_path: Path) -> None
     one_each = np.eye(N_LATENTS, dtype=np.float16)[np.arange(240) % 7].reshape(60, 4, -1)
     other = write_codes(tmp_path / "y.codes", one_each, [60])
     untrained = as_subject(other, "untrained run", "run")
-    matching = Matching(judged, attributes, {"run": untrained})
-    score, above = measure_matching(as_subject(codes), matching)
-    (base,) = measure_matching(untrained, matching)
+    matching = Matching(judged, attributes, {"run": untrained}, NO_PAIRS)
+    score, above, without = measure_matching(as_subject(codes), matching)
+    base, _ = measure_matching(untrained, matching)
+    assert without is NO_PAIRS
     assert isinstance(score, Measured)
     assert isinstance(above, Measured)
     assert isinstance(base, Measured)
@@ -162,7 +164,8 @@ def test_attributes_are_classes_categories_and_true_or_false() -> None:
     skipped = read_attributes(judged, NO_MASKS, "MATCHScore")
     assert isinstance(skipped, Skipped)
     assert "has no labels" in skipped.reason
-    assert measure_matching(as_subject(None), Matching(judged, skipped, {})) == [skipped]  # type: ignore[arg-type]
+    matching = Matching(judged, skipped, {}, NO_PAIRS)
+    assert measure_matching(as_subject(None), matching) == [skipped, NO_PAIRS]  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,6 +282,7 @@ def test_pairs_that_cannot_be_measured_are_left_out_with_the_reason(tmp_path: Pa
     assert "is not a table of pairs" in reason(read("left,right\na,b\n"))
     assert "no pair of pairs.csv names two images" in reason(read("before,after,removed\na,b,red\n"))
     assert "cannot be read" in reason(read_pairs(tmp_path / "nowhere.csv", judged.store))
+    assert "by --pairs" in reason(read_pairs(None, judged.store))
     uris = judged.store.images["uri"].to_pylist()
     named = read(f"before,after,removed,added\n{uris[0]},{uris[2]},red,\nnowhere.png,{uris[3]},red,\n")
     assert isinstance(named, ImagePairs)
