@@ -21,7 +21,7 @@ from actcache.artifacts import write_output
 _NO_PICTURES = '<script type="application/json" id="pictures">[]</script>'
 
 INK = "#7d8a98"  # legible on the light page and on the dark one
-BLUE, RED, GRAY = "#0b6bcb", "#d1435b", "#5b6875"
+BLUE, RED, GREEN, GOLD, PURPLE, GRAY = "#0b6bcb", "#d1435b", "#2a9d5c", "#b07d12", "#7a57a8", "#5b6875"
 
 
 class Plot(NamedTuple):
