@@ -61,7 +61,7 @@ class World(NamedTuple):
     shuffled: Told
 
 
-def make_world(out: Path, n_images: int = 1500, n_pairs: int = 400) -> World:
+def make_world(out: Path, n_images: int = 400, n_pairs: int = 300) -> World:
     """Generate the scenes, and write what they would be to a model that knows their concepts.
 
     The demo's CLIP, which saw the images, says how alike they are.
