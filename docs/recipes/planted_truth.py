@@ -114,7 +114,8 @@ def shuffle_truth(truth: Truth, out: Path) -> Truth:
 def atoms(n_concepts: int) -> NDArray[np.float64]:
     """[C, D] unit rows in random directions: independent, but not orthogonal."""
     rows = np.random.default_rng(ATOMS).normal(size=(n_concepts, D_MODEL))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def write_activations(truth: Truth, told: Truth, out: Path) -> ActivationStore:

@@ -188,4 +188,4 @@ def test_the_probe_ratio_hides_that_the_probe_is_at_chance(results: Results) -> 
         assert found.value is not None
         assert found.value > 0.6
         for what in ("accuracy_original", "accuracy_reconstructed"):
-            assert found.details[what] == pytest.approx(1 / 6, abs=0.1)  # type: ignore[comparison-overlap]
+            assert found.details[what] == pytest.approx(1 / 6, abs=0.1)
