@@ -61,7 +61,7 @@ class World(NamedTuple):
     shuffled: Told
 
 
-def make_world(out: Path, n_images: int = 1500, n_pairs: int = 400) -> World:
+def make_world(out: Path, n_images: int = 400, n_pairs: int = 300) -> World:
     """Generate the scenes, and write what they would be to a model that knows their concepts.
 
     The demo's CLIP, which saw the images, says how alike they are.
@@ -114,7 +114,8 @@ def shuffle_truth(truth: Truth, out: Path) -> Truth:
 def atoms(n_concepts: int) -> NDArray[np.float64]:
     """[C, D] unit rows in random directions: independent, but not orthogonal."""
     rows = np.random.default_rng(ATOMS).normal(size=(n_concepts, D_MODEL))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def write_activations(truth: Truth, told: Truth, out: Path) -> ActivationStore:

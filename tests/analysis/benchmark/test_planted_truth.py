@@ -37,7 +37,7 @@ class Results(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(recipe: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return recipe.make_world(tmp_path_factory.mktemp("world"), n_images=400, n_pairs=300)
+    return recipe.make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ MARGINS = {
     "fvu": 0.5, "cosine": 0.3, "probe ratio": 0.4,
     "k-sparse accuracy": 0.12, "k-sparse k=4": 0.2, "k-sparse k=16": 0.12, "k-sparse above random": 0.2,
     "patch mAP": 0.35, "patch probe R": 0.3, "patch coverage@0.3": 0.2, "pixel mAP": 0.3, "pointing": 0.2,
-    "spatial coherence": 0.08,
+    "MATCHScore": 0.15, "TAPAScore": 0.2, "spatial coherence": 0.08,
     "stability cosine": 0.25, "stability share > 0.7": 0.3, "stability above random": 0.25, "stability jaccard": 0.2,
     "transfer fvu": 0.5, "transfer k-sparse accuracy": 0.1,
 }  # fmt: skip
@@ -109,13 +109,21 @@ def test_purity_cannot_tell_a_trained_sae_from_an_untrained_one(results: Results
         assert value_of(results.true, subject, "patch purity@16") > 0.9
 
 
+def test_monosemanticity_hardly_tells_the_truth_from_anything(results: Results) -> None:
+    """A finding, as in the literature: the concepts themselves are less than 0.05 above an untrained SAE."""
+    of = {subject: value_of(results.true, subject, "monosemanticity") for subject in (PLANTED, TRAINED, UNTRAINED)}
+    assert max(of.values()) - min(of.values()) < 0.05
+    assert min(of.values()) > 0.08  # and all are far above images at random, at 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The truth near the ceiling
 
 CEILINGS = {
     "fvu": (0.0, 0.03), "cosine": (1.0, 0.02), "probe ratio": (1.0, 0.03), "k-sparse k=16": (1.0, 0.02),
     "patch mAP": (1.0, 0.03), "patch probe R": (1.0, 0.08), "patch coverage@0.3": (1.0, 0.0),
-    "patch purity@16": (1.0, 0.02), "pointing": (1.0, 0.03), "transfer fvu": (0.0, 0.03),
+    "patch purity@16": (1.0, 0.02), "pointing": (1.0, 0.03), "MATCHScore": (1.0, 0.02),
+    "TAPAScore": (2.0, 0.1), "transfer fvu": (0.0, 0.03),
 }  # fmt: skip
 """The best possible value, and how near the planted dictionary comes."""
 
@@ -128,7 +136,7 @@ def test_the_concepts_themselves_are_near_the_ceiling(results: Results, measure:
 
 def test_a_few_concepts_tell_as_many_classes(results: Results) -> None:
     """Four latents are four of six shapes, and images of the two others are taken for one of them."""
-    assert value_of(results.true, PLANTED, "k-sparse k=4") == pytest.approx(5 / 6, abs=0.06)
+    assert value_of(results.true, PLANTED, "k-sparse k=4") == pytest.approx(5 / 6, abs=0.08)
     assert value_of(results.true, PLANTED, "k-sparse k=1") == pytest.approx(2 / 6, abs=0.06)
 
 
@@ -136,8 +144,8 @@ def test_a_few_concepts_tell_as_many_classes(results: Results) -> None:
 # Shuffled truth at chance
 
 CHANCE = {
-    "k-sparse accuracy": (1 / 6, 0.06), "k-sparse above random": (0.0, 0.05), "patch mAP": (0.06, 0.03),
-    "patch probe R": (0.0, 0.04), "patch coverage@0.3": (0.0, 0.05), "pixel mAP": (0.06, 0.03),
+    "k-sparse accuracy": (1 / 6, 0.07), "k-sparse above random": (0.0, 0.05), "patch mAP": (0.06, 0.03),
+    "patch probe R": (0.0, 0.04), "patch coverage@0.3": (0.0, 0.05), "pixel mAP": (0.06, 0.03), "TAPAScore": (0.0, 0.2),
 }  # fmt: skip
 """What a measure is worth when its labels belong to other images, and how far from it it may lie: the share of a class
 among the images, and of a concept among the patches."""
@@ -154,6 +162,18 @@ def test_with_the_truth_of_other_images_a_measure_is_at_chance(results: Results,
         assert found.details["chance"] == pytest.approx(chance, abs=0.01)
 
 
+@pytest.mark.parametrize("subject", [PLANTED, TRAINED, UNTRAINED])
+def test_with_the_attributes_of_other_images_a_match_is_no_better_than_always_yes(
+    results: Results, subject: str
+) -> None:
+    found = results.shuffled.find(subject, "MATCHScore")
+    assert found is not None
+    assert found.value is not None
+    always = found.details["always"]
+    assert isinstance(always, float)
+    assert found.value < always < 0.4
+
+
 def test_measures_without_labels_do_not_change_when_labels_are_shuffled(results: Results) -> None:
     for measure in ("fvu", "l0", "cosine", "dead", "dense", "spatial coherence", "transfer fvu"):
         for subject in (PLANTED, TRAINED, UNTRAINED):
@@ -168,4 +188,4 @@ def test_the_probe_ratio_hides_that_the_probe_is_at_chance(results: Results) -> 
         assert found.value is not None
         assert found.value > 0.6
         for what in ("accuracy_original", "accuracy_reconstructed"):
-            assert found.details[what] == pytest.approx(1 / 6, abs=0.1)  # type: ignore[comparison-overlap]
+            assert found.details[what] == pytest.approx(1 / 6, abs=0.1)
