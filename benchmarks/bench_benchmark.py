@@ -98,6 +98,8 @@ def write_groups(path: Path, n_classes: int) -> None:
 
 def work(folder: Path, size: str, threads: int) -> None:
     """In a process of its own: encode both data sets, take the seven metrics, and print times and the peak."""
+    import sklearn.linear_model  # before the clock starts, as the package imports it
+    import sklearn.model_selection  # noqa: F401
     import torch
 
     from actcache import open_stores
