@@ -77,20 +77,25 @@ def open_parents(codes: CodeStore, store: str | Path | None = None, *, has_flag:
     return open_stores([ActivationStore.open(place) for place in places])
 
 
-def open_same_images(codes: CodeStore, other: Stores | StoreGroup) -> StoreGroup:
-    """The activations of the images of codes by another model, row by row the same images.
+def open_same_images(rows: CodeStore | StoreGroup, other: Stores | StoreGroup, *, flag: str = "--with") -> StoreGroup:
+    """The activations of the images of codes, or of a store, by another model, row by row the same images.
 
-    Raises ParentMismatchError for other images or another order, or if some could be read for the codes only.
+    Args:
+        flag: the flag that gave the other store, for errors.
+
+    Raises:
+        ParentMismatchError: other images or another order, or some that could be read for the first only.
     """
     store = open_stores(other)
-    if store.rows_id != str(codes.artifact.settings["rows_id"]):
+    rows_id = str(rows.artifact.settings["rows_id"]) if isinstance(rows, CodeStore) else rows.rows_id
+    if store.rows_id != rows_id:
         raise ParentMismatchError(
-            f"--with {store.path} holds other images than {codes.path}, or in another order. Extract it from the same "
+            f"{flag} {store.path} holds other images than {rows.path}, or in another order. Extract it from the same "
             "images, with the same --seed and --limit."
         )
-    if n_missing := int((codes.valid & ~store.valid).sum()):
+    if n_missing := int((rows.valid & ~store.valid).sum()):
         raise ParentMismatchError(
-            f"--with {store.path} lacks {n_missing:,} images of {codes.path}, because they could not be read. "
+            f"{flag} {store.path} lacks {n_missing:,} images of {rows.path}, because they could not be read. "
             "Extract it again once they can be."
         )
     return store

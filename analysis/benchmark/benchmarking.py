@@ -15,9 +15,21 @@ import numpy as np
 from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
+from analysis.benchmark.attributes import read_attributes
+from analysis.benchmark.causal_use import measure_causal_use
+from analysis.benchmark.causes import open_causes
 from analysis.benchmark.coherence import measure_coherence
+from analysis.benchmark.image_embeddings import embed_judged
+from analysis.benchmark.image_pairs import ImagePairs, read_pairs
+from analysis.benchmark.inputs import describe_inputs
 from analysis.benchmark.judging import choose_judged
+from analysis.benchmark.matching import NAME as MATCHING
+from analysis.benchmark.matching import Matching, measure_matching
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.monosemanticity import measure_monosemanticity
+from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
+from analysis.benchmark.patch_concepts import measure_patch_concepts
+from analysis.benchmark.patch_labels import read_patch_labels
 from analysis.benchmark.patch_probe import fit_patch_probe
 from analysis.benchmark.pca_curve import measure_pca_curve
 from analysis.benchmark.reconstruction import measure_reconstruction
@@ -37,7 +49,7 @@ from analysis.benchmark.work import (
 )
 from analysis.classifier import describe_config
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
-from analysis.lineage import find_runs, name_parents
+from analysis.lineage import find_runs, name_parents, open_same_images
 from analysis.results import (
     Benchmark,
     BenchmarkDifference,
@@ -80,12 +92,14 @@ def benchmark_runs(
         store: a store of their model. Images that a run has learned from are not judged.
         out: the JSON file of the result; the same call again returns what it holds. Baselines and codes are kept in a
             folder of the same name with the suffix .work, which is no longer needed once the result is there.
+        config: what else there is to measure with; without masks or pairs, what needs them is left out.
         codes: codes of the runs on the store, which are otherwise made.
         on_step: called with (what, done, total).
 
     Raises:
-        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge.
-        ParentMismatchError: a store of another model.
+        SettingsError: runs of different hook points or tokens, codes of another run, no image is left to judge, a file
+            of the configuration that cannot be read.
+        ParentMismatchError: a store of another model, or embeddings of other images.
     """
     listed = [runs] if isinstance(runs, Run | str | Path) else list(runs)
     opened, group = [run for item in listed for run in find_runs(item)], open_stores(store)
@@ -93,24 +107,37 @@ def benchmark_runs(
     names = name_runs(opened)
     check_runs(opened, group)
     read_templates(study.templates)
-    other = None if config.transfer is None else open_stores(config.transfer)
-    parents = name_parents(opened, group) | name_transfer(other)
-    head = describe_result(Benchmark, describe_config(study), parents)
+    second = None if config.transfer is None else open_stores(config.transfer)
+    other = None if config.embeddings is None else open_same_images(group, config.embeddings, flag="--embeddings")
+    parents = name_parents(opened, group) | name_transfer(second)
+    parents |= {} if other is None else {"embeddings": other.stores[0].artifact}
+    head = describe_result(Benchmark, describe_config(study) | describe_inputs(config), parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier
-    judged, counted = choose_judged(opened, group, study)
+    pairs = None if config.pairs is None else read_pairs(config.pairs, group)
+    judged, counted = choose_judged(opened, group, study, pairs if isinstance(pairs, ImagePairs) else None)
     check_codes(made, opened, judged)
     work = name_work_folder(out)
     if work.exists() and not work.is_dir():
         raise SettingsError(f"{work} is a file, where the baselines are to be kept. Choose another OUT.")
     shop = Workshop(work, judged, opened, names, model.device, on_step)
     subjects = shop.make_subjects(made)
-    transfer = open_transfer(other, shop, study)
+    transfer = open_transfer(second, shop, study)
     probe = fit_patch_probe(judged, opened[0].hook_point, shop.tokens)
     task = open_task(judged, opened[0], study, model, lambda done, total: on_step("run the model", done, total))
+    causes = open_causes(task, judged, opened[0], lambda done, total: on_step("steer by class means", done, total))
     described, stability = describe_subjects(subjects), Stability(judged)
     pca = next(subject.run for subject in subjects if subject.baseline == "pca")
     curve = measure_pca_curve(pca, judged, shop.tokens, lambda done, total: on_step("project", done, total))
+    labels = read_patch_labels(
+        subjects[0].codes, judged, config, PATCH_CONCEPTS, lambda done, total: on_step("read masks", done, total)
+    )
+    embeddings = embed_judged(
+        other, judged, work, device=model.device, batch_size=model.batch_size,
+        on_progress=lambda done, total: on_step("embed", done, total),
+    )  # fmt: skip
+    untrained = {each.of: each for each in subjects if each.of is not None}
+    matching = Matching(judged, read_attributes(judged, labels, MATCHING), untrained, pairs)
     measures = [
         Measure("reconstruction", "decode", lambda subject, show: measure_reconstruction(subject, judged, probe, show)),
         Measure(
@@ -118,12 +145,22 @@ def benchmark_runs(
         ),
         Measure("labeled", "probe", lambda subject, show: measure_sparse_probing(subject, judged, show)),
         Measure(
+            "labeled", "find concepts with",
+            lambda subject, show: measure_patch_concepts(subject, judged, labels, show),
+        ),
+        Measure("labeled", "match", lambda subject, show: measure_matching(subject, matching, show)),
+        Measure(
             "unlabeled", "measure the coherence of", lambda subject, show: measure_coherence(subject, judged, show)
+        ),
+        Measure(
+            "unlabeled", "compare the images of",
+            lambda subject, show: measure_monosemanticity(subject, judged, embeddings, show),
         ),
         Measure(
             "reliability", "match",
             lambda subject, show: stability.measure(subject, find_partners(subject, subjects, described), show),
         ),
+        Measure("reliability", "intervene in", lambda subject, show: measure_causal_use(subject, judged, causes, show)),
         Measure("reliability", "transfer", lambda subject, show: measure_transfer(subject, transfer, shop, show)),
     ]  # fmt: skip
     values: list[BenchmarkValue] = []

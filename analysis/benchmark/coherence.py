@@ -8,7 +8,7 @@ neighbors, and S is the number of ordered links. With Q = sum of x_p x_q over ne
     x_c' W x_c = 2 Q - 2 mean x sum_p deg(p) x_p + (mean x)^2 S
 
 needs the active patches only. An image counts for a latent if at least 5 patches are active and at most 0.9 P of them,
-which is visaebench's rule: fewer have hardly any neighbors, and if nearly all are active, there is no place to speak of.
+as in visaebench: fewer have hardly any neighbors, and if nearly all are active, there is no place to speak of.
 
 If the activations were put on random patches, the expectation of I would be -1 / (P - 1) exactly. What is reported is
 the excess over it, as the mean over the images of each latent and then over latents. The variance of I under such

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actcache import SettingsError
 from actcache.seen import LearnedImages, SeenImages
 from actcache.store import StoreGroup, select_images
+from analysis.benchmark.image_pairs import ImagePairs
 from analysis.benchmark.resamples import Resamples
 from analysis.benchmark.subject import Judged
 from analysis.classifier import sample_images
@@ -19,13 +21,15 @@ LEAST = 2
 
 
 def choose_judged(
-    runs: Sequence[Run], store: StoreGroup, config: StudyConfig, learned: Sequence[LearnedImages] = ()
-) -> tuple[Judged, SeenImages]:
+    runs: Sequence[Run], store: StoreGroup, config: StudyConfig, pairs: ImagePairs | None = None,
+    learned: Sequence[LearnedImages] = (),
+) -> tuple[Judged, SeenImages]:  # fmt: skip
     """The judged images are those that no run has learned from; the others are for choosing.
 
     In a store that is new to the runs there are too few others, and half of all images at random become choosing ones.
 
     Args:
+        pairs: images that are judged in pairs. They become choosing ones last, and both of a pair together.
         learned: further images that are not judged.
 
     Raises:
@@ -40,8 +44,9 @@ def choose_judged(
     others = np.setdiff1d(np.flatnonzero(store.valid), images)
     if len(others) < len(images):
         n_missing = (len(images) + len(others)) // 2 - len(others)
-        moved = sample_images(images, n_missing, config.seed) if n_missing else images[:0]
+        moved = _choose_moved(images, n_missing, config.seed, pairs)
         images, others = np.setdiff1d(images, moved), np.union1d(others, moved)
+    unsampled = images
     images = sample_images(images, config.limit, config.seed)
     if min(len(images), len(others)) < LEAST:
         raise SettingsError(
@@ -49,4 +54,23 @@ def choose_judged(
             "of each are needed. Give a store with more images."
         )
     resamples = Resamples(len(images), seed=config.seed)
-    return Judged(store, images, others, resamples, config.seed), counted
+    return Judged(store, images, others, resamples, config.seed, unsampled), counted
+
+
+def _choose_moved(images: NDArray[np.int64], n_missing: int, seed: int, pairs: ImagePairs | None) -> NDArray[np.int64]:
+    """`n_missing` images at random, or a few more where pairs have to stay together; not in order."""
+    if not n_missing:
+        return images[:0]
+    if pairs is None:
+        return sample_images(images, n_missing, seed)
+    free = np.setdiff1d(images, np.concatenate([pairs.before, pairs.after]))
+    if n_missing <= len(free):
+        return sample_images(free, n_missing, seed)
+    group = np.full(images.max() + 1, -1)
+    for side in (pairs.before, pairs.after):
+        inside = np.isin(side, images)
+        group[side[inside]] = pairs.group[inside]
+    paired = np.setdiff1d(images, free)
+    rank = np.random.Generator(np.random.Philox(seed)).permutation(pairs.group.max() + 1)[group[paired]]
+    ranked = np.sort(rank)
+    return np.concatenate([free, paired[rank <= ranked[n_missing - len(free) - 1]]])

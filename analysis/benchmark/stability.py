@@ -171,13 +171,13 @@ def _count_firing(
         images = judged.images[first : first + step]
         drawn = judged.resamples.weights(first, first + len(images))
         weights = np.concatenate([np.ones((1, len(images))), drawn]).astype(np.float32)
-        keys = []
+        keys: list[NDArray[np.int64]] = []
         for subject, numbers in zip(subjects, pair_of, strict=True):
             rows = _rows_of(images, subject.codes.n_tokens)
             entries = subject.codes.read_rows(rows)
             pair = numbers[entries.latent]
             keys.append((np.searchsorted(rows, entries.row) * n_pairs + pair)[pair >= 0])
-        shared = np.intersect1d(*keys, assume_unique=True)
+        shared = np.intersect1d(keys[0], keys[1], assume_unique=True)
         for number, key in enumerate((shared, *keys)):
             token, pair = np.divmod(key, max(n_pairs, 1))
             place = token // subjects[0].codes.n_tokens * n_pairs + pair

@@ -46,6 +46,7 @@ class Judged:
         choosing: stored positions of other images, ascending. Whatever is chosen or fitted (latents, the weight of a
             penalty, thresholds, baselines) uses these only.
         resamples: of `images`.
+        unsampled: all that may be judged, of which `images` are a sample; None where they are all.
     """
 
     store: StoreGroup
@@ -53,3 +54,9 @@ class Judged:
     choosing: NDArray[np.int64]
     resamples: Resamples
     seed: int
+    unsampled: NDArray[np.int64] | None = None
+
+    @property
+    def may_judge(self) -> NDArray[np.int64]:
+        """Stored positions of all images that may be judged, ascending."""
+        return self.images if self.unsampled is None else self.unsampled

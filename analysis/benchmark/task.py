@@ -104,11 +104,12 @@ def _open(
     classifier = Classifier.of(classified, towers.vision, judge)
     places = np.searchsorted(judged.images, classifier.images)
     task = Task(towers, classifier, config, model.batch_size, places, {})
-    references = compare_variants(_study(task, run), on_progress, names=REFERENCES)
+    references = compare_variants(study_of(task, run), on_progress, names=REFERENCES)
     return Task(towers, classifier, config, model.batch_size, places, references)
 
 
-def _study(task: Task, run: Run) -> Study:
+def study_of(task: Task, run: Run) -> Study:
+    """A study of a run, or of a baseline, by the judge of the task on its images."""
     store = task.classifier.store
     sae, tokens = run.sae().to(task.classifier.vision.device), choose_tokens(run, store.layout, task.config.tokens)
     seen = Seen(np.zeros(store.n_images, dtype=bool))  # the judged images are chosen already
@@ -144,7 +145,7 @@ def measure_task(
     """The four numbers of a subject."""
     if isinstance(task, Skipped):
         return [task]
-    outcome = compare_variants(_study(task, subject.run), on_progress, names=("sae",))["sae"]
+    outcome = compare_variants(study_of(task, subject.run), on_progress, names=("sae",))["sae"]
     return describe_task(outcome, task.references, task.places, judged)
 
 

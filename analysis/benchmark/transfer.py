@@ -61,7 +61,7 @@ def open_transfer(store: StoreGroup | None, shop: Workshop, config: StudyConfig)
     try:
         for run in shop.runs:
             run.check_store(store)
-        judged, counted = choose_judged(shop.runs, store, replace(config, where=None), [fitted])
+        judged, counted = choose_judged(shop.runs, store, replace(config, where=None), learned=[fitted])
     except PipelineError as error:
         return Skipped(NAME, " ".join(f"--transfer: {error}".split()))
     return Transfer(judged, counted)

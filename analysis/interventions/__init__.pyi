@@ -1,4 +1,4 @@
-from .attribution import delete_latents
+from .attribution import attribute, delete_latents
 from .fidelity import compare_variants, evaluate_fidelity
 from .latent_choice import LatentCounts, count_in_codes, match_frequency, rank_latents, split_halves
 from .latent_masks import Condition, classify_masked, count_in_stream, make_masks
@@ -10,6 +10,7 @@ __all__ = [
     "Condition",
     "LatentCounts",
     "Study",
+    "attribute",
     "check_grid",
     "classify_masked",
     "compare_variants",

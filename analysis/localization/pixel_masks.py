@@ -94,6 +94,7 @@ def read_masks(
     images: str | Path | None = None,
     store: str | Path | None = None,
     where: str | None = None,
+    within: NDArray[np.int64] | None = None,
     on_progress: Progress | None = None,
 ) -> PixelMasks:
     """Read the pixel masks of all images that have one.
@@ -104,7 +105,7 @@ def read_masks(
             column per concept, listing the numbers that carry the concept in that image. Without a legend every number
             but 0 and 255 is a concept.
         images, store: where the images or the activation store lie, if they have moved.
-        where: read only these images.
+        where, within: read only the images that meet a condition, or only those at these stored positions.
 
     Raises:
         SettingsError: no masks, a legend of another form, masks of several sizes, codes of CLS only, or one folder for
@@ -113,6 +114,8 @@ def read_masks(
     """
     check_patches(codes)
     chosen = np.flatnonzero(choose_images(codes, where))
+    if within is not None:
+        chosen = np.intersect1d(chosen, within)
     uris, preprocess = codes.images["uri"].take(chosen).to_pylist(), codes.preprocess
     places = find_images(codes, images=images, store=store)
     stores = places.stores[chosen]

@@ -196,7 +196,10 @@ class Benchmark(Result):
             f"{self.n_choosing:,} others; 95 % intervals from {self.n_resamples} resamples of the images"
         )
         few = [] if self.n_judged >= FEW_IMAGES else [f"{self.n_judged} images are too few for intervals to mean much"]
-        about = [*self._seed_lines(), *self._pca_lines(), *self._task_lines(), *self._transfer_lines()]
+        about = [
+            *self._seed_lines(), *self._pca_lines(), *self._task_lines(), *self._embedding_lines(),
+            *self._transfer_lines(),
+        ]  # fmt: skip
         return [head, *few, *about, *skipped_lines(self.skipped), *super().notes()]
 
     def _seed_lines(self) -> list[str]:
@@ -227,6 +230,18 @@ class Benchmark(Result):
         return [
             f"transfer is judged on {there.get('n_judged'):,} images of {there.get('store')}; probes there are fitted "
             f"on {there.get('n_choosing'):,} others"
+        ]
+
+    def _embedding_lines(self) -> list[str]:
+        """By which model monosemanticity was judged, and what it would be for images at random."""
+        chance = {value.measure: value.details for value in self.values if value.measure.startswith("monosemanticity")}
+        if not chance:
+            return []
+        facts = next(iter(chance.values()))
+        own = ", the runs' own model, which judges itself" if facts.get("own_model") else ""
+        numbers = ", ".join(f"{name} {details.get('chance'):.3g}" for name, details in chance.items())
+        return [
+            f"images are alike by the embeddings of {facts.get('embeddings')}{own}; two images at random: {numbers}"
         ]
 
     def _rises(self, measure: str) -> bool:

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from actcache import ActivationStore, HookPoint, open_stores, write_store
-from actcache.demo import Truth, read_truth, write_demo, write_pairs
+from actcache import ActivationStore, HookPoint, extract, open_stores, write_store
+from actcache.demo import MODEL, PRETRAINED, Truth, read_truth, write_demo, write_pairs
 from analysis import BenchmarkConfig, benchmark_runs
 from analysis.results import Benchmark
 from saetrain import Run, SAEConfig, TrainConfig, train
@@ -62,14 +62,19 @@ class World(NamedTuple):
 
 
 def make_world(out: Path, n_images: int = 1500, n_pairs: int = 400) -> World:
-    """Generate the scenes, and write what they would be to a model that knows their concepts."""
+    """Generate the scenes, and write what they would be to a model that knows their concepts.
+
+    The demo's CLIP, which saw the images, says how alike they are.
+    """
     scenes = write_demo(out / "scenes", n_images=n_images)
+    second = write_demo(out / "second-scenes", n_images=n_images // 5, seed=1)
     pairs = write_pairs(out / "paired-scenes", n_pairs=n_pairs)
     wrong = shuffle_truth(pairs, out / "shuffled-scenes")
-    return World(
-        write_activations(scenes, scenes, out / "train.acts"), tell(pairs, pairs, out / "true.acts"),
-        tell(pairs, wrong, out / "shuffled.acts"),
-    )  # fmt: skip
+    train = write_activations(scenes, scenes, out / "train.acts")
+    write_activations(second, second, out / "second.acts")
+    world = World(train, tell(pairs, pairs, out / "true.acts"), tell(pairs, wrong, out / "shuffled.acts"))
+    extract(out / "tables" / "true.csv", out / "clip.acts", model=MODEL, pretrained=PRETRAINED, layers=[3])
+    return world
 
 
 def tell(truth: Truth, told: Truth, out: Path) -> Told:
@@ -78,8 +83,9 @@ def tell(truth: Truth, told: Truth, out: Path) -> Told:
     with open(told.path / "pairs.csv", newline="") as source, open(pairs, "w", newline="") as file:
         header, *rows = csv.reader(source)
         csv.writer(file).writerows([header, *(row for row in rows if stored.issuperset(row[:2]))])
-    config = BenchmarkConfig(legend=told.path / "truth.parquet", pairs=pairs, transfer=str(out.parent / "train.acts"))
-    return Told(store, config)
+    second, clip = str(out.parent / "second.acts"), str(out.parent / "clip.acts")
+    legend = told.path / "truth.parquet"
+    return Told(store, BenchmarkConfig(legend=legend, pairs=pairs, transfer=second, embeddings=clip))
 
 
 def single_objects(truth: Truth) -> list[int]:

@@ -28,6 +28,7 @@ from analysis.benchmark.resamples import BLOCK, Resamples, average, compare, int
 from analysis.benchmark.subject import Judged, Subject
 from analysis.benchmark.task import describe_task
 from analysis.classifier import Outcome
+from analysis.config import BenchmarkConfig
 from analysis.results import Benchmark
 from saetrain import Run, SAEConfig, TrainConfig, encode, train
 from saetrain.interop import write_imported
@@ -475,13 +476,16 @@ def test_a_task_that_cannot_be_measured_is_left_out_with_the_reason(
     shutil.copytree(work.name_work_folder(made[1]), tmp_path / "c.work")
     nowhere = ModelOptions(pretrained=str(tmp_path / "nowhere.safetensors"), device="cpu")
     result = benchmark_runs(seeds, middle_store, tmp_path / "c.json", study=ANY, model=nowhere)
-    (skipped,) = (each for each in result.skipped if each.measure == "task")
+    skipped, without_masks = (
+        next(each for each in result.skipped if each.measure == name) for name in ("task", "patch mAP")
+    )
     assert (skipped.subject, skipped.measure) == ("", "task")
+    assert (without_masks.subject, without_masks.measure) == ("", "patch mAP")
     assert "nowhere.safetensors" in skipped.reason
     assert "\n" not in skipped.reason
     assert result.find("seed0", "fvu") == made[0].find("seed0", "fvu")
     assert result.find("seed0", "task accuracy") is None
-    assert any(note.startswith("without task: ") for note in result.notes())
+    assert any(note.startswith("without task, causal use: ") for note in result.notes())
 
 
 def test_bad_input_is_one_line(seeds: Path, middle_store: Path, tmp_path: Path, made: tuple[Benchmark, Path]) -> None:
@@ -506,6 +510,8 @@ def test_bad_input_is_one_line(seeds: Path, middle_store: Path, tmp_path: Path, 
     refuse(SettingsError, "made by none of the runs", codes=[codes])
     refuse(SettingsError, "holds for no image", study=StudyConfig(where="label == 99"))
     refuse(SettingsError, "template", study=StudyConfig(templates="nothing"))
+    refuse(SettingsError, "is not a folder", config=BenchmarkConfig(masks=tmp_path / "nowhere"))
+    refuse(SettingsError, "cannot be read: .* Check --legend", config=BenchmarkConfig(legend=tmp_path / "nowhere.csv"))
     refuse(ParentMismatchError, "was trained on model", GOLDEN / "run")
     (tmp_path / "x.work").write_text("")
     refuse(SettingsError, "is a file, where the baselines", study=ANY)
