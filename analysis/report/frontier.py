@@ -173,7 +173,7 @@ def cut_curve(points: Sequence[tuple[float, float]], first: float, last: float) 
         return [], []
     low, high = max(math.log(first), known[0][0]), min(math.log(last), known[-1][0])
     x = sorted({low, high, *(each for each, _ in known if low < each < high)}) if low < high else []
-    y = np.interp(x, *zip(*known, strict=True)).tolist()
+    y = np.interp(x, [each for each, _ in known], [each for _, each in known]).tolist()
     return [math.exp(each) for each in x], [math.exp(each) for each in y]
 
 

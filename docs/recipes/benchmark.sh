@@ -54,7 +54,8 @@ if [[ " $parts " == *" demo "* ]]; then
     sweep "$to/scenes.acts" "$to/runs/relu" "${learn[@]}" --variant relu --normalize center --target-l0 4
     sweep "$to/scenes.acts" "$to/runs/batchtopk" "${learn[@]}" --variant batchtopk --k 4
     sweep "$to/scenes.acts" "$to/runs/matryoshka" "${learn[@]}" --prefixes 1/4,1/2,1 --k 4
-    # what the images show is known: concepts of each pixel
-    measure "$to" "$to/unseen.acts" "$to/runs/topk/k4-seed${seeds[0]}" --legend "$to/unseen-scenes/truth.parquet" \
+    # pairs of scenes that differ in one attribute, with the concepts of each pixel; and other scenes as a second data set
+    measure "$to" "$to/pairs.acts" "$to/runs/topk/k4-seed${seeds[0]}" --legend "$to/paired-scenes/truth.parquet" \
+        --pairs "$to/paired-scenes/pairs.csv" --transfer "$to/unseen.acts" \
         -- "$to/runs/topk" "$to/runs/relu" "$to/runs/batchtopk" "$to/runs/matryoshka"
 fi
