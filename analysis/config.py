@@ -246,7 +246,9 @@ class BenchmarkConfig:
     pairs: str | Path | None = option(
         None, "Table of images that differ in one attribute: columns before, after, removed and added."
     )
-    hierarchy: str | Path | None = option(None, "JSON file of groups of sibling classes: an object of lists of class names.")
+    hierarchy: str | Path | None = option(
+        None, "JSON file of groups of sibling classes: an object of lists of class names."
+    )
     transfer: str | None = option(None, "Activations of the same model on another data set.")
     embeddings: str | None = option(
         None, "Activations of the same images by another model, whose embeddings judge how alike images are."
