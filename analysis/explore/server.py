@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actcache import PipelineError
 from actcache.text import visible
 from analysis.explore.data import Data
+from analysis.explore.edit import Edit
 from analysis.explore.encoding import encode
+
+if TYPE_CHECKING:
+    from analysis.explore.live import LiveModel
 
 PAGE = files("analysis.explore") / "page"
 KINDS = {
@@ -40,13 +44,17 @@ RESULTS_POLICY = (
 )
 """Of results.html, whose scripts are in the page; it runs in an origin of its own and reaches nothing here."""
 MAX_NOTE_BYTES, MAX_EDIT_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 1 << 20, 1 << 25
+MAX_QUERY = 300
 COOKIE = "patchsae-token"
 
 
-def make_app(data: Data, *, hosts: frozenset[str] = frozenset(), token: str | None = None) -> ASGIApp:
+def make_app(
+    data: Data, model: Callable[[], "LiveModel"], *, hosts: frozenset[str] = frozenset(), token: str | None = None
+) -> ASGIApp:
     """The application.
 
     Args:
+        model: opens what answers uploads, edits and texts; it loads torch.
         hosts: the names that a request may call this server by, without the port; all if empty.
         token: what a request must know; None for nothing.
     """
@@ -89,11 +97,28 @@ def make_app(data: Data, *, hosts: frozenset[str] = frozenset(), token: str | No
         done, names = await run_in_threadpool(data.notes.write, request.path_params["latent"], fields)
         return show({"names": names}, 200 if done else 409)
 
+    async def upload(request: Request) -> Response:
+        body = await read_body(request, MAX_UPLOAD_BYTES)
+        return show(await run_in_threadpool(lambda: model().upload(body)))
+
+    async def edit(request: Request) -> Response:
+        wanted = Edit.parse(await read_json(request, MAX_EDIT_BYTES))
+        return show(await run_in_threadpool(lambda: model().edit(wanted)))
+
+    async def search(request: Request) -> Response:
+        text = request.query_params.get("q", "").strip()
+        if not 0 < len(text) <= MAX_QUERY:
+            raise HTTPException(400, f"Give a text of at most {MAX_QUERY} letters: api/search?q=TEXT.")
+        return show(await run_in_threadpool(lambda: model().search(text)))
+
     routes = [
         Route("/", page),
         Route("/data/{path:path}", answer),
         Route("/api/picture/{image:int}", picture),
         Route("/api/notes/{latent:int}", notes, methods=["PUT"]),
+        Route("/api/upload", upload, methods=["POST"]),
+        Route("/api/edit", edit, methods=["POST"]),
+        Route("/api/search", search),
         Route("/{name}", page),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: show_error, PipelineError: show_refusal})

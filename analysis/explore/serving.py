@@ -6,13 +6,19 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actcache import SettingsError
 from analysis.concepts import ConceptTable
 from analysis.config import ModelOptions
+from analysis.explore.abilities import find_abilities
 from analysis.explore.data import Data
-from analysis.explore.sources import open_sources
+from analysis.explore.sources import Sources, open_sources
+
+if TYPE_CHECKING:
+    from analysis.explore.live import LiveModel
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 INSTALL = "The explorer needs starlette and uvicorn, which are not installed: pip install 'patchsae[explore]'."
@@ -50,8 +56,8 @@ def explore_concepts(
     with listening:
         token = None if is_loopback(host) else secrets.token_urlsafe(16)
         known = frozenset() if token else LOOPBACK | {f"[{host}]" if ":" in host else host.lower()}
-        data = Data(sources, live=True)
-        app = make_app(data, hosts=known, token=token)
+        data = Data(sources, live=True, abilities=find_abilities(sources))
+        app = make_app(data, lambda: open_model(sources, model), hosts=known, token=token)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=1, server_header=False
         )
@@ -65,6 +71,14 @@ def explore_concepts(
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # this is how people end it
             return
+
+
+@lru_cache(maxsize=1)
+def open_model(sources: Sources, options: ModelOptions) -> "LiveModel":
+    """What answers with the model; torch is loaded here, when the first image is uploaded or edited."""
+    from analysis.explore.live import LiveModel
+
+    return LiveModel(sources, options)
 
 
 def is_loopback(host: str) -> bool:
