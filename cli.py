@@ -428,7 +428,7 @@ def explore(
     host: arguments.Host = "127.0.0.1",
     open_: arguments.OpenBrowser = False,
     compare: arguments.Compare = None,
-    result: arguments.Results = [],
+    results: arguments.Results = [],
     codes: arguments.MovedCodes = None,
     run: arguments.MovedRun = None,
     store: arguments.AnyMovedStore = None,
@@ -451,7 +451,7 @@ def explore(
 
     analysis.explore_concepts(
         concepts, host=host, port=port, codes=codes, run=run, store=store, images=images, compare=compare,
-        results=result, model=model, browser=open_, on_ready=show,
+        results=results, model=model, browser=open_, on_ready=show,
     )  # fmt: skip
 
 
@@ -827,7 +827,7 @@ def import_(
 def publish(
     src: arguments.PublishSrc,
     dst: arguments.PublishDst = None,
-    site: arguments.SiteFolder = None,
+    site_folder: arguments.SiteFolder = None,
     license_: arguments.License = None,
     gallery: arguments.Gallery = False,
     codes: arguments.MovedCodes = None,
@@ -835,7 +835,7 @@ def publish(
     store: arguments.AnyMovedStore = None,
     images: arguments.MovedImages = None,
     compare: arguments.Compare = None,
-    result: arguments.Results = [],
+    results: arguments.Results = [],
     yes: arguments.Yes = False,
     dry_run: arguments.PublishDryRun = False,
     overwrite: arguments.Overwrite = False,
@@ -849,25 +849,25 @@ def publish(
     With --site, the concepts become a web page instead: a folder of files that shows what `explore` shows, from any web
     host. It holds pictures of your images.
     """
-    if (dst is None) == (site is None):
+    if (dst is None) == (site_folder is None):
         raise typer.BadParameter("Give DST, where the SAE is published, or --site FOLDER for a web page, one of them.")
-    if site is not None:
+    if site_folder is not None:
         if license_ is not None or gallery or yes:
             raise typer.BadParameter("--license, --gallery and --yes do not go with --site. Leave them out.")
         with show_progress("site", "records") as on_progress:
             made = analysis.write_site(
-                src, site, codes=codes, run=run, store=store, images=images, compare=compare, results=result,
+                src, site_folder, codes=codes, run=run, store=store, images=images, compare=compare, results=results,
                 overwrite=overwrite, dry_run=dry_run, on_plan=lambda plan: show_note(say_site(plan, "Will hold")),
                 on_progress=on_progress,
             )  # fmt: skip
         emit(asdict(made), [say_site(made, "Holds"), *made.left_out])
         if made.written:
-            show_written(site)
-            show_note(f"Next: python3 -m http.server --directory {site}")
+            show_written(site_folder)
+            show_note(f"Next: python3 -m http.server --directory {site_folder}")
         elif not dry_run:
-            show_note(f"Was there already: {site}")
+            show_note(f"Was there already: {site_folder}")
         return
-    if images is not None or compare is not None or result:
+    if images is not None or compare is not None or results:
         raise typer.BadParameter("--images, --compare and --result go with --site only. Leave them out.")
     assert dst is not None
 

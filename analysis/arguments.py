@@ -323,6 +323,7 @@ PublishDst = Annotated[
 SiteFolder = Annotated[
     Path | None,
     Option("--site", help="Instead of DST: a folder for the explorer as files, which any web host can serve."),
+    Publishes(),
 ]
 License = Annotated[
     str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from actcache.text import visible
 from analysis.concepts import ConceptTable, find_codes
-from analysis.explore.encoding import Shot, kept_shots, make_shots, short
+from analysis.explore.encoding import Shot, short, top_shots
 from analysis.explore.sources import Sources
 from analysis.report import find_tables
 from analysis.results import Comparison, CountOverlap
@@ -84,18 +82,6 @@ def _list_facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _shoot(table: ConceptTable | None, codes: CodeStore | None, latent: int) -> list[Shot]:
-    """The top images of a latent in a table; without codes, with the heat maps that the table keeps."""
     if table is None or not 0 <= latent < table.table.num_rows:
         return []
-    if codes is None:
-        return kept_shots(table, latent, N_SHOTS)
-    top = table.rows_of("top_images", latent).sort_by("rank").slice(0, N_SHOTS)
-    images = [int(image) for image in top["image"].to_pylist()]
-    rows = np.concatenate([np.arange(i * codes.n_tokens, (i + 1) * codes.n_tokens) for i in sorted(images)] or [[]])
-    entries = codes.read_rows(rows.astype(np.int64))
-    mine = entries.latent == latent
-    scores = dict(zip(images, top["score"].to_pylist(), strict=True)) if "score" in top.column_names else {}
-    return make_shots(
-        images, scores, entries.row[mine], entries.value[mine], n_tokens=codes.n_tokens,
-        has_cls=codes.tokens != "patch",
-    )  # fmt: skip
+    return top_shots(table, codes, latent, N_SHOTS)

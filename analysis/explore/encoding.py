@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.concepts import ConceptTable, finite
+from saetrain import CodeStore
 
 SIGNIFICANT = 4
 
@@ -116,3 +117,18 @@ def kept_shots(concepts: ConceptTable, latent: int, n: int) -> list[Shot]:
              "at": at, "heat": shorten(values)}
         )  # fmt: skip
     return shots
+
+
+def top_shots(concepts: ConceptTable, codes: CodeStore | None, latent: int, n: int) -> list[Shot]:
+    """The top images of a latent in a table. Of the codes only these images are read; without codes: `kept_shots`."""
+    if codes is None:
+        return kept_shots(concepts, latent, n)
+    top = concepts.rows_of("top_images", latent).sort_by("rank").slice(0, n)
+    images = top["image"].to_pylist()
+    rows = [np.arange(image * codes.n_tokens, (image + 1) * codes.n_tokens) for image in sorted(images)]
+    entries = codes.read_rows(np.concatenate(rows)) if rows else codes.read_rows(np.empty(0, dtype=np.int64))
+    mine = entries.latent == latent
+    scores = dict(zip(images, top["score"].to_pylist(), strict=True)) if "score" in top.column_names else {}
+    return make_shots(
+        images, scores, entries.row[mine], entries.value[mine], n_tokens=codes.n_tokens, has_cls=codes.tokens != "patch"
+    )

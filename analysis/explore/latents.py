@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.concepts import SHOWN_QUANTILES, choose_bins, class_shares, finite, token_kinds
-from analysis.explore.encoding import Shot, kept_shots, make_shots, short, shorten
+from analysis.explore.encoding import Shot, kept_shots, make_shots, short, shorten, top_shots
 from analysis.explore.sources import Sources
 from analysis.explore.twins import find_twins
 from analysis.query import find_counter_examples, rank_partners
@@ -30,6 +30,7 @@ MAX_HEAT = 1 << 15
 """Patches in the heat maps of a record, so that it stays below 1 MB on large grids too."""
 N_CLASSES, N_PARTNERS, N_PATCHES = 12, 12, 16
 
+STRONGEST = "strongest"
 N_STRONGEST, N_OF_GROUP, N_COUNTER = 12, 6, 6
 GROUPS = (("90-99 %", 0.01, 0.10), ("50-90 %", 0.10, 0.50), ("10-50 %", 0.50, 0.90), ("weakest 10 %", 0.90, 1.0))
 """Title, and the shares of a latent's images, from the strongest, between which the images of a group are."""
@@ -104,7 +105,7 @@ def _describe_images(sources: Sources, latent: int) -> dict[str, Any]:
         kept = kept_shots(sources.concepts, latent, N_STRONGEST)
         return {
             "cofiring": None,
-            "groups": [{"title": "strongest", "shots": kept}] if kept else [],
+            "groups": [{"title": STRONGEST, "shots": kept}] if kept else [],
             "counter": None,
             "note": "",
         }
@@ -120,9 +121,12 @@ def _describe_images(sources: Sources, latent: int) -> dict[str, Any]:
         )  # fmt: skip
 
     scores = dict(zip(fired.pairs.image.tolist(), fired.score.tolist(), strict=True))
+    shots = {title: shoot(images, scores) for title, images in groups}
+    if fired.note and STRONGEST in shots:  # some of its strongest images were not read
+        shots[STRONGEST] = top_shots(sources.concepts, codes, latent, min(n_each, N_STRONGEST))
     return {
         "cofiring": find_partners(codes, latent, fired.rows, sources.n_fired, seed=latent),
-        "groups": [{"title": title, "shots": shoot(images, scores)} for title, images in groups],
+        "groups": [{"title": title, "shots": of} for title, of in shots.items()],
         "counter": None if counter is None else _group_counter_examples(counter, shoot),
         "note": fired.note,
     }  # fmt: skip
@@ -170,7 +174,7 @@ def choose_groups(fired: Fired, *, seed: int) -> list[tuple[str, list[int]]]:
     order = np.lexsort((fired.pairs.image, -fired.score))
     image = fired.pairs.image[order].astype(np.int64)
     n, rng = len(image), np.random.Generator(np.random.Philox(seed))
-    groups = [("strongest", image[:N_STRONGEST].tolist())] if n else []
+    groups = [(STRONGEST, image[:N_STRONGEST].tolist())] if n else []
     for title, above, below in GROUPS:
         ranks = np.arange(max(round(above * n), N_STRONGEST), round(below * n))
         chosen = np.sort(rng.permutation(ranks)[:N_OF_GROUP])

@@ -132,7 +132,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         async for part in request.stream():
             n_bytes += len(part)
             if n_bytes > limit:
-                raise HTTPException(413, f"This is larger than {limit / 1e6:.0f} MB, which is the limit.")
+                raise HTTPException(413, f"This is larger than {limit // 1024:,} kB, which is the limit.")
             parts.append(part)
     except ClientDisconnect as error:
         raise HTTPException(400, "The request was cut off.") from error
