@@ -1,7 +1,8 @@
 """What the page loads first: facts (site.json), numbers of every latent (atlas.bin) and names (names.json)."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ COLUMNS = (
     Column("alignment", "alignment of the name"),
     Column("clarity", "clarity of the top images"),
     Column("stability", "cosine with the nearest latent of another run"),
-    Column("top_class", "top class"),
+    Column("top_class", "most frequent class of the top images"),
     Column("map_x", "map"),
     Column("map_y", "map"),
 )
@@ -49,35 +50,33 @@ COLUMNS = (
 
 def list_classes(sources: Sources) -> tuple[list[str], NDArray[np.int64]]:
     """(the names of the classes in the order of their labels, their labels)."""
-    images = sources.concepts.images
-    labels, first = np.unique(np.asarray(images["label"]), return_index=True)
-    first = first[labels >= 0]
-    labels = labels[labels >= 0].astype(np.int64)
-    names = images["label_name"].take(first).to_pylist()
+    names, labels = sources.classes
     return [visible(name) or str(label) for name, label in zip(names, labels.tolist(), strict=True)], labels
 
 
-def make_columns(sources: Sources, more: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """The columns that are known, [F] float32 with NaN for unknown, in the order of COLUMNS.
+def find_columns(sources: Sources, more: Mapping[str, NDArray[Any]]) -> dict[str, Callable[[], NDArray[Any]]]:
+    """The columns that are known, in the order of COLUMNS: name -> what reads or computes the values, [F].
 
     Args:
         more: columns that are computed elsewhere, such as the map.
     """
     concepts = sources.concepts
-    found: dict[str, NDArray[Any]] = {
-        column.name: concepts.table[column.name].to_numpy()
+    found: dict[str, Callable[[], NDArray[Any]]] = {
+        column.name: partial(_read, sources, column.name)
         for column in COLUMNS
         if column.name in concepts.table.column_names
     }
     if concepts.has("nearest_cosine.npy") and "nearest" not in concepts.left_out:
-        cosines = concepts.nearest_cosines
-        if cosines.shape[1]:
-            found["nearest_cosine"] = cosines[:, 0]
-    found |= _name_scores(sources)
+        found["nearest_cosine"] = lambda: concepts.nearest_cosines[:, 0]
+    found |= {name: partial(np.asarray, values) for name, values in _name_scores(sources).items()}
     if list_classes(sources)[0]:
-        found["top_class"] = _top_classes(sources)
-    found |= more
-    return {column.name: np.asarray(found[column.name], dtype=np.float32) for column in COLUMNS if column.name in found}
+        found["top_class"] = lambda: sources.top_class
+    found |= {name: partial(np.asarray, values) for name, values in more.items()}
+    return {column.name: found[column.name] for column in COLUMNS if column.name in found}
+
+
+def _read(sources: Sources, name: str) -> NDArray[Any]:
+    return np.asarray(sources.concepts.table[name].to_numpy())
 
 
 def _name_scores(sources: Sources) -> dict[str, NDArray[Any]]:
@@ -96,23 +95,6 @@ def _name_scores(sources: Sources) -> dict[str, NDArray[Any]]:
         if np.isfinite(values).any():
             columns[name] = values
     return columns
-
-
-def _top_classes(sources: Sources) -> NDArray[np.float32]:
-    """[F]: the place in `list_classes` of the class with most tokens above tau, of equal ones the first; -1: none."""
-    counts = sources.concepts.class_counts
-    latent, n_tokens, label = (np.asarray(counts[name].to_numpy()) for name in ("latent", "n_tokens", "label"))
-    order = np.lexsort((label, latent)) if len(latent) else np.empty(0, np.int64)
-    latent, n_tokens, label = latent[order], n_tokens[order], label[order]
-    top = np.full(sources.n_latents, -1, dtype=np.float32)
-    start = np.flatnonzero(np.diff(latent, prepend=-1))
-    if not len(start):
-        return top
-    most = np.repeat(np.maximum.reduceat(n_tokens, start), np.diff(np.append(start, len(latent))))
-    best = np.flatnonzero(n_tokens == most)
-    latents, first = np.unique(latent[best], return_index=True)
-    top[latents] = np.searchsorted(list_classes(sources)[1], label[best[first]])
-    return top
 
 
 def describe_site(
@@ -159,9 +141,9 @@ def _version() -> str:
         return "unknown"
 
 
-def encode_columns(columns: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The columns one after the other, little-endian."""
-    return b"".join(values.astype("<f4").tobytes() for values in columns.values())
+def encode_columns(columns: Mapping[str, Callable[[], NDArray[Any]]]) -> bytes:
+    """The values one column after the other, float32, little-endian; NaN for unknown."""
+    return b"".join(values().astype("<f4").tobytes() for values in columns.values())
 
 
 def describe_names(sources: Sources) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actcache import SettingsError
 from actcache.artifacts import file_sha256
-from analysis.explore.atlas import describe_site, encode_columns, make_columns
+from analysis.explore.atlas import describe_site, encode_columns, find_columns
 from analysis.explore.comparison import describe_comparison
 from analysis.explore.encoding import encode
 from analysis.explore.images import describe_image, list_images
@@ -104,10 +104,10 @@ class Data:
     def _picture(self, image: int) -> bytes:
         return self.shelf.small(image) if self.images is None or image in self.images else b""
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The columns of the atlas."""
+    def columns(self) -> dict[str, Callable[[], NDArray[Any]]]:
+        """The columns of the atlas, and what gives their values."""
         stability = self.stability.column
-        return make_columns(
+        return find_columns(
             self.sources,
             (read_map(self.sources) or self.map.made) | ({} if stability is None else {"stability": stability}),
         )

@@ -4,13 +4,15 @@ import errno
 import ipaddress
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actcache import SettingsError
+from actcache import PipelineError, SettingsError
 from analysis.concepts import ConceptTable
 from analysis.config import ModelOptions
 from analysis.explore.abilities import find_abilities
@@ -63,6 +65,7 @@ def explore_concepts(
         )
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        threading.Thread(target=warm_up, args=(sources,), daemon=True).start()
         data.map.start()
         data.stability.start()
         if on_ready:
@@ -75,6 +78,12 @@ def explore_concepts(
             return
         finally:
             data.map.stop()
+
+
+def warm_up(sources: Sources) -> None:
+    """Read what the first click needs. If a file is damaged, that click says so."""
+    with suppress(PipelineError):
+        sources.warm_up()
 
 
 @lru_cache(maxsize=1)

@@ -52,6 +52,35 @@ class Sources:
         """[F]: the number of tokens on which each latent fires."""
         return np.asarray(self.concepts.table["n_tokens"].to_numpy(), dtype=np.int64)
 
+    @cached_property
+    def classes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """(names, labels) of the classes of the images, by label."""
+        images = self.concepts.images
+        labels, first = np.unique(np.asarray(images["label"]), return_index=True)
+        return images["label_name"].take(first[labels >= 0]).to_pylist(), labels[labels >= 0].astype(np.int64)
+
+    @cached_property
+    def top_class(self) -> NDArray[np.float32]:
+        """[F]: the place in `classes` of the most frequent class of a latent's top images, of equal ones the first; -1
+        for none.
+        """
+        top, labels = self.concepts.top_images, np.asarray(self.concepts.images["label"])
+        label = labels[top["image"].to_numpy()]
+        latent, label = (column[label >= 0] for column in (top["latent"].to_numpy(), label))
+        cell = latent.astype(np.int64) * len(self.classes[1]) + np.searchsorted(self.classes[1], label)
+        cells, count = np.unique(cell, return_counts=True)
+        of_latent, place = np.divmod(cells, max(len(self.classes[1]), 1))
+        order = np.lexsort((place, -count, of_latent))
+        found = np.full(self.n_latents, -1, dtype=np.float32)
+        latents, first = np.unique(of_latent[order], return_index=True)
+        found[latents] = place[order][first]
+        return found
+
+    def warm_up(self) -> None:
+        """Read what the first latent needs; with many classes that takes seconds."""
+        for name in ("class_counts", "top_images", "top_patches"):
+            self.concepts.rows_of(name, 0)
+
     def check_latent(self, latent: int) -> None:
         if not 0 <= latent < self.n_latents:
             raise SettingsError(f"A latent must lie in 0..{self.n_latents - 1}, got {latent}.")

@@ -135,7 +135,10 @@ def test_the_atlas_holds_the_columns_that_site_json_names(sources: Any, dense: N
     for name in ("mean_activation", "label_entropy"):
         np.testing.assert_allclose(columns[name], sources.concepts.table[name].to_numpy(), rtol=1e-6)
     labels = np.array(sources.concepts.images["label_name"].to_pylist())
-    counts = np.array([(dense[labels == name] > sources.concepts.config.tau).sum((0, 1)) for name in site["classes"]])
+    top = sources.concepts.top_images
+    counts = np.zeros((len(site["classes"]), sources.n_latents))
+    for latent, image in zip(top["latent"].to_pylist(), top["image"].to_pylist(), strict=True):
+        counts[site["classes"].index(labels[image]), latent] += 1
     expected = np.where(counts.any(0), counts.argmax(0), -1)
     np.testing.assert_array_equal(columns["top_class"], expected)
     assert (site["n_images"], site["grid"], site["block"]) == (48, [3, 3], {"latents": 1, "images": 1, "pictures": 1})
