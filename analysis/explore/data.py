@@ -120,7 +120,7 @@ class Data:
         )
         has = {
             "map": "map_x" in columns, "images": sources.codes is not None, "pictures": pictures,
-            "comparison": sources.comparison is not None, "results": bool(self.result_files), "notes": True,
+            "comparison": sources.comparison is not None, "results": bool(self.result_files), "notes": self.live,
             **{name: self.live and not self.abilities.get(name, "") for name in ("edit", "upload", "text")},
         }  # fmt: skip
         facts = describe_site(
@@ -143,7 +143,7 @@ class Data:
         sources = self.sources
         missing = dict(sources.missing)
         server = "This needs the program: look at the same table with `patchsae explore`."
-        for name in ("edit", "upload", "text"):
+        for name in ("edit", "upload", "text", "notes"):
             if not has[name]:
                 missing[name] = self.abilities.get(name, "") if self.live else server
         if not has["map"]:

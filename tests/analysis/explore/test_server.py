@@ -313,6 +313,14 @@ def test_addresses_of_this_machine() -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.2", "example.org", "")))
 
 
+def test_without_its_libraries_the_verb_says_how_to_install_them(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis import explore_concepts
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SettingsError, match=r"pip install 'patchsae\[explore\]'"):
+        explore_concepts(golden / "a.concepts")
+
+
 def test_a_port_that_is_taken_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="is taken") as error:
         open_socket("127.0.0.1", taken.getsockname()[1])

@@ -45,7 +45,7 @@ def test_a_site_holds_what_the_server_answers(table: Path, tmp_path: Path) -> No
     assert all(len(data) <= 512_000 for name, data in files.items() if name != "data/results.html")
     sources = open_sources(table, compare=table.parent / "compare.json", results=[table.parent / "rules.json"])
     live, facts = Data(sources, live=True), json.loads(files["data/site.json"])
-    assert (facts["live"], facts["has"]["map"], facts["has"]["edit"]) == (False, True, False)
+    assert [facts["live"], *(facts["has"][part] for part in ("map", "edit", "notes"))] == [False, True, False, False]
     assert "patchsae explore" in facts["missing"]["upload"]
     for name in ("atlas.bin", "names.json", "images.json", "comparison.json"):
         assert files[f"data/{name}"] == live.answer(name).body
