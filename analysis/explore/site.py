@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from actcache import SettingsError
-from actcache.artifacts import OutputLock, build_folder, check_place, file_sha256, list_files, write_new
+from actcache.artifacts import (
+    OutputLock,
+    build_folder,
+    check_place,
+    file_sha256,
+    list_files,
+    remove_remnants,
+    write_new,
+)
 from actcache.progress import Progress
 from analysis.concepts import ConceptTable, choose_gallery
 from analysis.explore.data import Data, count_blocks
@@ -79,6 +87,7 @@ def write_site(
     with OutputLock(target) as lock:
         if not dry_run:
             lock.acquire()
+            remove_remnants(target)
         content, plan = make_site(sources, page, on_progress)
         plan = replace(plan, folder=target)
         if on_plan:
