@@ -111,6 +111,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OverflowError as error:
         raise SettingsError(f"--port must lie in 0..65535, got {port}.") from error
+    except ValueError as error:  # what no name of a host may hold
+        raise SettingsError(f"--host must be an address such as 127.0.0.1, got {host[:60]!r}.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(

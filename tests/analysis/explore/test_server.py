@@ -325,8 +325,9 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="is taken") as error:
         open_socket("127.0.0.1", taken.getsockname()[1])
     assert "\n" not in str(error.value)
-    with pytest.raises(SettingsError, match="--host"):
-        open_socket("no.such.host.invalid", 0)
+    for host in ("no.such.host.invalid", "a\u202eb", "a\0b", "a" * 300):
+        with pytest.raises(SettingsError, match="--host"):
+            open_socket(host, 0)
 
 
 def test_the_verb_prints_its_address_and_ends_with_ctrl_c(golden: Path) -> None:

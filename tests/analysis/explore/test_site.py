@@ -141,9 +141,7 @@ def test_a_site_works_under_a_sub_path_of_pythons_own_server(table: Path, tmp_pa
         "--directory",
         str(tmp_path / "www"),
     ]
-    with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline().split("port ")[1].split()[0])
