@@ -37,6 +37,7 @@ from analysis import arguments
 from analysis.config import BenchmarkConfig, ModelOptions, StudyConfig
 from analysis.terminal import (
     Program,
+    announce,
     ask,
     describe_codes,
     describe_concepts,
@@ -49,6 +50,7 @@ from analysis.terminal import (
     draw_facts,
     draw_look,
     draw_publication,
+    draw_site,
     draw_table,
     emit,
     emit_answer,
@@ -69,6 +71,7 @@ from analysis.terminal import (
     show_steps,
     show_training,
     show_upload,
+    show_warning,
     show_written,
     split_pair,
 )
@@ -336,6 +339,41 @@ def report(concepts: arguments.ConceptsPath, out: arguments.ReportOut, results: 
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     show_written(path)
     show_next("name", concepts, why="words for the latents; then write the report again")
+
+
+@verb(LOOKING, "explore val.concepts --result masks.json")
+def explore(
+    concepts: arguments.ConceptsPath,
+    model: ModelOptions,
+    port: arguments.Port = 8000,
+    host: arguments.Host = "127.0.0.1",
+    open_: arguments.OpenBrowser = False,
+    compare: arguments.Compare = None,
+    results: arguments.Results = [],
+    codes: arguments.MovedCodes = None,
+    run: arguments.MovedRun = None,
+    store: arguments.AnyMovedStore = None,
+    images: arguments.MovedImages = None,
+) -> None:
+    """Look at the concepts in a browser.
+
+    A small server on this machine answers at the printed address until Ctrl-C. It shows every latent and image, draws
+    heat maps, takes your own images, keeps names and notes, and says how the classifier's answer changes when you
+    change latents. Nothing leaves the machine.
+    """
+
+    def show(address: str) -> None:
+        if not analysis.is_loopback(host):
+            show_warning(
+                f"Other machines can reach {host}. Give the address below only to people who may see the images."
+            )
+        show_note("Ctrl-C ends it. The address:")
+        announce({"concepts": str(concepts), "address": address}, address)
+
+    analysis.explore_concepts(
+        concepts, host=host, port=port, codes=codes, run=run, store=store, images=images, compare=compare,
+        results=results, model=model, browser=open_, on_ready=show,
+    )  # fmt: skip
 
 
 @verb(MEASURING, "evaluate runs/l10 val.acts fidelity.json --templates openai")
@@ -674,12 +712,16 @@ def import_(
 @verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
 def publish(
     src: arguments.PublishSrc,
-    dst: arguments.PublishDst,
+    dst: arguments.PublishDst = None,
+    site_folder: arguments.SiteFolder = None,
     license_: arguments.License = None,
     gallery: arguments.Gallery = False,
     codes: arguments.MovedCodes = None,
     run: arguments.MovedRun = None,
     store: arguments.AnyMovedStore = None,
+    images: arguments.MovedImages = None,
+    compare: arguments.Compare = None,
+    results: arguments.Results = [],
     yes: arguments.Yes = False,
     dry_run: arguments.PublishDryRun = False,
     overwrite: arguments.Overwrite = False,
@@ -689,7 +731,31 @@ def publish(
     Others can then use it with this program and with SAELens. Concepts bring their statistics, names and notes with
     them. A repository may hold several SAEs, each in a folder of its own. Nothing is uploaded unless you say yes, and
     what was uploaded is read back and compared.
+
+    With --site, the concepts become a web page instead: a folder of files that shows what `explore` shows, from any web
+    host. It holds pictures of your images.
     """
+    if (dst is None) == (site_folder is None):
+        raise typer.BadParameter("Give DST, where the SAE is published, or --site FOLDER for a web page, one of them.")
+    if site_folder is not None:
+        if license_ is not None or gallery or yes:
+            raise typer.BadParameter("--license, --gallery and --yes do not go with --site. Leave them out.")
+        with show_progress("site", "records") as on_progress:
+            made = analysis.write_site(
+                src, site_folder, codes=codes, run=run, store=store, images=images, compare=compare, results=results,
+                overwrite=overwrite, dry_run=dry_run, on_plan=lambda plan: show_note(draw_site(plan, "Will hold")),
+                on_progress=on_progress,
+            )  # fmt: skip
+        emit(asdict(made), [draw_site(made, "Holds"), *made.left_out])
+        if made.written:
+            show_written(site_folder)
+            show_note(f"Next: python3 -m http.server --directory {site_folder}")
+        elif not dry_run:
+            show_note(f"Was there already: {site_folder}")
+        return
+    if images is not None or compare is not None or results:
+        raise typer.BadParameter("--images, --compare and --result go with --site only. Leave them out.")
+    assert dst is not None
 
     def confirm(plan: analysis.Publication) -> bool:
         return yes or ask(f"Upload them to {plan.destination}? Type yes:", draw_publication(plan))

@@ -14,6 +14,7 @@ from .config import (
     TowerOptions,
 )
 from .dictionary import inspect_dictionaries
+from .explore import Site, explore_concepts, is_loopback, write_site
 from .heat_maps import heat_maps, threshold_heat_maps
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
@@ -89,6 +90,7 @@ __all__ = [
     "Question",
     "Quickstart",
     "RulesConfig",
+    "Site",
     "Statistic",
     "Steerability",
     "SteerabilityConfig",
@@ -105,11 +107,13 @@ __all__ = [
     "delete_latents",
     "draw_sheet",
     "evaluate_fidelity",
+    "explore_concepts",
     "find_images",
     "find_names",
     "format_tables",
     "heat_maps",
     "inspect_dictionaries",
+    "is_loopback",
     "learn_rules",
     "localize",
     "look",
@@ -143,5 +147,6 @@ __all__ = [
     "threshold_heat_maps",
     "write_adaptation_page",
     "write_report",
+    "write_site",
     "write_tables",
 ]

@@ -23,7 +23,7 @@ RIGHT = {
     "quickstart": "new", "extract": f"images new.acts {MODEL} --layer 1", "train": "a.acts new-run",
     "encode": "run a.acts new.codes", "analyze": "a.codes new.concepts", "query": "a.codes --latent 19",
     "look": "images/class0/00.png --sae run",
-    "name": "a.concepts", "report": "a.concepts new.html", "evaluate": "run b.acts new.json",
+    "name": "a.concepts", "report": "a.concepts new.html", "explore": "a.concepts", "evaluate": "run b.acts new.json",
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "probe": "a.codes new.json --label label_name",
     "localize": "a.codes", "inspect": "run --store a.acts",
@@ -43,7 +43,7 @@ WRONG = {
     "penalty": "nothing", "init": "nothing", "classes": "some",
     "where": " ", "group": " ", "versus": " ", "chosen_where": " ",
     "n_workers": "0", "n_threads": "0", "log_every": "0", "checkpoint_every": "0", "batch_size": "0",
-    "n_images": "0", "n_tokens": "0",
+    "n_images": "0", "n_tokens": "0", "site_folder": "words.txt",
 }  # fmt: skip
 """A wrong value for a flag; None where any text is right. Paths are told by their checks."""
 
@@ -88,7 +88,7 @@ def wrong_commands() -> dict[str, list[str]]:
                 continue
             names = [type(check).__name__ for _, check in checks.get(each.name, [])]
             is_path = any(name in ("Takes", "Reads") for name in names) or each.name in (
-                "images", "results", "test", "masks", "vocabulary",
+                "images", "results", "compare", "test", "masks", "vocabulary",
             )  # fmt: skip
             value = "new.xyz" if "Writes" in names else "nowhere/there" if is_path else WRONG.get(each.name)
             if value is not None and (is_path or names or each.name in WRONG):

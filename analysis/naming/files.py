@@ -54,6 +54,20 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
     return names | {latent: own["name"] for latent, own in read_own_names(path).items() if own.get("name")}
 
 
+def read_origins(concepts: ConceptTable | str | Path) -> dict[int, str]:
+    """Where the name of each latent comes from, in words; of a computed one also its alignment."""
+    table, own = read_name_table(concepts), read_own_names(concepts)
+    rows = [] if table is None else table.to_pylist()
+    words = {"images": "from its top images", "lens": "from its direction"}
+    origins = {
+        row["latent"]: f"{words.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
+        for method in reversed(METHODS)
+        for row in rows
+        if row["method"] == method
+    }
+    return origins | {latent: "by hand" for latent, entry in own.items() if entry.get("name")}
+
+
 def find_names(codes: CodeStore, concepts: ConceptTable | str | Path | None = None) -> dict[int, str]:
     """The names of the latents of codes: those of a concept table, by default of all tables that lie beside the codes.
 
@@ -146,9 +160,14 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
-    data = encode_table(sign_table(table.replace_schema_metadata({"naming": json.dumps(facts)})))
+    write_beside_seal(concepts, NAMES_FILE, table.replace_schema_metadata({"naming": json.dumps(facts)}))
+
+
+def write_beside_seal(concepts: ConceptTable, name: str, table: pa.Table) -> None:
+    """Write a table into the folder of notes, with a digest of its columns. A file there is replaced."""
+    data = encode_table(sign_table(table))
     with _lock_notes(concepts):
-        write_atomic(concepts.path / NOTES / NAMES_FILE, data)
+        write_atomic(concepts.path / NOTES / name, data)
 
 
 @contextmanager
@@ -187,6 +206,21 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
 
     Raises SettingsError for a latent out of range, or a text of more than one line.
     """
+    change_own(concepts, latent, name=name, note=note)
+
+
+def change_own(
+    concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None,
+    before: Mapping[str, str] | None = None,
+) -> bool:  # fmt: skip
+    """What `set_name` does, unless somebody else has changed the latent's texts in between.
+
+    Args:
+        before: the texts that the caller knows; None writes in any case.
+
+    Returns:
+        False, and nothing is written, where the latent has other texts than these.
+    """
     n_latents, latent = concepts.table.num_rows, check_number("latent", latent, int)
     if not 0 <= latent < n_latents:
         raise SettingsError(f"A latent must lie in 0..{n_latents - 1}, got {latent}.")
@@ -196,9 +230,12 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
             raise SettingsError(f"A {key} must be one line, got {text!r}.")
     with _lock_notes(concepts):
         own = read_own_names(concepts)
+        if before is not None and own.get(latent, {}) != before:
+            return False
         own[latent] = {key: text for key, text in {**own.get(latent, {}), **given}.items() if text}
         content = {str(n): own[n] for n in sorted(own) if own[n]}
         write_json(concepts.path / NOTES / OWN_FILE, {**content, "digest": digest(content)})
+    return True
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

@@ -38,10 +38,11 @@ from .facts import (
     draw_estimate,
     draw_look,
     draw_publication,
+    draw_site,
 )
 from .flags import read_hook_point, read_values, repeat_flags, split_pair
 from .progress import show_download, show_progress, show_steps, show_training, show_upload
-from .screen import ask, emit, options, show_note
+from .screen import announce, ask, emit, options, show_note, show_warning
 from .tables import draw_facts, draw_table
 from .verbs import Program
 
@@ -54,6 +55,7 @@ __all__ = [
     "Reads",
     "Takes",
     "Writes",
+    "announce",
     "ask",
     "at_least_one",
     "describe_codes",
@@ -67,6 +69,7 @@ __all__ = [
     "draw_facts",
     "draw_look",
     "draw_publication",
+    "draw_site",
     "draw_table",
     "emit",
     "emit_answer",
@@ -87,6 +90,7 @@ __all__ = [
     "show_steps",
     "show_training",
     "show_upload",
+    "show_warning",
     "show_written",
     "split_pair",
     "takes_address",

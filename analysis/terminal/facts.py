@@ -132,3 +132,12 @@ def draw_publication(publication: Any) -> list[str | Text]:
         lines.append(f"of an earlier publication, these files stay: {', '.join(publication.left_behind)}")
     n_files = sum(file.state != "unchanged" for file in publication.files)
     return [*lines, f"{n_files:,} new or changed files, {decimal(publication.n_bytes)}, for {publication.address}"]
+
+
+def draw_site(site: Any, verb: str) -> str:
+    """One line on a site. `verb`: Holds, or Will hold."""
+    (latents, n_latents), (images, n_images) = site.n_latents, site.n_images
+    return (
+        f"{verb} {site.n_files:,} files, {site.n_bytes / 1e6:.1f} MB: {latents:,} of {n_latents:,} latents, "
+        f"{images:,} of {n_images:,} images"
+    )

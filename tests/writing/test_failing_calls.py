@@ -30,7 +30,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, memory_folder: Path) -> Itera
     forked.close()
 
 
-WRITE_NOTHING = {"info", "verify"}
+WRITE_NOTHING = {"info", "verify", "explore"}  # explore writes what `name --set` writes, when it is asked to
 MADE_OF_OTHERS = {"quickstart"}
 
 
