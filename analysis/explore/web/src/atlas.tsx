@@ -60,6 +60,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
   }, [color, atlas]);
   const colorOf = (latent: number) => {
     if (scale) return scale.colorOf(latent);
+    if (color === "name") return names.latents[latent]?.name ? classColor(hash(names.latents[latent].name)) : UNKNOWN;
     const index = classes?.[latent] ?? -1;
     return color === "class" && index >= 0 ? classColor(index) : UNKNOWN;
   };
@@ -85,7 +86,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
           {site.has.map && choose("view", map ? "map" : "plot", "show", [["plot", "two numbers"], ["map", "map of directions"]])}
           {!map && choose("x", xName, "across", titles)}
           {!map && choose("y", yName, "up", titles)}
-          {choose("color", color, "color", [["class", "class of most tokens"], ...titles, ["none", "none"]])}
+          {choose("color", color, "color", [["class", "class of most tokens"], ["name", "name"], ...titles, ["none", "none"]])}
         </div>
         <Scatter {...{ x, y, colorOf, shown, marked, describe, view }} plain={map} onMark={mark}
           onPick={(latent) => go(`latent/${latent}`)} onView={(next) => amend({ zoom: next && writeView(next) }, true)} />
@@ -149,6 +150,13 @@ function Legend({ site, scale, color }: { site: Site; scale: ReturnType<typeof s
       <a key={name} href={link("atlas", { q: name })}><i style={{ background: classColor(i) }} aria-hidden="true" />{name}</a>))}
       {site.classes.length > most && <span>and {site.classes.length - most} more</span>}</p>
   );
+}
+
+/** A number for a text, so that equal names have equal colors. */
+function hash(text: string): number {
+  let value = 0;
+  for (let i = 0; i < text.length; i++) value = (31 * value + text.charCodeAt(i)) >>> 0;
+  return value % 997;
 }
 
 /** Latents that a search finds: by the start of their number, or by a part of their name, note or class. */
