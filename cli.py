@@ -54,6 +54,7 @@ from analysis.terminal import (
     Program,
     Verb,
     Verbs,
+    announce,
     ask,
     describe_codes,
     describe_import,
@@ -81,6 +82,7 @@ from analysis.terminal import (
     show_source,
     show_steps,
     show_upload,
+    show_warning,
     show_written,
     split_pair,
     with_flags,
@@ -416,6 +418,41 @@ def report(
     emit({"report": str(path), "bytes": path.stat().st_size}, f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     show_written(path)
     show_next("name", concepts, why="words for the latents; then write the report again")
+
+
+@verb(LOOKING, "explore val.concepts --result masks.json")
+def explore(
+    concepts: arguments.ConceptsPath,
+    model: ModelOptions,
+    port: arguments.Port = 8000,
+    host: arguments.Host = "127.0.0.1",
+    open_: arguments.OpenBrowser = False,
+    compare: arguments.Compare = None,
+    result: arguments.Results = [],
+    codes: arguments.MovedCodes = None,
+    run: arguments.MovedRun = None,
+    store: arguments.AnyMovedStore = None,
+    images: arguments.MovedImages = None,
+) -> None:
+    """Look at the concepts in a browser.
+
+    A small server on this machine answers at the printed address until Ctrl-C. It shows every latent and image, draws
+    heat maps, takes your own images, keeps names and notes, and says how the classifier's answer changes when you
+    change latents. Nothing leaves the machine.
+    """
+
+    def show(address: str) -> None:
+        if not analysis.is_loopback(host):
+            show_warning(
+                f"Other machines can reach {host}. Give the address below only to people who may see the images."
+            )
+        show_note("Ctrl-C ends it. The address:")
+        announce({"concepts": str(concepts), "address": address}, address)
+
+    analysis.explore_concepts(
+        concepts, host=host, port=port, codes=codes, run=run, store=store, images=images, compare=compare,
+        results=result, model=model, browser=open_, on_ready=show,
+    )  # fmt: skip
 
 
 @verb(MEASURING, "evaluate runs/l10 val.acts fidelity.json --templates openai")

@@ -13,6 +13,7 @@ from .config import (
     TowerOptions,
 )
 from .dictionary import inspect_dictionaries
+from .explore import explore_concepts, is_loopback
 from .heat_maps import heat_maps, threshold_heat_maps
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
@@ -101,10 +102,12 @@ __all__ = [
     "delete_latents",
     "draw_sheet",
     "evaluate_fidelity",
+    "explore_concepts",
     "find_images",
     "find_names",
     "heat_maps",
     "inspect_dictionaries",
+    "is_loopback",
     "learn_rules",
     "localize",
     "look",

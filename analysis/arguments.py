@@ -190,6 +190,14 @@ Results = Annotated[
     Option("--result", help="Result of a measuring verb, or x.prompts; repeat for several."),
     takes_result,
 ]
+Host = Annotated[str, Option(help="Address to answer on. Other machines reach 0.0.0.0, and then have to know a token.")]
+Port = Annotated[int, Option(help="Port to answer on; 0 takes a free one.", min=0, max=65535)]
+Compare = Annotated[
+    Path | None,
+    Option(help="Result of `compare`: the base model beside the adapted one, latent by latent."),
+    takes_result,
+]
+OpenBrowser = Annotated[bool, Option("--open/--no-open", help="Also open the address in a browser.")]
 SetLatents = Annotated[list[str], Option("--set", help="Hold a latent at a value on every token instead: 907=5.")]
 AddToLatents = Annotated[list[str], Option(help="Raise or lower a latent by a value instead: 907=-2.")]
 ChosenOn = Annotated[Path | None, Option(help="Codes of other images to choose latents on."), Takes("codes")]

@@ -21,7 +21,7 @@ ORDER = {
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions probing benchmark comparison report views publication "
-    "terminal arguments tour",
+    "explore terminal arguments tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
@@ -57,6 +57,7 @@ LIBRARIES = {
     "analysis/report": "bokeh jinja2 markupsafe",
     "analysis/publication": "PIL",
     "analysis/views": "torch",
+    "analysis/explore": "starlette torch uvicorn",
     "analysis/terminal": "rich typer",
     "analysis/arguments": "typer",
     "cli": "typer",

@@ -1,5 +1,6 @@
 from .compute import analyze
 from .config import AnalyzeConfig
+from .facts import SHOWN_QUANTILES, ClassShare, Kind, choose_bins, class_shares, finite, token_kinds, top_labels
 from .statistics import strongest_first
 from .table import EMBEDDINGS_FILE, NAMES_FILE, NOTES, OWN_FILE, ConceptTable, find_codes
 
@@ -8,9 +9,17 @@ __all__ = [
     "NAMES_FILE",
     "NOTES",
     "OWN_FILE",
+    "SHOWN_QUANTILES",
     "AnalyzeConfig",
+    "ClassShare",
     "ConceptTable",
+    "Kind",
     "analyze",
+    "choose_bins",
+    "class_shares",
     "find_codes",
+    "finite",
     "strongest_first",
+    "token_kinds",
+    "top_labels",
 ]

@@ -132,6 +132,7 @@ class ConceptTable:
         self.provenance = read_provenance(artifact, CodesProvenance)
         self._seal = read_summary(artifact, ConceptSummary)
         self.summary = read_seal(artifact)
+        self._by_latent: dict[str, tuple[pa.Table, NDArray[np.int64]]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "ConceptTable":
@@ -203,12 +204,33 @@ class ConceptTable:
         """[I, E]: unit embeddings of the images, by memory map. Raises CorruptError if there are none."""
         return self._array(EMBEDDINGS_FILE)
 
+    def rows_of(self, name: str, latent: int) -> pa.Table:
+        """The rows of one latent in `top_images`, `top_patches` or `class_counts`, in the order of the file."""
+        if name not in self._by_latent:
+            table = getattr(self, name)
+            of_latent = table["latent"].to_numpy()
+            if (of_latent[1:] < of_latent[:-1]).any():  # written by an older version
+                order = np.argsort(of_latent, kind="stable")
+                table, of_latent = table.take(order), of_latent[order]
+            self._by_latent[name] = table, np.searchsorted(of_latent, np.arange(self.table.num_rows + 1))
+        table, start = self._by_latent[name]
+        return table.slice(int(start[latent]), int(start[latent + 1] - start[latent]))
+
     def nearest(self, latent: int) -> list[tuple[int, float]]:
         """(latent, cosine) of the decoder rows nearest to a latent's; empty if the run was not available."""
         if "nearest" in self.left_out:
             return []
-        latents, cosines = self._array("nearest.npy")[latent], self._array("nearest_cosine.npy")[latent]
+        latents, cosines = self._array("nearest.npy")[latent], self.nearest_cosines[latent]
         return list(zip(latents.tolist(), cosines.tolist(), strict=True))
+
+    @cached_property
+    def nearest_cosines(self) -> NDArray[np.floating[Any]]:
+        """[F, m]: cosines of the nearest decoder rows, largest first. Raises CorruptError if there are none."""
+        return self._array("nearest_cosine.npy")
+
+    def has(self, file: str) -> bool:
+        """Whether the seal lists a file. If a listed file is gone, that is damage, and opening the file reports it."""
+        return file in self.summary["files"]
 
     @property
     def left_out(self) -> dict[str, str]:

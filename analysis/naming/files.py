@@ -54,6 +54,20 @@ def read_names(concepts: ConceptTable | str | Path) -> dict[int, str]:
     return names | {latent: own["name"] for latent, own in read_own_names(path).items() if own.get("name")}
 
 
+def read_origins(concepts: ConceptTable | str | Path) -> dict[int, str]:
+    """Where the name of each latent comes from, in words; of a computed one also its alignment."""
+    table, own = read_name_table(concepts), read_own_names(concepts)
+    rows = [] if table is None else table.to_pylist()
+    words = {"images": "from its top images", "lens": "from its direction"}
+    origins = {
+        row["latent"]: f"{words.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
+        for method in reversed(METHODS)
+        for row in rows
+        if row["method"] == method
+    }
+    return origins | {latent: "by hand" for latent, entry in own.items() if entry.get("name")}
+
+
 def find_names(codes: CodeStore, concepts: ConceptTable | str | Path | None = None) -> dict[int, str]:
     """The names of the latents of codes: those of a concept table, by default of all tables that lie beside the codes.
 
@@ -187,6 +201,21 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
 
     Raises SettingsError for a latent out of range, or a text of more than one line.
     """
+    change_own(concepts, latent, name=name, note=note)
+
+
+def change_own(
+    concepts: ConceptTable, latent: int, *, name: str | None = None, note: str | None = None,
+    before: Mapping[str, str] | None = None,
+) -> bool:  # fmt: skip
+    """What `set_name` does, unless somebody else has changed the latent's texts in between.
+
+    Args:
+        before: the texts that the caller knows; None writes in any case.
+
+    Returns:
+        False, and nothing is written, where the latent has other texts than these.
+    """
     n_latents, latent = concepts.table.num_rows, check_number("latent", latent, int)
     if not 0 <= latent < n_latents:
         raise SettingsError(f"A latent must lie in 0..{n_latents - 1}, got {latent}.")
@@ -196,9 +225,12 @@ def set_name(concepts: ConceptTable, latent: int, *, name: str | None = None, no
             raise SettingsError(f"A {key} must be one line, got {text!r}.")
     with _lock_notes(concepts):
         own = read_own_names(concepts)
+        if before is not None and own.get(latent, {}) != before:
+            return False
         own[latent] = {key: text for key, text in {**own.get(latent, {}), **given}.items() if text}
         content = {str(n): own[n] for n in sorted(own) if own[n]}
         write_json(concepts.path / NOTES / OWN_FILE, {**content, "digest": digest(content)})
+    return True
 
 
 def _path(concepts: ConceptTable | str | Path) -> Path:

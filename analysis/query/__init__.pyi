@@ -1,11 +1,11 @@
 from .answer import answer_question, write_answer
 from .classes import query_class, query_firing, query_selection
-from .cofiring import co_fire, query_co_firing, sample_partners
+from .cofiring import co_fire, query_co_firing, rank_partners, sample_partners
 from .contact_sheet import draw_sheet
 from .entries import open_entries, read_entries
 from .groups import query_groups
 from .images import query_image, query_images, sum_latents
-from .latents import describe_places, query_counter_examples, query_latent, query_patches
+from .latents import describe_places, find_counter_examples, query_counter_examples, query_latent, query_patches
 from .places import At, choose_patches, parse_at
 from .question import Question
 from .where import choose_images
@@ -19,6 +19,7 @@ __all__ = [
     "co_fire",
     "describe_places",
     "draw_sheet",
+    "find_counter_examples",
     "open_entries",
     "parse_at",
     "query_class",
@@ -31,6 +32,7 @@ __all__ = [
     "query_latent",
     "query_patches",
     "query_selection",
+    "rank_partners",
     "read_entries",
     "sample_partners",
     "sum_latents",

@@ -74,14 +74,17 @@ def query_co_firing(codes: CodeStore, latent: int, *, n_top: int = 10) -> pa.Tab
     Strongest jaccard first. Raises SettingsError for a latent out of range.
     """
     counts = co_fire(codes, [latent])
-    both, jaccard = counts.both[0], counts.jaccard()[0]
-    n_tokens = int(both[latent])
-    both[latent] = 0
+    return rank_partners(counts.both[0], counts.n_fired, latent, n_top=n_top)
+
+
+def rank_partners(both: NDArray[np.int64], n_fired: NDArray[np.int64], latent: int, *, n_top: int) -> pa.Table:
+    """What `query_co_firing` answers, from `both` [F] of the latent and `n_fired` [F], see `CoFiring`."""
+    jaccard = both / np.maximum(both[latent] + n_fired - both, 1)
     others = np.flatnonzero(both)
+    others = others[others != latent]
     top = others[np.lexsort((others, -jaccard[others]))[:n_top]]
-    return pa.table(
-        {"latent": top, "n_tokens": both[top], "share": both[top] / max(n_tokens, 1), "jaccard": jaccard[top]}
-    )
+    share = both[top] / max(int(both[latent]), 1)
+    return pa.table({"latent": top, "n_tokens": both[top], "share": share, "jaccard": jaccard[top]})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

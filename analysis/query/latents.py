@@ -14,7 +14,7 @@ from actcache import SettingsError
 from analysis.config import SCORES
 from analysis.heat_maps import check_patches
 from analysis.query.where import choose_images, describe_images, latent_pairs
-from analysis.reduce import image_scores
+from analysis.reduce import Pairs, image_scores
 from saetrain import CodeStore
 
 
@@ -85,7 +85,20 @@ def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, wh
     Raises SettingsError as `query_latent` does, and if the latent fires on no labeled image.
     """
     chosen = choose_images(codes, where)
-    pairs = latent_pairs(codes, latent, chosen)
+    found = find_counter_examples(codes, latent_pairs(codes, latent, chosen), chosen, n_top=n_top)
+    if found is None:
+        raise SettingsError(
+            f"Latent {latent} fires on no labeled image, and counter-examples need classes. Ask with --show images."
+        )
+    return found
+
+
+def find_counter_examples(codes: CodeStore, pairs: Pairs, chosen: NDArray[np.bool_], *, n_top: int) -> pa.Table | None:
+    """What `query_counter_examples` answers, from the pairs of one latent; None if it fires on no labeled image.
+
+    Args:
+        pairs: those of the chosen images. chosen: [I] the images that are looked at.
+    """
     score = np.zeros(codes.n_images)
     score[pairs.image] = image_scores(pairs, codes, "mean")
     names = codes.images["label_name"].combine_chunks().dictionary_encode()
@@ -93,9 +106,7 @@ def query_counter_examples(codes: CodeStore, latent: int, *, n_top: int = 10, wh
     labeled = chosen & (np.array([bool(name) for name in classes])[label])
     total = np.bincount(label[labeled], score[labeled], len(classes))
     if not total.any():
-        raise SettingsError(
-            f"Latent {latent} fires on no labeled image, and counter-examples need classes. Ask with --show images."
-        )
+        return None
     top_class = int(np.argmax(total / np.maximum(np.bincount(label[labeled], minlength=len(classes)), 1)))
     silent = np.flatnonzero(labeled & (label == top_class) & (score == 0))[:n_top]
     others = np.flatnonzero(labeled & (label != top_class) & (score > 0))

@@ -4,42 +4,31 @@ In: a ConceptTable; one of an older version may lack some files. Out: a `Portrai
 the same order. Only the rows of these latents are read.
 """
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from analysis.concepts import ConceptTable
-from analysis.naming import METHODS, read_name_table, read_names, read_own_names
+from analysis.concepts import (
+    SHOWN_QUANTILES,
+    ClassShare,
+    ConceptTable,
+    Kind,
+    choose_bins,
+    class_shares,
+    finite,
+    token_kinds,
+    top_labels,
+)
+from analysis.naming import read_names, read_origins, read_own_names
 from analysis.pictures import draw_heat_map, draw_position_map
 from analysis.report.page import trust
 from analysis.report.top_images import Shot
 
 N_CLASSES = 5
-QUANTILES = {"10 %": "q10_activation", "median": "q50_activation", "90 %": "q90_activation", "99 %": "q99_activation"}
-
-
-class ClassShare(NamedTuple):
-    """A class, its share of a latent's tokens above tau, and the number of its images that have such a token."""
-
-    name: str
-    share: float
-    n_images: int
-
-
-class Kind(NamedTuple):
-    """What a latent does on one kind of token, CLS or patches."""
-
-    name: str
-    density: float
-    mean: float
-    maximum: float
 
 
 class Places(NamedTuple):
@@ -93,25 +82,26 @@ NUMBERS = (
 def make_portraits(concepts: ConceptTable) -> list[Portrait]:
     """One portrait for every latent in the gallery."""
     shown = pc.unique(concepts.gallery["latent"]).to_pylist()
-    names, own, origins = read_names(concepts), read_own_names(concepts), _origins(concepts)
-    shots, labels, classes = _shots(concepts), _top_labels(concepts, shown), _class_shares(concepts, shown)
-    strengths = _strengths(concepts, shown)
+    names, own, origins = read_names(concepts), read_own_names(concepts), read_origins(concepts)
+    shots, strengths = _shots(concepts), _strengths(concepts, shown)
     portraits = []
     for latent in shown:
         row = concepts.table.slice(latent, 1).to_pylist()[0]
-        shares = classes.get(latent, [])
+        shares = class_shares(concepts, latent)
         portraits.append(
             Portrait(
                 latent=latent,
                 name=names.get(latent, ""),
-                origin="by hand" if own.get(latent, {}).get("name") else origins.get(latent, ""),
+                origin=origins.get(latent, ""),
                 note=own.get(latent, {}).get("note", ""),
-                numbers={name: _number(row.get(name)) for name in NUMBERS},
-                labels=labels.get(latent, ""),
-                quantiles={title: row[name] for title, name in QUANTILES.items() if _number(row.get(name)) is not None},
+                numbers={name: finite(row.get(name)) for name in NUMBERS},
+                labels=", ".join(f"{name} {n}" for name, n in top_labels(concepts, latent).most_common(3)),
+                quantiles={
+                    title: row[name] for title, name in SHOWN_QUANTILES.items() if finite(row.get(name)) is not None
+                },
                 strengths=strengths.get(latent, Markup()),
                 places=_places(concepts, latent),
-                kinds=_kinds(concepts, row),
+                kinds=token_kinds(concepts, row),
                 classes=shares[:N_CLASSES],
                 n_other_classes=len(shares[N_CLASSES:]),
                 nearest=_nearest(concepts, latent, names, set(shown)),
@@ -124,30 +114,12 @@ def make_portraits(concepts: ConceptTable) -> list[Portrait]:
 def missing_parts(concepts: ConceptTable) -> list[str]:
     """The names of parts that a table of an older version does not have."""
     parts = {"histogram.npy": "histograms of activation", "position_map.npy": "position maps"}
-    missing = [part for file, part in parts.items() if not _has(concepts, file)]
-    if not _has(concepts, "nearest.npy") and "nearest" not in concepts.left_out:
+    missing = [part for file, part in parts.items() if not concepts.has(file)]
+    if not concepts.has("nearest.npy") and "nearest" not in concepts.left_out:
         missing.append("nearest latents")
     if "label_std" not in concepts.table.column_names:
         missing.append("label spread")
     return missing
-
-
-def _has(concepts: ConceptTable, file: str) -> bool:
-    """Whether the seal lists a file. If a listed file is gone, that is damage, and opening the file reports it."""
-    return file in concepts.summary["files"]
-
-
-def _origins(concepts: ConceptTable) -> dict[int, str]:
-    """Where each computed name comes from, and its alignment, by the method that `read_names` prefers."""
-    table = read_name_table(concepts)
-    rows = [] if table is None else table.to_pylist()
-    origins = {"images": "from its top images", "lens": "from its direction"}
-    return {
-        row["latent"]: f"{origins.get(row['method'], row['method'])}, alignment {row['alignment']:.2f}"
-        for method in reversed(METHODS)
-        for row in rows
-        if row["method"] == method
-    }
 
 
 def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:
@@ -173,35 +145,8 @@ def _shots(concepts: ConceptTable) -> dict[int, list[Shot]]:
     return shots
 
 
-def _top_labels(concepts: ConceptTable, shown: list[int]) -> dict[int, str]:
-    """The most frequent labels among each latent's top images, e.g. `ship 14, truck 2`."""
-    top = concepts.top_images.filter(pc.is_in(concepts.top_images["latent"], value_set=pa.array(shown, pa.int64())))
-    labels = concepts.images["label_name"].take(top["image"]).to_pylist()
-    counts: dict[int, Counter[str]] = {}
-    for latent, label in zip(top["latent"].to_pylist(), labels, strict=True):
-        if label:
-            counts.setdefault(latent, Counter())[label] += 1
-    return {latent: ", ".join(f"{name} {n}" for name, n in count.most_common(3)) for latent, count in counts.items()}
-
-
-def _class_shares(concepts: ConceptTable, shown: list[int]) -> dict[int, list[ClassShare]]:
-    """For each latent, the classes on which it is above tau, largest share first."""
-    counts = concepts.class_counts
-    counts = counts.filter(pc.is_in(counts["latent"], value_set=pa.array(shown).cast(counts["latent"].type)))
-    order = [("latent", "ascending"), ("n_tokens", "descending"), ("label", "ascending")]
-    totals: Counter[int] = Counter()
-    shares: dict[int, list[ClassShare]] = {}
-    rows = counts.sort_by(order).to_pylist()
-    for row in rows:
-        totals[row["latent"]] += row["n_tokens"]
-    for row in rows:
-        name, share = row["label_name"] or str(row["label"]), row["n_tokens"] / totals[row["latent"]]
-        shares.setdefault(row["latent"], []).append(ClassShare(name, share, row["n_images"]))
-    return shares
-
-
 def _strengths(concepts: ConceptTable, shown: list[int]) -> dict[int, Markup]:
-    if not _has(concepts, "histogram.npy") or not shown:
+    if not concepts.has("histogram.npy") or not shown:
         return {}
     histogram = concepts.histogram
     counts = np.asarray(histogram.counts[shown], dtype=np.int64)
@@ -213,42 +158,20 @@ def _strengths(concepts: ConceptTable, shown: list[int]) -> dict[int, Markup]:
 
 
 def _places(concepts: ConceptTable, latent: int) -> Places | None:
-    if not _has(concepts, "position_map.npy"):
+    if not concepts.has("position_map.npy"):
         return None
     counts = np.asarray(concepts.position_map[latent], dtype=np.int64)
     row, column = divmod(int(counts.argmax()), counts.shape[1])
     return Places(draw_position_map(counts), int(counts.max()), row, column) if counts.any() else None
 
 
-def _kinds(concepts: ConceptTable, row: Mapping[str, float]) -> list[Kind]:
-    """CLS and patches, if both were encoded."""
-    kinds = {"CLS": "cls", "patches": "patch"}
-    if "cls_density" not in row or not all(kind in concepts.quality for kind in kinds.values()):
-        return []
-    return [
-        Kind(name, *(row[f"{kind}_{number}"] for number in ("density", "mean_activation", "max_activation")))
-        for name, kind in kinds.items()
-    ]
-
-
 def _nearest(concepts: ConceptTable, latent: int, names: dict[int, str], shown: set[int]) -> list[Neighbor]:
-    if not _has(concepts, "nearest.npy"):
+    if not concepts.has("nearest.npy"):
         return []
     return [Neighbor(n, cosine, names.get(n, ""), n in shown) for n, cosine in concepts.nearest(latent)]
 
 
-def _number(value: Any) -> float | None:
-    """The value, or None if it is missing or NaN."""
-    return None if value is None or np.isnan(value) else value
-
-
 WIDTH, HEIGHT, AXIS = 250, 58, 14
-
-
-def choose_bins(counts: NDArray[np.int64]) -> slice:
-    """The bins from the first to the last that any latent of counts [n, B] uses, so that all share one axis."""
-    used = np.flatnonzero(counts.any(axis=0))
-    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, counts.shape[1])
 
 
 def draw_strengths(counts: NDArray[np.int64], edges: NDArray[np.float32]) -> Markup:

@@ -33,7 +33,7 @@ from .endings import (
 )
 from .flags import read_values, repeat_flags, split_pair, with_flags
 from .progress import show_download, show_progress, show_steps, show_upload
-from .screen import ask, emit, options, show_note
+from .screen import announce, ask, emit, options, show_note, show_warning
 from .tables import draw_estimate, draw_facts, draw_publication, draw_table
 from .verbs import Program, Verb, Verbs, program_version
 
@@ -48,6 +48,7 @@ __all__ = [
     "Verb",
     "Verbs",
     "Writes",
+    "announce",
     "ask",
     "at_least_one",
     "describe_codes",
@@ -76,6 +77,7 @@ __all__ = [
     "show_source",
     "show_steps",
     "show_upload",
+    "show_warning",
     "show_written",
     "split_pair",
     "takes_address",

@@ -58,6 +58,13 @@ def emit(facts: Mapping[str, Any], lines: str | Iterable[str | Text]) -> None:
             stdout.print(Text(visible(line)) if isinstance(line, str) else line, soft_wrap=True)
 
 
+def announce(facts: Mapping[str, Any], lines: str | Iterable[str | Text]) -> None:
+    """Print what is known while the verb goes on, at once, also into a pipe."""
+    emit(facts, lines)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Everything else, on stderr
 

@@ -1,4 +1,5 @@
-from .looking import look
+from .looking import layout_of, look, see_images
+from .tower import Pair, open_pair
 from .view import Look, View
 
-__all__ = ["Look", "View", "look"]
+__all__ = ["Look", "Pair", "View", "layout_of", "look", "open_pair", "see_images"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from actcache import ModelError, NonFiniteError, SettingsError
 from actcache.models import VisionTower
@@ -20,6 +21,7 @@ from actcache.store import StoreLayout
 from analysis.concepts import ConceptTable
 from analysis.config import TowerOptions
 from analysis.naming import find_names_of
+from analysis.pictures import Picture
 from analysis.query import At
 from analysis.views.tower import Pair, open_pair
 from analysis.views.view import Look, View
@@ -89,13 +91,25 @@ def look(
     )  # fmt: skip
 
 
-@torch.no_grad()
 def _look_at(pair: Pair, files: Sequence[str]) -> list[View]:
     """The views of a batch of image files. Raises as `look`."""
-    tower, preprocess = pair.tower, pair.tower.preprocess
+    preprocess = pair.tower.preprocess
     decoded = [decode_image(file, name=file, max_pixels=MAX_PIXELS, preprocess=preprocess) for file in files]
+    return see_images(pair, files, decoded)[0]
+
+
+@torch.no_grad()
+def see_images(pair: Pair, names: Sequence[str], decoded: Sequence[Picture]) -> tuple[list[View], Tensor]:
+    """The views of a batch of images, and the stream at the hook point, [B, T, D] float32.
+
+    Args:
+        names: what the images are called. decoded: from `decode_image`, with the tower's preprocessing.
+
+    Raises ModelError, NonFiniteError as `look`.
+    """
+    tower, preprocess = pair.tower, pair.tower.preprocess
     stream = tower.run(torch.stack([tower.transform(image) for image in decoded]), [pair.hook_point])[pair.hook_point]
-    layout = _layout(tower)
+    layout = layout_of(tower)
     if stream.shape[1:] != (layout.n_stream, layout.d_model):
         raise ModelError(
             f"{pair.model} makes {stream.shape[1]} tokens of an image; expected were {layout.n_stream} "
@@ -111,15 +125,15 @@ def _look_at(pair: Pair, files: Sequence[str]) -> list[View]:
     image, token = row // x.shape[1], row % x.shape[1] + first_token
     views = []
     covered = covered_shares(preprocess.size, layout.grid, pair.tower.patch_size)
-    for number, (file, whole) in enumerate(zip(files, decoded, strict=True)):
+    for number, (name, whole) in enumerate(zip(names, decoded, strict=True)):
         mine = image == number
         entries = [part[mine].numpy() for part in (token, latent, value.float())]
         picture = resize_image(whole, preprocess)
-        views.append(View(file, picture, layout.grid, covered, pair.sae.config.n_latents, tokens, *entries))
-    return views
+        views.append(View(name, picture, layout.grid, covered, pair.sae.config.n_latents, tokens, *entries))
+    return views, stream
 
 
-def _layout(tower: VisionTower) -> StoreLayout:
+def layout_of(tower: VisionTower) -> StoreLayout:
     """Where the tokens of an image lie in the tower's stream."""
     return StoreLayout(
         n_images=1, grid=tower.grid, d_model=tower.d_model, chunk_images=1, shard_images=1, n_extra=tower.n_extra,

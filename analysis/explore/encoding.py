@@ -1,0 +1,94 @@
+"""How records become bytes: compact JSON, numbers with four significant digits, and shots, the images under heat maps.
+
+Text of others (labels, uris, columns) passes through `visible`, so a page shows a mark that turns the direction of
+writing instead of obeying it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.text import visible
+from analysis.concepts import finite
+
+SIGNIFICANT = 4
+
+
+class Shot(TypedDict):
+    """An image under a latent's heat map.
+
+    Attributes:
+        score: what the latent's top images are ordered by. peak: its maximum on a token of the image.
+        cls: its value on CLS, 0 where it is silent; None where CLS was not encoded.
+        at, heat: row-major numbers of the patches on which it fires, ascending, and its values there.
+    """
+
+    image: int
+    score: float
+    peak: float
+    cls: float | None
+    at: list[int]
+    heat: list[float]
+
+
+def encode(record: object) -> bytes:
+    """Compact, strict JSON, in ASCII, which holds any text."""
+    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+
+
+def shorten(values: NDArray[Any] | Iterable[float]) -> list[float]:
+    """The values with four significant digits, whole ones without a point."""
+    return [_plain(value) for value in (values.tolist() if isinstance(values, np.ndarray) else values)]
+
+
+def short(value: float | None) -> float | None:
+    """One value as `shorten` does it; None for one that is missing or does not exist."""
+    return None if finite(value) is None else _plain(value)
+
+
+def _plain(value: float | None) -> Any:
+    rounded = float(f"{value:.{SIGNIFICANT}g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def show_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's columns of an image, as JSON knows them."""
+    return {visible(name): _show(value) for name, value in row.items()}
+
+
+def _show(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    return finite(value) if isinstance(value, float) else visible(value)[:2000]
+
+
+def make_shots(
+    images: Sequence[int], scores: Mapping[int, float], rows: NDArray[np.int64], values: NDArray[np.floating[Any]],
+    *, n_tokens: int, has_cls: bool,
+) -> list[Shot]:  # fmt: skip
+    """Shots of a latent on some images, in their order.
+
+    Args:
+        scores: of the images on which it fires. rows: ascending rows of the latent's entries. values: their values.
+        has_cls: whether CLS was encoded.
+    """
+    shots: list[Shot] = []
+    for image in images:
+        start, stop = np.searchsorted(rows, [image * n_tokens, (image + 1) * n_tokens])
+        token, value = rows[start:stop] - image * n_tokens, values[start:stop].astype(np.float64)
+        on_patch = token > 0
+        cls = float(value[~on_patch].sum())
+        shots.append(
+            {
+                "image": int(image),
+                "score": _plain(scores.get(int(image), 0.0)),
+                "peak": _plain(value.max(initial=0)),
+                "cls": _plain(cls) if has_cls else None,
+                "at": (token[on_patch] - 1).tolist(),
+                "heat": shorten(value[on_patch]),
+            }
+        )
+    return shots

@@ -1,0 +1,56 @@
+"""The records of images: all images as one list, and the codes of one of them by token."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actcache.text import visible
+from analysis.explore.encoding import shorten, show_row
+from analysis.explore.sources import Sources
+
+OWN = ("source_index", "uri", "label", "label_name", "bytes", "store", "content_hash")
+"""Columns of images.parquet that `extract` writes; all others are the user's."""
+
+
+def list_images(sources: Sources) -> dict[str, Any]:
+    """The uri and label of every image, and whether it could be read."""
+    images, codes = sources.concepts.images, sources.codes
+    readable = np.ones(len(images), dtype=np.bool_) if codes is None else codes.valid
+    return {
+        "uri": [visible(uri) for uri in images["uri"].to_pylist()],
+        "label": [visible(label) for label in images["label_name"].to_pylist()],
+        "readable": readable.astype(int).tolist(),
+    }
+
+
+def describe_image(sources: Sources, image: int) -> dict[str, Any] | None:
+    """The record of an image; None without codes. Raises SettingsError for an image out of range."""
+    sources.check_image(image)
+    codes = sources.codes
+    if codes is None:
+        return None
+    row = sources.concepts.images.slice(image, 1).to_pylist()[0]
+    entries = codes.read_rows(image * codes.n_tokens + np.arange(codes.n_tokens))
+    token = entries.row - image * codes.n_tokens
+    return {
+        "image": image,
+        "uri": visible(row["uri"]),
+        "label": visible(row["label_name"]),
+        "readable": int(codes.valid[image]),
+        "columns": show_row({name: value for name, value in row.items() if name not in OWN}),
+        **describe_codes(token, entries.latent, entries.value, n_tokens=codes.n_tokens, tokens=codes.tokens),
+    }
+
+
+def describe_codes(
+    token: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.floating[Any]], *, n_tokens: int, tokens: str
+) -> dict[str, Any]:
+    """The entries of one image by token, ascending; CLS is token 0, whether it is encoded or not."""
+    return {
+        "n_tokens": n_tokens,
+        "tokens": 1 if tokens == "patch" else 0,
+        "indptr": np.searchsorted(token, np.arange(n_tokens + 1)).tolist(),
+        "latent": latent.tolist(),
+        "value": shorten(value.astype(np.float64)),
+    }
