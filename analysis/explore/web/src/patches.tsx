@@ -85,6 +85,10 @@ export function PatchPicker({ site, source, alt, heat, maximum, threshold, chose
         else if (done.length === 1) onChoose(chosen.length === 1 && chosen[0] === first ? [] : [first]);
         else onChoose(event.shiftKey ? [...new Set([...chosen, ...done])].sort((a, b) => a - b) : done);
       }}
+      onPointerCancel={() => {
+        from.current = null; // the browser scrolls instead
+        setDragged(null);
+      }}
       onPointerLeave={() => point(null)}>
       {source ? <img src={source} alt="" draggable={false} /> : <span class="blank">{alt}</span>}
       {heat && <HeatMap {...{ site, heat, maximum, threshold }} />}

@@ -25,7 +25,7 @@ export function Shots({ site, shots, latent, maximum, look }: { site: Site; shot
               <Picture site={site} image={shot.image} alt={name} heat={look.overlay ? shot : null} maximum={maximum} threshold={look.threshold} />
               <span class="label">{name}</span>
               <span class="soft">{site.score} {show(shot.score)} · peak {show(shot.peak)}</span>
-              {shot.cls !== null && <span class="tag" title="It fires on the CLS token, which lies nowhere in the image.">CLS {show(shot.cls)}</span>}
+              {!!shot.cls && <span class="tag" title="It fires on the CLS token, which lies nowhere in the image.">CLS {show(shot.cls)}</span>}
             </a>
           </li>
         );
