@@ -1,5 +1,7 @@
 // Builds the page: src/main.tsx and src/style.css become ../page/app.js and ../page/style.css, beside index.html.
-import { copyFileSync, mkdirSync } from "node:fs";
+// ../page/SOURCE holds the sha256 of what they were built from, so that a test notices a page that is older than src.
+import { createHash } from "node:crypto";
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as esbuild from "esbuild";
 
 const folder = new URL("../page/", import.meta.url).pathname;
@@ -18,4 +20,11 @@ const options = {
   logLevel: "info",
 };
 if (process.argv.includes("--watch")) await (await esbuild.context(options)).watch();
-else await esbuild.build(options);
+else {
+  await esbuild.build(options);
+  const here = new URL(".", import.meta.url).pathname;
+  const sources = ["build.mjs", "package-lock.json", ...readdirSync(`${here}src`).map((name) => `src/${name}`)].sort();
+  const hash = createHash("sha256");
+  for (const name of sources) hash.update(name).update("\0").update(readFileSync(here + name));
+  writeFileSync(`${folder}SOURCE`, `${hash.digest("hex")}\n`);
+}
