@@ -826,12 +826,16 @@ def import_(
 @verb(EXCHANGING, "publish val.concepts hf://me/clip-saes --license mit --dry-run")
 def publish(
     src: arguments.PublishSrc,
-    dst: arguments.PublishDst,
+    dst: arguments.PublishDst = None,
+    site: arguments.SiteFolder = None,
     license_: arguments.License = None,
     gallery: arguments.Gallery = False,
     codes: arguments.MovedCodes = None,
     run: arguments.MovedRun = None,
     store: arguments.AnyMovedStore = None,
+    images: arguments.MovedImages = None,
+    compare: arguments.Compare = None,
+    result: arguments.Results = [],
     yes: arguments.Yes = False,
     dry_run: arguments.PublishDryRun = False,
     overwrite: arguments.Overwrite = False,
@@ -841,7 +845,31 @@ def publish(
     Others can then use it with this program and with SAELens. Concepts bring their statistics, names and notes with
     them. A repository may hold several SAEs, each in a folder of its own. Nothing is uploaded unless you say yes, and
     what was uploaded is read back and compared.
+
+    With --site, the concepts become a web page instead: a folder of files that shows what `explore` shows, from any web
+    host. It holds pictures of your images.
     """
+    if (dst is None) == (site is None):
+        raise typer.BadParameter("Give DST, where the SAE is published, or --site FOLDER for a web page, one of them.")
+    if site is not None:
+        if license_ is not None or gallery or yes:
+            raise typer.BadParameter("--license, --gallery and --yes do not go with --site. Leave them out.")
+        with show_progress("site", "records") as on_progress:
+            made = analysis.write_site(
+                src, site, codes=codes, run=run, store=store, images=images, compare=compare, results=result,
+                overwrite=overwrite, dry_run=dry_run, on_plan=lambda plan: show_note(say_site(plan, "Will hold")),
+                on_progress=on_progress,
+            )  # fmt: skip
+        emit(asdict(made), [say_site(made, "Holds"), *made.left_out])
+        if made.written:
+            show_written(site)
+            show_note(f"Next: python3 -m http.server --directory {site}")
+        elif not dry_run:
+            show_note(f"Was there already: {site}")
+        return
+    if images is not None or compare is not None or result:
+        raise typer.BadParameter("--images, --compare and --result go with --site only. Leave them out.")
+    assert dst is not None
 
     def confirm(plan: analysis.Publication) -> bool:
         return yes or ask(f"Upload them to {plan.destination}? Type yes:", draw_publication(plan))
@@ -906,6 +934,15 @@ def verify(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading flags
+
+
+def say_site(site: Any, verb: str) -> str:
+    """One line on a site."""
+    (latents, n_latents), (images, n_images) = site.n_latents, site.n_images
+    return (
+        f"{verb} {site.n_files:,} files, {site.n_bytes / 1e6:.1f} MB: {latents:,} of {n_latents:,} latents, "
+        f"{images:,} of {n_images:,} images"
+    )
 
 
 def hook_point(layer: int | None, site: str | None) -> Any:

@@ -13,7 +13,7 @@ from .config import (
     TowerOptions,
 )
 from .dictionary import inspect_dictionaries
-from .explore import explore_concepts, is_loopback
+from .explore import Site, explore_concepts, is_loopback, write_site
 from .heat_maps import heat_maps, threshold_heat_maps
 from .interventions import delete_latents, evaluate_fidelity, mask_latents, measure_steerability, set_latents
 from .lineage import find_images
@@ -86,6 +86,7 @@ __all__ = [
     "Question",
     "Quickstart",
     "RulesConfig",
+    "Site",
     "Statistic",
     "Steerability",
     "SteerabilityConfig",
@@ -141,4 +142,5 @@ __all__ = [
     "threshold_heat_maps",
     "write_adaptation_page",
     "write_report",
+    "write_site",
 ]

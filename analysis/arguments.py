@@ -316,9 +316,13 @@ PublishSrc = Annotated[
     Path, Argument(metavar="RUN|CONCEPTS", help="A trained SAE, or concept statistics of one."), takes_run_or_concepts
 ]
 PublishDst = Annotated[
-    str,
-    Argument(metavar="DST", help="hf://OWNER/REPO, hf://OWNER/REPO/FOLDER, or a local folder for the repository."),
+    str | None,
+    Argument(metavar="[DST]", help="hf://OWNER/REPO, hf://OWNER/REPO/FOLDER, or a local folder for the repository."),
     Publishes(),
+]
+SiteFolder = Annotated[
+    Path | None,
+    Option("--site", help="Instead of DST: a folder for the explorer as files, which any web host can serve."),
 ]
 License = Annotated[
     str | None, Option("--license", help="License of the SAE as the hub calls it, e.g. mit; none given by default.")

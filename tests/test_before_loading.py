@@ -23,7 +23,7 @@ RIGHT = {
     "quickstart": "new", "extract": f"images new.acts {MODEL} --layer 1", "train": "a.acts new-run",
     "encode": "run a.acts new.codes", "analyze": "a.codes new.concepts", "query": "a.codes --latent 19",
     "look": "images/class0/00.png --sae run",
-    "name": "a.concepts", "report": "a.concepts new.html", "evaluate": "run b.acts new.json",
+    "name": "a.concepts", "report": "a.concepts new.html", "explore": "a.concepts", "evaluate": "run b.acts new.json",
     "intervene": "run b.acts new.json", "attribute": "run b.acts new.json", "steer": "run b.acts new.json",
     "rules": "a.codes new.json", "probe": "a.codes new.json --label label_name",
     "localize": "a.codes", "inspect": "run --store a.acts",

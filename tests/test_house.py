@@ -57,7 +57,7 @@ LIBRARIES = {
     "analysis/report": "bokeh jinja2 markupsafe",
     "analysis/publication": "PIL",
     "analysis/views": "torch",
-    "analysis/explore": "starlette torch uvicorn",
+    "analysis/explore": "openTSNE starlette torch uvicorn",
     "analysis/terminal": "rich typer",
     "analysis/arguments": "typer",
     "cli": "typer",

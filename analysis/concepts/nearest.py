@@ -44,6 +44,11 @@ def n_geometry_tasks(n_latents: int) -> int:
     return -(-n_latents // TASK_LATENTS)
 
 
+def unit_decoder(run: Run) -> NDArray[np.float32]:
+    """[F, D]: the decoder rows of a run as unit vectors. Raises CorruptError."""
+    return _unit_decoder(str(run.weights().absolute()), run.run_id)
+
+
 @lru_cache(maxsize=2)
 def _unit_decoder(path: str, run_id: str) -> NDArray[np.float32]:
     """[F, D], computed once per process. `run_id` distinguishes runs that were at the same path."""

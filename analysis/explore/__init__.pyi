@@ -1,3 +1,4 @@
 from .serving import explore_concepts, is_loopback
+from .site import Site, write_site
 
-__all__ = ["explore_concepts", "is_loopback"]
+__all__ = ["Site", "explore_concepts", "is_loopback", "write_site"]

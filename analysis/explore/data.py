@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from actcache import SettingsError
+from actcache.artifacts import file_sha256
 from analysis.explore.atlas import describe_site, encode_columns, make_columns
+from analysis.explore.comparison import describe_comparison
 from analysis.explore.encoding import encode
 from analysis.explore.images import describe_image, list_images
 from analysis.explore.latents import describe_latent
-from analysis.explore.maps import read_map
+from analysis.explore.maps import MapMaker, read_map
 from analysis.explore.notes import Notes
 from analysis.explore.pictures import PictureShelf, pack
 from analysis.explore.sources import Sources
+from analysis.explore.twins import Stability
+from analysis.report import draw_results
 
 JSON, BINARY, HTML = "application/json", "application/octet-stream", "text/html; charset=utf-8"
 LIVE_BLOCK = {"latents": 1, "images": 1, "pictures": 1}
@@ -47,15 +53,11 @@ class Data:
 
     def __post_init__(self) -> None:
         self.shelf, self.notes = PictureShelf(self.sources), Notes(self.sources)
+        self.map, self.stability = MapMaker(self.sources), Stability(self.sources)
 
     def answer(self, path: str) -> Answer:
         """The content of data/`path`. Raises SettingsError if there is no such file, or no such latent or image."""
-        whole: dict[str, Callable[[], Answer]] = {
-            "site.json": lambda: Answer(encode(self.describe())),
-            "atlas.bin": lambda: Answer(encode_columns(self.columns()), BINARY),
-            "names.json": lambda: Answer(encode(self.notes.read())),
-            "images.json": lambda: Answer(encode(list_images(self.sources))),
-        }
+        whole = self.whole()
         if path in whole:
             return whole[path]()
         folder, _, name = path.partition("/")
@@ -70,6 +72,20 @@ class Data:
                     numbers = self._numbers("pictures", int(number), self.sources.n_images)
                     return Answer(pack([self._picture(image) for image in numbers]), BINARY)
         raise SettingsError(f"There is no data/{path[:100]}.")
+
+    def whole(self) -> dict[str, Callable[[], Answer]]:
+        """The files that are not cut into blocks: name -> what makes the content."""
+        whole: dict[str, Callable[[], Answer]] = {
+            "site.json": lambda: Answer(encode(self.describe())),
+            "atlas.bin": lambda: Answer(encode_columns(self.columns()), BINARY),
+            "names.json": lambda: Answer(encode(self.notes.read())),
+            "images.json": lambda: Answer(encode(list_images(self.sources))),
+        }
+        if self.sources.comparison is not None:
+            whole["comparison.json"] = lambda: Answer(encode(describe_comparison(self.sources)))
+        if self.result_files:
+            whole["results.html"] = lambda: Answer(self._results, HTML)
+        return whole
 
     def _block(
         self, name: str, number: int, n: int, kept: frozenset[int] | None,
@@ -90,7 +106,11 @@ class Data:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The columns of the atlas."""
-        return make_columns(self.sources, read_map(self.sources))
+        stability = self.stability.column
+        return make_columns(
+            self.sources,
+            (read_map(self.sources) or self.map.made) | ({} if stability is None else {"stability": stability}),
+        )
 
     def describe(self) -> dict[str, Any]:
         """What site.json says."""
@@ -100,12 +120,23 @@ class Data:
         )
         has = {
             "map": "map_x" in columns, "images": sources.codes is not None, "pictures": pictures,
-            "comparison": sources.comparison is not None, "results": bool(sources.results), "notes": True,
+            "comparison": sources.comparison is not None, "results": bool(self.result_files), "notes": True,
             **{name: self.live and not self.abilities.get(name, "") for name in ("edit", "upload", "text")},
         }  # fmt: skip
-        return describe_site(
+        facts = describe_site(
             sources, live=self.live, block=self.block, columns=columns, has=has, missing=self._missing(has)
         )
+        return facts | {"results": [file_sha256(file)[:16] for file in self.result_files if file.is_file()]}
+
+    @property
+    def result_files(self) -> list[Path]:
+        """The files that results.html draws."""
+        compared = [] if self.sources.comparison is None else [self.sources.comparison[1]]
+        return list(dict.fromkeys([*compared, *self.sources.results]))
+
+    @cached_property
+    def _results(self) -> bytes:
+        return draw_results(self.result_files, self.sources.concepts)
 
     def _missing(self, has: Mapping[str, bool]) -> dict[str, str]:
         """The reason for each part that is not there, one sentence each."""
@@ -116,7 +147,7 @@ class Data:
             if not has[name]:
                 missing[name] = self.abilities.get(name, "") if self.live else server
         if not has["map"]:
-            missing["map"] = "The map of decoder directions has not been made."
+            missing["map"] = self.map.state or "The map of decoder directions has not been made."
         if not has["pictures"]:
             missing["pictures"] = missing.get("images", "There are no pictures.")
         if has["images"]:

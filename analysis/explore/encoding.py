@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actcache.text import visible
-from analysis.concepts import finite
+from analysis.concepts import ConceptTable, finite
 
 SIGNIFICANT = 4
 
@@ -91,4 +92,27 @@ def make_shots(
                 "heat": shorten(value[on_patch]),
             }
         )
+    return shots
+
+
+def kept_shots(concepts: ConceptTable, latent: int, n: int) -> list[Shot]:
+    """The top images that a table keeps: with the heat maps of the gallery, or else the strongest patch alone."""
+    gallery = concepts.gallery
+    kept = gallery.filter(pc.equal(gallery["latent"], latent)).to_pylist()
+    heats = {line["image"]: np.array(line["heat"], dtype=np.float64) for line in kept}
+    shots: list[Shot] = []
+    for line in concepts.rows_of("top_images", latent).sort_by("rank").slice(0, n).to_pylist():
+        heat, patch = heats.get(line["image"]), line.get("peak_patch")
+        if heat is None:  # the patch is the token's number; CLS and what is not known are no patch
+            peak = line.get("peak") or 0.0
+            at = [patch - 1] if patch is not None and patch > 0 and peak else []
+            values = np.full(len(at), peak)
+        else:
+            at = np.flatnonzero(heat).tolist()
+            values = heat[at]
+            peak = float(heat.max(initial=0))
+        shots.append(
+            {"image": line["image"], "score": _plain(line.get("score") or 0.0), "peak": _plain(peak), "cls": None,
+             "at": at, "heat": shorten(values)}
+        )  # fmt: skip
     return shots

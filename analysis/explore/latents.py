@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.concepts import SHOWN_QUANTILES, choose_bins, class_shares, finite, token_kinds
-from analysis.explore.encoding import Shot, make_shots, short, shorten
+from analysis.explore.encoding import Shot, kept_shots, make_shots, short, shorten
 from analysis.explore.sources import Sources
 from analysis.explore.twins import find_twins
 from analysis.query import find_counter_examples, rank_partners
@@ -101,7 +101,13 @@ def _describe_strengths(sources: Sources, latent: int) -> dict[str, Any] | None:
 def _describe_images(sources: Sources, latent: int) -> dict[str, Any]:
     codes = sources.codes
     if codes is None:
-        return {"cofiring": None, "groups": _kept_groups(sources, latent), "counter": None, "note": ""}
+        kept = kept_shots(sources.concepts, latent, N_STRONGEST)
+        return {
+            "cofiring": None,
+            "groups": [{"title": "strongest", "shots": kept}] if kept else [],
+            "counter": None,
+            "note": "",
+        }
     fired = read_fired(codes, latent, int(sources.n_fired[latent]), sources.concepts.config.score)
     groups = choose_groups(fired, seed=latent)
     counter = find_counter_examples(codes, fired.pairs, fired.images, n_top=N_COUNTER) if len(fired.rows) else None
@@ -194,24 +200,3 @@ def find_partners(
          "n_tokens": row["n_tokens"]}
         for row in rank_partners(both, n_fired, latent, n_top=N_PARTNERS).to_pylist()
     ]  # fmt: skip
-
-
-def _kept_groups(sources: Sources, latent: int) -> list[dict[str, Any]]:
-    """The top images that the table keeps: with heat maps of those in the gallery, the strongest patch of others."""
-    concepts = sources.concepts
-    top = concepts.rows_of("top_images", latent).sort_by("rank").slice(0, N_STRONGEST).to_pylist()
-    kept = sources.kept_heat.get(latent, {})
-    shots: list[Shot] = []
-    for line in top:
-        heat = kept.get(line["image"])
-        peak, patch = line.get("peak"), line.get("peak_patch", -1)
-        at = [] if patch is None or patch < 1 else [patch - 1]
-        if heat is not None:
-            at = np.flatnonzero(heat).tolist()
-        values = [peak or 0.0] * len(at) if heat is None else heat[at]
-        shots.append(
-            {"image": line["image"], "score": shorten([line.get("score") or 0.0])[0],
-             "peak": shorten([peak or (0.0 if heat is None else float(heat.max()))])[0], "cls": None, "at": at,
-             "heat": shorten(values)}
-        )  # fmt: skip
-    return [{"title": "strongest", "shots": shots}] if shots else []

@@ -9,7 +9,6 @@ import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from http.cookies import SimpleCookie
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -20,20 +19,16 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actcache import PipelineError
+from actcache import PipelineError, SettingsError
 from actcache.text import visible
 from analysis.explore.data import Data
 from analysis.explore.edit import Edit
 from analysis.explore.encoding import encode
+from analysis.explore.page_files import INDEX, kind_of, read_page
 
 if TYPE_CHECKING:
     from analysis.explore.live import LiveModel
 
-PAGE = files("analysis.explore") / "page"
-KINDS = {
-    ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml", ".map": "application/json", ".txt": "text/plain; charset=utf-8", ".png": "image/png",
-}  # fmt: skip
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -61,14 +56,14 @@ def make_app(
     stamp = secrets.token_hex(4)  # answers stay in the browser's cache as long as this server runs
 
     async def page(request: Request) -> Response:
-        name = request.path_params.get("name", "index.html") or "index.html"
-        found = next((file for file in PAGE.iterdir() if file.name == name), None) if PAGE.is_dir() else None
-        if found is None or not found.is_file():
-            if name == "index.html":
-                raise HTTPException(404, "The page is not part of this installation. Build it as CONTRIBUTING.md says.")
+        name = request.path_params.get("name", INDEX)
+        try:
+            found = read_page()
+        except SettingsError as error:
+            raise HTTPException(404, str(error)) from error
+        if name not in found:
             raise HTTPException(404, f"There is no {name[:100]}.")
-        suffix = "." + name.rpartition(".")[2]
-        return Response(found.read_bytes(), media_type=KINDS.get(suffix, "application/octet-stream"))
+        return Response(found[name], media_type=kind_of(name))
 
     async def answer(request: Request) -> Response:
         path = request.path_params["path"]

@@ -63,6 +63,8 @@ def explore_concepts(
         )
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        data.map.start()
+        data.stability.start()
         if on_ready:
             on_ready(address)
         if browser:
@@ -71,6 +73,8 @@ def explore_concepts(
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # this is how people end it
             return
+        finally:
+            data.map.stop()
 
 
 @lru_cache(maxsize=1)

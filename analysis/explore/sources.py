@@ -12,6 +12,7 @@ from actcache import ArtifactNotFoundError, IncompleteError, ParentMismatchError
 from actcache.artifacts import find_parent
 from analysis.concepts import ConceptTable
 from analysis.lineage import ImagePlaces, find_images, find_run
+from analysis.report import SECTIONS
 from analysis.results import Comparison, Inspection, read_result
 from saetrain import CodeStore, Run
 
@@ -50,15 +51,6 @@ class Sources:
     def n_fired(self) -> NDArray[np.int64]:
         """[F]: the number of tokens on which each latent fires."""
         return np.asarray(self.concepts.table["n_tokens"].to_numpy(), dtype=np.int64)
-
-    @cached_property
-    def kept_heat(self) -> dict[int, dict[int, NDArray[np.float32]]]:
-        """latent -> image -> [P] heat map in the gallery of the table."""
-        kept: dict[int, dict[int, NDArray[np.float32]]] = {}
-        for line in self.concepts.gallery.to_pylist():
-            heat = np.array(line["heat"], dtype=np.float32)
-            kept.setdefault(line["latent"], {})[line["image"]] = heat
-        return kept
 
     def check_latent(self, latent: int) -> None:
         if not 0 <= latent < self.n_latents:
@@ -114,5 +106,6 @@ def open_sources(
 
 
 def _find_inspections(files: Sequence[Path]) -> list[tuple[Inspection, Path]]:
-    read = [(read_result(file), file) for file in files if file.suffix == ".json"]
+    """The inspections among the results. Raises SchemaError for a file that is no result."""
+    read = [(read_result(file, *SECTIONS), file) for file in files if not file.is_dir()]
     return [(result, file) for result, file in read if isinstance(result, Inspection)]

@@ -8,6 +8,7 @@ from .files import (
     read_origins,
     read_own_names,
     set_name,
+    write_beside_seal,
 )
 from .naming import name_latents
 from .vocabulary import read_vocabulary
@@ -24,4 +25,5 @@ __all__ = [
     "read_own_names",
     "read_vocabulary",
     "set_name",
+    "write_beside_seal",
 ]

@@ -160,9 +160,14 @@ def read_name_table(concepts: ConceptTable | str | Path) -> pa.Table | None:
 
 def write_name_table(concepts: ConceptTable, table: pa.Table, facts: Mapping[str, str]) -> None:
     """Replace names.parquet. facts: how the names were made, which the table keeps as metadata."""
-    data = encode_table(sign_table(table.replace_schema_metadata({"naming": json.dumps(facts)})))
+    write_beside_seal(concepts, NAMES_FILE, table.replace_schema_metadata({"naming": json.dumps(facts)}))
+
+
+def write_beside_seal(concepts: ConceptTable, name: str, table: pa.Table) -> None:
+    """Write a table into the folder of notes, with a digest of its columns. A file there is replaced."""
+    data = encode_table(sign_table(table))
     with _lock_notes(concepts):
-        write_atomic(concepts.path / NOTES / NAMES_FILE, data)
+        write_atomic(concepts.path / NOTES / name, data)
 
 
 @contextmanager

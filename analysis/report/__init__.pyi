@@ -1,6 +1,16 @@
-from .comparison import write_adaptation_page
+from .comparison import find_tables, write_adaptation_page
 from .page import fill, share_pictures
-from .report import write_report
+from .report import draw_results, write_report
+from .sections import SECTIONS
 from .top_images import Frame
 
-__all__ = ["Frame", "fill", "share_pictures", "write_adaptation_page", "write_report"]
+__all__ = [
+    "SECTIONS",
+    "Frame",
+    "draw_results",
+    "fill",
+    "find_tables",
+    "share_pictures",
+    "write_adaptation_page",
+    "write_report",
+]

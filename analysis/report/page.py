@@ -69,11 +69,15 @@ def contradictions(file: object) -> Iterator[None]:
 
 def write_page(out: str | Path, template: str, **fields: Any) -> Path:
     """Fill a template and write the page. An existing file is replaced."""
+    return write_output(out, make_page(template, **fields))
+
+
+def make_page(template: str, **fields: Any) -> bytes:
+    """Fill a template: a page with the scripts of its plots."""
     from bokeh.resources import Resources
 
     script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
-    page = share_pictures(fill(template, script=trust(script), **fields))
-    return write_output(out, page.encode())
+    return share_pictures(fill(template, script=trust(script), **fields)).encode()
 
 
 def fill(template: str, **fields: Any) -> Markup:

@@ -8,7 +8,7 @@ from actcache import SettingsError
 from analysis.concepts import ConceptTable
 from analysis.report.latents import Portrait, make_portraits, missing_parts
 from analysis.report.overview import draw_overview, draw_training
-from analysis.report.page import write_page
+from analysis.report.page import make_page, write_page
 from analysis.report.sections import draw_sections
 from analysis.report.top_images import frame_of
 
@@ -88,6 +88,19 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
         missing=missing_parts(concepts),
         pictures=bool(concepts.artifact.settings.get("pictures")),
         tau=concepts.config.tau,
+        frame=frame_of(concepts),
+    )
+
+
+def draw_results(results: Sequence[str | Path], concepts: ConceptTable) -> bytes:
+    """A page with a section for each of some results, as `write_report` shows them. Raises as `write_report`."""
+    sections = draw_sections(results, concepts)
+    return make_page(
+        "results.html.jinja",
+        title=f"Results beside {concepts.path.name}",
+        subtitle=f"{concepts.sae.variant} SAE at {concepts.sae.hook_point} of {concepts.source.model}",
+        sections=sections,
+        contents=[part.title for part in sections],
         frame=frame_of(concepts),
     )
 

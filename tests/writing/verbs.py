@@ -103,6 +103,8 @@ VERBS = {
         "import a.concepts/nearest_cosine.npy {o}/x.acts --layer 1 --model-name any --shard-images 32", ("x.acts",)
     ),
     "publish": Verb("publish a.concepts {o}/x --gallery", ("x",)),
+    "site": Verb("publish {o}/a.concepts --site {o}/x --codes a.codes --run run --store a.acts --images images",
+                 ("x",), copied="a.concepts", changing=("map.parquet", "atlas.bin")),
     "demo": Verb("demo {o}/scenes", ("scenes",), overwrites=False),
     "import": Verb("convert foreign {o}/run --store a.acts", ("run",)),
 }  # fmt: skip
