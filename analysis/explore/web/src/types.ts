@@ -1,0 +1,126 @@
+// What lies under data/ and what api/ answers. Python writes it in analysis/explore; both sides keep to this file.
+
+/** A column of atlas.bin: one number for each latent. */
+export interface Column {
+  name: string;
+  title: string;
+  log?: boolean;
+}
+
+export interface Site {
+  schema: number;
+  live: boolean;
+  title: string;
+  concepts_id: string;
+  codes_id: string;
+  run_id?: string;
+  model?: string;
+  hook_point: string;
+  tokens: string;
+  variant?: string;
+  n_latents: number;
+  n_alive: number;
+  n_images: number;
+  n_tokens: number;
+  /** Rows and columns of patches. */
+  grid: [number, number];
+  /** Shares of a picture's height and width that lie under patches, from the upper left corner. */
+  covered: [number, number];
+  score: string;
+  /** How many latents, images and pictures one file holds. */
+  block: { latents: number; images: number; pictures: number };
+  columns: Column[];
+  classes: string[];
+  has: Partial<Record<"map" | "images" | "pictures" | "comparison" | "results" | "notes" | "edit" | "upload" | "text", boolean>>;
+  /** Why a part is not there, by its name. */
+  missing: Record<string, string>;
+}
+
+export interface Shot {
+  image: number;
+  score: number;
+  peak: number;
+  /** The value at CLS, if the latent fires there. */
+  cls: number | null;
+  /** Patches on which it fires, numbered row by row, and its values there. */
+  at: number[];
+  heat: number[];
+}
+
+export interface Kind {
+  density: number;
+  mean: number;
+  max: number;
+}
+
+export interface Latent {
+  latent: number;
+  numbers: Record<string, number | null>;
+  quantiles: Record<string, number>;
+  kinds: { cls: Kind; patch: Kind } | null;
+  histogram: { edges: (number | null)[]; counts: number[] } | null;
+  position: number[] | null;
+  classes: { name: string; n_tokens: number; share: number; n_images: number }[];
+  n_classes: number;
+  nearest: [number, number][];
+  cofiring: { latent: number; jaccard: number; share: number; n_tokens: number }[] | null;
+  groups: { title: string; shots: Shot[] }[];
+  counter: { kind: string; shots: Shot[] }[] | null;
+  patches: { image: number; row: number; column: number; value: number }[];
+  twins: { run: string; latent: number; cosine: number }[] | null;
+}
+
+export interface ImageRecord {
+  image: number;
+  uri: string;
+  label: string;
+  readable: boolean;
+  columns: Record<string, string | number | boolean | null>;
+  n_tokens: number;
+  /** The first token that has codes: 0 where CLS is encoded, otherwise 1. */
+  tokens: number;
+  /** Entries of token t: indptr[t] to indptr[t + 1]. Token 0 is CLS, and 1 + row * columns + column a patch. */
+  indptr: number[];
+  latent: number[];
+  value: number[];
+}
+
+export interface Names {
+  latents: Record<string, { name?: string; origin?: string; own?: boolean; note?: string }>;
+  version: string;
+}
+
+export interface Images {
+  uri: string[];
+  label: string[];
+  readable: number[];
+}
+
+export interface Comparison {
+  conclusion: string;
+  facts: [string, string][];
+  latents: { latent: number; class?: string; change?: number; base: Shot[]; adapted: Shot[] }[];
+}
+
+export interface Upload {
+  upload: string;
+  record: ImageRecord;
+  picture: string;
+}
+
+export interface Edit {
+  judge: string;
+  classes: { name: string; before: number; after: number; random: number | null }[];
+  random_latent: number | null;
+  frequency: [number, number] | null;
+  seconds: number;
+}
+
+export interface EditRequest {
+  image?: number;
+  upload?: string;
+  at: number[] | null;
+  set: Record<number, number>;
+  keep: number[] | null;
+  drop: number[];
+}
