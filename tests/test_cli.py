@@ -45,7 +45,7 @@ CONFIGS: dict[str, tuple[Any, ...]] = {
     "query": (analysis.Question,),
     "look": (analysis.TowerOptions,),
     "evaluate": (analysis.StudyConfig, analysis.ModelOptions),
-    "benchmark": (analysis.StudyConfig, analysis.ModelOptions),
+    "benchmark": (analysis.BenchmarkConfig, analysis.StudyConfig, analysis.ModelOptions),
     "intervene": (analysis.MaskingConfig, analysis.StudyConfig, analysis.ModelOptions),
     "attribute": (analysis.DeletionConfig, analysis.StudyConfig, analysis.ModelOptions),
     "steer": (analysis.SteerabilityConfig, analysis.StudyConfig, analysis.ModelOptions),
@@ -107,7 +107,8 @@ def test_the_other_flags_and_defaults_equal_the_librarys_keywords(verb: str) -> 
     if verb == "adapt":
         of_configs -= {"model", "pretrained"}
     flags = {name: flag for name, flag in flags_of(verb).items() if name not in of_configs | OWN}
-    extra = {"extract": {"dry_run"}, "train": {"site"}}.get(verb, set())  # estimate(); with --layer one hook point
+    # estimate(); with --layer one hook point; write_tables()
+    extra = {"extract": {"dry_run"}, "train": {"site"}, "benchmark": {"table"}}.get(verb, set())
     parameters = signatures.signature(FUNCTIONS[verb]).parameters.values()
     keywords = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in of_configs | OWN}
     assert flags.keys() - extra == keywords.keys()
