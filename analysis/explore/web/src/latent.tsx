@@ -168,7 +168,7 @@ function NoteEditor({ site, latent, names, onNames }: { site: Site; latent: numb
   const save = async (event: Event) => {
     event.preventDefault();
     try {
-      const { names: all, clash } = await saveNote(site, latent, shownName.trim(), shownNote.trim());
+      const { names: all, clash } = await saveNote(site, latent, line(shownName), line(shownNote));
       onNames(all);
       if (clash) return say("Somebody else has changed this latent in the meantime. Theirs is kept and shown above; save again to replace it.");
       setName(null);
@@ -200,3 +200,6 @@ function download(site: Site): void {
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
 }
+
+/** A name or a note is one line. */
+const line = (text: string) => text.replace(/\s+/g, " ").trim();
