@@ -102,6 +102,7 @@ def quickstart(
     emit(result.to_json(), result.lines())
     show_written(*sorted(out.iterdir()))
     show_next("query", out / "scenes.codes", "--latent", result.concepts[0].latent)
+    show_next("explore", out / "scenes.concepts", why="to look around in a browser")
 
 
 @verb(PATH, "extract photos val.acts --model ViT-B-16-quickgelu --pretrained openai --layer 10")

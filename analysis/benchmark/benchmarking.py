@@ -109,12 +109,13 @@ def benchmark_runs(
                 skipped.append(BenchmarkSkipped(subject.name, found.name, found.reason))
                 continue
             known[subject.name, found.name] = found
-            span = interval(found.replicates) or (None, None)
+            low, high = interval(found.replicates) or (None, None)
             values.append(
                 BenchmarkValue(
-                    subject.name, measure.table, found.name, found.higher_is_better, found.value, *span, found.details
+                    subject.name, measure.table, found.name, found.higher_is_better, found.value, low, high,
+                    found.details,
                 )
-            )
+            )  # fmt: skip
     result = Benchmark(
         *head,
         hook_point=str(opened[0].hook_point),

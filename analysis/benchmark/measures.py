@@ -23,7 +23,7 @@ from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.monosemanticity import measure_monosemanticity
 from analysis.benchmark.patch_concepts import NAME as PATCH_CONCEPTS
 from analysis.benchmark.patch_concepts import measure_patch_concepts
-from analysis.benchmark.patch_labels import PatchLabels, read_patch_labels
+from analysis.benchmark.patch_labels import LabeledPatches, read_patch_labels
 from analysis.benchmark.patch_probe import PatchProbe, fit_patch_probe
 from analysis.benchmark.reconstruction import measure_reconstruction
 from analysis.benchmark.sparse_probing import measure_sparse_probing
@@ -56,7 +56,7 @@ class Bench:
     shop: Workshop
     subjects: Sequence[Subject]
     described: Sequence[BenchmarkSubject]
-    pairs: ImagePairs | Skipped | None
+    pairs: ImagePairs | Skipped
     config: BenchmarkConfig
     study: StudyConfig
     model: ModelOptions
@@ -77,7 +77,7 @@ class Bench:
         return open_causes(self.task, self.judged, self.shop.runs[0], self._show("steer by class means"))
 
     @cached_property
-    def labels(self) -> PatchLabels | Skipped:
+    def labels(self) -> LabeledPatches | Skipped:
         codes = self.subjects[0].codes
         return read_patch_labels(codes, self.judged, self.config, PATCH_CONCEPTS, self._show("read masks"))
 

@@ -12,7 +12,7 @@ import type { Names, Site } from "./types";
 const PAGE = 50;
 
 export function AtlasPage({ site, route }: { site: Site; route: Route }) {
-  const loaded = useLoaded(async () => ({ atlas: await readAtlas(site), names: await readNames(site) }), []);
+  const loaded = useLoaded(async () => ({ atlas: await readAtlas(site), names: await readNames(site) }), [site]);
   useEffect(() => {
     document.title = site.title;
   }, []);
@@ -86,7 +86,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
           {site.has.map && choose("view", map ? "map" : "plot", "show", [["plot", "two numbers"], ["map", "map of directions"]])}
           {!map && choose("x", xName, "across", titles)}
           {!map && choose("y", yName, "up", titles)}
-          {choose("color", color, "color", [["class", "class of most tokens"], ["name", "name"], ...titles, ["none", "none"]])}
+          {choose("color", color, "color", [["class", "top class"], ["name", "name"], ...titles, ["none", "none"]])}
         </div>
         <Scatter {...{ x, y, colorOf, shown, marked, describe, view }} plain={map} onMark={mark}
           onPick={(latent) => go(`latent/${latent}`)} onView={(next) => amend({ zoom: next && writeView(next) }, true)} />
@@ -109,7 +109,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
           <tbody>{rows.map((latent) => (
             <tr key={latent} class={latent === marked ? "marked" : ""} onMouseEnter={() => mark(latent)} onMouseLeave={() => mark(null)}>
               <td><a href={link(`latent/${latent}`)}>{latent}</a></td>
-              <td>{names.latents[latent]?.name}</td>
+              <td><bdi>{names.latents[latent]?.name}</bdi></td>
               {site.classes.length > 0 && <td>{className(latent)}</td>}
               {columns.map(({ name }) => <td key={name} class="number">{["density"].includes(name) ? percent(atlas[name]?.[latent]) : show(atlas[name]?.[latent])}</td>)}
             </tr>))}</tbody>

@@ -52,6 +52,13 @@ function remember<K, V>(load: (key: K) => Promise<V>, forget?: (value: V) => voi
 const json = remember(async (url: string) => (await get(url)).json() as Promise<unknown>);
 
 export const readSite = () => json("data/site.json") as Promise<Site>;
+
+/** What the server says now: it makes some parts, as the map, after it has started. */
+export async function readSiteAgain(): Promise<Site> {
+  const site = (await (await get("data/site.json")).json()) as Site;
+  atlas = undefined;
+  return site;
+}
 export const readImages = () => json("data/images.json") as Promise<Images>;
 export const readComparison = () => json("data/comparison.json") as Promise<Comparison>;
 
@@ -72,9 +79,9 @@ export function readAtlas(site: Site): Promise<Atlas> {
 }
 
 async function ofBlock<T>(folder: string, size: number, n: number): Promise<T> {
-  const block = (await json(`data/${folder}/${Math.floor(n / size)}.json`)) as T[];
+  const block = (await json(`data/${folder}/${Math.floor(n / size)}.json`)) as (T | null)[];
   const found = block[n % size];
-  if (found === undefined) throw new Failure(`There is no number ${n} in data/${folder}.`);
+  if (!found) throw new Failure((await readSite()).missing.left_out ?? `There is no number ${n} in data/${folder}.`);
   return found;
 }
 

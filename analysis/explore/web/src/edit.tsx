@@ -40,7 +40,7 @@ export function EditPanel({ site, route, names, record, fired, chosen, upload }:
     try {
       setAnswer(
         await edit({
-          ...(upload ? { upload: upload.replace(/^upload-/, "") } : { image: record.image }),
+          ...(upload ? { upload: upload.replace(/^upload-/, "") } : { image: record.image ?? 0 }),
           at: chosen.length ? chosen : null,
           set: Object.fromEntries(of("set").map(({ latent, value }) => [latent, value])),
           keep: keep.length ? keep : null,

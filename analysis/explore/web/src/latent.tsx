@@ -46,7 +46,7 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
   return (
     <article class="latent-page">
       <header class="head">
-        <h1>Latent {latent}{own?.name && <> <span class="name">{own.name}</span></>}</h1>
+        <h1>Latent {latent}{own?.name && <> <bdi class="name">{own.name}</bdi></>}</h1>
         {own?.origin && <span class="tag">{own.origin}</span>}
         <span class="spring" />
         <span class="buttons">
@@ -58,6 +58,7 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
       <div class="columns">
         <div class="wide">
           <Controls look={look} />
+          {record.note && <p class="soft">{record.note}</p>}
           {record.groups.map(({ title, shots }) => (
             <section key={title}><h2>{title}</h2><Shots {...{ site, shots, latent, maximum, look }} /></section>
           ))}

@@ -3,7 +3,7 @@ import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { AdaptationPage } from "./adaptation";
 import { AtlasPage } from "./atlas";
-import { readSite } from "./data";
+import { readSite, readSiteAgain } from "./data";
 import { show } from "./format";
 import { ImagePage, ImagesPage } from "./image";
 import { KEYS, useKeys } from "./keys";
@@ -15,9 +15,24 @@ import type { Site } from "./types";
 const THEMES = ["auto", "light", "dark"] as const;
 type Theme = (typeof THEMES)[number];
 
+const AGAIN_MS = 5000;
+
 function App() {
   const site = useLoaded(readSite, []);
-  return <Show of={site}>{(found) => <Explorer site={found} />}</Show>;
+  return <Show of={site}>{(found) => <Growing first={found} />}</Show>;
+}
+
+/** A server draws its map after it has started; until it is there, it is asked for now and then. */
+function Growing({ first }: { first: Site }) {
+  const [site, setSite] = useState(first);
+  useEffect(() => {
+    if (!site.live || site.has.map) return;
+    const timer = setInterval(() => {
+      readSiteAgain().then((now) => now.has.map && setSite(now), () => undefined);
+    }, AGAIN_MS);
+    return () => clearInterval(timer);
+  }, [site]);
+  return <Explorer site={site} />;
 }
 
 function Explorer({ site }: { site: Site }) {
@@ -91,7 +106,7 @@ function SearchBox({ route }: { route: Route }) {
     if (route.page === "atlas") amend({ q: value, page: null }, true);
   };
   return (
-    <form role="search" onSubmit={(event) => {
+    <form role="search" aria-label="Latents" onSubmit={(event) => {
       event.preventDefault();
       if (/^\d+$/.test(text.trim())) go(`latent/${Number(text)}`);
       else go("atlas", { q: text });

@@ -68,10 +68,13 @@ export interface Latent {
   counter: { kind: string; shots: Shot[] }[] | null;
   patches: { image: number; row: number; column: number; value: number }[];
   twins: { run: string; latent: number; cosine: number }[] | null;
+  /** What was read of a latent that fires so often that not all of it was. */
+  note?: string | null;
 }
 
 export interface ImageRecord {
-  image: number;
+  /** null for an upload. */
+  image: number | null;
   uri: string;
   label: string;
   readable: boolean;
