@@ -415,7 +415,7 @@ def benchmark(
     which no run has learned from, and differences are printed where their 95 % interval does not hold 0. The same
     command resumes after an interruption.
     """
-    with show_steps() as on_step:
+    with show_steps("parts") as on_step:
         result = analysis.benchmark_runs(
             runs, store, out, config, codes=codes, study=study, model=model, overwrite=overwrite, on_step=on_step
         )

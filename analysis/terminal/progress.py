@@ -270,8 +270,12 @@ def show_download(name: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def show_steps() -> Iterator[Callable[..., None]]:
-    """Show several tasks one after the other, as `on_step(name, done, total, note)` names them."""
+def show_steps(unit: str = "images") -> Iterator[Callable[..., None]]:
+    """Show several tasks one after the other, as `on_step(name, done, total, note)` names them.
+
+    Args:
+        unit: what is counted in tasks that UNITS does not name.
+    """
     with interrupts() as interrupted:
         display = Display("starting", "steps")
 
@@ -281,7 +285,7 @@ def show_steps() -> Iterator[Callable[..., None]]:
                 raise KeyboardInterrupt
             if step != display.state.name:
                 display.close()
-                display = Display(step, UNITS.get(step, "images"))
+                display = Display(step, UNITS.get(step, unit))
             display.update(done, total, note)
 
         try:
