@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache import ActivationStore, CorruptError, PipelineError, open_stores
+from actcache import ActivationStore, CorruptError, PipelineError, SettingsError, open_stores
 from actcache.artifacts import find_parent, open_checked, read_provenance, write_atomic
 from actcache.prompts import learned_by_model
 from actcache.seen import HASH_BYTES, LearnedImages, Seen, hashes_of, pack_hashes, unpack_hashes
@@ -32,7 +32,8 @@ def find_seen(store: StoreGroup, runs: Sequence[Run] = (), learned: Sequence[Lea
     """Which images of a store the runs, the store's own model and others have learned from.
 
     In a store that a run was trained on, or one of the same images in the same order, all but the held-out images count
-    as learned from. An SAE that was imported does not say what it has learned from.
+    as learned from, of those that its --where took. Elsewhere, contents are compared. An SAE that was imported does not
+    say what it has learned from.
     """
     seen = Seen(np.zeros(store.n_images, dtype=bool))
     for images in (*learned, *_shots(store)):
@@ -53,11 +54,22 @@ def _seen_by_run(store: StoreGroup, run: Run) -> Seen:
             held_out = held_out_images(member.n_images)
             joined[start : start + member.n_images] = True
             seen[start : start + held_out.start] = True
+    wanted = _wanted_by_run(store, run)  # the others may be copies of these, so their contents are compared
+    joined, seen = joined & wanted, seen & wanted
     others = store.valid & ~joined  # elsewhere, positions say more than names
     no_hash = np.asarray(hashes_of(store.images).is_null().to_numpy(zero_copy_only=False), dtype=bool) & store.valid
     images = learned_by_run(run, store.stores, need_uris=bool((no_hash & others).any()))
     known_by = "position" if (no_hash & joined).any() else "content"
     return Seen(seen & store.valid, (images.by,), known_by) | images.find(store.images, store.valid, others)
+
+
+def _wanted_by_run(store: StoreGroup, run: Run) -> NDArray[np.bool_]:
+    """Which images the --where of a training took. All, where the store lacks its columns: then nobody can tell."""
+    where = run.train_config.where
+    try:
+        return store.valid if where is None else select_images(store.images, where)
+    except SettingsError:
+        return store.valid
 
 
 def learned_by_run(run: Run, near: Sequence[ActivationStore] = (), *, need_uris: bool = True) -> LearnedImages:

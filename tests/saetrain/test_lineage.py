@@ -121,9 +121,7 @@ def test_the_images_a_run_was_trained_on_are_known_wherever_they_come_from(
     if (run, store) == ("moved", "old-seed"):  # it knows hashes, the store names: nobody can tell
         assert found.known_by == "unknown"
         return
-    if run == "where" and store == "first":  # in its own store, what a filter left out is not judged either
-        wanted = [True] * 57 + [False] * 3
-    elif (run, store) == ("several", "old-seed"):  # by name, of which two folders share some
+    if (run, store) == ("several", "old-seed"):  # by name, of which two folders share some
         names = {uri for name in ("limit", "others") for uri in _trained_names(stores[name])}
         wanted = [uri in names for uri in stores[store].images["uri"].to_pylist()]
     else:
