@@ -211,7 +211,7 @@ def _differentiate(
     tail = np.exp(-np.abs(logit))
     chance = np.where(logit >= 0, 1.0, tail) / (1 + tail)
     spread = n * chance * (1 - chance)
-    of_zero, chance_of_zero = softplus(b), 1 / (1 + np.exp(-b))
+    of_zero, chance_of_zero = softplus(b), np.exp(-softplus(-b))  # of large negative b without an overflow
     summed = np.einsum("pq,pq->p", n, np.maximum(logit, 0) + np.log1p(tail)) + n_silent * of_zero
     objective = summed - b * n_positives - w * total + RIDGE / 2 * w * w
     gradient = np.stack(
