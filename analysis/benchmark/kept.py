@@ -35,7 +35,10 @@ class KeptMeasures:
     reuse: bool = True
 
     def take(self, measure: Measure, subject: Subject, show: Show) -> list[Measured | Skipped]:
-        """What the measure gives for a subject, from the file if it is there. What was left out is tried again."""
+        """What the measure gives for a subject, from the file if it is there.
+
+        A measure that gave no number at all is tried again: what it lacked may be there now.
+        """
         path = self.folder / f"measured-{self._name(measure, subject)}.json"
         if self.reuse and path.exists():
             try:
@@ -43,9 +46,9 @@ class KeptMeasures:
             except (ValueError, TypeError, KeyError):  # it was damaged: it is measured again
                 pass
         found = measure.take(subject, show)
-        if not any(isinstance(each, Skipped) for each in found):
+        if any(isinstance(each, Measured) for each in found):
             with storage_errors(self.folder):
-                write_atomic(path, json.dumps([_write(each) for each in found if isinstance(each, Measured)]).encode())
+                write_atomic(path, json.dumps([_write(each) for each in found]).encode())
         return found
 
     def _name(self, measure: Measure, subject: Subject) -> str:
@@ -66,11 +69,15 @@ class KeptMeasures:
         }  # fmt: skip
 
 
-def _write(measured: Measured) -> dict[str, object]:
+def _write(measured: Measured | Skipped) -> dict[str, object]:
+    if isinstance(measured, Skipped):
+        return dict(vars(measured))
     replicates = None if measured.replicates is None else measured.replicates.tolist()
     return {**vars(measured), "replicates": replicates, "details": dict(measured.details)}
 
 
-def _read(fields: dict[str, object]) -> Measured:
+def _read(fields: dict[str, object]) -> Measured | Skipped:
+    if "reason" in fields:
+        return Skipped(**fields)  # type: ignore[arg-type]
     replicates = fields.pop("replicates")
     return Measured(**fields, replicates=None if replicates is None else np.array(replicates, np.float64))  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ they show.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actcache import SettingsError
+from actcache import SettingsError, StorageError
 from actcache.artifacts import (
     OutputLock,
     build_folder,
@@ -129,6 +130,8 @@ def make_site(
         )
     data = Data(sources, latents=frozenset(latents), images=frozenset(images), left_out=tuple(left_out))
     data.stability.compute()
+    with suppress(StorageError, OSError):  # a lock of a name or map that was being written when its writer was killed
+        remove_remnants(sources.concepts.path)
     data.map.make()
     pictures: dict[int, bytes] = {}
     codes: dict[int, bytes] = {}

@@ -201,7 +201,7 @@ def test_the_other_models_embeddings_judge_all_subjects(
     assert any("by the embeddings of other.acts; two images at random" in note for note in result.notes())
     again = benchmark_runs(run, middle_store, tmp_path / "b.json", config, study=ANY, model=CPU)
     assert again == result
-    with pytest.raises(SettingsError, match=r"embeddings \(parent\)"):
+    with pytest.raises(SettingsError, match=r"embeddings store \(parent\)"):
         benchmark_runs(run, middle_store, tmp_path / "b.json", study=ANY, model=CPU)
     moved = tmp_path / "moved.acts"
     shutil.copytree(other_store, moved)  # a store counts by its id, not by its place
