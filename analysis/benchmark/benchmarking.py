@@ -13,7 +13,7 @@ from actcache import SettingsError, open_stores
 from actcache.models import read_templates
 from actcache.store import StoreGroup, Stores
 from analysis.benchmark.image_pairs import ImagePairs, read_pairs
-from analysis.benchmark.inputs import describe_inputs
+from analysis.benchmark.inputs import describe_inputs, name_given
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.kept import KeptMeasures
 from analysis.benchmark.measured import Measured, Skipped
@@ -23,7 +23,6 @@ from analysis.benchmark.resamples import interval
 from analysis.benchmark.summary import compare_subjects, describe_subjects, gather_seeds, merge_skipped
 from analysis.benchmark.task import find_judge
 from analysis.benchmark.transfer import Transfer
-from analysis.benchmark.visaebench.protocol import describe_protocol, name_given
 from analysis.benchmark.work import (
     Report,
     Workshop,
@@ -82,7 +81,7 @@ def benchmark_runs(
     if config.embeddings is not None:
         open_same_images(group, config.embeddings, flag="--embeddings")
     parents = name_parents(opened, group) | name_given(config)
-    settings = describe_config(study) | describe_inputs(config) | describe_protocol(config)
+    settings = describe_config(study) | describe_inputs(config)
     head = describe_result(Benchmark, settings, parents)
     if (earlier := find_result(Benchmark, out, head, overwrite=overwrite)) is not None:
         return earlier

@@ -1,24 +1,37 @@
-"""describe_inputs(): what the files that a benchmark is given add to the identity of its result, by their content."""
+"""What a benchmark is given beside runs and a store, in the identity of its result: files by content, stores by id."""
 
 import hashlib
 from pathlib import Path
 
-from actcache import SettingsError
+from actcache import SettingsError, open_stores
+from actcache.artifacts import Artifact, digest
+from analysis.benchmark.visaebench.hierarchy import read_hierarchy
 from analysis.config import BenchmarkConfig
 
 
 def describe_inputs(config: BenchmarkConfig) -> dict[str, object]:
     """The options that are given, each with what stands for it. A benchmark without any has the identity of before.
 
-    Raises SettingsError for a file or folder that cannot be read.
+    Raises SettingsError for a file or folder that cannot be read, or a hierarchy that is none.
     """
-    found: dict[str, object] = {}
+    found: dict[str, object] = {} if config.protocol is None else {"protocol": config.protocol}
+    if config.hierarchy is not None:
+        found["hierarchy"] = digest([list(group) for group in read_hierarchy(config.hierarchy)])
     if config.masks is not None:
         found["masks"] = _digest_folder(Path(config.masks))
     for name, path in (("legend", config.legend), ("pairs", config.pairs)):
         if path is not None:
             found[name] = _digest_file(Path(path), f"--{name}").hexdigest()[:16]
     return found
+
+
+def name_given(config: BenchmarkConfig) -> dict[str, Artifact]:
+    """The other stores that are given, for the parents of a result: transfer store, transfer store 2, ..."""
+    named: dict[str, Artifact] = {}
+    for name, path in (("transfer", config.transfer), ("embeddings", config.embeddings)):
+        members = () if path is None else open_stores(path).stores
+        named |= {f"{name} store {i}" if i > 1 else f"{name} store": each.artifact for i, each in enumerate(members, 1)}
+    return named
 
 
 def _digest_file(path: Path, flag: str) -> "hashlib._Hash":

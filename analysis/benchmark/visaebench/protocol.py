@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import PipelineError, SettingsError, open_stores
-from actcache.artifacts import Artifact, digest
 from actcache.store import StoreGroup
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.subject import Subject
@@ -56,23 +55,6 @@ class Protocol:
     groups: dict[str, tuple[tuple[int, ...], int]] | str
     transfer: ProtocolImages | str
     embeddings: StoreGroup | str
-
-
-def describe_protocol(config: BenchmarkConfig) -> dict[str, object]:
-    """The protocol and the groups of classes, for the identity of a result. Raises what `read_hierarchy` raises."""
-    named: dict[str, object] = {} if config.protocol is None else {"protocol": config.protocol}
-    if config.hierarchy is not None:
-        named["hierarchy"] = digest([list(group) for group in read_hierarchy(config.hierarchy)])
-    return named
-
-
-def name_given(config: BenchmarkConfig) -> dict[str, Artifact]:
-    """The other stores that are given, for the parents of a result: transfer store, transfer store 2, ..."""
-    named: dict[str, Artifact] = {}
-    for name, path in (("transfer", config.transfer), ("embeddings", config.embeddings)):
-        members = () if path is None else open_stores(path).stores
-        named |= {f"{name} store {i}" if i > 1 else f"{name} store": each.artifact for i, each in enumerate(members, 1)}
-    return named
 
 
 def open_protocol(store: StoreGroup, run: Run, config: BenchmarkConfig) -> Protocol:

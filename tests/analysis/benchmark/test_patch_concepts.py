@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, log_loss
 
 from actcache import open_stores
 from analysis import StudyConfig
-from analysis.benchmark import concept_latents
+from analysis.benchmark import concept_latents, logistic
 from analysis.benchmark.judging import choose_judged
 from analysis.benchmark.logistic import Best, LatentValues, find_bounds, fit_exactly, improve
 from analysis.benchmark.measured import Measured, Skipped
@@ -310,3 +310,15 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(
         (small / file.relative_to(masks)).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.pad(np.full((2, 2), 5, np.uint8), (0, 22))).save(small / file.relative_to(masks))
     assert "none of the 1 concepts covers half of a patch" in reason(masks=small)
+
+
+@pytest.mark.parametrize("bias", [-1e4, -700.0, 0.0, 700.0, 1e4])
+def test_a_fit_of_an_extreme_bias_stays_finite(bias: float) -> None:
+    """A concept of a rate near 0 or 1: the gradient by b is sum of chances minus positives. Warnings are errors."""
+    z, n, n_silent = np.array([[0.5, 2.0]]), np.array([[3.0, 1.0]]), np.array([5.0])
+    at = np.array([[bias], [0.0]])
+    objective, gradient, hessian, _ = logistic._differentiate(z, n, n_silent, np.array([2]), np.array([1.0]), at)
+    chance = 0.0 if bias < 0 else 0.5 if bias == 0 else 1.0
+    np.testing.assert_allclose(gradient[0], 9 * chance - 2, atol=1e-9)
+    np.testing.assert_allclose(objective, 9 * max(bias, 0) - 2 * bias + (9 * np.log(2) if bias == 0 else 0))
+    assert np.isfinite(hessian).all()
