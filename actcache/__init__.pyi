@@ -6,6 +6,7 @@ from .errors import (
     IncompleteError,
     ModelError,
     NonFiniteError,
+    OthersUnfinishedError,
     ParentMismatchError,
     PipelineError,
     SchemaError,
@@ -16,6 +17,7 @@ from .extraction import ExtractConfig, estimate, extract, repair
 from .hook_point import HookPoint
 from .importing import ImportConfig, StoreWriter, import_activations, write_store
 from .models import load_vision_tower
+from .notebook import progress_bar
 from .prompts import Adaptation, PromptConfig, Prompts, adapt, read_prompt_checkpoint, write_prompt_checkpoint
 from .sources import HuggingFaceDataset, ImageFolder, ImageParquet, ImageTable, ImageTars
 from .store import ActivationStore, describe, open_stores, verify
@@ -38,6 +40,7 @@ __all__ = [
     "IncompleteError",
     "ModelError",
     "NonFiniteError",
+    "OthersUnfinishedError",
     "ParentMismatchError",
     "PipelineError",
     "PromptConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "import_activations",
     "load_vision_tower",
     "open_stores",
+    "progress_bar",
     "read_prompt_checkpoint",
     "repair",
     "verify",

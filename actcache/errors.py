@@ -9,6 +9,7 @@
     ├── ArtifactNotFoundError (FileNotFoundError)
     ├── SchemaError (ValueError)               not an artifact of the expected kind, or one of a newer format
     ├── IncompleteError                        an artifact whose writing has not finished
+    │   └── OthersUnfinishedError              one of several workers has done its part, and others have not
     ├── ParentMismatchError (ValueError)       two artifacts that do not belong together
     ├── StorageError (OSError)                 the disk refuses: full, read-only, broken
     └── CorruptError (OSError)                 bytes on disk are not the bytes that were written
@@ -57,6 +58,10 @@ class SchemaError(PipelineError, ValueError):
 
 class IncompleteError(PipelineError):
     """The artifact's writing has not finished."""
+
+
+class OthersUnfinishedError(IncompleteError):
+    """This worker has written its shards, and other workers' are missing. Nothing went wrong."""
 
 
 class ParentMismatchError(PipelineError, ValueError):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actcache.errors import IncompleteError, SettingsError
+from actcache.errors import OthersUnfinishedError, SettingsError
 
 _VARIABLES = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -32,9 +32,9 @@ class Worker:
         return self.world_size == 1
 
     def check_others(self, n_missing: int, n_shards: int, kind: str) -> None:
-        """Raise IncompleteError if, after this worker has finished, shards of other workers are missing."""
+        """Raise OthersUnfinishedError if, after this worker has finished, shards of other workers are missing."""
         if n_missing:
-            raise IncompleteError(
+            raise OthersUnfinishedError(
                 f"Worker {self.rank} of {self.world_size} is done. {n_missing} of {n_shards} shards belong to other "
                 f"workers; the last one to finish seals the {kind}. If one died, run the same command again."
             )

@@ -63,7 +63,7 @@ from .results import (
 )
 from .rules import learn_rules
 from .tour import Quickstart, quickstart
-from .views import Look, View, look
+from .views import Look, ShownLatent, ShownLatents, View, look, show_latents
 
 __all__ = [
     "AnalyzeConfig",
@@ -90,6 +90,8 @@ __all__ = [
     "Question",
     "Quickstart",
     "RulesConfig",
+    "ShownLatent",
+    "ShownLatents",
     "Site",
     "Statistic",
     "Steerability",
@@ -144,6 +146,7 @@ __all__ = [
     "sample_partners",
     "set_latents",
     "set_name",
+    "show_latents",
     "threshold_heat_maps",
     "write_adaptation_page",
     "write_report",

@@ -105,6 +105,19 @@ def draw_heat_map(heat: NDArray[np.floating[Any]], maximum: float) -> bytes:
     return _png(pixels)
 
 
+def draw_shot(picture: bytes, heat: bytes, side: int, *, covered: tuple[float, float] = (1.0, 1.0)) -> bytes:
+    """JPEG of a picture under a heat map, `side` pixels on its longer side.
+
+    Args:
+        picture: a JPEG; b"" if there is none, which gives gray.
+        heat: what `draw_heat_map` gives; b"" for the picture alone.
+        covered: the share of height and width of the picture over which the patches lie.
+    """
+    shade = Image.open(io.BytesIO(heat)) if heat else Image.new("RGBA", (1, 1))
+    seen = Image.open(io.BytesIO(picture)) if picture else Image.new("RGB", shade.size, "#b0b0b0")
+    return encode_jpeg(_lay_over(fit_picture(seen.convert("RGB"), side), shade, covered))
+
+
 def draw_position_map(counts: NDArray[np.integer[Any]]) -> bytes:
     """PNG [rows, columns], one pixel per patch: white where a latent never fires, blue where it fires most often."""
     return _draw_shares(counts / max(int(counts.max()), 1))
@@ -164,7 +177,8 @@ def save_sheet(rows: Sequence[Sequence[SheetCell]], out: str | Path, *, side: in
             left, top = MARGIN + k * (side + GAP), MARGIN + i * (side + 2 * LINE + GAP)
             picture = fit_picture(cell.picture, side)
             if cell.heat is not None:
-                picture = _lay_over(picture, cell.heat, cell.maximum, cell.covered)
+                shade = Image.open(io.BytesIO(draw_heat_map(cell.heat, cell.maximum)))
+                picture = _lay_over(picture, shade, cell.covered)
             if cell.frame is not None:
                 _draw_frame(picture, cell.frame)
             sheet.paste(picture, (left, top))
@@ -183,12 +197,10 @@ def fit_picture(picture: Picture, side: int) -> Picture:
     return picture.resize(size, Image.Resampling.NEAREST if longest * 2 <= side else Image.Resampling.BICUBIC)
 
 
-def _lay_over(
-    picture: Picture, heat: NDArray[np.floating[Any]], maximum: float, covered: tuple[float, float]
-) -> Picture:
+def _lay_over(picture: Picture, shade: Picture, covered: tuple[float, float]) -> Picture:
     """The picture under the heat map; what no patch covers stays as it is."""
     size = round(picture.width * covered[1]), round(picture.height * covered[0])
-    shade = Image.open(io.BytesIO(draw_heat_map(heat, maximum))).resize(size, Image.Resampling.NEAREST)
+    shade = shade.resize(size, Image.Resampling.NEAREST)
     shade.putalpha(shade.getchannel("A").point(lambda alpha: alpha * 0.8))  # the object must still be visible
     shown = picture.convert("RGBA")
     shown.alpha_composite(shade)

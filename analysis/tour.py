@@ -42,9 +42,11 @@ class Quickstart:
 
     @property
     def mean_iou(self) -> float:
+        """Mean over the concepts of the IoU of their latents' heat maps with the true pixel masks."""
         return float(np.mean([concept.iou for concept in self.concepts]))
 
     def to_json(self) -> dict[str, object]:
+        """Every fact that is shown."""
         return {
             "fvu": self.fvu,
             "l0": self.l0,

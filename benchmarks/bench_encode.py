@@ -11,29 +11,32 @@ import torch
 from common import emit, parser, timed
 from peers import random_rows
 
+from actcache.models import choose_device
 from saetrain import SAE, SAEConfig
 from saetrain.model.exact_encoder import make_encoder
 
 
 def main() -> None:
     arguments = parser(__doc__, variant="topk", n_latents=12288, k=32, rows=8192, d_model=768, rounds=5)
+    arguments.add_argument("--device", default="cpu")
     options = arguments.parse_args()
+    device = choose_device(options.device)
     config = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
-    sae = SAE(config, options.d_model).requires_grad_(False)
+    sae = SAE(config, options.d_model).to(device).requires_grad_(False)
     rows = torch.from_numpy(random_rows(options.rows, options.d_model))
     rows *= (options.d_model / rows.square().sum(1).mean()).sqrt()
-    stored = rows.half()
-    encoder = make_encoder(sae)
+    stored, rows = rows.half(), rows.to(device)  # rows come from the store, and `encoder` brings them to the device
+    encoder, n_rows = make_encoder(sae), 256 if device.type == "cpu" else 4096
 
     def product(dtype: torch.dtype) -> None:
         weight, x = sae.encoder.to(dtype).T, rows.to(dtype)
-        out = torch.empty(256, options.n_latents, dtype=dtype)
-        for first in range(0, len(x), 256):
-            torch.mm(x[first : first + 256], weight, out=out[: len(x[first : first + 256])])
+        out = torch.empty(n_rows, options.n_latents, dtype=dtype, device=device)
+        for first in range(0, len(x), n_rows):
+            torch.mm(x[first : first + n_rows], weight, out=out[: len(x[first : first + n_rows])])
 
     things = [
         lambda: encoder(stored), lambda: product(torch.bfloat16), lambda: product(torch.float32),
-        lambda: sae.encode(stored),
+        lambda: sae.encode(stored.to(device)),
     ]  # fmt: skip
     for thing in things[:3]:
         thing()

@@ -23,14 +23,14 @@ from actcache.sources import decode_image, open_source
 def main() -> None:
     arguments = parser(
         __doc__, model="ViT-B-16", pretrained="random:0", stop_layer=5, precision="auto", batch_size=32, pairs=3,
-        folder=Path(),
+        folder=Path(), device="auto",
     )  # fmt: skip
     arguments.add_argument("--images", type=Path, required=True)
     arguments.add_argument("--layer", type=int, action="append")
     arguments.add_argument("--limit", type=int)
     options = arguments.parse_args()
     layers = options.layer or [10]
-    tower = load_vision_tower(options.model, options.pretrained, precision=options.precision)
+    tower = load_vision_tower(options.model, options.pretrained, precision=options.precision, device=options.device)
     hooks = [HookPoint(layer) for layer in layers]
     source = open_source(options.images)
     uris = source.plan(limit=options.limit, seed=0).table["uri"].to_pylist()
@@ -47,7 +47,7 @@ def main() -> None:
             marks: list[float] = []
             extract(
                 options.images, f"{folder}/x.acts", model=options.model, pretrained=options.pretrained, layers=layers,
-                precision=options.precision, batch_size=options.batch_size, limit=options.limit,
+                precision=options.precision, batch_size=options.batch_size, limit=options.limit, device=options.device,
                 on_progress=lambda done, total: marks.append(time.perf_counter()),
             )  # fmt: skip
             seconds.append(time.perf_counter() - marks[0])
@@ -65,7 +65,7 @@ def main() -> None:
     )
     emit(
         options,
-        device=str(choose_device("auto")),
+        device=str(choose_device(options.device)),
         precision=tower.precision,
         n_images=len(uris),
         images_per_s=rate,

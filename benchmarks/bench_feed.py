@@ -9,13 +9,12 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
 from bench_read import temporary_store
-from common import emit, parser
+from common import emit, finish_device, parser
 
 from actcache import open_stores
 from actcache.artifacts import OutputLock
-from actcache.models import has_cpu_bfloat16
+from actcache.models import choose_device, choose_precision
 from saetrain import ActivationLoader, SAEConfig, TrainConfig
 from saetrain.data import TrainingData
 from saetrain.training.state import Laps, Training
@@ -27,34 +26,41 @@ def main() -> None:
         pool_tokens=1 << 19, rounds=2, folder=Path(),
     )  # fmt: skip
     arguments.add_argument("--steps", type=int, default=60, help="number of steps in each turn")
+    arguments.add_argument("--device", default="cpu")
     options = arguments.parse_args()
-    precision = "bfloat16" if has_cpu_bfloat16() else "float32"
+    device = choose_device(options.device)
+    precision = choose_precision("auto", device)
     with temporary_store(options) as made:
         store = open_stores(made)
-        loader = ActivationLoader(store, batch_size=options.batch_size, pool_tokens=options.pool_tokens)
+        loader = ActivationLoader(
+            store, batch_size=options.batch_size, pool_tokens=options.pool_tokens, pin_memory=device.type == "cuda"
+        )
         sae = SAEConfig(options.variant, options.n_latents, options.k).resolve(options.d_model)
         config = TrainConfig(n_steps=10**6, batch_size=options.batch_size).resolve(sae, precision)
         data = TrainingData.split(store)
         run = made.path.with_name("run")
         with OutputLock(run) as lock:
-            training = Training(run, data, store.hook_point(0), sae, config, torch.device("cpu"), lock=lock)
+            training = Training(run, data, store.hook_point(0), sae, config, device, lock=lock)
         laps, fed, alone, waits = Laps(), [], [], []
         for turn in range(options.rounds + 1):  # the first touches memory
             stream = loader.batches(turn * options.steps)
-            x = training.sae.normalize(next(stream).activations)
+            x = training.sae.normalize(next(stream).activations.to(device))
             laps.take()
+            finish_device()
             laps.last = started = time.perf_counter()
             for _ in range(options.steps):
                 batch = next(stream)
                 laps("wait")
-                x = training.sae.normalize(batch.activations)
+                x = training.sae.normalize(batch.activations.to(device, non_blocking=True))
                 training.update(x, laps)
+            finish_device()
             middle = time.perf_counter()
             waits.append(laps.take()["wait"] / (middle - started))
             stream.close()
             resumed = time.perf_counter()
             for _ in range(options.steps):
                 training.update(x, laps)
+            finish_device()
             fed.append(middle - started)
             alone.append(time.perf_counter() - resumed)
     n = options.steps * options.batch_size

@@ -30,6 +30,7 @@ def main() -> None:
     arguments = parser(
         __doc__, model="ViT-B-16-quickgelu", pretrained="random:0", layer=10, n_latents=12288, k=32, images=32,
         pixels=224, batch_size=32, rounds=3, folder=Path(),
+        device="auto",
     )  # fmt: skip
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -37,17 +38,18 @@ def main() -> None:
         make_images(folder / "images", options.images, options.pixels)
         extract(
             folder / "images", folder / "x.acts", model=options.model, pretrained=options.pretrained,
-            layers=[options.layer],
+            layers=[options.layer], device=options.device,
         )  # fmt: skip
         sae = SAEConfig("topk", options.n_latents, options.k)
-        run = train(folder / "x.acts", folder / "run", sae=sae, config=TrainConfig(n_steps=3, batch_size=64))
+        steps = TrainConfig(n_steps=3, batch_size=64)
+        run = train(folder / "x.acts", folder / "run", sae=sae, config=steps, device=options.device)
         # the same images again, in another order
         extract(
             folder / "images", folder / "y.acts", model=options.model, pretrained=options.pretrained,
-            layers=[options.layer], seed=1,
+            layers=[options.layer], seed=1, device=options.device,
         )  # fmt: skip
         store = open_stores(folder / "y.acts")
-        towers = open_towers(store.stores[0].artifact)
+        towers = open_towers(store.stores[0].artifact, device=options.device)
         config = StudyConfig(on_seen="use")
         images = choose_study_images(run, store, config)
         study = open_study(run, images, towers, config, batch_size=options.batch_size)

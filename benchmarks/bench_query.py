@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import zarr
 from common import emit, parser
 
-from actcache.artifacts import begin_artifact, seal_artifact
+from actcache.artifacts import Artifact, begin_artifact, seal_artifact
 from saetrain import CodeStore
 from saetrain.codes.store import CODES
 from saetrain.codes.writer import code_dtypes, write_shard
@@ -30,9 +30,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_codes(
-    path: Path, *, n_images: int, grid: int, n_latents: int, l0: int, n_shards: int, n_classes: int = 1000
-) -> CodeStore:
-    """Write codes of this size, with an extra column `split`. Codes that exist already are reused."""
+    path: Path, *, n_images: int, grid: int, n_latents: int, l0: int, n_shards: int, n_classes: int = 1000,
+    run: Artifact | None = None, images: Path | None = None, preprocess: dict[str, object] | None = None,
+) -> CodeStore:  # fmt: skip
+    """Write codes of this size, with an extra column `split`. Codes that exist already are reused.
+
+    Args:
+        run, images: the parents that the codes name, if these are there. preprocess: how a model would see the images.
+    """
+    nowhere = ("0" * 16, path.parent / "gone")
+    parents = dict.fromkeys(("store", "run", "images"), nowhere)
+    if run is not None:
+        parents["run"] = run.id, run.path
+    if images is not None:
+        parents["images"] = "0" * 16, images
     n_tokens = 1 + grid * grid
     sizes = [len(part) for part in np.array_split(np.arange(n_images), n_shards)]
     dtypes = code_dtypes(n_latents, n_images * n_tokens)
@@ -56,9 +67,9 @@ def write_codes(
         settings={
             "rows_id": "0" * 16, "hook_point": "blocks.10.hook_resid_post", "tokens": "all", "n_images": n_images,
             "n_tokens": n_tokens, "grid": [grid, grid], "n_latents": n_latents, "shard_sizes": sizes, "dtypes": dtypes,
-            "preprocess": {},
+            "preprocess": preprocess or {},
         },
-        parents=dict.fromkeys(("store", "run", "images"), ("0" * 16, path.parent / "gone")),
+        parents=parents,
         provenance={"quality": {}, "source": {}, "sae": {}},
         prepare=prepare,
     )  # fmt: skip

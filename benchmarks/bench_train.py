@@ -14,11 +14,11 @@ import time
 from dataclasses import replace
 
 import torch
-from common import emit, parser, timed
+from common import emit, finish_device, parser, timed
 from peer_worker import peak_gb
 from peers import random_rows
 
-from actcache.models import has_cpu_bfloat16
+from actcache.models import choose_device, choose_precision
 from saetrain import SAE, SAEConfig, TrainConfig
 from saetrain.training.objective import add_gradients
 from saetrain.training.optimizer import apply_update, make_optimizer
@@ -32,6 +32,7 @@ def main() -> None:
     )
     arguments.add_argument("--l0", type=int, default=150, help="active latents per token for relu, gated and jumprelu")
     arguments.add_argument("--precision", default=None)
+    arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--warmup", type=int, default=10, help="number of steps before timing starts")
     options = arguments.parse_args()
 
@@ -41,13 +42,14 @@ def main() -> None:
         variant, options.n_latents, options.k, prefixes=(1 / 8, 1 / 4, 1 / 2, 1) if nested else (), normalize="none",
         target_l0=None if variant in ("relu", "topk", "batchtopk") else float(options.l0),
     ).resolve(options.d_model)  # fmt: skip
-    precision = options.precision or ("bfloat16" if has_cpu_bfloat16() else "float32")
+    device = choose_device(options.device)
+    precision = options.precision or choose_precision("auto", device)
     training = replace(TrainConfig(precision=precision).resolve(config, precision), ghost=False)
     rows = torch.from_numpy(random_rows(options.batch_size, options.d_model))
     rows *= (options.d_model / rows.square().sum(1).mean()).sqrt()
 
-    before = peak_gb()
-    sae = SAE(config, options.d_model)
+    rows, before = rows.to(device), used_gb(device)
+    sae = SAE(config, options.d_model).to(device)
     optimizer = make_optimizer(sae)
     with torch.no_grad():
         if variant in ("relu", "gated", "jumprelu"):
@@ -57,7 +59,7 @@ def main() -> None:
                 sae.threshold.fill_(floor)
             else:
                 sae.b_enc.sub_(floor)
-    dead = torch.arange(options.n_latents) < options.dead_share * options.n_latents
+    dead = torch.arange(options.n_latents, device=device) < options.dead_share * options.n_latents
     laps, active = Laps(), 0.0
 
     def step() -> None:
@@ -73,16 +75,18 @@ def main() -> None:
     weight, x = sae.encoder.detach().bfloat16().T, rows.bfloat16()
     if precision == "float32":
         weight, x = weight.float(), x.float()
-    out = torch.empty(256, options.n_latents, dtype=x.dtype)
+    n_rows = 256 if device.type == "cpu" else 4096  # what fits the cache of a processor, and what fills a GPU
+    out = torch.empty(n_rows, options.n_latents, dtype=x.dtype, device=device)
 
     def product() -> None:
-        for first in range(0, len(x), 256):
-            torch.mm(x[first : first + 256], weight, out=out[: len(x[first : first + 256])])
+        for first in range(0, len(x), n_rows):
+            torch.mm(x[first : first + n_rows], weight, out=out[: len(x[first : first + n_rows])])
 
     product()
     gc.collect()
     pairs = []
     for _ in range(options.rounds):
+        finish_device()
         laps.last = time.perf_counter()
         pairs.append((timed(step), timed(product)))
     ratio = statistics.median(limit / ours for ours, limit in pairs)
@@ -93,8 +97,13 @@ def main() -> None:
         share_of_limit=ratio,
         l0=active,
         seconds={name: round(value / options.rounds, 4) for name, value in laps.take().items()},
-        peak_gb=peak_gb() - before,
+        peak_gb=used_gb(device) - before,
     )
+
+
+def used_gb(device: torch.device) -> float:
+    """The most memory so far: of the process, or on a GPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else peak_gb()
 
 
 if __name__ == "__main__":

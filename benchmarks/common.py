@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +26,19 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes, and what it started on a GPU."""
+    finish_device()
     started = time.perf_counter()
     function()
+    finish_device()
     return time.perf_counter() - started
+
+
+def finish_device() -> None:
+    """Wait until a GPU has done what it was told to. Without one, do nothing."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def pairs(first: Callable[[], object], second: Callable[[], object], n: int) -> tuple[float, float, float]:

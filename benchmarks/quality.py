@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py --store train.acts --held-out test.acts --json
 
-One training is as users run it (bfloat16 products, gradients of active latents only), the other is the plain reference
-(float32, autograd on dense blocks). Both are measured by FVU, L0 and silent latents on images that neither has seen.
+One training is as users run it (compiled kernels, gradients of active latents only, bfloat16 products where the
+processor has them), the other is the plain reference (float32, autograd on dense blocks). Both are measured by FVU, L0
+and silent latents on images that neither has seen.
 `difference` is the mean over seeds of the first FVU minus the second; `noise` is the standard deviation of the
 reference over its seeds.
 """
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from common import emit, parser
 
 from actcache import ActivationStore
+from actcache.models import choose_precision
 from saetrain import SAEConfig, TrainConfig, evaluate, train
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -33,9 +36,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def measure(options: Any, fields: dict[str, Any], seed: int, *, reference: bool) -> dict[str, float]:
     """Train one SAE and measure its quality."""
     sae = SAEConfig(n_latents=options.n_latents, k=options.k, **fields)
+    precision = "float32" if reference else choose_precision("auto", torch.device("cpu"))
     config = TrainConfig(
         n_steps=options.steps, batch_size=options.batch_size, lr=options.lr, seed=seed,
-        dead_tokens=options.dead_tokens, precision="float32" if reference else "bfloat16",
+        dead_tokens=options.dead_tokens, precision=precision,
     )  # fmt: skip
     dense: AbstractContextManager[Any] = (
         patch.dict("saetrain.training.objective.DENSE_SHARE", float32=-1.0) if reference else nullcontext()

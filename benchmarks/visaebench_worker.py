@@ -1,11 +1,12 @@
 """Runs metrics of the real visaebench on files, in an environment of benchmarks/peers-env.sh, and prints one JSON line.
 
-    python visaebench_worker.py FOLDER [--metric NAME ...]
+    python visaebench_worker.py FOLDER [--metric NAME ...] [--float16-codes]
 
 FOLDER holds what the package is given: shard_000.pt, shard_001.pt, ... (float16 [n, P, D]), labels.npy, sae.npz
 (encoder [F, D], b_enc, decoder [F, D], b_dec, mean [D], std, k), and as far as its metrics want them ood_000.pt, ...
 and ood_labels.npy, embeddings.npy [N, E] and groups.json. The metrics have their own settings, and the SAE is the
-package's own GenericSAE. The line has the value, the metadata and the seconds of each metric, and the peak memory.
+package's own GenericSAE; with --float16-codes its codes are rounded as this project stores them. The line has the
+value, the metadata and the seconds of each metric, and the peak memory.
 """
 
 import argparse
@@ -49,7 +50,7 @@ class Embedded:
         return self.rows[torch.tensor(images)][:, None]
 
 
-def read_sae(path: Path) -> Any:
+def read_sae(path: Path, *, float16_codes: bool = False) -> Any:
     """The package's own SAE."""
     from visaebench.hub.sae_wrapper import GenericSAE
 
@@ -61,15 +62,19 @@ def read_sae(path: Path) -> Any:
         "decoder.weight": w["decoder"],
         "decoder.bias": w["b_dec"],
     }
-    return GenericSAE({"activation": "topk", "k": int(w["k"])}, weights)
+    sae = GenericSAE({"activation": "topk", "k": int(w["k"])}, weights)
+    if float16_codes:
+        encode = sae.encode
+        sae.encode = lambda x: encode(x).half().float()
+    return sae
 
 
-def run_metrics(folder: Path, names: list[str]) -> dict[str, Any]:
+def run_metrics(folder: Path, names: list[str], *, float16_codes: bool = False) -> dict[str, Any]:
     from visaebench.metrics import METRIC_REGISTRY
 
     given = np.load(folder / "sae.npz")
     mean, std = torch.from_numpy(given["mean"]), float(given["std"])
-    sae = read_sae(folder / "sae.npz")
+    sae = read_sae(folder / "sae.npz", float16_codes=float16_codes)
     shards = sorted(folder.glob("shard_*.pt"))
     labels = np.load(folder / "labels.npy")
     n_patches = torch.load(shards[0], weights_only=True, mmap=True).shape[1]
@@ -105,9 +110,10 @@ def main() -> None:
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--metric", choices=METRICS, nargs="+", default=METRICS)
     arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--float16-codes", action="store_true", help="round codes as this project stores them")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    print(json.dumps(run_metrics(options.folder, options.metric)))
+    print(json.dumps(run_metrics(options.folder, options.metric, float16_codes=options.float16_codes)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from actcache import IncompleteError, SettingsError
+from actcache.models import own_gpu
 from actcache.workers import find_worker
 
 LEAVE_S = 10
@@ -91,7 +92,7 @@ def join_processes(device: torch.device) -> torch.device:
             "not both set. Start `train` with torchrun, or set both. A run of one process needs neither."
         )
     if device.type == "cuda":
-        device = torch.device("cuda", worker.local_rank)
+        device = own_gpu(worker, torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -34,6 +34,7 @@ from actcache.artifacts import (
     write_atomic,
     write_json,
 )
+from actcache.notebook import draw_facts
 from actcache.schema import parse
 from actcache.store import StoreGroup, recorded_name
 from saetrain.config import ResolvedSAEConfig, TrainConfig
@@ -155,6 +156,20 @@ class Run:
     def __repr__(self) -> str:
         c = self.sae_config
         return f"Run({self.path.name}: {c.variant}, {c.n_latents:,} latents at {self.hook_point}, fvu {self.fvu:.3f})"
+
+    def _repr_html_(self) -> str:
+        config, kind = self.sae_config, self.train_config.token_kind
+        imported = read_settings(self.artifact, RunSettings).imported
+        facts = {
+            "SAE": f"{config.variant}, {config.n_latents:,} latents over {self.d_model:,} channels",
+            "reads": f"{self.hook_point}, {self.train_config.tokens} tokens",
+            "trained": f"by {imported.format}" if imported else f"{self.train_config.n_steps:,} steps",
+            "FVU on held-out images": self.fvu,
+            "active latents a token": self.quality[kind]["l0"],
+            "latents that never fired there": f"{self.quality['silent']:.1%}",
+            "run id": self.run_id,
+        }
+        return draw_facts(f"Run {self.path.name}", facts)
 
     @cached_property
     def quality(self) -> "Quality":

@@ -7,22 +7,56 @@ where they are absent.
 
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from warm_process import WarmProcess
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded here, and for the processes that tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONGEST = (
+    "tests/test_recipes.py", "tests/test_commands.py", "tests/analysis/benchmark", "tests/writing", "tests/fuzz",
+    "tests/test_cli.py",
+    "tests/test_notebooks.py", "tests/test_docs_site.py", "tests/actcache/models", "tests/test_benchmarks.py",
+    "tests/test_docs.py", "tests/saetrain/interop", "tests/analysis", "tests/saetrain",
+)  # fmt: skip
+"""Files and folders that are tested first, those with the longest tests before the others."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Among several workers, begin with what takes long: a long file at the end would leave the others idle."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), 99))
+
 
 TINY_CONFIG = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 24, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    path = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("there is no chromium")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +90,15 @@ def run_peers(peers_python: str) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm() -> "Iterator[WarmProcess]":
+    """Real processes that need not import torch."""
+    from warm_process import open_warm_process
+
+    with open_warm_process() as process:
+        yield process
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
+from warm_process import WarmProcess
 
 import actcache
 import analysis
@@ -25,13 +26,26 @@ from actcache.options import JudgingConfig
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A real process of the real command line, warnings as errors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stderr
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(warm: WarmProcess, tmp_path: Path) -> Run:
+    """run(WORDS...): a real process of the real command line in tmp_path, warnings as errors. It must succeed."""
+
+    def run(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = warm.run("cli.py", *words, cwd=tmp_path)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def run_cold(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The same in a new Python, which has imported nothing."""
+    command = [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return done
 
 
@@ -124,18 +138,20 @@ def test_every_verb_has_help_and_an_example() -> None:
 
 
 @pytest.mark.parametrize("verb", ["", *sorted(VERBS)])
-def test_help_is_shown(verb: str, tmp_path: Path) -> None:
-    assert "Usage" in run(*filter(None, [verb]), "--help", cwd=tmp_path).stdout
+def test_help_is_shown(verb: str, run: Run) -> None:
+    assert "Usage" in run(*filter(None, [verb]), "--help").stdout
 
 
-def test_the_whole_path(tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str]) -> None:
+def test_the_whole_path(tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], run: Run) -> None:
+    """`extract` and `train` load most, and start cold: whatever they import gives no warning."""
     model = ["--model", tiny_model["model"], "--pretrained", tiny_model["pretrained"]]
-    run("extract", tiny_images, "a.acts", *model, "--layer", "2", "--layer", "0", "--shard-images", "32", cwd=tmp_path)
+    layers = ["--layer", "2", "--layer", "0", "--shard-images", "32"]
+    run_cold("extract", tiny_images, "a.acts", *model, *layers, cwd=tmp_path)
     small = ["--n-latents", "64", "--k", "4", "--n-steps", "40", "--batch-size", "128", "--lr", "0.003"]
-    run("train", "a.acts", "r", "--layer", "2", *small, cwd=tmp_path)
-    run("encode", "r", "a.acts", "a.codes", cwd=tmp_path)
-    run("analyze", "a.codes", "a.concepts", cwd=tmp_path)
-    run("report", "a.concepts", "a.html", cwd=tmp_path)
+    run_cold("train", "a.acts", "r", "--layer", "2", *small, cwd=tmp_path)
+    run("encode", "r", "a.acts", "a.codes")
+    run("analyze", "a.codes", "a.concepts")
+    run("report", "a.concepts", "a.html")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     for path in ("a.acts", "r", "a.codes", "a.concepts"):  # in this process: each of their own takes two seconds
         facts, checked = (
@@ -145,17 +161,16 @@ def test_the_whole_path(tmp_path: Path, tiny_images: Path, tiny_model: dict[str,
         assert facts["complete"] is True
         assert checked["ok"] is True
         assert checked["problems"] == []
-    rows = json.loads(run("--json", "query", "a.codes", "--class", "class1", cwd=tmp_path).stdout)["rows"]
-    top = json.loads(run("--json", "query", "a.codes", "--latent", str(rows[0]["latent"]), cwd=tmp_path).stdout)["rows"]
+    rows = json.loads(run("--json", "query", "a.codes", "--class", "class1").stdout)["rows"]
+    top = json.loads(run("--json", "query", "a.codes", "--latent", str(rows[0]["latent"])).stdout)["rows"]
     assert top[0]["uri"].endswith(".png")
-    assert "nothing" not in run("query", "a.codes", "--image", top[0]["uri"], cwd=tmp_path).stdout
-    again = run("extract", tiny_images, "a.acts", *model, "--layer", "0", "--layer", "2", "--shard-images", "32",
-                cwd=tmp_path)  # fmt: skip
+    assert "nothing" not in run("query", "a.codes", "--image", top[0]["uri"]).stdout
+    again = run("extract", tiny_images, "a.acts", *model, "--layer", "0", "--layer", "2", "--shard-images", "32")
     assert "75 images x 10 tokens" in again.stdout
 
 
-def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
-    done = run("info", "nothing.acts", cwd=tmp_path, check=False)
+def test_an_error_is_one_line_and_exit_1(run: Run) -> None:
+    done = run("info", "nothing.acts", check=False)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.strip().splitlines() == [
@@ -163,34 +178,34 @@ def test_an_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     ]
 
 
-def test_global_flags_stand_before_or_after_the_verb(tmp_path: Path, tiny_codes: Path) -> None:
-    before = run("--json", "-q", "info", tiny_codes, cwd=tmp_path)
-    after = run("info", tiny_codes, "--json", "--quiet", cwd=tmp_path)
+def test_global_flags_stand_before_or_after_the_verb(tmp_path: Path, tiny_codes: Path, run: Run) -> None:
+    before = run("--json", "-q", "info", tiny_codes)
+    after = run("info", tiny_codes, "--json", "--quiet")
     assert json.loads(before.stdout) == json.loads(after.stdout)
-    done = run("info", "--traceback", "nothing", cwd=tmp_path, check=False)
+    done = run("info", "--traceback", "nothing", check=False)
     assert "Traceback" in done.stderr
-    assert "--json does not exist" in run("info", "--", "--json", cwd=tmp_path, check=False).stderr
+    assert "--json does not exist" in run("info", "--", "--json", check=False).stderr
 
 
-def test_an_error_before_the_first_progress_is_the_only_line(tmp_path: Path) -> None:
-    done = run("train", "nothing.acts", "run", cwd=tmp_path, check=False)
+def test_an_error_before_the_first_progress_is_the_only_line(run: Run) -> None:
+    done = run("train", "nothing.acts", "run", check=False)
     assert done.stderr.startswith("error: ")
 
 
-def test_the_page_of_a_comparison_cannot_replace_its_json(tmp_path: Path) -> None:
-    done = run("compare", "a.concepts", "b.concepts", "c.html", cwd=tmp_path, check=False)
+def test_the_page_of_a_comparison_cannot_replace_its_json(run: Run) -> None:
+    done = run("compare", "a.concepts", "b.concepts", "c.html", check=False)
     assert done.returncode == 2
     assert "c.json" in done.stderr
 
 
-def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path) -> None:
-    assert run("extract", ".", "x.acts", cwd=tmp_path, check=False).returncode == 2
-    done = run("query", tiny_codes, cwd=tmp_path, check=False)
+def test_usage_is_exit_2(tmp_path: Path, tiny_codes: Path, run: Run) -> None:
+    assert run("extract", ".", "x.acts", check=False).returncode == 2
+    done = run("query", tiny_codes, check=False)
     assert done.returncode == 2
     assert "No question was asked" in done.stderr
 
 
-def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path) -> None:
+def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path, run: Run) -> None:
     import shutil
 
     copy = shutil.copytree(tiny_codes, tmp_path / "c.codes")
@@ -198,7 +213,7 @@ def test_damage_is_exit_1_and_named(tmp_path: Path, tiny_codes: Path) -> None:
     data = bytearray(victim.read_bytes())
     data[7] ^= 4
     victim.write_bytes(data)
-    done = run("--json", "verify", "c.codes", cwd=tmp_path, check=False)
+    done = run("--json", "verify", "c.codes", check=False)
     assert done.returncode == 1
     assert json.loads(done.stdout)["problems"][0].startswith("codes.zarr/1/value/c/0: differs")
 
@@ -226,34 +241,50 @@ def contents(path: Path) -> dict[str, bytes]:
     }
 
 
+CROWD = 800
+"""Images that take long enough to be extracted that a process can be killed in the middle."""
+
+
+@pytest.fixture(scope="module")
+def crowd(
+    tmp_path_factory: pytest.TempPathFactory, make_images: Callable[..., Path], tiny_model: dict[str, str],
+    warm: WarmProcess,
+) -> tuple[list[str], Path]:  # fmt: skip
+    """A command that extracts many images into STORE, and the store that it writes when nobody interrupts it."""
+    folder = tmp_path_factory.mktemp("crowd")
+    images = make_images(folder / "images", CROWD)
+    model = ["--model", tiny_model["model"], "--pretrained", tiny_model["pretrained"]]
+    command = ["extract", str(images), "STORE", *model, "--layer", "2", "--shard-images", "16", "--batch-size", "4"]
+    done = warm.run("cli.py", *command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return command, folder / "STORE"
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_extract_killed_in_the_middle_ends_well_when_repeated(
-    tmp_path: Path, make_images: Callable[..., Path], tiny_model: dict[str, str], how: int
+    tmp_path: Path, crowd: tuple[list[str], Path], how: int, run: Run
 ) -> None:
-    images = make_images(tmp_path / "images", 800)
-    model = ["--model", tiny_model["model"], "--pretrained", tiny_model["pretrained"]]
-    command = ["extract", str(images), "a.acts", *model, "--layer", "2", "--shard-images", "16", "--batch-size", "4"]
-    commits = tmp_path / "a.acts" / "commits"
+    command, whole = crowd
+    commits = tmp_path / "STORE" / "commits"
     code = start_and_kill(command, tmp_path, lambda: len(list(commits.glob("0*.json"))) >= 3, how)
     assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert not (tmp_path / "a.acts" / "manifest.json").exists()
-    refused = run("train", "a.acts", "r", cwd=tmp_path, check=False)
+    assert not (tmp_path / "STORE" / "manifest.json").exists()
+    refused = run("train", "STORE", "r", check=False)
     assert refused.returncode == 1
-    assert "of 50 shards are missing" in refused.stderr
-    run(*command, cwd=tmp_path)
-    assert json.loads(run("--json", "verify", "a.acts", cwd=tmp_path).stdout)["ok"] is True
-    run(*[word.replace("a.acts", "b.acts") for word in command], cwd=tmp_path)
-    assert contents(tmp_path / "a.acts") == contents(tmp_path / "b.acts")
+    assert f"of {CROWD // 16} shards are missing" in refused.stderr
+    run(*command)
+    assert json.loads(run("--json", "verify", "STORE").stdout)["ok"] is True
+    assert contents(tmp_path / "STORE") == contents(whole)
 
 
-def test_train_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path: Path, tiny_store: Path) -> None:
+def test_train_killed_in_the_middle_ends_as_if_it_had_not_been(tmp_path: Path, tiny_store: Path, run: Run) -> None:
     small = ["--n-latents", "256", "--k", "4", "--n-steps", "400", "--batch-size", "256", "--checkpoint-every", "20"]
     command = ["train", str(tiny_store), "r", "--layer", "2", *small]
     checkpoints = tmp_path / "r" / "checkpoints"
     start_and_kill(command, tmp_path, lambda: len(list(checkpoints.glob("step-*"))) >= 2, signal.SIGKILL)
     assert not (tmp_path / "r" / "manifest.json").exists()
-    run(*command, cwd=tmp_path)
-    run(*["s" if word == "r" else word for word in command], cwd=tmp_path)
+    run(*command)
+    run(*["s" if word == "r" else word for word in command])
     assert contents(tmp_path / "r") == contents(tmp_path / "s")
     steps = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))

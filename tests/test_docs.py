@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from warm_process import WarmProcess
 
 import cli
 
@@ -39,10 +40,9 @@ def strangers_store(
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_python_blocks_run(code: str, tmp_path: Path, strangers_store: Path) -> None:
+def test_python_blocks_run(code: str, tmp_path: Path, strangers_store: Path, warm: WarmProcess) -> None:
     shutil.copytree(strangers_store, tmp_path / "val.acts")
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = warm.run("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -102,6 +102,13 @@ def incomplete_store(s: Scene) -> None:
     train(store, s.tmp / "run")
 
 
+def work_of_others(s: Scene) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "2")
+        encode(s.run, s.store, s.tmp / "x.codes")
+
+
 def other_model(s: Scene) -> None:
     model = {"model": s.model["model"], "pretrained": "random:7"}
     extract(s.images, s.tmp / "other.acts", **model, layers=[2])
@@ -146,6 +153,7 @@ CASES: list[tuple[str, Callable[[Scene], object], list[str]]] = [
     ("SchemaError", wrong_kind, ["is a run", "an activation store"]),
     ("SchemaError", newer_schema, ["schema 99", "newer patchsae"]),
     ("IncompleteError", incomplete_store, ["1 of 5 shards", "extract"]),
+    ("OthersUnfinishedError", work_of_others, ["Worker 0 of 2 is done", "2 of 5 shards", "same command"]),
     ("ParentMismatchError", other_model, ["model", "same CLIP weights"]),
     ("ParentMismatchError", other_store, ["made from store", "Give the store"]),
     ("CorruptError", damaged_shard, ["Shard 1", "bytes, expected", "verify", "--repair"]),

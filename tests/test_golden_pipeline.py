@@ -166,13 +166,19 @@ def test_interrupted_codes_are_finished(golden: Path) -> None:
         np.testing.assert_allclose(one.value.astype(np.float32), other.value.astype(np.float32), rtol=2e-3, atol=1e-4)
 
 
-def test_a_killed_training_is_finished(golden: Path) -> None:
-    """From its checkpoint at step 1000; its twin was never killed."""
+def test_a_killed_training_is_finished(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoint at step 1000; its twin was never killed. Both began with torch's operations. With the last
+    bits of kernels one of the 64 latents ends elsewhere with this seed, which costs 6 % of the error; see quality.md.
+    """
+    from actcache.compiler import find_kernels
     from saetrain import Run
 
+    monkeypatch.setenv("PATCHSAE_COMPILER", "off")
+    find_kernels.cache_clear()
     checkpoints = golden / "interrupted-run" / "checkpoints"
     assert sorted(file.name for file in checkpoints.glob("*.json")) == ["step-00001000.json"]
     done = ask(golden, f"train a.acts interrupted-run {MADE.LONG} --checkpoint-every 1000")
+    find_kernels.cache_clear()
     assert done.exit_code == 0, done.output
     finished, whole = (Run.open(golden / name) for name in ("interrupted-run", "long"))
     assert finished.run_id == whole.run_id

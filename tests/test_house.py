@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ORDER = {
-    "actcache": "errors interrupts machine options seen schema text progress preprocess workers hook_point artifacts "
-    "hub models sources store prompts extraction importing demo",
+    "actcache": "errors interrupts machine cache_lines compiler options seen schema text progress notebook preprocess "
+    "workers hook_point artifacts hub models sources store prompts extraction importing demo",
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
     "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
     "localization naming dictionary rules interventions probing benchmark comparison report views publication "
@@ -26,6 +26,8 @@ ORDER = {
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""
 
 LIBRARIES = {
+    "actcache/compiler": "numba",
+    "actcache/notebook": "IPython",
     "actcache/artifacts": "fsspec google_crc32c s3fs upath",
     "actcache/hub": "huggingface_hub",
     "actcache/models": "open_clip safetensors timm torch",
@@ -157,6 +159,7 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
 def test_reading_needs_no_torch() -> None:
     code = (
         "import sys; from actcache import ActivationStore, verify, describe; from saetrain import CodeStore, Run; "
-        "from analysis import ConceptTable, analyze, query_latent, write_report; print('torch' in sys.modules)"
+        "from analysis import ConceptTable, analyze, query_latent, show_latents, write_report; "
+        "print('torch' in sys.modules)"
     )
     assert run_python(code).strip() == "False"

@@ -18,10 +18,14 @@ from saetrain import CodeStore, SAEConfig, TrainConfig, encode, sweep, train
 
 @pytest.fixture
 def small_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with 1 kB left, as its own /proc tells it."""
-    proc = tmp_path_factory.mktemp("proc")
-    (proc / "meminfo").write_text("MemTotal:       65536000 kB\nMemFree:  10 kB\nMemAvailable:  1 kB\n")
+    leave(1, tmp_path_factory.mktemp("proc"), monkeypatch)
+
+
+def leave(n_kb: int, proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with so much memory left, as its own /proc tells it, and no control group that says otherwise."""
+    (proc / "meminfo").write_text(f"MemTotal:       65536000 kB\nMemFree:  10 kB\nMemAvailable:  {n_kb} kB\n")
     monkeypatch.setattr(machine, "PROC", proc)
+    monkeypatch.setattr(machine, "CGROUP", proc / "no-cgroup")
 
 
 LINE = r"needs at least [\d,.]+ GB of memory, but only [\d,.]+ GB are free\. \w"
@@ -41,11 +45,14 @@ def test_an_sae_that_cannot_fit_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_saes_of_a_sweep_are_counted_together(tiny_store: Path, tmp_path: Path) -> None:
+def test_the_saes_of_a_sweep_are_counted_together(
+    tiny_store: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(1_000_000, tmp_path_factory.mktemp("proc"), monkeypatch)  # other processes take and give memory meanwhile
     free = machine.available_bytes()
     d_model = 48
     n_latents = int(0.7 * free / (32 * d_model))  # one would fit, two do not
-    members = [(2, SAEConfig(n_latents=n_latents, k=k), TrainConfig(batch_size=128)) for k in (3, 4)]
+    members = [(2, SAEConfig(n_latents=n_latents, k=k), TrainConfig(batch_size=128, n_steps=1)) for k in (3, 4)]
     with pytest.raises(SettingsError, match=f"Training these 2 SAEs side by side {LINE}"):
         sweep(tiny_store, tmp_path / "runs", members)
     assert not (tmp_path / "runs").exists()

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.terminal.progress import State, draw_line, show_time
+from actcache.progress import State, draw_line, show_time
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,3 +149,36 @@ def test_the_rate_of_a_resumed_task_counts_what_was_done_now() -> None:
     assert draw_line(state, 100, 106.0).endswith("finishing, 1:46")
     state.closed = True
     assert draw_line(state, 100, 106.0).endswith("took 1:46")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# progress_bar, which programs of users pass to functions of the library
+
+BAR_WORK = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from actcache import progress_bar
+bar = progress_bar("train", "steps")
+for step in range(1, 31):
+    time.sleep(0.05)
+    bar(step, 30, {{"fvu": 0.123}})
+quick = progress_bar("encode")
+quick(1, 2)
+quick(2, 2)
+print("the result")
+"""
+
+
+def test_a_bar_on_a_terminal_is_one_line() -> None:
+    written = run_in_terminal(BAR_WORK, 80)
+    lines = drawn(written)
+    assert 3 <= len(lines) <= 6
+    assert all(re.match(r"train  [━─]+  \d+ of 30 steps  ", line) for line in lines)
+    assert re.search(r"30 of 30 steps  .*fvu 0.123  took 0:0\d$", lines[-1])
+    assert "encode" not in written  # it took no time
+    assert written.splitlines()[-1] == "the result"
+
+
+def test_a_bar_leaves_nothing_in_a_log() -> None:
+    done = subprocess.run([sys.executable, "-c", BAR_WORK], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("the result\n", "")

@@ -2,24 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from warm_process import WarmProcess
 
 import cli
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -69,9 +59,11 @@ def test_every_question_can_be_asked_by_flags(tiny_codes: Path) -> None:
     assert ask("--class", "class1")[0]["lift"] > 1
 
 
-def test_an_answer_is_written_as_a_table_and_a_picture(tmp_path: Path, tiny_codes: Path, tiny_store: Path) -> None:
-    done = run("--json", "query", tiny_codes, "--class", "class1", "--n-top", "3", "--out", "a/a.csv",
-               "--sheet", "a/a.png", "--store", tiny_store, cwd=tmp_path)  # fmt: skip
+def test_an_answer_is_written_as_a_table_and_a_picture(
+    tmp_path: Path, tiny_codes: Path, tiny_store: Path, warm: WarmProcess
+) -> None:
+    done = warm.run("cli.py", "--json", "query", tiny_codes, "--class", "class1", "--n-top", "3", "--out", "a/a.csv",
+                    "--sheet", "a/a.png", "--store", tiny_store, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["out"], facts["sheet"]) == ("a/a.csv", "a/a.png")
@@ -79,18 +71,18 @@ def test_an_answer_is_written_as_a_table_and_a_picture(tmp_path: Path, tiny_code
     assert len((tmp_path / "a" / "a.csv").read_text().splitlines()) == 4
     moved = shutil.copytree(tiny_codes, tmp_path / "far" / "away" / "x.codes")
     (moved / "places.json").unlink()  # as on another machine
-    done = run("query", moved, "--class", "class1", "--sheet", "b.png", cwd=tmp_path)
+    done = warm.run("cli.py", "query", moved, "--class", "class1", "--sheet", "b.png", cwd=tmp_path)
     assert done.returncode == 1
     assert "--images" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_codes_of_another_store_are_refused(
-    tmp_path: Path, tiny_codes: Path, tiny_images: Path, tiny_model: dict[str, str]
+    tmp_path: Path, tiny_codes: Path, tiny_images: Path, tiny_model: dict[str, str], warm: WarmProcess
 ) -> None:
     from actcache import extract
 
     extract(tiny_images, tmp_path / "other.acts", **tiny_model, layers=[2], limit=16)  # type: ignore[arg-type]
-    done = run("query", tiny_codes, "--latent", "1", "--store", "other.acts", cwd=tmp_path)
+    done = warm.run("cli.py", "query", tiny_codes, "--latent", "1", "--store", "other.acts", cwd=tmp_path)
     assert done.returncode == 1
     assert "Give the store that it was made from" in done.stderr

@@ -125,7 +125,7 @@ def write_scenes(
             _write_scenes(folder, draw(seed, image_size), n_images, on_progress)
             finish(folder)
             write_new(folder / "demo.json", json.dumps(settings).encode())
-    return read_truth(out)
+        return read_truth(out)
 
 
 def _find_demo(out: Path, settings: Mapping[str, int]) -> Truth | None:

@@ -1,6 +1,6 @@
 from .anatomy import take_apart
 from .clip import Clip, hash_tensors, load_clip
-from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16
+from .device import choose_device, choose_precision, free_memory, has_cpu_bfloat16, own_gpu, precise_dtype
 from .own_classes import own_classes
 from .refusals import PROMPTS_REFUSED
 from .templates import read_templates
@@ -26,6 +26,8 @@ __all__ = [
     "make_text_tower",
     "make_vision_tower",
     "own_classes",
+    "own_gpu",
+    "precise_dtype",
     "read_templates",
     "take_apart",
 ]

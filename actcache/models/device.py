@@ -4,24 +4,28 @@ import torch
 
 from actcache.errors import SettingsError
 from actcache.machine import available_bytes
-from actcache.workers import find_worker
+from actcache.workers import Worker, find_worker
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA if available (each of several workers on a host takes its own GPU), else the CPU."""
+    """`auto` is `cuda` if there is a GPU, else the CPU. Of `cuda`, each of several workers on a host takes its own."""
     if device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        worker = find_worker()
-        return torch.device("cuda" if worker.alone else f"cuda:{worker.local_rank % torch.cuda.device_count()}")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    if chosen == torch.device("cuda"):
+        return own_gpu(find_worker(), torch.cuda.device_count())
     return chosen
+
+
+def own_gpu(worker: Worker, n_visible: int) -> torch.device:
+    """The GPU of one of several workers on a host. SLURM may show each of them a single GPU, which is number 0."""
+    return torch.device("cuda" if worker.alone else f"cuda:{worker.local_rank % n_visible}")
 
 
 def free_memory(device: torch.device) -> int:
@@ -38,6 +42,11 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if device.type == "cpu" and has_cpu_bfloat16() else "float32"
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of sums over many numbers: float64, or float32 on a device that has no float64 (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def has_cpu_bfloat16() -> bool:

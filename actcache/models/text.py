@@ -8,7 +8,7 @@ too, as it did in training, so its texts are always run at full length.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from actcache.models.refusals import PROMPTS_REFUSED
 from actcache.models.templates import TEMPLATE_SETS
 
 BATCH_TEXTS = 256
+TOKENIZER_OPTIONS = ("additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token")
+"""What a model's config may set of its tokenizer. Others reach transformers, which one of them lets run a repository's
+code (trust_remote_code), so what is not known here is refused."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
 
     Raises:
         SettingsError: the model has no text tower, the device is not available, or the tokenizer cannot be downloaded.
+        ModelError: the model's config gives the tokenizer an option that is not in TOKENIZER_OPTIONS.
     """
     if not clip.has_text:
         raise SettingsError(
@@ -202,6 +206,12 @@ def make_text_tower(clip: Clip, *, device: str = "auto") -> TextTower:
 def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
     config, place = clip.config["text_cfg"], clip.source.tokenizer
     options, length = config.get("tokenizer_kwargs") or {}, context_length(clip.config)
+    if not isinstance(options, Mapping) or (unknown := sorted(set(options) - set(TOKENIZER_OPTIONS))):
+        given = ", ".join(unknown)[:200] if isinstance(options, Mapping) else "no object"
+        raise ModelError(
+            f"The config of {clip.name} asks for a tokenizer with options that are not known: {given}. Its "
+            f"tokenizer_kwargs may hold {', '.join(TOKENIZER_OPTIONS)}. Remove the others from it."
+        )
     made: Callable[[list[str]], Tensor]
     try:
         if place is None:
@@ -213,8 +223,13 @@ def _make_tokenizer(clip: Clip) -> Callable[[list[str]], Tensor]:
             place
         ).is_dir():  # asks once; the tokenizer's own loading asks for a minute when there is no network
             fetch_file(place, ("tokenizer_config.json", "tokenizer.json", "config.json"))
-        mode = config.get("tokenizer_mode")
-        made = open_clip.tokenizer.HFTokenizer(place, context_length=length, tokenizer_mode=mode, **options)
+        made = open_clip.tokenizer.HFTokenizer(
+            place,
+            context_length=length,
+            tokenizer_mode=config.get("tokenizer_mode"),
+            trust_remote_code=False,  # said outright: where nothing is said, transformers may ask at the terminal
+            **options,
+        )
     except Exception as error:  # tokenizer and network libraries raise many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise SettingsError(f"The tokenizer of {clip.name} could not be loaded: {reason[:400]}.") from error

@@ -66,13 +66,14 @@ class Adaptation:
 
     @classmethod
     def open(cls, path: str | Path) -> "Adaptation":
-        """Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
+        """Open a finished adaptation. Raises ArtifactNotFoundError, SchemaError, IncompleteError, CorruptError."""
         artifact = open_artifact(path, "prompts", complete=True)
         read_settings(artifact, PromptSettings)
         summary = read_summary(artifact, PromptsSummary)
         return cls(artifact, summary.accuracy, list(summary.loss), summary.seen, summary.judge)
 
     def prompts(self) -> Prompts:
+        """Read the prompts. Raises CorruptError."""
         return read_prompts(self.artifact)
 
     def to_json(self) -> dict[str, object]:
@@ -188,7 +189,7 @@ def adapt(
         if training.class_means is not None:
             known["judge"] = CLASS_MEANS
         seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **known)
-    return Adaptation.open(artifact.path)
+        return Adaptation.open(artifact.path)
 
 
 def _is_complete(path: str | Path) -> bool:

@@ -61,6 +61,7 @@ class Prompts:
 
     @property
     def kind(self) -> Method:
+        """What describes the method: its usual values and the names of its tensors."""
         return METHODS[self.method]
 
     @property

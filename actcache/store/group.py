@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache.artifacts import digest
+from actcache.cache_lines import empty_at_line
 from actcache.errors import ParentMismatchError, SettingsError
 from actcache.hook_point import HookPoint
 from actcache.store.channel_statistics import ChannelStatistics
@@ -201,7 +202,7 @@ class StoreGroup:
             given = f"{chosen.min()}..{chosen.max()}"
             raise SettingsError(f"Image indices must lie in 0..{self.n_images - 1}, got {given}.")
         if out is None:
-            out = np.empty((len(chosen), n_tokens, self.layout.d_model), dtype=self.dtype)
+            out = empty_at_line((len(chosen), n_tokens, self.layout.d_model), self.dtype)
         numbers = np.searchsorted(self.starts, chosen, side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chosen)]
         for first, stop in pairwise(edges):

@@ -5,6 +5,7 @@ of a local store are read by `preadv` straight into the returned array, by sever
 and the footer of images.parquet; the sizes that a store claims are checked before memory is allocated for them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
@@ -26,9 +27,11 @@ from actcache.artifacts import (
     read_record,
     require_complete,
 )
+from actcache.cache_lines import empty_at_line
 from actcache.errors import SettingsError
 from actcache.hook_point import HookPoint
 from actcache.machine import available_bytes, count_processors
+from actcache.notebook import draw_facts
 from actcache.store.channel_statistics import ChannelStatistics
 from actcache.store.image_table import load_images
 from actcache.store.layout import Tokens
@@ -67,7 +70,7 @@ class ActivationStore:
         self.path = artifact.path
         self.settings = StoreSettings.of(artifact)
         self.layout, self.hook_points = self.settings.layout, self.settings.hook_points
-        self.dtype = self.settings.stored_dtype
+        self._names, self.dtype = ", ".join(map(str, self.hook_points)), self.settings.stored_dtype
         self.n_images, self.n_tokens = self.layout.n_images, self.layout.n_tokens
         self.store_id, self.model_id = artifact.id, self.settings.model_id
         self.rows_id = self.settings.rows_id  # of the images and their order: stores with equal ids join row by row
@@ -95,6 +98,20 @@ class ActivationStore:
             f"{self.layout.d_model}, {', '.join(map(str, self.hook_points))})"
         )
 
+    def _repr_html_(self) -> str:
+        layout = self.layout
+        special = [f"{n} {kind}" for kind, n in Counter(layout.prefix).items()]
+        facts = {
+            "images": self.n_images,
+            "could not be read": len(self._summary.failed),
+            "tokens of an image": ", ".join([*special, f"{layout.grid[0]} x {layout.grid[1]} patches"]),
+            "channels": layout.d_model,
+            "hook points": ", ".join(map(str, self.hook_points)),
+            "stored as": f"{self.settings.dtype}, {self.settings.codec}",
+            "store id": self.store_id,
+        }
+        return draw_facts(f"Activation store {self.path.name}", facts)
+
     @cached_property
     def images(self) -> pa.Table:
         """images.parquet: one row for each stored image, in stored order; and `content_hash`, if the store has it."""
@@ -118,10 +135,9 @@ class ActivationStore:
         Raises:
             SettingsError: it is not stored, or several would fit; the message lists what is stored.
         """
-        names = ", ".join(map(str, self.hook_points))
         if layer is None:
             if len(self.hook_points) > 1:
-                raise SettingsError(f"{self.path} holds several hook points ({names}). Choose one with --layer.")
+                raise SettingsError(f"{self.path} holds several hook points ({self._names}). Choose one with --layer.")
             return self.hook_points[0]
         if isinstance(layer, HookPoint) or HookPoint(layer) in self.hook_points:
             hook = layer if isinstance(layer, HookPoint) else HookPoint(layer)
@@ -132,7 +148,7 @@ class ActivationStore:
             hook = others[0] if others else HookPoint(layer)
         if hook not in self.hook_points:
             raise SettingsError(
-                f"{hook} is not in {self.path}. Stored: {names}. Extract it into another store with --layer."
+                f"{hook} is not in {self.path}. Stored: {self._names}. Extract it into another store with --layer."
             )
         return hook
 
@@ -224,7 +240,7 @@ class ActivationStore:
                 self._check_shard(hook, array, shard, chosen if check else None)
         shape = (len(positions), n_tokens, self.layout.d_model)
         if out is None:
-            out = np.empty(shape, dtype=self.dtype)
+            out = empty_at_line(shape, self.dtype)
         self._check_out(out, shape)
         jobs = [
             (hook, array, *divmod(int(positions[start]), self.layout.shard_images), out[start:stop, columns])
@@ -353,7 +369,7 @@ class ActivationStore:
     def _check_chunks(self, hook: HookPoint, array: str, shard: int, blocks: NDArray[np.integer]) -> None:
         n_images, first_block = self.layout.chunk_images, shard * self.layout.blocks_per_shard
         rows = range(self.layout.n_rows(array))
-        chunk = np.empty((n_images, self.layout.chunk_bytes(array) // n_images), dtype=np.uint8)
+        chunk = empty_at_line((n_images, self.layout.chunk_bytes(array) // n_images), np.uint8)
         for block in blocks.tolist():
             for row in rows:
                 if (hook, array, first_block + block, row) not in self._checked:

@@ -129,12 +129,13 @@ class ShardFiles:
         buffers: Any = [out.reshape(-1)] if out.flags.c_contiguous else list(out)
         wanted = len(out) * image_bytes
         fd = file.direct_fd() if direct and _aligned(buffers, start, wanted) else None
-        path = shard_path(self.store, hook, array, shard)
         try:
             done = read_into(file.fd if fd is None else fd, buffers, start)
         except OSError as error:
+            path = shard_path(self.store, hook, array, shard)
             raise self.corrupt(path, shard, f"cannot be read ({error.strerror})") from error
         if done != wanted:  # one call reads up to 2 GiB, so the file was cut while it was read
+            path = shard_path(self.store, hook, array, shard)
             raise self.corrupt(path, shard, f"ended early ({done:,} of {wanted:,} bytes)")
 
     def corrupt(self, path: Path, shard: int, what: str) -> CorruptError:

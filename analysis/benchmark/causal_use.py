@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actcache.models import precise_dtype
 from analysis.benchmark.causes import STRENGTH, Causes, ChosenLatents, choose_latents, steer
 from analysis.benchmark.measured import Measured, Skipped
 from analysis.benchmark.subject import Judged, Subject
@@ -83,7 +84,7 @@ def measure_areas(
         row = torch.from_numpy(place).to(device)
 
         def read(x: Tensor, target: Tensor = target) -> Array:
-            return as_numpy(classifier.logits(x).double().softmax(1).gather(1, target)[:, 0])
+            return as_numpy(classifier.logits(x).to(precise_dtype(device)).softmax(1).gather(1, target)[:, 0])
 
         p = np.empty((len(images), 2, 2, 1 + len(GRID)))
         p[:, 0, :, 0] = read(spliced.x)[:, None]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from actcache.models import precise_dtype
 from analysis.benchmark.measured import Skipped
 from analysis.benchmark.subject import Judged
 from analysis.benchmark.task import Task
@@ -128,8 +129,8 @@ def _mean_tokens(
     batch_size: int,
 ) -> Tensor:  # fmt: skip
     """[C, D] float64: the mean of the tokens that are edited, over the images of each class."""
-    part = places_of(classifier, tokens)
-    means = torch.cat([classifier.read(some)[:, part].double().mean(1) for some in batches(images, batch_size)])
+    part, dtype = places_of(classifier, tokens), precise_dtype(classifier.vision.device)
+    means = torch.cat([classifier.read(some)[:, part].to(dtype).mean(1) for some in batches(images, batch_size)])
     return torch.stack([means[torch.from_numpy(labels == c).to(means.device)].mean(0) for c in range(n_classes)])
 
 
@@ -158,13 +159,13 @@ def steer(
     for images in batches(causes.steered, causes.task.batch_size, on_progress):
         x = classifier.read(images)
         own = causes.own[np.searchsorted(causes.steered, images)]
-        before = as_numpy(classifier.logits(x).double().softmax(1))
+        before = as_numpy(classifier.logits(x).cpu().double().softmax(1))
         shift = np.full((len(images), len(causes.classes)), np.nan)
         for c, number in enumerate(causes.classes.tolist()):
             if (others := np.flatnonzero(own != c)).size:
                 moved = x[torch.from_numpy(others).to(x.device)]  # a copy
                 moved[:, part] += moves[c]
-                after = as_numpy(classifier.logits(moved).double().softmax(1))
+                after = as_numpy(classifier.logits(moved).cpu().double().softmax(1))
                 shift[others, c] = after[:, number] - before[others, number]
         shifts.append(shift)
     return np.concatenate(shifts)
@@ -190,13 +191,14 @@ def choose_latents(study: Study, causes: Causes, k: int) -> ChosenLatents | Skip
     No list is longer than half of the latents that fire, so that there are as many others to draw from.
     """
     n_latents, n_classes = study.sae.config.n_latents, len(causes.classes)
-    sums = torch.zeros(n_classes * n_latents, dtype=torch.float64, device=study.classifier.vision.device)
+    device = study.classifier.vision.device
+    sums = torch.zeros(n_classes * n_latents, dtype=precise_dtype(device), device=device)
     frequency = np.zeros(n_latents, dtype=np.int64)
     for images, spliced in study.batches(causes.choosing):
         labels = causes.labels[np.searchsorted(causes.choosing, images)]
         targets = torch.from_numpy(causes.classes[labels]).to(sums.device)
         place = torch.from_numpy(labels).to(sums.device)[spliced.images] * n_latents + spliced.latents
-        sums.index_add_(0, place, attribute(study.classifier, spliced, targets).double())
+        sums.index_add_(0, place, attribute(study.classifier, spliced, targets).to(sums.dtype))
         frequency += np.bincount(as_numpy(spliced.latents), minlength=n_latents)
     table = as_numpy(sums).reshape(n_classes, n_latents)
     order = np.argsort(-table, axis=1, kind="stable")[:, : min(k, int((frequency > 0).sum()) // 2)]

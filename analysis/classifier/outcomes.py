@@ -77,8 +77,8 @@ class Outcomes:
 
     def add(self, logits: Tensor, label: NDArray[np.int64]) -> None:
         """logits [B, C]."""
-        truth, precise = torch.from_numpy(label).to(logits.device), logits.double()
-        losses = (as_numpy(loss(precise, truth)) for loss in self._losses)
+        logits, truth = logits.detach().cpu(), torch.from_numpy(label)
+        losses = (as_numpy(loss(logits.double(), truth)) for loss in self._losses)
         self._parts.append((label, as_numpy(logits.argmax(1)), *losses))
 
     def result(self) -> Outcome:

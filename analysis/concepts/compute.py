@@ -25,7 +25,8 @@ from actcache.machine import available_bytes, check_memory
 from actcache.progress import Progress
 from actcache.store import IMAGES_FILE, StoreGroup, Stores
 from analysis.concepts.config import AnalyzeConfig
-from analysis.concepts.files import describe_range, write_array, write_files
+from analysis.concepts.counting import range_counter
+from analysis.concepts.files import CountsWriter, describe_range, write_array, write_files
 from analysis.concepts.histograms import N_BINS, entry_counts_statistic
 from analysis.concepts.monosemanticity import check_embeddings, monosemanticity, n_monosemanticity_tasks
 from analysis.concepts.nearest import n_geometry_tasks, nearest_latents
@@ -172,7 +173,11 @@ def _analyze(
         passes = tasks.add(len(ranges))
         scores = monosemanticity(codes, embedded, score=config.score, on_progress=semantics) if embedded else None
         nearest = nearest_latents(made_by, N_NEAREST, on_progress=geometry) if isinstance(made_by, Run) else None
-        parts = reduce_latents(codes, ranges, statistics, describe_range, tau=config.tau, on_progress=passes)
+        with CountsWriter(artifact.path, len(ranges), codes.images) as counts:
+            parts = reduce_latents(
+                codes, ranges, statistics, describe_range, tau=config.tau, counter=range_counter(labels, config),
+                on_progress=passes, on_part=counts.add,
+            )  # fmt: skip
         table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
         if scores is not None:
             table = table.append_column("monosemanticity", pa.array(scores))
@@ -187,7 +192,7 @@ def _analyze(
             n_alive=int(np.count_nonzero(table["n_tokens"])),
             left_out=left_out,
         )
-    return ConceptTable.open(artifact.path)
+        return ConceptTable.open(artifact.path)
 
 
 def _describe_embeddings(embeddings: str | Path | None, file: Path | None, other: StoreGroup | None) -> object:

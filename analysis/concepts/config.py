@@ -9,7 +9,7 @@ from analysis.config import SCORES, TAU
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Raises SettingsError for a value that is out of range."""
+    """The options of `analyze`. Raises SettingsError for a value that is out of range."""
 
     n_top: int = option(
         16, "Number of top images kept for each latent; the label entropy is computed over them.", at_least=1

@@ -1,11 +1,14 @@
 """The files of a ConceptTable: the results of the reductions, as tables and arrays with one row per latent.
 
-`describe_range` makes the rows of a range of latents inside the task that counted them; `write_files` writes the ranges
-one after the other. Tables are Parquet; arrays are plain .npy, so that one latent can be read by a memory map.
+`describe_range` makes the rows of a range of latents inside the task that counted them; `CountsWriter` and
+`write_files` write the ranges one after the other. Tables are Parquet; arrays are plain .npy, so that one latent can be
+read by a memory map.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -25,6 +28,10 @@ from saetrain import CodeStore
 
 N_SHOWN = 8
 """Images of each latent in the gallery."""
+GROUP_ROWS = 1 << 16
+"""Rows of class counts in a row group, all of which are read for one latent."""
+COUNTS = ("label", "latent", "n_tokens", "n_images")
+"""Columns of class counts that are packed."""
 
 
 class LatentRows(NamedTuple):
@@ -46,40 +53,50 @@ class CountRows(NamedTuple):
     n_images: NDArray[np.unsignedinteger[Any]]
 
 
+class ClassSummary(NamedTuple):
+    """What is kept of a range's class counts: rows, and how widely each latent spreads over labels; see `label_spread`.
+
+    The latter is told of the latent's top images, and of all images.
+    """
+
+    rows: CountRows
+    top_spread: tuple[NDArray[np.float64], NDArray[np.float64]]
+    spread: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
 class LatentStatistics(TypedDict):
     """The statistics of a range of latents, finished."""
 
     totals: Totals
     top: TopImages
     top_patches: TopImages
-    classes: ClassCounts
+    classes: ClassCounts | ClassSummary
     entries: EntryCounts
 
 
 def describe_range(codes: CodeStore, latents: range, statistics: LatentStatistics) -> LatentRows:
     """Turn the statistics of a range into rows; a task calls this, so that only rows leave it."""
-    labels = np.asarray(codes.images["label"])
-    top, patches = statistics["top"], statistics["top_patches"]
+    top, patches, classes = statistics["top"], statistics["top_patches"], statistics["classes"]
+    if isinstance(classes, ClassCounts):
+        classes = _summarize_classes(classes, top, np.asarray(codes.images["label"]), len(latents))
     row, column = np.divmod(patches.peak_patch - 1, codes.grid[1])
     place = {"rank": patches.rank(), "image": patches.image, "row": row, "column": column, "value": patches.score}
     return LatentRows(
-        concepts=_describe_latents(latents, labels, statistics),
+        concepts=_describe_latents(latents, statistics, classes),
         top_images=pa.table({"latent": _number(top, latents), "rank": top.rank(), **_columns(top)}),
         top_patches=pa.table({"latent": _number(patches, latents), **place}),
-        class_counts=_list_counts(statistics["classes"]),
+        class_counts=classes.rows,
         entries=statistics["entries"],
     )
 
 
-def _describe_latents(latents: range, labels: NDArray[np.int32], statistics: LatentStatistics) -> pa.Table:
+def _describe_latents(latents: range, statistics: LatentStatistics, classes: ClassSummary) -> pa.Table:
     """One row for each latent; the columns are described in docs/reference/statistics.md."""
     totals = statistics["totals"]
     fired = totals.fired_tokens
     n_images = max(totals.n_images, 1)
     per_image = totals.n_tokens / n_images
-    present = present_labels(labels)
-    entropy, deviation = label_spread(_sum_labels(statistics["top"], labels, present, len(latents)), present)
-    entropy_all, deviation_all = label_spread(statistics["classes"].total, present)
+    (entropy, deviation), (entropy_all, deviation_all) = classes.top_spread, classes.spread
     table = {
         "latent": np.arange(latents.start, latents.stop),
         "n_tokens": fired,
@@ -105,6 +122,12 @@ def _describe_latents(latents: range, labels: NDArray[np.int32], statistics: Lat
     return pa.table(table)
 
 
+def _summarize_classes(classes: ClassCounts, top: TopImages, labels: NDArray[np.int32], n_latents: int) -> ClassSummary:
+    present = present_labels(labels)
+    mass = _sum_labels(top, labels, present, n_latents)
+    return ClassSummary(_list_counts(classes), label_spread(mass, present), label_spread(classes.total, present))
+
+
 def _sum_labels(
     top: TopImages, labels: NDArray[np.int32], present: NDArray[np.int32], n_latents: int
 ) -> NDArray[np.float64]:
@@ -121,15 +144,17 @@ def _list_counts(classes: ClassCounts) -> CountRows:
     cells = np.flatnonzero(classes.n_tokens)
     n_classes = classes.n_tokens.shape[1]
 
-    def shorten(values: NDArray[Any]) -> NDArray[Any]:
-        return values.astype(np.min_scalar_type(values.max(initial=0)))
-
     return CountRows(
         n_classes=np.count_nonzero(classes.n_tokens, axis=1),
         place=shorten(cells % max(n_classes, 1)),
         n_tokens=shorten(classes.n_tokens.ravel()[cells]),
         n_images=shorten(classes.n_images.ravel()[cells]),
     )
+
+
+def shorten(values: NDArray[Any]) -> NDArray[Any]:
+    """Counts in the smallest type that holds them."""
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
 
 
 def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
@@ -149,6 +174,48 @@ def _name_counts(rows: CountRows, first: int, images: pa.Table) -> pa.Table:
     )
 
 
+class CountsWriter:
+    """Writes class_counts.parquet in a thread, range by range, while others are still being counted.
+
+    With CountsWriter(path, len(ranges), images) as writer: writer.add(0, part)...
+
+    Raises StorageError when it is left.
+    """
+
+    def __init__(self, path: Path, n_ranges: int, images: pa.Table) -> None:
+        self._path, self._n_ranges, self._images = path, n_ranges, images
+        self._parts: Queue[tuple[int, LatentRows] | None] = Queue()
+
+    def __enter__(self) -> "CountsWriter":
+        self._pool = ThreadPoolExecutor(1)
+        file = self._path / "class_counts.parquet"
+        self._written = self._pool.submit(write_tables, file, self._tables(), group_rows=GROUP_ROWS, packed=COUNTS)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._parts.put(None)  # what is missing will not come
+        self._pool.shutdown()
+        if kind is None:
+            self._written.result()
+
+    def add(self, number: int, part: LatentRows) -> None:
+        """Take what is kept of a range. Ranges may come in any order, from any thread."""
+        self._parts.put((number, part))
+
+    def _tables(self) -> Iterator[pa.Table]:
+        early: dict[int, LatentRows] = {}
+        first = 0
+        for number in range(self._n_ranges):
+            while number not in early:
+                if (came := self._parts.get()) is None:
+                    raise CancelledError
+                early[came[0]] = came[1]
+            part = early.pop(number)
+            yield _name_counts(part.class_counts, first, self._images)
+            first += part.concepts.num_rows
+
+
 def write_files(
     path: Path,
     codes: CodeStore,
@@ -158,7 +225,7 @@ def write_files(
     nearest: Nearest | None,
     images: ImagePlaces | None,
 ) -> None:
-    """Write all tables, arrays and pictures of the latents.
+    """Write all tables, arrays and pictures of the latents but class_counts.parquet, see `CountsWriter`.
 
     Args:
         table: the content of concepts.parquet; the other files come from the ranges.
@@ -167,9 +234,6 @@ def write_files(
     write_tables(path / "concepts.parquet", [table])
     write_tables(path / "top_images.parquet", [part.top_images for part in parts])
     write_tables(path / "top_patches.parquet", [part.top_patches for part in parts])
-    first = np.cumsum([0, *(part.concepts.num_rows for part in parts)]).tolist()
-    counts = (_name_counts(part.class_counts, start, codes.images) for part, start in zip(parts, first, strict=False))
-    write_tables(path / "class_counts.parquet", counts)
     entries = join_latents([part.entries for part in parts])
     histogram: Histogram = to_histogram(entries)
     write_array(path / "histogram.npy", histogram.counts)
@@ -222,13 +286,28 @@ def _write_gallery(
             write_new(folder / f"{image}.jpg", pictures.thumbnail(image))
 
 
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write at least one table, all with the same columns, into one Parquet file; each starts a new row group."""
+def write_tables(
+    path: Path, tables: Iterable[pa.Table], *, group_rows: int | None = None, packed: Sequence[str] = ()
+) -> None:
+    """Write at least one table, all with the same columns, into one Parquet file; each starts a new row group.
+
+    Args:
+        group_rows: the most rows of a row group; None for as many as pyarrow takes, which is a million.
+        packed: columns of integers that are written as differences, of as few bits as they need; then all others are
+            written without statistics. Of class counts, a row takes 48 ns instead of 108 to 200, and 2.2 bytes instead
+            of 2.9: the smallest and largest name of each group took 45 ns, dictionaries of integers most of the rest.
+    """
     rest = iter(tables)
     table = next(rest)
-    with open_atomic(path) as file, pq.ParquetWriter(file, table.schema) as writer:
+    others = [name for name in table.column_names if name not in packed]
+    options = {
+        "use_dictionary": others,
+        "column_encoding": dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
+        "write_statistics": list(packed),
+    }
+    with open_atomic(path) as file, pq.ParquetWriter(file, table.schema, **(options if packed else {})) as writer:
         while table is not None:
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=group_rows)
             table = next(rest, None)
 
 

@@ -95,9 +95,14 @@ def _add(parts: Sequence[tuple[NDArray[np.unsignedinteger], ...]]) -> tuple[NDAr
 
 def _trim(part: _Part) -> EntryCounts:
     strength, position = _count(part)
+    return EntryCounts(*trim_bins(strength), position)
+
+
+def trim_bins(strength: NDArray[np.unsignedinteger]) -> tuple[int, NDArray[np.unsignedinteger]]:
+    """(the first bin that is used, the counts [F, bins from there to the last that is used]), of [F, N_BINS]."""
     used = np.flatnonzero(strength.any(axis=0))
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
-    return EntryCounts(first, strength[:, first : last + 1].copy(), position)
+    return first, strength[:, first : last + 1].copy()
 
 
 def join_latents(parts: Sequence[EntryCounts]) -> EntryCounts:

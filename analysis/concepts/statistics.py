@@ -217,13 +217,17 @@ def class_counts_statistic(labels: NDArray[np.int32]) -> Statistic:
     Args:
         labels: [I], -1 for no label. Classes are numbered as in `present_labels`.
     """
-    present = present_labels(labels)
-    place = np.where(labels < 0, -1, np.searchsorted(present, labels)).astype(np.int32)
+    place, n_classes = place_labels(labels), len(present_labels(labels))
     return Statistic(
         chunk=partial(_class_rows, place=place),
-        combine=partial(_merge_classes, n_classes=len(present)),
-        finalize=partial(_count_classes, n_classes=len(present)),
+        combine=partial(_merge_classes, n_classes=n_classes),
+        finalize=partial(_count_classes, n_classes=n_classes),
     )
+
+
+def place_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """[I]: the index of each image's label in `present_labels`; -1 for an image without a label."""
+    return np.where(labels < 0, -1, np.searchsorted(present_labels(labels), labels)).astype(np.int32)
 
 
 def present_labels(labels: NDArray[np.int32]) -> NDArray[np.int32]:

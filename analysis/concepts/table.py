@@ -33,9 +33,11 @@ from actcache.artifacts import (
     read_settings,
     read_summary,
 )
+from actcache.notebook import draw_facts
 from actcache.store import load_images, table_errors
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.histograms import Histogram
+from analysis.concepts.latent_rows import LatentRows
 from saetrain import CodeStore
 from saetrain.quality import TokenQuality
 
@@ -132,7 +134,7 @@ class ConceptTable:
         self.provenance = read_provenance(artifact, CodesProvenance)
         self._seal = read_summary(artifact, ConceptSummary)
         self.summary = read_seal(artifact)
-        self._by_latent: dict[str, tuple[pa.Table, NDArray[np.int64]]] = {}
+        self._by_latent: dict[str, LatentRows] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "ConceptTable":
@@ -142,6 +144,18 @@ class ConceptTable:
     def __repr__(self) -> str:
         return f"ConceptTable({self.path.name}: {self.table.num_rows:,} latents over {self.images.num_rows:,} images)"
 
+    def _repr_html_(self) -> str:
+        seal, sae = self._seal, self.sae
+        facts = {
+            "latents": f"{self.table.num_rows:,}, of which {seal.n_alive:,} fire",
+            "images": seal.n_images,
+            "tokens": seal.n_tokens,
+            "SAE": f"{sae.variant} at {sae.hook_point}",
+            **{f"without {part}": why for part, why in self.left_out.items()},
+            "concepts id": self.artifact.id,
+        }
+        return draw_facts(f"Concept table {self.path.name}", facts)
+
     @cached_property
     def table(self) -> pa.Table:
         """One row per latent."""
@@ -149,6 +163,7 @@ class ConceptTable:
 
     @cached_property
     def images(self) -> pa.Table:
+        """One row per image, copied from the codes. Raises CorruptError."""
         return load_images(self.artifact)
 
     @cached_property
@@ -179,10 +194,12 @@ class ConceptTable:
 
     @property
     def sae(self) -> SAEFacts:
+        """The SAE that made the codes, as it was recorded."""
         return self.provenance.sae
 
     @property
     def source(self) -> SourceFacts:
+        """The model, the store and the images behind the codes, as they were recorded."""
         return self.provenance.source
 
     def summary_numbers(self) -> dict[str, int]:
@@ -205,16 +222,18 @@ class ConceptTable:
         return self._array(EMBEDDINGS_FILE)
 
     def rows_of(self, name: str, latent: int) -> pa.Table:
-        """The rows of one latent in `top_images`, `top_patches` or `class_counts`, in the order of the file."""
-        if name not in self._by_latent:
-            table = getattr(self, name)
-            of_latent = table["latent"].to_numpy()
-            if (of_latent[1:] < of_latent[:-1]).any():  # written by an older version
-                order = np.argsort(of_latent, kind="stable")
-                table, of_latent = table.take(order), of_latent[order]
-            self._by_latent[name] = table, np.searchsorted(of_latent, np.arange(self.table.num_rows + 1))
-        table, start = self._by_latent[name]
-        return table.slice(int(start[latent]), int(start[latent + 1] - start[latent]))
+        """The rows of one latent in `top_images`, `top_patches` or `class_counts`, in the order of the file.
+
+        Of a file that is sorted by latent only the row groups that hold the latent are read.
+        """
+        file = f"{name}.parquet"
+        self._check_presence(file)
+        with table_errors(self.path / file, self.artifact.remedy):
+            if file not in self._by_latent:
+                self._by_latent[file] = LatentRows(
+                    lambda: open_checked(self.artifact, file), lambda table: _check_columns(file, table)
+                )
+            return self._by_latent[file].rows_of(latent)
 
     def nearest(self, latent: int) -> list[tuple[int, float]]:
         """(latent, cosine) of the decoder rows nearest to a latent's; empty if the run was not available."""
@@ -239,6 +258,7 @@ class ConceptTable:
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
         return self._seal.grid
 
     @property
@@ -259,11 +279,7 @@ class ConceptTable:
         self._check_presence(name)
         with open_checked(self.artifact, name) as file, table_errors(self.path / name, self.artifact.remedy):
             table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
-            for column, kind in COLUMNS[name].items():
-                if column not in table.column_names:
-                    raise ValueError(f"it has no column {column}")
-                if not kind(table.schema.field(column).type) or table[column].null_count:
-                    raise ValueError(f"its column {column} holds {table.schema.field(column).type}, or nulls")
+            _check_columns(name, table)
         return table
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -282,6 +298,15 @@ class ConceptTable:
                 f"{self.path} has no {name}. An older version made it, or it is damaged. Run `analyze` again with "
                 "--overwrite."
             )
+
+
+def _check_columns(name: str, table: pa.Table) -> None:
+    """Raise ValueError unless a table that was read has the columns that readers rely on."""
+    for column, kind in COLUMNS[name].items():
+        if column not in table.column_names:
+            raise ValueError(f"it has no column {column}")
+        if not kind(table.schema.field(column).type) or table[column].null_count:
+            raise ValueError(f"its column {column} holds {table.schema.field(column).type}, or nulls")
 
 
 def find_codes(concepts: ConceptTable) -> CodeStore | None:

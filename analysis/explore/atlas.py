@@ -1,8 +1,9 @@
 """What the page loads first: facts (site.json), numbers of every latent (atlas.bin) and names (names.json)."""
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from actcache.artifacts import digest
 from actcache.text import visible
-from analysis.concepts import SHOWN_QUANTILES
+from analysis.concepts import NAMES_FILE, NOTES, OWN_FILE, SHOWN_QUANTILES
 from analysis.explore.sources import Sources
 from analysis.naming import read_name_table, read_names, read_origins, read_own_names
 
@@ -37,6 +38,7 @@ COLUMNS = (
     Column("label_entropy", "label entropy of the top images", low_is_good=True),
     Column("label_entropy_all", "label entropy of all images", low_is_good=True),
     Column("monosemanticity", "monosemanticity"),
+    Column("coherence", "spatial coherence above chance"),
     Column("nearest_cosine", "cosine with the nearest latent", low_is_good=True),
     Column("alignment", "alignment of the name"),
     Column("clarity", "clarity of the top images"),
@@ -46,6 +48,14 @@ COLUMNS = (
     Column("map_y", "map"),
 )
 """All columns that the atlas may have, in their order."""
+
+
+class Absent(NamedTuple):
+    """A color of the atlas that is not there, and what would give it."""
+
+    name: str
+    title: str
+    why: str
 
 
 def list_classes(sources: Sources) -> tuple[list[str], NDArray[np.int64]]:
@@ -58,7 +68,7 @@ def find_columns(sources: Sources, more: Mapping[str, NDArray[Any]]) -> dict[str
     """The columns that are known, in the order of COLUMNS: name -> what reads or computes the values, [F].
 
     Args:
-        more: columns that are computed elsewhere, such as the map.
+        more: columns that are computed elsewhere: the map, coherence and stability.
     """
     concepts = sources.concepts
     found: dict[str, Callable[[], NDArray[Any]]] = {
@@ -97,18 +107,41 @@ def _name_scores(sources: Sources) -> dict[str, NDArray[Any]]:
     return columns
 
 
+def find_absent(sources: Sources, columns: Mapping[str, object], states: Mapping[str, str]) -> list[Absent]:
+    """The colors that are not there.
+
+    Args:
+        columns: those that are. states: why each column that is computed elsewhere is not there.
+    """
+    concepts = sources.concepts
+    titles = {column.name: column.title for column in COLUMNS}
+    old = "The table was made by an older version, which did not keep it."
+    reasons = {
+        "top_class": "The images have no labels.",
+        "label_entropy": "The images have no labels.",
+        "monosemanticity": "Run `analyze` again with --embeddings clip and --overwrite.",
+        "nearest_cosine": concepts.left_out.get("nearest", old),
+        "alignment": "No latent has a computed name. Run `name` on the table.",
+        **states,
+    }
+    found = [Absent(name, titles[name], why) for name, why in reasons.items() if name not in columns]
+    if "alignment" not in columns and not read_own_names(concepts):
+        found.append(Absent("name", "name", "No latent has a name. Run `name` on the table, or write one on its page."))
+    return found
+
+
 def describe_site(
     sources: Sources, *, live: bool, block: Mapping[str, int], columns: Mapping[str, object],
-    has: Mapping[str, bool], missing: Mapping[str, str],
+    has: Mapping[str, bool], missing: Mapping[str, str], absent: Sequence[Absent], making: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """The facts that the page starts with."""
+    """The facts that the page starts with. `making`: the columns that are being made, so the page asks again."""
     concepts, codes = sources.concepts, sources.codes
     numbers = concepts.summary_numbers()
     settings = {} if codes is None else codes.artifact.settings
     return {
         "schema": SCHEMA,
         "live": live,
-        "title": visible(f"Concepts of {concepts.source.images}"),
+        "title": visible(f"Concepts of {concepts.path.absolute().name.removesuffix('.concepts')}"),
         "concepts_id": concepts.artifact.id,
         "codes_id": concepts.artifact.parent("codes").id,
         "run_id": None if sources.run is None else sources.run.run_id,
@@ -127,6 +160,8 @@ def describe_site(
         "quantiles": list(SHOWN_QUANTILES),
         "block": dict(block),
         "columns": [column.to_json() for column in COLUMNS if column.name in columns],
+        "absent": [color._asdict() for color in absent],
+        "making": list(making),
         "classes": list_classes(sources)[0],
         "has": dict(has),
         "missing": dict(missing),
@@ -148,19 +183,32 @@ def encode_columns(columns: Mapping[str, Callable[[], NDArray[Any]]]) -> bytes:
 
 def describe_names(sources: Sources) -> dict[str, Any]:
     """The latents with a name or a note, and the version of what people wrote."""
-    names, own = read_names(sources.concepts), read_own_names(sources.concepts)
-    origins = read_origins(sources.concepts)
-    latents = {
-        str(latent): {
-            "name": names.get(latent, ""),
-            "origin": origins.get(latent, ""),
-            "own": bool(own.get(latent, {}).get("name")),
-            "note": own.get(latent, {}).get("note", ""),
-        }
-        for latent in sorted({*names, *own})
-        if 0 <= latent < sources.n_latents
-    }
+    notes = sources.concepts.path / NOTES
+    return _describe_names(sources, tuple(_state(notes / name) for name in (NAMES_FILE, OWN_FILE)))
+
+
+@lru_cache(maxsize=1)
+def _describe_names(sources: Sources, states: tuple[object, ...]) -> dict[str, Any]:
+    """`states`: of the files that are read; names of 49,152 latents take a third of a second."""
+    concepts = sources.concepts
+    names, own, origins = read_names(concepts), read_own_names(concepts), read_origins(concepts)
+    latents = {}
+    for latent in sorted({*names, *own}):
+        if 0 <= latent < sources.n_latents:
+            mine = own.get(latent, {})
+            texts = {"name": names.get(latent), "origin": origins.get(latent), "note": mine.get("note")}
+            known: dict[str, Any] = {key: text for key, text in texts.items() if text}
+            latents[str(latent)] = known | ({"own": True} if mine.get("name") else {})
     return {"latents": latents, "version": own_version(own)}
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def own_version(own: Mapping[int, Mapping[str, str]]) -> str:

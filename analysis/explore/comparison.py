@@ -1,11 +1,13 @@
 """The record of a comparison: latents by what changed, with their top images under the base and the adapted model."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from actcache.text import visible
 from analysis.concepts import ConceptTable, find_codes
 from analysis.explore.encoding import Shot, short, top_shots
+from analysis.explore.images import name_images
 from analysis.explore.sources import Sources
 from analysis.report import find_tables
 from analysis.results import Comparison, CountOverlap
@@ -14,12 +16,13 @@ from saetrain import CodeStore
 N_LATENTS, N_SHOTS = 60, 6
 MODELS = ("base", "adapted")
 KINDS = {
-    "shared": "in both models' top",
-    "base_only": "only in the base model's",
-    "adapted_only": "only in the adapted",
+    "shared": "in the top of both models",
+    "base_only": "in the top of the base model only",
+    "adapted_only": "in the top of the adapted model only",
 }
 
 
+@lru_cache(maxsize=2)
 def describe_comparison(sources: Sources) -> dict[str, Any]:
     """The record. `change` is (adapted - base) / (adapted + base) of the tokens above tau."""
     assert sources.comparison is not None
@@ -29,18 +32,21 @@ def describe_comparison(sources: Sources) -> dict[str, Any]:
     counts = {latent: both for latent, *both in zip(*comparison.overlap.scatter, strict=True)}
     places = _list_latents(comparison.overlap)
     chosen = sorted(places, key=lambda n: -abs(_change(*counts.get(n, (0, 0))) * sum(counts.get(n, (0, 0)))))
+    latents: list[dict[str, Any]] = [
+        {"latent": latent, "class": visible(places[latent][0]), "kind": KINDS[places[latent][1]],
+         "base_tokens": counts.get(latent, (0, 0))[0], "adapted_tokens": counts.get(latent, (0, 0))[1],
+         "change": short(_change(*counts.get(latent, (0, 0)))),
+         **{name: _shoot(tables.get(name), codes.get(name), latent) for name in MODELS}}
+        for latent in chosen[:N_LATENTS]
+    ]  # fmt: skip
+    shown = [shot["image"] for row in latents for name in MODELS for shot in row[name]]
     return {
         "conclusion": visible(comparison.conclusion.sentence),
         "facts": [[visible(title), visible(text)] for title, text in _list_facts(comparison)],
         "missing": [f"The {name} model's concept table is not there, so its images are left out."
                     for name in MODELS if name not in tables],
-        "latents": [
-            {"latent": latent, "class": visible(places[latent][0]), "kind": KINDS[places[latent][1]],
-             "base_tokens": counts.get(latent, (0, 0))[0], "adapted_tokens": counts.get(latent, (0, 0))[1],
-             "change": short(_change(*counts.get(latent, (0, 0)))),
-             **{name: _shoot(tables.get(name), codes.get(name), latent) for name in MODELS}}
-            for latent in chosen[:N_LATENTS]
-        ],
+        "latents": latents,
+        "images": name_images(sources, shown),
     }  # fmt: skip
 
 

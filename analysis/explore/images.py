@@ -1,8 +1,10 @@
 """The records of images: all images as one list, and the codes of one of them by token."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache.text import visible
@@ -24,6 +26,14 @@ def list_images(sources: Sources) -> dict[str, Any]:
     }
 
 
+def name_images(sources: Sources, images: Iterable[int]) -> dict[str, list[str]]:
+    """The uri and label of some images, by number, so that a page that shows a few need not load the whole list."""
+    table, chosen = sources.concepts.images, list(dict.fromkeys(images))
+    place = pa.array(chosen, pa.int64())
+    uris, labels = (table[name].take(place).to_pylist() for name in ("uri", "label_name"))
+    return {str(image): [visible(uri), visible(label)] for image, uri, label in zip(chosen, uris, labels, strict=True)}
+
+
 def describe_image(sources: Sources, image: int) -> dict[str, Any] | None:
     """The record of an image; None without codes. Raises SettingsError for an image out of range."""
     sources.check_image(image)
@@ -39,18 +49,24 @@ def describe_image(sources: Sources, image: int) -> dict[str, Any] | None:
         "label": visible(row["label_name"]),
         "readable": int(codes.valid[image]),
         "columns": show_row({name: value for name, value in row.items() if name not in OWN}),
-        **describe_codes(token, entries.latent, entries.value, n_tokens=codes.n_tokens, tokens=codes.tokens),
+        **describe_codes(sources, token, entries.latent, entries.value, n_tokens=codes.n_tokens, tokens=codes.tokens),
     }
 
 
 def describe_codes(
-    token: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.floating[Any]], *, n_tokens: int, tokens: str
-) -> dict[str, Any]:
-    """The entries of one image by token, ascending; CLS is token 0, whether it is encoded or not."""
+    sources: Sources, token: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.floating[Any]],
+    *, n_tokens: int, tokens: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The entries of one image by token, ascending; CLS is token 0, whether it is encoded or not.
+
+    `maxima` are those of its latents in the whole table, by the latents' numbers, so that heat maps of several images
+    can be compared without the columns of the atlas.
+    """
     return {
         "n_tokens": n_tokens,
         "tokens": 1 if tokens == "patch" else 0,
         "indptr": np.searchsorted(token, np.arange(n_tokens + 1)).tolist(),
         "latent": latent.tolist(),
         "value": shorten(value.astype(np.float64)),
+        "maxima": shorten(sources.maxima[np.unique(latent)]),
     }

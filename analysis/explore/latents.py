@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from actcache.text import visible
 from analysis.concepts import SHOWN_QUANTILES, choose_bins, class_shares, finite, token_kinds
 from analysis.explore.encoding import Shot, kept_shots, make_shots, short, shorten, top_shots
+from analysis.explore.images import name_images
 from analysis.explore.sources import Sources
 from analysis.explore.twins import find_twins
 from analysis.query import find_counter_examples, rank_partners
@@ -30,9 +31,12 @@ MAX_HEAT = 1 << 15
 """Patches in the heat maps of a record, so that it stays below 1 MB on large grids too."""
 N_CLASSES, N_PARTNERS, N_PATCHES = 12, 12, 16
 
-STRONGEST = "strongest"
+STRONGEST = "Strongest"
 N_STRONGEST, N_OF_GROUP, N_COUNTER = 12, 6, 6
-GROUPS = (("90-99 %", 0.01, 0.10), ("50-90 %", 0.10, 0.50), ("10-50 %", 0.50, 0.90), ("weakest 10 %", 0.90, 1.0))
+GROUPS = (
+    ("90th to 99th percentile", 0.01, 0.10), ("50th to 90th percentile", 0.10, 0.50),
+    ("10th to 50th percentile", 0.50, 0.90), ("Weakest tenth", 0.90, 1.0),
+)  # fmt: skip
 """Title, and the shares of a latent's images, from the strongest, between which the images of a group are."""
 
 
@@ -80,7 +84,9 @@ def describe_latent(sources: Sources, latent: int) -> dict[str, Any]:
         "patches": [{name: line[name] for name in place} | {"value": short(line["value"])} for line in patches],
         "twins": find_twins(sources, latent),
     }  # fmt: skip
-    return record | _describe_images(sources, latent)
+    record |= _describe_images(sources, latent)
+    shots = [shot["image"] for group in [*record["groups"], *(record["counter"] or [])] for shot in group["shots"]]
+    return record | {"images": name_images(sources, [*shots, *(patch["image"] for patch in patches)])}
 
 
 def _describe_strengths(sources: Sources, latent: int) -> dict[str, Any] | None:

@@ -133,8 +133,9 @@ class LiveModel:
             while len(self._uploads) > N_UPLOADS:
                 self._uploads.popitem(last=False)
         codes = describe_codes(
-            view.token, view.latent, view.value, n_tokens=1 + view.grid[0] * view.grid[1], tokens=view.tokens
-        )
+            self.sources, view.token, view.latent, view.value, n_tokens=1 + view.grid[0] * view.grid[1],
+            tokens=view.tokens,
+        )  # fmt: skip
         record = {"image": None, "uri": "upload", "label": "", "readable": 1, "columns": {}, **codes}
         picture = base64.b64encode(encode_jpeg(view.picture)).decode()
         return {"upload": number, "record": record, "picture": f"data:image/jpeg;base64,{picture}"}

@@ -7,10 +7,6 @@ Source: openTSNE (Poličar et al. 2024); its gradient by interpolation makes the
 """
 
 import json
-import os
-import subprocess
-import sys
-import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,36 +15,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from actcache import CorruptError, SettingsError, StorageError
-from actcache.store import read_signed_table
-from analysis.concepts import NOTES, ConceptTable, unit_decoder
+from actcache import SettingsError, StorageError
+from analysis.concepts import ConceptTable, unit_decoder
+from analysis.explore.makers import Recipe, read_kept
 from analysis.explore.sources import Sources
 from analysis.naming import write_beside_seal
 from saetrain import Run
 
 MAP_FILE = "map.parquet"
 INSTALL = "The map needs openTSNE, which is not installed: pip install 'patchsae[explore]'."
-ADVICE = "Delete it; the explorer makes it again."
 MIN_LATENTS = 8
 PERPLEXITY = 30
 """openTSNE's default; a third of the latents must be at least as many."""
 FEW, WIDTH = 4096, 50
-NICE = 10
-"""The priority of the process that makes the map: what people look at comes first."""
 
 
 def read_map(sources: Sources) -> dict[str, NDArray[np.float32]]:
     """The columns map_x and map_y [F]; none if the map has not been made, or is that of another run."""
-    file = sources.concepts.path / NOTES / MAP_FILE
-    if not file.is_file():
-        return {}
-    try:
-        table = read_signed_table(file, ADVICE)
-    except CorruptError:
-        return {}
-    facts = json.loads((table.schema.metadata or {}).get(b"map", b"{}"))
-    known = sources.run is None or facts.get("run_id") == sources.run.run_id
-    if not known or table.num_rows != sources.n_latents or not {"x", "y"} <= set(table.column_names):
+    table = read_kept(sources, MAP_FILE, "map", {"run_id": sources.run.run_id if sources.run else None})
+    if table is None or not {"x", "y"} <= set(table.column_names):
         return {}
     return {f"map_{axis}": np.asarray(table[axis].to_numpy(), dtype=np.float32) for axis in "xy"}
 
@@ -97,65 +82,15 @@ def reduce_width(directions: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(centered @ axes, dtype=np.float32)
 
 
-class MapMaker:
-    """Makes the map of a table in a process of its own, once, unless it is there.
-
-    Attributes:
-        state: what the page is told while there is no map.
-        made: a map that this process has made.
-    """
-
-    def __init__(self, sources: Sources) -> None:
-        self.sources = sources
-        self.state, self.made = "", dict[str, NDArray[np.float32]]()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Begin, if something is to be made and can be."""
-        if self.sources.run is None:
-            self.state = f"The map is made from the run's decoder. {self.sources.missing['run']}"
-        elif find_spec("openTSNE") is None:
-            self.state = INSTALL
-        elif not read_map(self.sources):
-            self.state = "The map of decoder directions is being made. Load the page again in a minute or two."
-            paths = [str(self.sources.concepts.path.absolute()), str(self.sources.run.path.absolute())]
-            nothing, known = subprocess.DEVNULL, {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _MAKE, *paths], stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, env=known,
-                start_new_session=True,  # Ctrl-C is for the server, which ends this process
-            )  # fmt: skip
-            threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()
-
-    def _wait(self, process: "subprocess.Popen[bytes]") -> None:
-        _, told = process.communicate()
-        if process.returncode:
-            last = told.decode(errors="replace").strip().splitlines()[-1:] or ["it was stopped"]
-            self.state = f"The map could not be made: {last[0][:300]}"
-
-    def make(self) -> None:
-        """Make the map now, unless it is there or cannot be made."""
-        if self.sources.run is None:
-            self.state = f"The map is made from the run's decoder. {self.sources.missing['run']}"
-        elif not read_map(self.sources):
-            try:
-                self.made = make_map(self.sources.concepts, self.sources.run)
-            except SettingsError as error:
-                self.state = str(error)
-
-    def stop(self) -> None:
-        """End the process, if it still runs."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+def _explain(sources: Sources) -> str:
+    if sources.run is None:
+        return f"The map is made from the run's decoder. {sources.missing['run']}"
+    return INSTALL if find_spec("openTSNE") is None else ""
 
 
-_MAKE = f"""
-import os, sys, warnings
-warnings.simplefilter("ignore")
-os.nice({NICE})
-from actcache import PipelineError
-from analysis.explore.maps import make_map
-try:
-    make_map(sys.argv[1], sys.argv[2])
-except PipelineError as error:
-    sys.exit(str(error))
-"""
+def _find_paths(sources: Sources) -> tuple[Path, ...]:
+    assert sources.run is not None
+    return sources.concepts.path, sources.run.path
+
+
+MAP = Recipe("The map of decoder directions", read_map, _explain, _find_paths, make_map)

@@ -5,6 +5,7 @@ meant for this server (its Host) and, where it changes something, comes from its
 can be reached from other machines, it asks for a token.
 """
 
+import gzip
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actcache import PipelineError, SettingsError
 from actcache.text import visible
-from analysis.explore.data import Data
+from analysis.explore.data import JSON, Data
 from analysis.explore.edit import Edit
 from analysis.explore.encoding import encode
 from analysis.explore.page_files import INDEX, kind_of, read_page
@@ -35,11 +36,14 @@ POLICY = (
 )
 RESULTS_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts"
+    "form-action 'none'; frame-ancestors 'self'; sandbox allow-scripts allow-top-navigation-by-user-activation"
 )
-"""Of results.html, whose scripts are in the page; it runs in an origin of its own and reaches nothing here."""
+"""Of results.html, whose scripts are in the page; it runs in an origin of its own and reaches nothing here. Its links
+lead to latents."""
 MAX_NOTE_BYTES, MAX_EDIT_BYTES, MAX_UPLOAD_BYTES = 1 << 16, 1 << 20, 1 << 25
 MAX_QUERY = 300
+LEAST_PACKED = 1 << 18
+"""Bytes of JSON above which they are compressed: names, and the list of all images. It takes 10 ms per megabyte."""
 COOKIE = "patchsae-token"
 
 
@@ -68,17 +72,21 @@ def make_app(
     async def answer(request: Request) -> Response:
         path = request.path_params["path"]
         changing = path in ("site.json", "names.json", "atlas.bin")
-        tag = f'"{stamp}"'
+        tag = f'"{stamp}-{data.stage}"'
+        headers = {"cache-control": "no-store"} if changing else {"cache-control": "no-cache", "etag": tag}
+        if path == "results.html":
+            headers["content-security-policy"] = RESULTS_POLICY  # also of a 304, whose headers replace what is kept
         if not changing and request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"etag": tag})
+            return Response(status_code=304, headers=headers)
         try:
             found = await run_in_threadpool(data.answer, path)
         except PipelineError as error:
             raise HTTPException(404, str(error)) from error
-        headers = {"cache-control": "no-store"} if changing else {"cache-control": "no-cache", "etag": tag}
-        if path == "results.html":
-            headers["content-security-policy"] = RESULTS_POLICY
-        return Response(found.body, media_type=found.kind, headers=headers)
+        body = found.body
+        if found.kind == JSON and len(body) > LEAST_PACKED and "gzip" in request.headers.get("accept-encoding", ""):
+            headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
+            body = await run_in_threadpool(gzip.compress, body, 1)
+        return Response(body, media_type=found.kind, headers=headers)
 
     async def picture(request: Request) -> Response:
         try:

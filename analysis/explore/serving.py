@@ -65,9 +65,8 @@ def explore_concepts(
         )
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
-        threading.Thread(target=warm_up, args=(sources,), daemon=True).start()
-        data.map.start()
-        data.stability.start()
+        threading.Thread(target=warm_up, args=(data,), daemon=True).start()
+        data.start()
         if on_ready:
             on_ready(address)
         if browser:
@@ -77,13 +76,13 @@ def explore_concepts(
         except KeyboardInterrupt:  # this is how people end it
             return
         finally:
-            data.map.stop()
+            data.stop()
 
 
-def warm_up(sources: Sources) -> None:
+def warm_up(data: Data) -> None:
     """Read what the first click needs. If a file is damaged, that click says so."""
     with suppress(PipelineError):
-        sources.warm_up()
+        data.warm_up()
 
 
 @lru_cache(maxsize=1)

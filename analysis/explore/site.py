@@ -7,9 +7,10 @@ they show.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from actcache.artifacts import (
 )
 from actcache.progress import Progress
 from analysis.concepts import ConceptTable, choose_gallery
+from analysis.explore.comparison import describe_comparison
 from analysis.explore.data import Data, count_blocks
 from analysis.explore.encoding import encode
 from analysis.explore.images import describe_image
@@ -115,30 +117,32 @@ def make_site(
 ) -> tuple[dict[str, bytes], Site]:
     """(file name -> content, what it is)."""
     left_out: list[str] = []
-    latents = choose_latents(sources)
+    compared = describe_comparison(sources) if sources.comparison else {"latents": [], "images": {}}
+    latents = choose_latents(sources, [row["latent"] for row in compared["latents"]])
     n_shown, steps = len(latents), len(latents) + min(sources.n_images, MAX_IMAGES)
     report = on_progress or (lambda done, total: None)
     records: dict[int, dict[str, Any]] = {}
     for done, latent in enumerate(latents, start=1):
         records[latent] = describe_latent(sources, latent)
         report(done, steps)
-    images = choose_images(sources, records.values())
-    if n_shown < sources.n_latents:
+    images = choose_images(sources, map(int, compared["images"]), records.values())
+    if n_shown < sources.n_latents or len(images) < sources.n_images:
         left_out.append(
             f"This site holds {n_shown:,} of {sources.n_latents:,} latents and {len(images):,} of "
             f"{sources.n_images:,} images. `patchsae explore` shows all."
         )
     data = Data(sources, latents=frozenset(latents), images=frozenset(images), left_out=tuple(left_out))
-    data.stability.compute()
     with suppress(StorageError, OSError):  # a lock of a name or map that was being written when its writer was killed
         remove_remnants(sources.concepts.path)
-    data.map.make()
+    data.make()
     pictures: dict[int, bytes] = {}
     codes: dict[int, bytes] = {}
     for done, image in enumerate(images, start=n_shown + 1):
         pictures[image] = data.shelf.small(image)
         codes[image] = encode(describe_image(sources, image))
         report(done, max(steps, done))
+    for latent, record in records.items():
+        record["numbers"] |= data.made_numbers(latent)
     encoded = {latent: encode(record) for latent, record in records.items()}
     blocks, files = {}, {}
     for name, n, parts, join, suffix in (
@@ -165,32 +169,29 @@ def make_site(
     return content, site
 
 
-def choose_latents(sources: Sources) -> list[int]:
-    """The latents that get a record, ascending: all, or the most telling ones, those of the gallery first."""
+def choose_latents(sources: Sources, first: Sequence[int]) -> list[int]:
+    """The latents that get a record, ascending: all, or the `first`, those of the gallery, and the most telling."""
     if sources.n_latents <= MAX_LATENTS:
         return list(range(sources.n_latents))
     concepts = sources.concepts
     gallery = concepts.gallery["latent"].to_pylist()
     best = choose_gallery(concepts.table, sources.n_latents, min_images=1).tolist()
-    return sorted(list(dict.fromkeys([*gallery, *best, *np.argsort(-sources.n_fired).tolist()]))[:MAX_LATENTS])
+    return sorted(list(dict.fromkeys([*first, *gallery, *best, *np.argsort(-sources.n_fired).tolist()]))[:MAX_LATENTS])
 
 
-def choose_images(sources: Sources, records: Any) -> list[int]:
-    """The images that get a record and a picture, ascending: all, or those that the latents show, in their order."""
+def choose_images(
+    sources: Sources, compared: Iterable[int], records: Iterable[Mapping[str, Any]]
+) -> list[int]:  # fmt: skip
+    """The images that get a record and a picture, ascending: all, or those that the site shows.
+
+    Where these are too many, the ones that were compared come first. Then each latent gives its strongest image, then
+    its second, and so on.
+    """
     if sources.n_images <= MAX_IMAGES:
         return list(range(sources.n_images))
-    shown: dict[int, None] = {}
-    for record in records:
-        shown |= dict.fromkeys(_images_of(record))
-        if len(shown) >= MAX_IMAGES:
-            break
+    turns = zip_longest(*(map(int, record["images"]) for record in records))
+    shown = dict.fromkeys([*compared, *(image for turn in turns for image in turn if image is not None)])
     return sorted([*shown, *(i for i in range(sources.n_images) if i not in shown)][:MAX_IMAGES])
-
-
-def _images_of(record: Mapping[str, Any]) -> Iterator[int]:
-    for group in [*record["groups"], *(record["counter"] or [])]:
-        yield from (shot["image"] for shot in group["shots"])
-    yield from (patch["image"] for patch in record["patches"])
 
 
 def choose_block(sizes: Sequence[int], limit: int) -> int:

@@ -53,6 +53,11 @@ class Sources:
         return np.asarray(self.concepts.table["n_tokens"].to_numpy(), dtype=np.int64)
 
     @cached_property
+    def maxima(self) -> NDArray[np.float64]:
+        """[F]: the largest activation of each latent, 0 where it never fires."""
+        return np.nan_to_num(np.asarray(self.concepts.table["max_activation"].to_numpy(), dtype=np.float64))
+
+    @cached_property
     def classes(self) -> tuple[list[str], NDArray[np.int64]]:
         """(names, labels) of the classes of the images, by label."""
         images = self.concepts.images
@@ -67,17 +72,19 @@ class Sources:
         top, labels = self.concepts.top_images, np.asarray(self.concepts.images["label"])
         label = labels[top["image"].to_numpy()]
         latent, label = (column[label >= 0] for column in (top["latent"].to_numpy(), label))
-        cell = latent.astype(np.int64) * len(self.classes[1]) + np.searchsorted(self.classes[1], label)
+        n_classes = max(len(self.classes[1]), 1)
+        cell = latent.astype(np.int64) * n_classes + np.searchsorted(self.classes[1], label)
         cells, count = np.unique(cell, return_counts=True)
-        of_latent, place = np.divmod(cells, max(len(self.classes[1]), 1))
-        order = np.lexsort((place, -count, of_latent))
+        of_latent, place = np.divmod(cells, n_classes)
         found = np.full(self.n_latents, -1, dtype=np.float32)
-        latents, first = np.unique(of_latent[order], return_index=True)
-        found[latents] = place[order][first]
+        if len(cells):
+            first = np.flatnonzero(np.r_[True, of_latent[1:] != of_latent[:-1]])
+            best = np.maximum.reduceat(count * n_classes + (n_classes - 1 - place), first)  # the count, then the place
+            found[of_latent[first]] = n_classes - 1 - best % n_classes
         return found
 
     def warm_up(self) -> None:
-        """Read what the first latent needs; with many classes that takes seconds."""
+        """Read what the first latent needs."""
         for name in ("class_counts", "top_images", "top_patches"):
             self.concepts.rows_of(name, 0)
 
@@ -102,7 +109,8 @@ def open_sources(
         compare: a file that `compare` wrote. results: files of any verb that measures, and x.prompts folders.
 
     Raises:
-        SchemaError: `compare` is another result. Others as `find_parent`, for a path that was given.
+        SchemaError: `compare` is another result. SettingsError: it compares other tables, whose images have other
+        numbers. Others as `find_parent`, for a path that was given.
     """
     table = concepts if isinstance(concepts, ConceptTable) else ConceptTable.open(concepts)
     missing: dict[str, str] = {}
@@ -127,11 +135,22 @@ def open_sources(
     if isinstance(found, str):
         missing["run"] = found if found.startswith("Without") else f"{found[0].upper()}{found[1:]}. Name it with --run."
     files = tuple(Path(file) for file in results)
-    comparison = None if compare is None else (read_result(compare, Comparison), Path(compare))
+    comparison = None if compare is None else (_read_comparison(table, Path(compare)), Path(compare))
     return Sources(
         table, opened, found if isinstance(found, Run) else None, places, missing, store, comparison,
         tuple(_find_inspections(files)), files,
     )  # fmt: skip
+
+
+def _read_comparison(table: ConceptTable, file: Path) -> Comparison:
+    comparison = read_result(file, Comparison)
+    parents = comparison.parents
+    if table.artifact.id not in (parents["base"].id, parents["adapted"].id):
+        raise SettingsError(
+            f"{file} compares {parents['base'].path} with {parents['adapted'].path}, and {table.path.name} is neither. "
+            "Explore one of these two, or leave out --compare."
+        )
+    return comparison
 
 
 def _find_inspections(files: Sequence[Path]) -> list[tuple[Inspection, Path]]:

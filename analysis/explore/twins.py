@@ -65,18 +65,36 @@ class Stability:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self.column: NDArray[np.float32] | None = None
+        self._thread: threading.Thread | None = None
+        self.columns: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def state(self) -> str:
+        """Why the column is not there."""
+        if self._sources.run is None:
+            return f"Stability compares the decoders of two runs. {self._sources.missing['run']}"
+        if not find_others(self._sources):
+            return (
+                "Stability compares this run with others. Write `inspect RUN OTHER --out inspection.json` and name the "
+                "result with --result."
+            )
+        return "Stability is being computed. This page shows it as soon as it is there."
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
         if find_others(self._sources):
-            threading.Thread(target=self.compute, daemon=True).start()
+            self._thread = threading.Thread(target=self.make, daemon=True)
+            self._thread.start()
 
-    def compute(self) -> None:
-        """Compute the column now."""
+    def make(self) -> None:
+        """Compute the column now, if another run is known."""
         run, others = self._sources.run, find_others(self._sources)
         if run is None or not others:
             return
         rows = unit_decoder(run)
         best = [nearest_cosines(rows, unit_decoder(other), 1).cosine[:, 0] for other in others]
         alive = self._sources.n_fired > 0
-        self.column = np.where(alive, np.max(best, axis=0), np.nan).astype(np.float32)
+        self.columns = {"stability": np.where(alive, np.max(best, axis=0), np.nan).astype(np.float32)}

@@ -79,7 +79,7 @@ def set_latents(
             old_logits, new_logits = classifier.logits(spliced.x), classifier.logits(spliced.stream(new))
             before.add(old_logits, classifier.labels[images])
             after.add(new_logits, classifier.labels[images])
-            shift += (new_logits.double().softmax(1) - old_logits.double().softmax(1)).sum(0).cpu()
+            shift += (new_logits.cpu().double().softmax(1) - old_logits.cpu().double().softmax(1)).sum(0)
         outcomes, names = (before.result(), after.result()), classifier.names
         counts = [np.bincount(outcome.predicted, minlength=len(names)).tolist() for outcome in outcomes]
         return Steering(
@@ -189,8 +189,8 @@ def sample_latents(batches: Sequence[Spliced], n_latents: int, seed: int) -> lis
 def _probabilities(study: Study, x: Tensor, texts: Tensor | None) -> Tensor:
     """Softmax over the words, or over the classes of a judge without texts: [B, V] float64."""
     if texts is None:
-        return study.classifier.logits(x).double().softmax(1).cpu()
-    return (study.towers.text.logit_scale * study.classifier.embed(x) @ texts.T).double().softmax(1).cpu()
+        return study.classifier.logits(x).cpu().double().softmax(1)
+    return (study.towers.text.logit_scale * study.classifier.embed(x) @ texts.T).cpu().double().softmax(1)
 
 
 def _move(x: Spliced, kind: str, unit: int, value: float) -> Tensor:

@@ -13,6 +13,7 @@ that fire in either group.
 import math
 from functools import partial
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +21,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actcache import SettingsError
+from actcache.compiler import find_kernels
 from analysis.query.where import choose_images
 from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, join_columns, sum_images, tokens_per_image
 from saetrain import CodeStore
+from saetrain.codes import read_batches
 
 BLOCK_ENTRIES = 1 << 24
 """Entries of a block of latents; a task holds about 20 bytes for each."""
+
+BATCH_ENTRIES = 1 << 22
+"""Entries whose pairs are found at once by a kernel."""
+
+MOST_TOKENS = 1 << 19
+"""The kernel divides by the number of tokens with this precision."""
 
 RANK_PAIRS = 1 << 18
 """How many pairs are ranked at a time, in whole latents, so that they stay in the processor's cache."""
@@ -101,6 +110,13 @@ def _contrast_block(
 ) -> Contrast:
     groups = np.where(a, 1, np.where(b, 0, -1)).astype(np.int8)
     bits = _score_bits(codes)
+    unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
+    n_a, n_b = int(a.sum()), int(b.sum())
+    fits = codes.dtypes["row"] == np.uint32 and codes.n_tokens < MOST_TOKENS
+    if fits and (kernels := find_kernels("analysis.query.kernels")) is not None:
+        key = _key_pairs(kernels, codes, block, groups, bits, by_peak=score == "max")
+        contrast = rank_compiled(kernels, key, bits, n_a=n_a, n_b=n_b, unit=unit, n_latents=len(block))
+        return contrast._replace(latent=contrast.latent + block.start)
     parts = []
     for shard in range(codes.n_shards):
         entries = codes.read_latents(shard, block.start, block.stop)
@@ -113,9 +129,31 @@ def _contrast_block(
         key = (latent.astype(np.int64) << (bits + 1)) | (units << 1) | (group == 1)
         keep = (group >= 0) & (units > 0)
         parts.append(key if keep.all() else key[keep])
-    unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
-    contrast = rank_groups(np.concatenate(parts), bits, n_a=int(a.sum()), n_b=int(b.sum()), unit=unit)
+    contrast = rank_groups(np.concatenate(parts), bits, n_a=n_a, n_b=n_b, unit=unit)
     return contrast._replace(latent=contrast.latent + block.start)
+
+
+def _key_pairs(
+    kernels: ModuleType, codes: CodeStore, block: range, groups: NDArray[np.int8], bits: int, *, by_peak: bool
+) -> NDArray[np.int64]:
+    """The keys of all pairs of a block whose image is in a group, see `rank_groups`."""
+    parts = []
+    for batch in read_batches(codes, block.start, block.stop, BATCH_ENTRIES):
+        key = np.empty(len(batch.row) + 1, np.int64)  # one more is written
+        entries = batch.pointers, batch.row, batch.value.view(np.uint16)
+        n = kernels.key_pairs(*entries, codes.n_tokens, groups, bits, by_peak, key)
+        parts.append(key[:n].copy() if 2 * n < len(key) else key[:n])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def rank_compiled(
+    kernels: ModuleType, key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float, n_latents: int
+) -> Contrast:
+    """As `rank_groups`, for keys of at most `n_latents` latents."""
+    key.sort()
+    latents, columns = np.empty(n_latents, np.int64), np.empty((7, n_latents))
+    n = kernels.rank_latents(key, bits, n_a, n_b, unit, latents, columns)
+    return Contrast(latents[:n], *(column[:n] for column in columns))
 
 
 def rank_groups(key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float) -> Contrast:

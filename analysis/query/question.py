@@ -75,6 +75,7 @@ class Question:
             raise SettingsError(f"--image may be given twice, or once with --at, got {len(self.image)} images.")
 
     def gives(self, name: str) -> bool:
+        """Whether a field was given."""
         return getattr(self, name) not in (None, ())
 
     @property

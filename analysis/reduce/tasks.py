@@ -27,19 +27,27 @@ def map_shards(codes: CodeStore, function: Callable[..., Any], *shared: Any) -> 
     return [task(str(codes.path.absolute()), codes.codes_id, shard, *once) for shard in range(codes.n_shards)]
 
 
-def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: Progress | None = None) -> Any:
+def compute(
+    root: Delayed,
+    *,
+    parts: Sequence[Delayed] = (),
+    on_progress: Progress | None = None,
+    on_part: Callable[[int, Any], None] | None = None,
+) -> Any:
     """Compute the value of `root` on the scheduler that is open.
 
     Args:
         parts: the tasks below it that count as progress.
         on_progress: called with (parts done, parts in all), as they finish.
+        on_part: called with (number of a part, its value), as they finish, where tasks are threads of this process.
 
     Raises:
         IncompleteError: workers died repeatedly at one task. An error that a task raises passes through unchanged.
     """
     client = _active_client()
     if client is None:
-        report = partial(_count_finished, {part.key for part in parts}, on_progress, [])
+        numbers = {part.key: number for number, part in enumerate(parts)}
+        report = partial(_report_finished, numbers, on_progress, on_part, [])
         with Callback(posttask=report):
             (value,) = dask.compute(root)
         return value
@@ -65,10 +73,17 @@ def compute(root: Delayed, *, parts: Sequence[Delayed] = (), on_progress: Progre
         last.cancel()
 
 
-def _count_finished(keys: set[str], on_progress: Progress | None, seen: list[str], key: str, *_: object) -> None:
-    if on_progress and key in keys:
-        seen.append(key)
-        on_progress(len(seen), len(keys))
+def _report_finished(
+    numbers: dict[str, int], on_progress: Progress | None, on_part: Callable[[int, Any], None] | None, seen: list[str],
+    key: str, value: Any, *_: object,
+) -> None:  # fmt: skip
+    if key not in numbers:
+        return
+    seen.append(key)
+    if on_part:
+        on_part(numbers[key], value)
+    if on_progress:
+        on_progress(len(seen), len(numbers))
 
 
 def _active_client() -> Any:

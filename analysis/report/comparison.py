@@ -5,7 +5,7 @@ settings, predictions under masks, confusion of both models and their difference
 exclusive concepts with images and heat maps; of two dictionaries the table of the four cells.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ from analysis.report.page import (
 )
 from analysis.report.top_images import Shot, TopShots, frame_of
 from analysis.results import Comparison, CountOverlap, Overlap, OverlapMeans
+
+Address = Callable[[int], str]
+"""The address at which a latent is shown; "" if it is not."""
 
 N_SHOWN, N_PICTURES = 6, 5
 N_GRIDS = 4
@@ -55,7 +58,7 @@ class Strip(NamedTuple):
     """A latent with the images of each model, and the tokens on which it is above tau."""
 
     latent: int
-    anchor: bool
+    address: str
     tokens: dict[str, int]
     shots: dict[str, list[Shot]]
 
@@ -86,13 +89,13 @@ def write_adaptation_page(
 
 
 def draw_comparison(
-    comparison: Comparison, tables: Mapping[str, ConceptTable], *, anchors: Collection[int] = ()
+    comparison: Comparison, tables: Mapping[str, ConceptTable], *, address: Address = lambda latent: ""
 ) -> Section:
     """The section of a comparison.
 
     Args:
         tables: base and adapted, as far as they are at hand; without one its pictures are left out.
-        anchors: latents that the page shows elsewhere, for links.
+        address: where a latent is shown, for links.
     """
     small = len(comparison.classes) <= MAX_CLASSES
     confusion = {name: np.array(counts) for name, counts in comparison.confusion.items()} if small else {}
@@ -111,7 +114,7 @@ def draw_comparison(
         counts=[draw_counts(comparison)],
         overlap=_overlap(comparison),
         n_top=comparison.settings["n_top"],
-        concepts=_concepts(comparison.overlap, tables, anchors),
+        concepts=_concepts(comparison.overlap, tables, address),
         dictionaries=comparison.dictionaries,
         say=say,
         percent=lambda value: "n/a" if value is None else f"{100 * value:.1f} %",
@@ -215,9 +218,7 @@ def _paint(
     ]
 
 
-def _concepts(
-    overlap: CountOverlap, tables: Mapping[str, ConceptTable], anchors: Collection[int]
-) -> dict[str, list[Strip]]:
+def _concepts(overlap: CountOverlap, tables: Mapping[str, ConceptTable], address: Address) -> dict[str, list[Strip]]:
     groups = {
         "In both models' top": ("shared", tuple(MODELS)),
         "Only in the base model's": ("base_only", ("base",)),
@@ -228,7 +229,7 @@ def _concepts(
     return {
         title: [
             Strip(
-                latent, latent in anchors, counts[latent], {name: shots.of(name, latent, N_PICTURES) for name in models}
+                latent, address(latent), counts[latent], {name: shots.of(name, latent, N_PICTURES) for name in models}
             )
             for latent in getattr(overlap.dataset, group)[:N_SHOWN]
         ]

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from actcache import CorruptError, PipelineError
 from actcache.artifacts import write_output
+from actcache.text import visible
 
 _NO_PICTURES = '<script type="application/json" id="pictures">[]</script>'
 
@@ -72,11 +73,16 @@ def write_page(out: str | Path, template: str, **fields: Any) -> Path:
     return write_output(out, make_page(template, **fields))
 
 
-def make_page(template: str, **fields: Any) -> bytes:
-    """Fill a template: a page with the scripts of its plots."""
+def make_page(template: str, *, components: Sequence[str] = ("bokeh", "bokeh-gl"), **fields: Any) -> bytes:
+    """Fill a template: a page with the scripts of its plots.
+
+    Args:
+        components: the parts of bokeh that the plots need: together 1.5 MB, of which bokeh-gl, which draws a great many
+            points, is 0.2; all of bokeh has 4.5.
+    """
     from bokeh.resources import Resources
 
-    script = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render()  # 1.2 MB; all of bokeh is 4.5
+    script = Resources(mode="inline", components=list(components)).render() if components else ""
     return share_pictures(fill(template, script=trust(script), **fields)).encode()
 
 
@@ -90,6 +96,7 @@ def fill(template: str, **fields: Any) -> Markup:
         lstrip_blocks=True,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters["visible"] = visible
     environment.filters["anchor"] = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
     return trust(environment.get_template(template).render(**fields))
 
@@ -153,8 +160,8 @@ def finish_plot(plot: Any, caption: str = "", size: str = "half", *, n_columns: 
         plot.legend.label_text_font_size = "11px"
         plot.legend.location = "left"
         plot.legend.ncols = n_columns or -(-len(plot.legend[0].items) // 2)
-        plot.legend.spacing = 8
-        plot.legend.padding = 4
+        plot.legend.spacing = plot.legend.padding = 3  # three columns have room on a phone
+        plot.legend.glyph_width, plot.legend.label_standoff = 16, 3
         plot.legend.margin = 0
         plot.legend.border_line_color = plot.legend.background_fill_color = None
         plot.legend.label_text_color = INK

@@ -93,14 +93,19 @@ def write_report(concepts: ConceptTable | str | Path, out: str | Path, *, result
 
 
 def draw_results(results: Sequence[str | Path], concepts: ConceptTable) -> bytes:
-    """A page with a section for each of some results, as `write_report` shows them. Raises as `write_report`."""
-    sections = draw_sections(results, concepts)
+    """A page with a section for each of some results, as `write_report` shows them. Raises as `write_report`.
+
+    Its links lead to the pages of latents of the explorer, in whose `data` folder it lies.
+    """
+    sections = draw_sections(results, concepts, address="../#/latent/{}".format)
+    has_plots = any(part.plots or "data-root-id" in part.more for part in sections)  # bokeh marks its places so
     return make_page(
         "results.html.jinja",
         title=f"Results beside {concepts.path.name}",
         subtitle=f"{concepts.sae.variant} SAE at {concepts.sae.hook_point} of {concepts.source.model}",
         sections=sections,
         contents=[part.title for part in sections],
+        components=["bokeh"] if has_plots else [],
         frame=frame_of(concepts),
     )
 

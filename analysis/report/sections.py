@@ -10,7 +10,7 @@ from typing import Any
 from actcache.artifacts import open_artifact, read_settings, read_summary
 from actcache.prompts import ZERO_SHOT, PromptSettings, PromptsSummary
 from analysis.concepts import ConceptTable
-from analysis.report.comparison import draw_comparison, find_tables
+from analysis.report.comparison import Address, draw_comparison, find_tables
 from analysis.report.frontier import draw_frontiers, draw_widths
 from analysis.report.page import Section, contradictions, draw_level, draw_line, fill, finish_plot, start_plot
 from analysis.report.probing import draw_probing
@@ -51,31 +51,39 @@ EXPLAINED = {
 }  # fmt: skip
 
 
-def draw_sections(results: Sequence[str | Path], concepts: ConceptTable) -> list[Section]:
+def draw_sections(
+    results: Sequence[str | Path], concepts: ConceptTable, *, address: Address | None = None
+) -> list[Section]:
     """One section per result file or x.prompts folder.
 
     Args:
-        concepts: the table that the page is about; links of a comparison lead to latents in its gallery.
+        concepts: the table that the page is about.
+        address: where a latent of the table is shown; by default, those of its gallery are on the same page.
 
     Raises:
         SettingsError, SchemaError, CorruptError: a file is not a result, or is malformed.
     """
-    sections = []
+    sections, find = [], address or _anchors(concepts)
     for path in map(Path, results):
         if path.is_dir():
             sections.append(show_adaptation(path))
             continue
         result = read_result(path, *SECTIONS)
         with contradictions(path):
-            section = SECTIONS[type(result)](result, concepts, path.parent)
+            section = SECTIONS[type(result)](result, concepts, path.parent, find)
         sections.append(section._replace(notes=result.notes()))
     return sections
 
 
-def draw_compared(comparison: Comparison, concepts: ConceptTable, folder: Path) -> Section:
+def _anchors(concepts: ConceptTable) -> Address:
+    shown = set(concepts.gallery["latent"].to_pylist())
+    return lambda latent: f"#latent-{latent}" if latent in shown else ""
+
+
+def draw_compared(comparison: Comparison, concepts: ConceptTable, folder: Path, address: Address) -> Section:
     tables = find_tables(comparison, concepts, folder)
-    anchors = set(concepts.gallery["latent"].to_pylist()) if concepts in tables.values() else set()
-    return draw_comparison(comparison, tables, anchors=anchors)
+    is_of_table = concepts in tables.values()
+    return draw_comparison(comparison, tables, address=address if is_of_table else lambda latent: "")
 
 
 def draw_masks(result: MaskingCurve) -> Section:
@@ -303,12 +311,12 @@ def _start(title: str, x: str, y: str) -> Any:
     )  # fmt: skip
 
 
-def _alone(draw: Callable[[Any], Section]) -> Callable[[Any, ConceptTable, Path], Section]:
-    """A section that needs neither the concept table nor the folder of the file."""
-    return lambda result, concepts, folder: draw(result)
+def _alone(draw: Callable[[Any], Section]) -> Callable[[Any, ConceptTable, Path, Address], Section]:
+    """A section that needs nothing but the result."""
+    return lambda result, *_: draw(result)
 
 
-SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path], Section]] = {
+SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path, Address], Section]] = {
     Fidelity: _alone(show_fidelity),
     MaskingCurve: _alone(draw_masks),
     Steering: _alone(show_steering),
@@ -318,7 +326,7 @@ SECTIONS: dict[type[Result], Callable[[Any, ConceptTable, Path], Section]] = {
     LocalizedConcepts: _alone(show_localization),
     Benchmark: _alone(show_benchmark),
     LearnedRules: _alone(show_rules),
-    Probing: lambda result, concepts, folder: draw_probing(result, concepts),
+    Probing: lambda result, concepts, *_: draw_probing(result, concepts),
     Comparison: draw_compared,
 }
 """Every kind of result, with the function that draws its section."""

@@ -104,6 +104,19 @@ class RankPoint:
 
 @dataclass(frozen=True)
 class Benchmark(Result):
+    """What runs and baselines are worth, by every measure that could be taken.
+
+    Attributes:
+        n_judged, n_choosing: images that are judged, and that baselines and probes are fitted on.
+        n_resamples: bootstrap samples of the images, of which the 95 % intervals are made.
+        subjects: what was measured: runs, and baselines.
+        values: one for each subject and measure.
+        differences: paired differences of two subjects, with intervals.
+        seeds: mean and spread over runs that differ only in their seed.
+        skipped: measures that were left out, and why.
+        pca_curve: the fvu of principal components by their number.
+    """
+
     KIND: ClassVar[str] = "benchmark"
 
     hook_point: str
@@ -232,7 +245,8 @@ class Benchmark(Result):
 
     def _embedding_lines(self) -> list[str]:
         """By which model monosemanticity was judged, and what it would be for images at random."""
-        chance = {value.measure: value.details for value in self.values if value.measure.startswith("monosemanticity")}
+        ours = [value for value in self.values if value.table == "unlabeled"]  # visaebench has one of that name, too
+        chance = {value.measure: value.details for value in ours if value.measure.startswith("monosemanticity")}
         if not chance:
             return []
         facts = next(iter(chance.values()))
@@ -294,4 +308,4 @@ def skipped_lines(skipped: Sequence[BenchmarkSkipped]) -> list[str]:
         measures.setdefault(each.reason, []).append(
             f"{each.measure} of {each.subject}" if each.subject else each.measure
         )
-    return [f"without {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in measures.items()]
+    return [f"without {', '.join(dict.fromkeys(names))}: {reason.rstrip('.')}" for reason, names in measures.items()]

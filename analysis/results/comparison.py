@@ -220,4 +220,5 @@ class Comparison(Result):
     dictionaries: TwoDictionaries | None = None
 
     def lines(self) -> list[str]:
+        """What the numbers say, in a sentence for each question."""
         return [self.conclusion.sentence, *([self.dictionaries.sentence] if self.dictionaries else [])]

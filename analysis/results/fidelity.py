@@ -71,6 +71,8 @@ class RunFidelity:
 
 @dataclass(frozen=True)
 class Fidelity(Result):
+    """What a classifier answers with the SAE spliced in, for one run or several."""
+
     KIND: ClassVar[str] = "fidelity"
 
     n_classes: int

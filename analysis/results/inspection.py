@@ -73,6 +73,8 @@ class Matching:
 
 @dataclass(frozen=True)
 class Inspection(Result):
+    """Measures of dictionaries, and the matching of every pair of them."""
+
     KIND: ClassVar[str] = "inspection"
 
     runs: tuple[InspectedRun, ...]

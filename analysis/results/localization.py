@@ -30,6 +30,8 @@ class LocalizedConcept:
 
 @dataclass(frozen=True)
 class LocalizedConcepts(Result):
+    """The latents that localize each concept of the pixel masks best, and how well they do."""
+
     KIND: ClassVar[str] = "localization"
 
     n_images: int  # with masks, in both halves

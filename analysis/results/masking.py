@@ -59,6 +59,15 @@ class MaskRecall:
 
 @dataclass(frozen=True)
 class MaskingCurve(Result):
+    """What a classifier answers when only k latents are kept, or k are dropped.
+
+    Attributes:
+        n_chosen, n_judged: images that latents were chosen on, and that are classified.
+        curve: one for each way to choose latents, mode and k.
+        margins: how much better a choice is than a random one.
+        recalls: the share of each class that is classified right.
+    """
+
     KIND: ClassVar[str] = "masks"
 
     run: str

@@ -145,6 +145,7 @@ class Probing(Result):
         return [rows, latents]
 
     def notes(self) -> list[str]:
+        """The probe on the raw activations, classes that were left out, and what every result says of its images."""
         raw = f"raw activations: left out, because {self.raw_left_out}"
         if self.raw is not None:
             interval = f"{say(self.raw.low)} to {say(self.raw.high)}"

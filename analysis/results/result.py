@@ -54,11 +54,16 @@ class Result:
     judge: JudgeFacts | None = field(default=None, kw_only=True)
 
     def to_json(self) -> dict[str, object]:
+        """What is written into a file."""
         return {name: to_plain(getattr(self, each.name)) for name, each in _written(self)}
 
     @classmethod
     def from_json(cls, content: object, file: str) -> Self:
-        """Raises CorruptError, naming the file and the field, where a field is missing or has another type."""
+        """Read what `to_json` gave.
+
+        Raises:
+            CorruptError: a field is missing or has another type; the message names the file and the field.
+        """
         return parse(cls, content, file, "Run the command that made it again, with --overwrite.")
 
     def tables(self) -> list[list[Row]]:

@@ -75,6 +75,14 @@ class SteeringRow:
 
 @dataclass(frozen=True)
 class Steerability(Result):
+    """How far single latents move the classifier's answers, beside single dimensions of the stream.
+
+    Attributes:
+        n_judged, n_words: images, and words or classes among which their probability moves.
+        summary: one for each kind of unit and strength.
+        rows: one for each latent or dimension and strength.
+    """
+
     KIND: ClassVar[str] = "steerability"
 
     run: str

@@ -17,6 +17,7 @@ from .checks import (
     takes_weights,
 )
 from .endings import (
+    as_one_of_several,
     emit_answer,
     emit_artifact,
     emit_result,
@@ -56,6 +57,7 @@ __all__ = [
     "Takes",
     "Writes",
     "announce",
+    "as_one_of_several",
     "ask",
     "at_least_one",
     "describe_codes",

@@ -2,13 +2,16 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import typer
+
 from actcache.artifacts import MANIFEST_FILE, Artifact, open_artifact
-from actcache.errors import PipelineError
+from actcache.errors import OthersUnfinishedError, PipelineError
 from analysis.terminal.screen import STARTED, emit, options, show_line, show_note, show_warning
 from analysis.terminal.tables import draw_table
 
@@ -46,6 +49,22 @@ def emit_artifact(path: str | Path, facts: Mapping[str, Any], lines: Sequence[An
     emit(facts, [*lines, *(f"  skipped: {image['reason']}" for image in facts.get("skipped", ()))])
     show_written(path)
     show_next_of(path)
+
+
+@contextmanager
+def as_one_of_several(kind: str, path: str | Path) -> Iterator[None]:
+    """End the verb well, with a line, if this worker has done its part of an output and others have not.
+
+    A launcher such as torchrun would take another exit code for a failure, and end the others.
+
+    Args:
+        kind: of the artifact, for --json. path: as the user wrote it.
+    """
+    try:
+        yield
+    except OthersUnfinishedError as unfinished:
+        emit({kind: str(path), "complete": False, "message": str(unfinished)}, str(unfinished))
+        raise typer.Exit from unfinished
 
 
 def emit_answer(

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.filesize import decimal
 from rich.text import Text
 
+from actcache.progress import show_bytes
 from analysis.terminal.tables import draw_facts, draw_table
 
 
@@ -106,17 +106,17 @@ def draw_conversion(conversion: Any) -> list[str | Text]:
 
 def draw_estimate(estimate: Any) -> list[str | Text]:
     """What `extract --dry-run` shows of an `ExtractionEstimate`."""
-    free = "not known" if estimate.free_bytes is None else decimal(estimate.free_bytes)
+    free = "not known" if estimate.free_bytes is None else show_bytes(estimate.free_bytes)
     hours = estimate.seconds > 5400
     return draw_facts(
         {
             "images": estimate.n_images,
             "tokens": estimate.n_tokens,
             "hook points": list(map(str, estimate.settings.hook_points)),
-            "bytes": f"{decimal(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
+            "bytes": f"{show_bytes(estimate.n_bytes)} in {estimate.n_shards:,} shards, "
             f"{estimate.n_missing_shards:,} to be written",
             "free on that disk": free
-            + ("" if estimate.fits else f": not enough for {decimal(estimate.missing_bytes)}"),
+            + ("" if estimate.fits else f": not enough for {show_bytes(estimate.missing_bytes)}"),
             "time": f"about {estimate.seconds / (3600 if hours else 60):.1f} {'h' if hours else 'min'}",
             "rate": f"{estimate.images_per_s:.1f} images/s, measured on one batch",
         }
@@ -131,7 +131,7 @@ def draw_publication(publication: Any) -> list[str | Text]:
     if publication.left_behind:
         lines.append(f"of an earlier publication, these files stay: {', '.join(publication.left_behind)}")
     n_files = sum(file.state != "unchanged" for file in publication.files)
-    return [*lines, f"{n_files:,} new or changed files, {decimal(publication.n_bytes)}, for {publication.address}"]
+    return [*lines, f"{n_files:,} new or changed files, {show_bytes(publication.n_bytes)}, for {publication.address}"]
 
 
 def draw_site(site: Any, verb: str) -> str:

@@ -10,17 +10,13 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from rich.filesize import decimal
-
 from actcache.interrupts import interrupt
-from actcache.text import visible
+from actcache.progress import State, draw_line, show_bytes
 from analysis.terminal.screen import before_message, lock, options, show_note
 
 REDRAW_S = 0.5
@@ -28,106 +24,8 @@ QUIET_S = 1.0
 """What ends within this time shows no line."""
 FIRST_LINE_S = 5.0
 """Without a terminal, the first line comes after this time, and each later one after twice the time."""
-WINDOW_S = 30.0
-"""The rate is that of the last half minute."""
 UNITS = {"train": "steps", "adapt": "steps", "analyze": "tasks", "compare with the truth": "steps"}
 """What `show_steps` counts in a step; images in all others."""
-BAR = (6, 24)
-"""The fewest and the most columns of the bar."""
-
-
-@dataclass
-class State:
-    """What is known of a task. Times are seconds of time.monotonic()."""
-
-    name: str
-    unit: str
-    started: float
-    done: int = 0
-    total: int | None = None
-    note: str = ""
-    closed: bool = False
-    history: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def update(self, done: int, total: int, note: str, now: float) -> None:
-        """Record progress. The first call says where a resumed task begins, so that its rate is true."""
-        self.done, self.total, self.note = done, total, note
-        self.history.append((now, done))
-        while len(self.history) > 2 and now - self.history[1][0] > WINDOW_S:
-            self.history.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Units per second; None while it is not known."""
-        if len(self.history) < 2:
-            return None
-        (first, before), (last, after) = self.history[0], self.history[-1]
-        return (after - before) / (last - first) if after > before and last > first else None
-
-    @property
-    def finished(self) -> bool:
-        return self.total is not None and self.done >= self.total
-
-    def clock(self, now: float) -> str:
-        """The time that the task took, has left, or has taken so far; the word says which."""
-        if self.finished:
-            return f"{'took' if self.closed else 'finishing,'} {show_time(now - self.started)}"
-        rate = self.rate
-        if rate is None or self.total is None:
-            return f"{show_time(now - self.started)} so far"
-        return f"{show_time(max((self.total - self.done) / rate - (now - self.history[-1][0]), 1))} left"
-
-
-def show_time(seconds: float) -> str:
-    """0:07, 1:02:05, 3 d 04 h."""
-    whole = int(seconds + 0.5)
-    hours, rest = divmod(whole, 3600)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24:02d} h"
-    minutes, whole = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{whole:02d}" if hours else f"{minutes}:{whole:02d}"
-
-
-def show_rate(rate: float, unit: str) -> str:
-    """1,234 images/s, 12.3 images/s, or the seconds that each takes."""
-    if unit == "bytes":
-        return f"{decimal(int(rate))}/s"
-    if rate < 0.5:
-        return f"{1 / rate:,.1f} s each"
-    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.1f} {unit}/s"
-
-
-def draw_line(state: State, width: int, now: float, *, bar: bool = True, ascii_only: bool = False) -> str:
-    """The line, at most `width` columns wide. A note is parts between two spaces, the most important first."""
-    if state.total is None:
-        parts, optional = [state.name, f"starting, {show_time(now - state.started)} so far"], []
-    else:
-        parts = [state.name, _count(state), state.clock(now)]
-        optional = [visible(part) for part in state.note.split("  ") if part]
-        rate = state.rate
-        if rate is not None and not any(part.endswith("/s") for part in optional):
-            optional.insert(0, show_rate(rate, state.unit))
-    while len("  ".join(parts)) > width and len(parts) > 2:
-        parts.pop()
-    for part in optional:
-        if len("  ".join([*parts, part])) > width:
-            break
-        parts.insert(-1, part)
-    room = width - len("  ".join(parts)) - 2
-    if bar and state.total and room >= BAR[0]:
-        parts.insert(1, _bar(state.done / state.total, min(room, BAR[1]), "#-" if ascii_only else "━─"))
-    return "  ".join(parts)[:width]
-
-
-def _count(state: State) -> str:
-    if state.unit == "bytes":
-        return f"{decimal(state.done)} of {decimal(state.total or 0)}"
-    return f"{state.done:,} of {state.total:,} {state.unit}"
-
-
-def _bar(share: float, width: int, signs: str) -> str:
-    full = int(min(max(share, 0.0), 1.0) * width)
-    return signs[0] * full + signs[1] * (width - full)
 
 
 class Display:
@@ -254,7 +152,7 @@ def show_download(name: str) -> Iterator[Callable[..., None]]:
             if interrupted():
                 raise KeyboardInterrupt
             if done == 0:
-                show_note(f"Downloading {decimal(total)} of {name}.")
+                show_note(f"Downloading {show_bytes(total)} of {name}.")
                 display = Display("download", "bytes")
             if display is not None:
                 display.update(done, total)

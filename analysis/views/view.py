@@ -104,6 +104,7 @@ class View:
         return pa.table({"latent": latents, "score": score, "peak": peak, **shares, **places})
 
     def check_latent(self, latent: int) -> None:
+        """Raise SettingsError unless the SAE has this latent."""
         if not 0 <= latent < self.n_latents:
             raise SettingsError(f"There is no latent {latent}: the SAE has 0..{self.n_latents - 1}.")
 

@@ -49,10 +49,7 @@ N_EPOCHS, BATCH_SIZE, LR = 20, 128, 1e-3
 def main(cifar10: Path, out: Path) -> None:
     torch.manual_seed(0)
     train_average(cifar10, out / "average")
-    torch.manual_seed(1)
-    registers = timm.create_model("vit_small_patch14_reg4_dinov2", **REGISTERS, num_classes=0)
-    scale_up(registers)
-    write_timm(out / "registers", registers, "vit_small_patch14_reg4_dinov2", REGISTERS, size=28)
+    write_registers(out / "registers")
     write_siglip(out / "siglip")
 
 
@@ -127,6 +124,14 @@ def write_timm(
         **({} if label_names is None else {"label_names": label_names}),
     }  # fmt: skip
     (out / "config.json").write_text(json.dumps(fields, indent=1))
+
+
+def write_registers(out: Path) -> None:
+    """Write a small DINOv2 with CLS and four registers, with random weights."""
+    torch.manual_seed(1)
+    registers = timm.create_model("vit_small_patch14_reg4_dinov2", **REGISTERS, num_classes=0)
+    scale_up(registers)
+    write_timm(out, registers, "vit_small_patch14_reg4_dinov2", REGISTERS, size=28)
 
 
 def write_siglip(out: Path) -> None:

@@ -1,4 +1,6 @@
+from .batches import read_batches
 from .encoding import encode
-from .store import CodeStore, LatentCodes, RowCodes, ShardCodes
+from .entries import LatentCodes, RowCodes, ShardCodes
+from .store import CodeStore
 
-__all__ = ["CodeStore", "LatentCodes", "RowCodes", "ShardCodes", "encode"]
+__all__ = ["CodeStore", "LatentCodes", "RowCodes", "ShardCodes", "encode", "read_batches"]

@@ -28,11 +28,6 @@ _LARGEST = 0x7BFF
 """Bits of the largest finite float16. Those of NaN, of infinity and of whatever has a sign are larger."""
 
 
-def has_zeros(values: NDArray[np.float16]) -> bool:
-    """Whether one of the values, which are not negative, is 0. Their bits tell it in 0.02 ns each, `all()` in 1.05."""
-    return bool(values.size) and int(values.view(np.uint16).min()) == 0
-
-
 class ArrayChecks:
     """What has been checked of the arrays of one code store."""
 

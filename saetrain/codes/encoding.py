@@ -137,7 +137,7 @@ def encode(
                     "decoder down.", f"{n_underflowed:,}", 100 * n_underflowed / (n_entries + n_underflowed),
                     artifact.path,
                 )  # fmt: skip
-    return CodeStore.open(artifact.path)
+        return CodeStore.open(artifact.path)
 
 
 def _encode_shard(

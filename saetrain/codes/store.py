@@ -8,10 +8,9 @@ row = image * n_tokens + token, over the whole store. Reading codes needs no tor
 """
 
 import os
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,47 +26,18 @@ from actcache.artifacts import (
     read_summary,
     require_complete,
 )
-from actcache.machine import available_bytes
+from actcache.machine import available_bytes, read_into
+from actcache.notebook import draw_facts
 from actcache.preprocess import Preprocess, covered_shares
 from actcache.store import IMAGES_FILE, check_images_footer, load_images, read_column, table_errors
-from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks, has_zeros
+from saetrain.codes.checks import BY_LATENT, BY_ROW, CODES, COLUMNS, ArrayChecks
+from saetrain.codes.entries import LatentCodes, RowCodes, ShardCodes, drop_zeros, has_zeros
 from saetrain.codes.settings import CodesSeal, CodesSettings, CodesSummary
 
+SPARSE = 512
+"""A range is read on its own where there are this many elements of the array for each."""
 SEEN_FILE = "seen.bin"
 """One byte for each image: 1 if the run, or the model behind it, has learned from the image. Absent in older codes."""
-
-
-@dataclass(frozen=True)
-class ShardCodes:
-    """The codes of one shard, in both orders. `first_row` is the global row of `indptr[0]`."""
-
-    first_row: int
-    indptr: NDArray[np.int64]  # [rows + 1]
-    latent: NDArray[np.unsignedinteger]  # [nnz], ascending within a row
-    value: NDArray[np.float16]  # [nnz]
-    latent_indptr: NDArray[np.int64]  # [F + 1]
-    row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
-    latent_value: NDArray[np.float16]  # [nnz]
-
-
-@dataclass(frozen=True)
-class LatentCodes:
-    """Entries of consecutive latents, sorted by latent, then row. The first of these latents has number 0 here."""
-
-    latent_indptr: NDArray[np.int64]  # [n latents + 1]
-    row: NDArray[np.unsignedinteger]  # [nnz], global, ascending within a latent
-    latent_value: NDArray[np.float16]  # [nnz]
-
-
-SomeCodes = TypeVar("SomeCodes", ShardCodes, LatentCodes)
-
-
-class RowCodes(NamedTuple):
-    """Entries of some rows, sorted by row."""
-
-    row: NDArray[np.int64]  # [nnz], global
-    latent: NDArray[np.int64]  # [nnz], ascending within a row
-    value: NDArray[np.float16]  # [nnz]
 
 
 class CodeStore:
@@ -123,6 +93,20 @@ class CodeStore:
             f"{self.n_latents:,} latents, {self.n_entries:,} entries)"
         )
 
+    def _repr_html_(self) -> str:
+        encoded = {"all": self.n_tokens, "patch": self.n_tokens - 1, "cls": 1}[self.tokens]
+        n_rows = (self.n_images - len(self._seal.failed)) * encoded
+        facts = {
+            "images": self.n_images,
+            "without codes": len(self._seal.failed),
+            "tokens of an image": f"{encoded:,} of {self.n_tokens:,}",
+            "latents": self.n_latents,
+            "entries": f"{self.n_entries:,}, {self.n_entries / max(n_rows, 1):.1f} a token",
+            "hook point": str(self.hook_point),
+            "codes id": self.codes_id,
+        }
+        return draw_facts(f"Codes {self.path.name}", facts)
+
     @property
     def summary(self) -> CodesSummary:
         """What the seal says."""
@@ -131,6 +115,7 @@ class CodeStore:
 
     @property
     def n_entries(self) -> int:
+        """Number of values above 0, of all tokens together."""
         return self._seal.n_entries
 
     @cached_property
@@ -176,10 +161,10 @@ class CodeStore:
             raise self._checks.inconsistent(shard)
         for name in pointers:
             self._checks.check_pointers(shard, columns[name], sizes["value"], whole=True)
-        self._check_entries(shard, columns["row"], columns["latent_value"])
+        self.check_entries(shard, columns["row"], columns["latent_value"])
         self._checks.check_numbers(shard, columns["latent"], 0, self.n_latents)
         self._checks.check_values(shard, columns["value"])
-        return _drop_zeros(ShardCodes(first_row=images.start * self.n_tokens, **columns))
+        return drop_zeros(ShardCodes(first_row=images.start * self.n_tokens, **columns))
 
     def read_latent(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Read the rows and values of one latent in all shards, and nothing but its own entries.
@@ -201,13 +186,24 @@ class CodeStore:
         if indptr.size != self.n_latents + 1 or row.size != value.size:
             raise self._checks.inconsistent(shard)
         self._checks.check_pointers(shard, indptr, row.size, whole=True)
-        self._check_entries(shard, row, value)
+        self.check_entries(shard, row, value)
         self.bytes_read += indptr.nbytes + row.nbytes + value.nbytes
         codes = LatentCodes(indptr, row, value)
-        return _drop_zeros(codes) if self._has_zeros(shard) else codes
+        return drop_zeros(codes) if self._has_zeros(shard) else codes
 
     def read_latents(self, shard: int, start: int, stop: int) -> LatentCodes:
         """Read the entries of the latents start to stop - 1 in one shard. Raises as `read_latent`."""
+        indptr = self.read_pointers(shard, start, stop)
+        first, last = int(indptr[0]), int(indptr[-1])
+        if first == last:  # frequent with many shards; no other file is opened
+            dtypes = self.dtypes
+            return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
+        row, value = (self._read(shard, name, first, last) for name in ("row", "latent_value"))
+        self.check_entries(shard, row, value)
+        return drop_zeros(LatentCodes(indptr - first, row, value))
+
+    def read_pointers(self, shard: int, start: int, stop: int) -> NDArray[np.int64]:
+        """[stop - start + 1]: where the entries of the latents start to stop - 1 begin in one shard."""
         for latent in (start, stop - 1):
             if not 0 <= latent < self.n_latents:
                 raise SettingsError(
@@ -215,14 +211,8 @@ class CodeStore:
                 )
         self._checks.check_once(shard)
         indptr = self._read(shard, "latent_indptr", start, stop + 1)
-        first, last = int(indptr[0]), int(indptr[-1])
-        self._checks.check_pointers(shard, indptr, last, whole=False)
-        if first == last:  # frequent with many shards; no other file is opened
-            dtypes = self.dtypes
-            return LatentCodes(indptr - first, np.empty(0, dtypes["row"]), np.empty(0, dtypes["latent_value"]))
-        row, value = (self._read(shard, name, first, last) for name in ("row", "latent_value"))
-        self._check_entries(shard, row, value)
-        return _drop_zeros(LatentCodes(indptr - first, row, value))
+        self._checks.check_pointers(shard, indptr, int(indptr[-1]), whole=False)
+        return indptr
 
     def count_latents(self, shard: int) -> NDArray[np.int64]:
         """Count the entries of each latent in one shard: [F]."""
@@ -260,22 +250,56 @@ class CodeStore:
         self._checks.check_once(shard)
         images = self.shard_range(shard)
         local = rows - images.start * self.n_tokens
-        indptr, latent, value = (self._map(shard, name) for name in BY_ROW)
-        if indptr.size != len(images) * self.n_tokens + 1 or latent.size != value.size:
-            raise self._checks.inconsistent(shard)
-        start, end = indptr[local], indptr[local + 1]
+        gap = np.diff(local) != 1
+        first, stop = local[np.r_[True, gap]], local[np.r_[gap, True]] + 1  # runs of consecutive rows
+        pointers, n_pointers = self._read_ranges(shard, "indptr", first, stop + 1)
+        run = np.repeat(np.arange(len(first)), stop - first + 1)
+        start, end = (part[run[1:] == run[:-1]] for part in (pointers[:-1], pointers[1:]))
         count = end - start
-        if len(rows) and not (start.min() >= 0 and count.min() >= 0 and end.max() <= latent.size):
+        if n_pointers != len(images) * self.n_tokens + 1 or not (start.min() >= 0 and count.min() >= 0):
             raise self._checks.inconsistent(shard)
-        entry = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
-        codes = RowCodes(np.repeat(rows, count), latent[entry].astype(np.int64), value[entry])
+        last = np.cumsum(stop - first + 1) - 1
+        entries = pointers[last - (stop - first)], pointers[last]
+        (latent, n_latents), (value, n_values) = (self._read_ranges(shard, name, *entries) for name in BY_ROW[1:])
+        if n_latents != n_values:
+            raise self._checks.inconsistent(shard)
+        codes = RowCodes(np.repeat(rows, count), latent.astype(np.int64), value)
         self._checks.check_numbers(shard, codes.latent, 0, self.n_latents)
         self._checks.check_values(shard, codes.value)
+        self.bytes_read += pointers.nbytes + latent.nbytes + value.nbytes
         if has_zeros(codes.value):
             codes = RowCodes._make(column[codes.value != 0] for column in codes)
-        n_pointers = len(rows) + np.count_nonzero(np.diff(local) != 1) + 1
-        self.bytes_read += int(n_pointers) * indptr.itemsize + len(entry) * (latent.itemsize + value.itemsize)
         return codes
+
+    def _read_ranges(
+        self, shard: int, column: str, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], int]:
+        """(the elements starts[i] to stops[i] - 1 of one raw array, joined; how many elements the array has).
+
+        A few ranges are read one by one: pages of a new memory map cost 24 microseconds for a token, a call costs 4.
+        """
+        dtype, path = self.dtypes[column], self._file(shard, column)
+        try:
+            size = os.path.getsize(path) // dtype.itemsize
+            if not (starts.min() >= 0 and (starts <= stops).all() and stops.max() <= size):
+                raise self._checks.inconsistent(shard)
+            count = stops - starts
+            if size < SPARSE * len(starts):
+                index = np.repeat(starts - np.cumsum(count) + count, count) + np.arange(count.sum())
+                return self._map(shard, column)[index], size
+            file = os.open(path, os.O_RDONLY)
+            try:
+                places = zip((count * dtype.itemsize).tolist(), (starts * dtype.itemsize).tolist(), strict=True)
+                data = b"".join([os.pread(file, n_bytes, place) for n_bytes, place in places])
+            finally:
+                os.close(file)
+        except OSError as error:
+            if isinstance(error, CorruptError):
+                raise
+            raise self._unreadable(shard, column, error) from error
+        if len(data) != count.sum() * dtype.itemsize:
+            raise self._checks.inconsistent(shard)
+        return np.frombuffer(data, dtype), size
 
     def check_shard(self, shard: int, columns: tuple[str, ...] = BY_LATENT) -> None:
         """Compare arrays of a shard with their checksums, unless this process has done so. Raises CorruptError."""
@@ -286,10 +310,25 @@ class CodeStore:
         """Whether the page cache can hold the codes, so that checking them costs no second reading of the disk."""
         return self._checks.n_bytes < available_bytes() / 2
 
-    def _check_entries(self, shard: int, row: NDArray[Any], value: NDArray[np.float16]) -> None:
+    def check_entries(self, shard: int, row: NDArray[Any], value: NDArray[np.float16]) -> None:
+        """Raise CorruptError unless the rows lie in the shard and the values can be activations."""
         images = self.shard_range(shard)
         self._checks.check_numbers(shard, row, images.start * self.n_tokens, images.stop * self.n_tokens)
         self._checks.check_values(shard, value)
+
+    def read_into(self, shard: int, column: str, start: int, out: NDArray[Any]) -> None:
+        """Fill an array with the elements of one raw array from `start` on. Raises CorruptError."""
+        try:
+            file = os.open(self._file(shard, column), os.O_RDONLY)
+            try:
+                n_bytes = read_into(file, [out.view(np.uint8).data], start * out.itemsize)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise self._unreadable(shard, column, error) from error
+        if n_bytes != out.nbytes:
+            raise self._checks.inconsistent(shard)
+        self.bytes_read += n_bytes
 
     def _read(self, shard: int, column: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Read the elements start to stop - 1 of one raw array, or all of it if `stop` is None."""
@@ -327,22 +366,3 @@ class CodeStore:
 
     def _unreadable(self, shard: int, column: str, error: Exception) -> CorruptError:
         return self._checks.corrupt(shard, f"has no readable array {column} ({error})")
-
-
-def _drop_zeros(codes: SomeCodes) -> SomeCodes:
-    """Leave out entries whose value is 0: a latent that does not fire is not an entry, whoever wrote the file."""
-    if not has_zeros(codes.latent_value):
-        return codes
-    by_latent, by_row = codes.latent_value != 0, {}
-    if isinstance(codes, ShardCodes):
-        keep = codes.value != 0
-        before = np.concatenate([[0], np.cumsum(keep)])
-        by_row = {"indptr": before[codes.indptr], "latent": codes.latent[keep], "value": codes.value[keep]}
-    before = np.concatenate([[0], np.cumsum(by_latent)])
-    return replace(
-        codes,
-        latent_indptr=before[codes.latent_indptr],
-        row=codes.row[by_latent],
-        latent_value=codes.latent_value[by_latent],
-        **by_row,
-    )

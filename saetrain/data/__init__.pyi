@@ -1,4 +1,5 @@
-from .loader import ActivationLoader, Batch
+from .batch import Batch
+from .loader import ActivationLoader
 from .order import held_out_images, split_images, train_images
 from .split import split_wanted
 from .training_data import TrainingData

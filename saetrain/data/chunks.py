@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actcache import ActivationStore, HookPoint
+from actcache.compiler import find_kernels
 from actcache.store import StoreGroup, Tokens
 
 CLS = -1
@@ -44,18 +45,34 @@ class Units:
         per_image = np.array([1 if part == CLS else n_columns for part in self._parts])
         wanted = np.array([len(block) for block in self._blocks])
         whole = np.array([self._member(block).layout.chunk_images for block in self._blocks])
+        self._images, self._edges = images, np.concatenate([[0], np.cumsum(wanted)])
+        store_of = np.searchsorted(store.starts, images, side="right") - 1
+        sizes = np.array([member.layout.chunk_images for member in store.stores])
+        self._inside = (images - store.starts[store_of]) % sizes[store_of]  # place of each image in its block
+        self._first_token = np.array([0 if part == CLS else 1 + part * n_columns for part in self._parts])
         self.counts = (wanted[:, None] * per_image).ravel()
         self.sizes = (whole[:, None] * per_image).ravel()
         self._per_image = per_image
 
-    def rows(self, unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The place in the unit's memory, the image and the token of each wanted row."""
-        number, part = divmod(unit, len(self._parts))
-        images, n = self._blocks[number], int(self._per_image[part])
-        inside = (images - self._start(images)) % self._member(images).layout.chunk_images
-        place = (inside[:, None] * n + np.arange(n)).ravel()
-        first_token = 0 if self._parts[part] == CLS else 1 + self._parts[part] * n
-        return place, np.repeat(images, n), np.tile(np.arange(first_token, first_token + n), len(images))
+    def list_rows(
+        self,
+        units: NDArray[np.int64],
+        skip: NDArray[np.int64],
+        stop: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        *,
+        out: NDArray[np.int64],
+    ) -> None:
+        """List the rows skip..stop of the wanted rows of each unit, unit after unit.
+
+        Args:
+            offsets: where the memory of each unit begins.
+            out: [n, 3] (place, image, token).
+        """
+        number, part = np.divmod(units, len(self._parts))
+        arguments = self._edges[number], self._per_image[part], self._first_token[part], skip, stop, offsets
+        kernels = find_kernels("saetrain.data.row_kernels")
+        (list_rows if kernels is None else kernels.list_rows)(self._images, self._inside, *arguments, out)
 
     def read(self, unit: int, hook: HookPoint, out: NDArray[np.generic]) -> None:
         """Read a unit into `out` [size, D]. Raises a CorruptError that names the shard."""
@@ -75,3 +92,26 @@ class Units:
 
     def _index(self, images: NDArray[np.int64]) -> int:
         return int(np.searchsorted(self.store.starts, images[0], side="right")) - 1
+
+
+def list_rows(
+    images: NDArray[np.int64], inside: NDArray[np.int64], edge: NDArray[np.int64], per_image: NDArray[np.int64],
+    first_token: NDArray[np.int64], skip: NDArray[np.int64], stop: NDArray[np.int64], offset: NDArray[np.int64],
+    out: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """What the kernel of the same name computes, in numpy."""
+    n = stop - skip
+    row = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - skip, n)
+    edge, per_image, first_token, offset = (np.repeat(column, n) for column in (edge, per_image, first_token, offset))
+    position, column = np.divmod(row, per_image)
+    image = edge + position
+    out[:, 0] = offset + inside[image] * per_image + column
+    out[:, 1], out[:, 2] = images[image], first_token + column
+
+
+def order_rows(rows: NDArray[np.int64], order: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+    """Put row order[i] of `rows` [n, 3] at place i of `out` [n, 3]."""
+    if (kernels := find_kernels("saetrain.data.row_kernels")) is not None:
+        kernels.order_rows(rows, order, out)
+    else:
+        np.take(rows, order, axis=0, out=out)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import gcd
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,20 +21,12 @@ from torch import Tensor
 from actcache import HookPoint, SettingsError, open_stores
 from actcache.options import check_number
 from actcache.store import StoreGroup, Stores, Tokens, aligned_empty
-from saetrain.data.chunks import Units
+from saetrain.data.batch import Batch, BatchMemory
+from saetrain.data.chunks import Units, order_rows
 from saetrain.data.order import Window, count_steps, plan_epoch, split_images, window_order
 
 PREFETCHED = 2
 """Number of windows that are read ahead of those in use."""
-
-
-class Batch(NamedTuple):
-    """One batch. The next batch overwrites its tensors."""
-
-    activations: Tensor  # [B, D] in the dtype of the store, at the first hook point
-    image: Tensor  # [B] int64, the stored position over all stores
-    token: Tensor  # [B] int64: 0 is CLS, 1 + row * columns + column is a patch
-    others: tuple[Tensor, ...] = ()  # each [B, D]: the same rows at the other hook points
 
 
 class ActivationLoader:
@@ -54,7 +46,8 @@ class ActivationLoader:
         rank, world_size: rank r gets the rows of the streams v with v % world_size == r, so that all ranks together
             see what one process would see.
         pin_memory: whether batches are in page-locked memory, for copies to a GPU.
-        n_threads: number of reading threads; affects speed only.
+        n_threads: number of threads that read, and help to fill a batch while there is nothing to read; affects speed
+            only.
         check: compare each chunk with its recorded checksum when it is first read. Training at 20,000 tokens/s loses
             0.2 % by it; reading alone loses a third.
     """
@@ -101,7 +94,7 @@ class ActivationLoader:
                 f"{self.store.path} has {self.n_rows:,} training tokens, fewer than one batch of {batch_size:,}. "
                 "Lower --batch-size or extract more images."
             )
-        self._whole: tuple[list[Tensor], list[NDArray[Any]]] | None = None  # all rows, where they fit in memory
+        self._whole: tuple[list[Tensor], NDArray[np.int64]] | None = None  # all rows, where they fit in memory
 
     @property
     def n_rows(self) -> int:
@@ -110,6 +103,7 @@ class ActivationLoader:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
         return count_steps(self.n_rows, self.batch_size)
 
     @property
@@ -121,7 +115,10 @@ class ActivationLoader:
         """Yield batches from number `step` on, without end. Each rank gets batch_size / world_size rows of a batch."""
         part = self.batch_size // self.n_streams
         streams = range(self.rank, self.n_streams, self.world_size)
-        memory = _BatchMemory(self, part * len(streams))
+        memory = BatchMemory(
+            part * len(streams), self.store.layout.d_model, _torch_dtype(self.store),
+            n_hook_points=len(self.hook_points), pin=self.pin_memory,
+        )  # fmt: skip
         source = _Whole(self, streams) if self.fits else _Windows(self, streams)
         epoch, step = divmod(step, self.steps_per_epoch)
         try:
@@ -134,55 +131,17 @@ class ActivationLoader:
                             if not source.has(
                                 stream, row
                             ):  # every pool holds rows of this batch, so they must be gathered first
-                                memory.gather(source.arena, at)
+                                memory.gather(source.arena, source.threads, self.n_threads - 1)
                                 source.recycle()
                             pool, offset, n = source.find(stream, row, end)
-                            memory.choose(pool, offset, n, at)
+                            memory.choose(pool.rows, offset, n, at)
                             row, at = row + n, at + n
-                    memory.gather(source.arena, at)
+                    memory.gather(source.arena, source.threads, self.n_threads - 1)
                     source.recycle()
                     yield memory.take()
                 epoch, step = epoch + 1, 0
         finally:
             source.close()
-
-
-class _BatchMemory:
-    """The memory of the batch being filled: two that alternate where a copy to a GPU may still be running."""
-
-    def __init__(self, loader: ActivationLoader, n_rows: int) -> None:
-        d_model, dtype, pin = loader.store.layout.d_model, _torch_dtype(loader.store), loader.pin_memory
-        self.places, self.gathered = torch.empty(n_rows, dtype=torch.int64), 0
-        self.sets = [
-            Batch(*(torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin), *self._numbers(n_rows)),
-                  tuple(torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin) for _ in loader.hook_points[1:]))
-            for _ in range(2 if pin else 1)
-        ]  # fmt: skip
-
-    @staticmethod
-    def _numbers(n_rows: int) -> tuple[Tensor, Tensor]:
-        return torch.empty(n_rows, dtype=torch.int64), torch.empty(n_rows, dtype=torch.int64)
-
-    def choose(self, pool: "_Pool", first: int, n: int, at: int) -> None:
-        """Put the rows first..first + n of a pool at the places at..at + n of the batch."""
-        chosen, place = slice(first, first + n), slice(at, at + n)
-        self.places[place] = pool.places[chosen]
-        self.sets[0].image[place] = pool.images[chosen]
-        self.sets[0].token[place] = pool.tokens[chosen]
-
-    def gather(self, arena: list[Tensor], stop: int) -> None:
-        """Copy the rows chosen so far, up to `stop`, out of the arenas [N, D], one per hook point."""
-        batch, part = self.sets[0], slice(self.gathered, stop)
-        for source, target in zip(arena, (batch.activations, *batch.others), strict=True):
-            if source.element_size() * source.shape[1] % 4 == 0:  # gathering 32-bit words is 2.5 times faster
-                source, target = source.view(torch.int32), target.view(torch.int32)
-            torch.index_select(source, 0, self.places[part], out=target[part])
-        self.gathered = stop
-
-    def take(self) -> Batch:
-        batch, self.gathered = self.sets[0], 0
-        self.sets.reverse()
-        return batch
 
 
 class _Pool:
@@ -191,25 +150,29 @@ class _Pool:
     def __init__(self, units: Units, arena: list[Tensor], base: int) -> None:
         self.units, self.base = units, base
         self.arrays = [array.numpy() for array in arena]
-        self.places, self.images, self.tokens = (torch.empty(0, dtype=torch.int64) for _ in range(3))
+        self.read, self.rows = (np.empty((0, 3), dtype=np.int64) for _ in range(2))
+        self.n_rows = 0
 
     def fill(self, units: NDArray[np.int64], skip: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
         """Read units, and keep the rows skip..stop of the wanted rows of each."""
         sizes = self.units.sizes[units]
         offsets = self.base + np.cumsum(sizes) - sizes
-        parts = []
-        for unit, offset, size, low, high in zip(
-            *(c.tolist() for c in (units, offsets, sizes, skip, stop)), strict=True
-        ):
+        for unit, offset, size in zip(units.tolist(), offsets.tolist(), sizes.tolist(), strict=True):
             for hook, array in zip(self.units.hook_points, self.arrays, strict=True):
                 self.units.read(unit, hook, array[offset : offset + size])
-            place, image, token = self.units.rows(unit)
-            parts.append((place[low:high] + offset, image[low:high], token[low:high]))
-        self.rows = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        self.n_rows = int((stop - skip).sum())
+        self.read = _enlarge(self.read, self.n_rows)
+        self.units.list_rows(units, skip, stop, offsets, out=self.read[: self.n_rows])
 
     def permute(self, order: NDArray[np.int64]) -> None:
         """Set the order in which rows are drawn."""
-        self.places, self.images, self.tokens = (torch.from_numpy(column[order]) for column in self.rows)
+        self.rows = _enlarge(self.rows, self.n_rows)
+        order_rows(self.read[: self.n_rows], order, self.rows[: self.n_rows])
+
+
+def _enlarge(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Memory for n rows, the same again if it is enough: new memory costs a fault for each of its pages."""
+    return rows if len(rows) >= n else np.empty((n, 3), dtype=np.int64)
 
 
 def _make_arena(loader: ActivationLoader, n_rows: int) -> list[Tensor]:
@@ -227,10 +190,11 @@ class _Whole:
             arena = _make_arena(loader, int(units.sizes.sum()))
             pool = _Pool(units, arena, 0)
             pool.fill(np.arange(len(units.counts)), np.zeros_like(units.counts), units.counts)
-            loader._whole = arena, pool.rows
-        self.arena, rows = loader._whole
+            loader._whole = arena, pool.read
+        self.arena, read = loader._whole
         self.pool = _Pool(units, self.arena, 0)  # a pool with its own order, since two generators may run side by side
-        self.pool.rows = rows
+        self.pool.read, self.pool.n_rows = read, len(read)
+        self.threads = ThreadPoolExecutor(loader.n_threads, thread_name_prefix="loader")  # no thread before it is used
         self.length = loader.steps_per_epoch * (loader.batch_size // loader.n_streams)
 
     def begin(self, epoch: int, step: int) -> None:
@@ -246,7 +210,7 @@ class _Whole:
         pass
 
     def close(self) -> None:
-        pass
+        self.threads.shutdown(cancel_futures=True)
 
 
 class _Windows:
@@ -254,7 +218,7 @@ class _Windows:
 
     def __init__(self, loader: ActivationLoader, streams: range) -> None:
         self.loader, self.streams = loader, streams
-        self.readers = ThreadPoolExecutor(loader.n_threads, thread_name_prefix="loader")
+        self.threads = ThreadPoolExecutor(loader.n_threads, thread_name_prefix="loader")
         self.arena: list[Tensor] = []
         self.capacity = 0
         self.free: list[_Pool] = []
@@ -307,12 +271,12 @@ class _Windows:
         return ready.result(), row - window.start, min(end, window.start + window.n_rows) - row
 
     def close(self) -> None:
-        self.readers.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
 
     def _read_ahead(self) -> None:
         while self.free and self.schedule:
             window = self.schedule.popleft()
-            self.ahead[window.stream].append((window, self.readers.submit(self._read, window, self.free.pop())))
+            self.ahead[window.stream].append((window, self.threads.submit(self._read, window, self.free.pop())))
 
     def _read(self, window: Window, pool: _Pool) -> _Pool:
         pool.fill(window.units, window.skip, window.stop)

@@ -56,4 +56,4 @@ def write_imported(
             quality["dead"] = quality["silent"]
             write_atomic(artifact.path / SAE_FILE, weights)
             seal_artifact(artifact.path, quality=quality)
-    return Run.open(artifact.path)
+        return Run.open(artifact.path)

@@ -42,6 +42,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
+        """Whether the two are taken for the same SAE."""
         return self.max_reconstruction_difference <= TOLERANCE and self.active_agreement >= 1 - TOLERANCE
 
 

@@ -1,20 +1,22 @@
 from .active_latents import Code, Lap, no_lap, select_batch_topk, select_topk
 from .exact_encoder import Encoder, encoder_bytes, make_encoder
 from .sae import SAE
-from .sparse import decode, gradient, nested_error, preactivations
+from .sparse import gradient, preactivations, reconstruct
+from .threads import cut_rows, spread
 
 __all__ = [
     "SAE",
     "Code",
     "Encoder",
     "Lap",
-    "decode",
+    "cut_rows",
     "encoder_bytes",
     "gradient",
     "make_encoder",
-    "nested_error",
     "no_lap",
     "preactivations",
+    "reconstruct",
     "select_batch_topk",
     "select_topk",
+    "spread",
 ]

@@ -12,7 +12,6 @@ active, are evaluated again.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -107,23 +106,19 @@ class CoarseEncoder:
         )  # rows with a larger error are compared as signed numbers
         error += 2 * U * lift
         blocks = Blocks(rounded, self.coarse, self.offset + lift, True)
-        n_latents, candidates = len(self.coarse), list[Entries]()
+        n_latents, candidates, n_found, n_searched = len(self.coarse), list[Entries](), 0, 0
         size = group_size(n_latents, self.k or 1)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for number, z in enumerate(blocks):
-                e = error[number * BLOCK_ROWS :][: len(z)]
-                floor = (lift - e) * (1 - 3 * U)
-                if self.k is not None:
-                    floor = torch.maximum(floor, (self._bound(z, size) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
-                candidates += blocks.above(
-                    pool, z, (floor * (1 - 2 * U))[:, None]
-                )  # still a lower bound when rounded to bfloat16
-                if (
-                    sum(len(part.places) for part in candidates)
-                    > MAX_SHARE * (number * BLOCK_ROWS + len(z)) * n_latents
-                ):
-                    return None
-        return join(n_latents, candidates)
+        for number, z in enumerate(blocks):
+            e = error[number * BLOCK_ROWS :][: len(z)]
+            floor = (lift - e) * (1 - 3 * U)
+            if self.k is not None:
+                floor = torch.maximum(floor, (self._bound(z, size) / (1 + 3 * U) - 2 * e) * (1 - 3 * U))
+            found = blocks.above(z, (floor * (1 - 2 * U))[:, None])  # still a lower bound when rounded to bfloat16
+            candidates += found
+            n_found, n_searched = n_found + sum(len(part.latents) for part in found), n_searched + z.numel()
+            if n_found > MAX_SHARE * n_searched:
+                return None
+        return join(candidates)
 
     def _bound(self, z: Tensor, size: int) -> Tensor:
         """A lower bound [b] of the k-th largest entry of each row: the k-th largest maximum of disjoint groups."""

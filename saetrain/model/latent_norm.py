@@ -40,7 +40,7 @@ class LatentNorm:
         affine = affine - affine.cpu().mean(0, dtype=torch.float64).float().to(affine.device)
         gram = torch.zeros(affine.shape[1], affine.shape[1], dtype=torch.float64)
         for part in torch.split(affine, BLOCK_LATENTS):
-            block = part.double().cpu()
+            block = part.cpu().double()
             gram += block.T @ block
         values, vectors = torch.linalg.eigh(gram / len(affine))
         root = (vectors * values.clamp_min(0).sqrt()).T.float().to(affine.device)

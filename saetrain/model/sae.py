@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from actcache import CorruptError, SettingsError
 from actcache.text import is_utf8
 from saetrain.config import ResolvedSAEConfig
-from saetrain.model.active_latents import select_above, select_topk
+from saetrain.model.active_latents import count, select_above, select_topk
 from saetrain.model.latent_norm import LatentNorm
 from saetrain.model.token_size import TokenSize, measure_tokens
 from saetrain.model.variants import find_variant
@@ -207,6 +207,6 @@ class SAE(nn.Module):
     @torch.no_grad()
     def decode_normalized(self, rows: Tensor, latents: Tensor, values: Tensor, n_rows: int) -> Tensor:
         """Active entries -> the reconstruction of x' [n_rows, D], in the units that `normalize` gives."""
-        starts = F.pad(torch.bincount(rows, minlength=n_rows).cumsum(0), (1, 0))[:-1]
+        starts = F.pad(count(rows, n_rows).cumsum(0), (1, 0))[:-1]
         summed = F.embedding_bag(latents, self.decoder, starts, per_sample_weights=values, mode="sum")
         return summed.add_(self.b_dec)

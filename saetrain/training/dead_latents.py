@@ -72,7 +72,7 @@ def resample(sae: SAE, rows: Tensor, dead: Tensor, *, seed: int, step: int) -> T
         return index
     code = sae.encode(sae.denormalize(rows))
     residual = rows - sae.normalize(sae.decode(*code, len(rows)))
-    weight = residual.square().sum(1).double().cpu()
+    weight = residual.square().sum(1).cpu().double()
     generator = torch.Generator().manual_seed(hash((seed, step)) & 0x7FFFFFFF)
     index = index[: len(rows)]
     chosen = torch.multinomial(weight.clamp_min(1e-12), len(index), generator=generator).to(rows.device)

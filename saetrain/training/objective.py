@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from actcache.models import precise_dtype
 from saetrain.config import ResolvedTrainConfig
 from saetrain.distributed import all_sum
-from saetrain.model import SAE, Code, Lap, decode, gradient, nested_error, no_lap, preactivations, select_topk
+from saetrain.model import SAE, Code, Lap, gradient, no_lap, preactivations, reconstruct, select_topk
 
 DENSE_ROWS = 1024
 DENSE_SHARE = {"bfloat16": 0.04, "float32": 0.15}
 """Share of active entries above which dense products are faster (2 cores with AVX-512 bf16, d_model 768)."""
 DENSE_SHARE_CUDA = 0.01
+DENSE_SHARE_MPS = -1.0
+"""Always dense: Apple's GPUs have no sparse matrices."""
 
 
 class Loss(NamedTuple):
@@ -66,11 +69,12 @@ def add_gradients(
         parts = _add_sparse(sae, batch, code, lap)
     lap("backward")
     revival = x.new_zeros(())
-    if dead.any() and (config.aux or config.ghost):
+    if (config.aux or config.ghost) and dead.any():
         revival = _revive(sae, batch, parts, dead, config)
         lap("revival")
-    sums = [*parts.sums, parts.residual.square().sum(), revival]
-    reconstruction, sparsity, n_active, squared_error, revival = all_sum(torch.stack([s.double() for s in sums]))
+    dtype, squared = precise_dtype(x.device), torch.linalg.vector_norm(parts.residual).square()
+    sums = torch.stack([part.to(dtype) for part in (*parts.sums, squared, revival)])
+    reconstruction, sparsity, n_active, squared_error, revival = all_sum(sums)
     if sae.variant.penalizes_l0(sae.config):
         sparsity, _ = sae.variant.l0_penalty(sae.config, batch.weight, n_active, batch.n_rows)
     fired = all_sum(parts.fired.int()) > 0
@@ -99,14 +103,17 @@ class _Parts(NamedTuple):
 
 
 def _measure(sae: SAE, x: Tensor, weight: float) -> _Batch:
-    squares = torch.linalg.vector_norm(x, dim=1).double().square()
-    sums = all_sum(torch.cat([x.sum(0, dtype=torch.float64), squares.sum()[None], squares.new_tensor([len(x)])]))
+    dtype = precise_dtype(x.device)
+    squares = torch.linalg.vector_norm(x, dim=1).to(dtype).square()
+    sums = all_sum(torch.cat([x.sum(0, dtype=dtype), squares.sum()[None], squares.new_full((1,), len(x))]))
     n_rows, variance = sums[-1], (sums[-2] - sums[:-2].square().sum() / sums[-1]).clamp_min(1e-12)
     row_weight = sae.variant.row_weight(squares, variance, n_rows, sae.d_model)
     return _Batch(x, row_weight.float(), weight, n_rows, variance)
 
 
 def _dense_share(x: Tensor, bfloat16: bool) -> float:
+    if x.device.type == "mps":
+        return DENSE_SHARE_MPS
     if x.device.type == "cuda":
         return DENSE_SHARE_CUDA
     return DENSE_SHARE["bfloat16" if bfloat16 else "float32"]
@@ -128,7 +135,7 @@ def _activate(sae: SAE, z: Tensor, latents: Tensor | slice, batch: _Batch) -> tu
 
 def _l0_slope(sae: SAE, batch: _Batch, n_active: Tensor) -> Tensor:
     """The derivative of the penalty with respect to the number of active entries of all processes."""
-    n_active = all_sum(n_active.double().detach().clone())
+    n_active = all_sum(n_active.to(precise_dtype(n_active.device)).detach().clone())
     return sae.variant.l0_penalty(sae.config, batch.weight, n_active, batch.n_rows)[1]
 
 
@@ -137,22 +144,17 @@ def _add_sparse(sae: SAE, batch: _Batch, code: Code, lap: Lap) -> _Parts:
     config, x = sae.config, batch.x
     z = preactivations(x, sae.b_dec, sae.encoder, sae.b_enc, code)
     values, penalty, n_active = _activate(sae, z, code.latents, batch)
-    if config.nested:
-        nested, order = code.by_prefix(config.nested)
-        parts = decode(values[order], sae.decoder, nested)
-    else:
-        parts = decode(values, sae.decoder, code)
-    reconstruction, residual = nested_error(parts, sae.b_dec, x, batch.row_weight, max(1, len(config.nested)))
+    of = x, batch.row_weight, code
+    reconstruction, residual = reconstruct(values, sae.decoder, sae.b_dec, *of, prefixes=config.nested)
     lap("decode")
     if (gate := sae.variant.gate_values(z)) is not None:
-        parts = decode(gate, sae.decoder, code, trained=False)
-        penalty = penalty + nested_error(parts, sae.b_dec.detach(), x, batch.row_weight)[0]
+        penalty = penalty + reconstruct(gate, sae.decoder, sae.b_dec.detach(), *of, trained=False)[0]
     if sae.variant.penalizes_l0(config):
         penalty = penalty * _l0_slope(sae, batch, n_active)
     torch.autograd.backward(reconstruction + penalty)
-    fired = torch.zeros(config.n_latents, dtype=torch.bool, device=x.device)
-    fired[code.latents[values.detach() > 0]] = True
-    return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual, fired)
+    n_fired = torch.zeros(config.n_latents, dtype=torch.int32, device=x.device)
+    n_fired.index_add_(0, code.latents, (values.detach() > 0).int())
+    return _Parts((reconstruction.detach(), penalty.detach(), n_active), residual, n_fired > 0)
 
 
 def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts:
@@ -163,6 +165,7 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
         slope = _l0_slope(sae, batch, _count_dense(sae, batch, bfloat16=bfloat16))
     residuals, sums = torch.empty_like(total), []
     fired = torch.zeros(config.n_latents, dtype=torch.bool, device=total.device)
+    ends = [*code.starts[:-1:DENSE_ROWS].tolist(), len(code.latents)] if config.top_k else []
     for first in range(0, len(total), DENSE_ROWS):
         rows = slice(first, min(first + DENSE_ROWS, len(total)))
         part = batch.block(rows)
@@ -170,7 +173,8 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
             z = F.linear(part.x - sae.b_dec, sae.encoder, sae.b_enc)
             values, penalty, n_active = _activate(sae, z, slice(None), part)
             if config.top_k:
-                values = values * _latent_mask(code, rows, z)
+                number = first // DENSE_ROWS
+                values = values * _latent_mask(code, first, slice(ends[number], ends[number + 1]), z)
                 n_active = (values > 0).sum()
             edges = [0, *(config.nested or (config.n_latents,))]
             decoding: Tensor = sae.b_dec
@@ -188,7 +192,7 @@ def _add_dense(sae: SAE, batch: _Batch, code: Code, *, bfloat16: bool) -> _Parts
         residuals[rows] = residual.detach()
         fired |= (values.detach() > 0).any(0)
         sums.append(torch.stack([reconstruction.detach(), penalty.detach(), n_active.float()]))
-    reconstruction, penalty, n_active = torch.stack(sums).double().sum(0)
+    reconstruction, penalty, n_active = torch.stack(sums).to(precise_dtype(total.device)).sum(0)
     return _Parts((reconstruction, penalty, n_active), residuals, fired)
 
 
@@ -203,12 +207,10 @@ def _count_dense(sae: SAE, batch: _Batch, *, bfloat16: bool) -> Tensor:
     return count
 
 
-def _latent_mask(code: Code, rows: slice, z: Tensor) -> Tensor:
-    """The entries of some rows of a code, as a mask [b, F]."""
-    low, high = int(code.starts[rows.start]), int(code.starts[rows.stop])
+def _latent_mask(code: Code, first: int, entries: slice, z: Tensor) -> Tensor:
+    """The entries of the rows from `first` on of a code, as a mask [b, F]."""
     mask = torch.zeros(z.shape, dtype=torch.bool, device=z.device)
-    mask[code.rows[low:high] - rows.start, code.latents[low:high]] = True
-    return mask
+    return mask.index_put_((code.rows[entries] - first, code.latents[entries]), mask.new_ones(()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,7 +226,8 @@ def _revive(sae: SAE, batch: _Batch, parts: _Parts, dead: Tensor, config: Resolv
     if config.ghost:
         loss = _add_ghost(x, residual, batch, encoder, b_enc, decoder, bfloat16=bfloat16)
     else:
-        sums = all_sum(torch.cat([residual.double().sum(0), residual.double().square().sum()[None]]))
+        precise = residual.to(precise_dtype(x.device))
+        sums = all_sum(torch.cat([precise.sum(0), precise.square().sum()[None]]))
         variance = (sums[-1] - sums[:-1].square().sum() / batch.n_rows).clamp_min(1e-12)
         scale = config.aux / variance.float()
         loss = _add_aux(x, residual, scale, encoder, b_enc, decoder, sae.d_model // 2, bfloat16=bfloat16)
@@ -245,8 +248,9 @@ def _add_aux(
     k = min(k, len(encoder))
     if k / len(encoder) <= _dense_share(x, bfloat16):
         code = select_topk(x, encoder, b_enc, k, bfloat16=bfloat16)
-        values = preactivations(x, x.new_zeros(x.shape[1]), encoder, b_enc, code).relu()
-        loss = scale * (residual - decode(values, decoder, code)).square().sum()
+        nothing = x.new_zeros(x.shape[1])
+        values = preactivations(x, nothing, encoder, b_enc, code).relu()
+        loss, _ = reconstruct(values, decoder, nothing, residual, scale, code)
         torch.autograd.backward(loss)
         return loss.detach()
     total = x.new_zeros(())

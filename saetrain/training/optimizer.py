@@ -1,16 +1,22 @@
-"""One update: sum over processes, clipping, Adam (fused: 10 ms per matrix; foreach: 45), unit rows.
+"""One update: sum over processes, clipping, Adam, unit rows.
 
-Every pass over the dictionary goes by blocks of rows that stay in cache. The learning rate of a step is computed in
-saetrain/config.py.
+On a CPU, compiled kernels pass over each matrix twice, once for the norm of the gradient and once for everything else.
+torch's fused Adam and passes by blocks of rows are their reference, and take their place on a GPU and where there is no
+compiler. The learning rate of a step is computed in saetrain/config.py.
 """
 
 from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from actcache.compiler import find_kernels
 from saetrain.distributed import all_sum
-from saetrain.model import SAE, gradient
+from saetrain.model import SAE, cut_rows, gradient, spread
 
 _BLOCK_ROWS = 1024
 
@@ -27,18 +33,59 @@ def apply_update(sae: SAE, optimizer: torch.optim.Adam, *, learning_rate: float,
     reverts. It is removed first, so that it does not enter Adam's moments (Bricken et al. 2023).
     """
     grads = [all_sum(gradient(parameter)) for parameter in sae.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    on_cpu = sae.decoder.device.type == "cpu"
+    if on_cpu and (kernels := find_kernels("saetrain.training.update_kernels")) is not None:
+        _update_by_kernels(kernels, sae, optimizer, clip_norm)
+    else:
+        _update_by_torch(sae, optimizer, grads, clip_norm)
+    sae.variant.after_update(sae)
+
+
+def _update_by_kernels(kernels: ModuleType, sae: SAE, optimizer: torch.optim.Adam, clip_norm: float) -> None:
+    """Of a step of 12,288 latents, 29 ms where torch takes 50 (2 cores AMD EPYC, AVX2)."""
+    group, square = optimizer.param_groups[0], 0.0
+    work: list[tuple[list[Any], dict[str, Tensor]]] = []
+    for parameter in sae.parameters():
+        state = optimizer.state[parameter]
+        if not state:
+            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            state.update(step=torch.zeros(()), **zeros)
+        tensors = parameter.detach(), gradient(parameter), state["exp_avg"], state["exp_avg_sq"]
+        weights, grad, *moments = (
+            tensor.reshape(1, -1).numpy() if tensor.ndim < 2 else tensor.numpy() for tensor in tensors
+        )
+        parallel, squares = np.empty(len(weights), np.float32), np.empty(len(weights))
+        measured = weights, grad, parameter is sae.decoder, parallel, squares
+        spread(partial(kernels.measure_rows, *measured), cut_rows(len(weights)))
+        square += float(squares.sum())
+        work.append(([weights, grad, *moments, parameter is sae.decoder, parallel], state))
+    scale = 1 / max(1.0, square**0.5 / clip_norm) if clip_norm else 1.0
+    beta1, beta2 = group["betas"]
+    for arrays, state in work:
+        state["step"] += 1
+        step = float(state["step"])
+        rate, correction = group["lr"] / (1 - beta1**step), (1 - beta2**step) ** -0.5
+        numbers = np.array([scale, rate, correction, group["eps"], beta1, 1 - beta1, beta2, 1 - beta2], np.float32)
+        spread(partial(kernels.update_rows, *arrays, numbers), cut_rows(len(arrays[0])))
+
+
+def _update_by_torch(sae: SAE, optimizer: torch.optim.Adam, grads: list[Tensor], clip_norm: float) -> None:
+    """Fused Adam takes 10 ms for a matrix, where foreach takes 45."""
     for row, grad in zip(_blocks(sae.decoder), _blocks(gradient(sae.decoder)), strict=True):
         grad.addcmul_(torch.linalg.vecdot(grad, row)[:, None], row, value=-1)
     if clip_norm:
         norm = torch.stack([torch.dot(grad.view(-1), grad.view(-1)) for grad in grads]).sum().sqrt()
-        # fused Adam divides gradients by this while it reads them, which saves a pass
-        vars(optimizer)["grad_scale"] = (norm / clip_norm).clamp_min(1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        scale = (norm / clip_norm).clamp_min(1.0)
+        if norm.device.type == "mps":  # where fused Adam ignores grad_scale
+            for grad in grads:
+                grad.div_(scale)
+        else:  # fused Adam divides gradients by this while it reads them, which saves a pass
+            vars(optimizer)["grad_scale"] = scale
     optimizer.step()
     for row in _blocks(sae.decoder):
         row.div_(row.norm(dim=1, keepdim=True).clamp_min(1e-8))
-    sae.variant.after_update(sae)
     for grad in grads:
         grad.zero_()
 

@@ -6,6 +6,7 @@ SAEs of one stream (the same tokens, images, batch size, pool and seed) share on
 layer, variant or width. Each has its own run directory, and becomes the same run that train() alone would make.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -31,9 +32,13 @@ from saetrain.training.memory import check_memory_of, stream_of
 from saetrain.training.state import Laps, Training
 from saetrain.training.trackers import Opener, choose_trackers, tracked
 
+logger = logging.getLogger(__name__)
+
 TrainingProgress = Callable[[int, int, MetricsLine], None]
 """Called with (steps done, steps in all, metrics of that step), with every logged step and otherwise each second."""
 
+OFTEN = 200
+"""Times that a token is read above which a training warns of it."""
 REPORT_S = 1.0
 """Seconds between reports of progress where no step is logged. A report waits for the device."""
 
@@ -77,7 +82,7 @@ def train(
     with OutputLock(run) as lock:
         training = _begin(run, stores, layer, sae, config, target, overwrite, lock)
         _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
-    return Run.open(training.path)
+        return Run.open(training.path)
 
 
 def sweep(
@@ -133,7 +138,7 @@ def sweep(
             failed += _train(group, log_every, checkpoint_every, openers, report)
             before += sum(training.config.n_steps for training in group)
         _raise(failed, len(trainings))
-    return [Run.open(training.path) for training in trainings]
+        return [Run.open(training.path) for training in trainings]
 
 
 def check_intervals(log_every: int, checkpoint_every: int) -> tuple[int, int]:
@@ -174,6 +179,19 @@ def _begin(
     return Training(run, data, hook_point, resolved, settings, device, lock=lock, overwrite=overwrite)
 
 
+def _warn_of_repetition(training: Training) -> None:
+    """Warn of a training that reads a small store very often: it takes long, and may learn the images by heart."""
+    config, data = training.config, training.data
+    n_tokens = len(data.images) * data.stores.n_read_tokens(config.token_kind)
+    n_times = config.n_steps * config.batch_size / n_tokens
+    if n_times > OFTEN and training.step == 0 and rank() == 0:
+        logger.warning(
+            "%s steps read each of the %s training tokens %s times. The SAE may learn these images by heart; "
+            "--n-steps %s reads them %s times.", f"{config.n_steps:,}", f"{n_tokens:,}", f"{n_times:,.0f}",
+            max(1, OFTEN * n_tokens // config.batch_size), OFTEN,
+        )  # fmt: skip
+
+
 def _make_loader(
     data: TrainingData, hook_points: Sequence[HookPoint], config: ResolvedTrainConfig, device: torch.device
 ) -> ActivationLoader:
@@ -210,6 +228,8 @@ def _train(
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
     active = [training for training in trainings if not training.done]
+    if active:
+        _warn_of_repetition(max(active, key=lambda training: training.config.n_steps))
     step = first_step = min((training.step for training in active), default=0)
     with tracked(trainings, openers), _signals() as stopped, closing(loader.batches(step)) as batches:
         for training in trainings:

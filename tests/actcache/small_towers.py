@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from open_clip.model import _build_vision_tower
 from timm.models.vitamin import VitCfg, VitConvCfg
 from torch import Tensor, nn
 
-from actcache import HookPoint
+from actcache import HookPoint, load_vision_tower
 from actcache.models import VisionTower, make_vision_tower, take_apart
 from actcache.models.building import build_open_clip
 
@@ -33,6 +34,43 @@ VITAMIN = VitCfg(
     conv_cfg=VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6),
     head_type="1d",
 )
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer scale": {"ls_init_value": 0.3},
+    "no ln_pre, other norms and activations": {
+        "no_ln_pre": True,
+        "norm_kwargs": {"eps": 1e-3},
+        "act_kwargs": {"approximate": "tanh"},
+    },
+    "custom": {"block_type": "custom"},
+    "custom, every option": {
+        "qk_norm": True,
+        "scale_heads": True,
+        "scale_attn_inner": True,
+        "scale_attn": True,
+        "scale_fc": True,
+        "ls_init_value": 0.3,
+    },
+}
+"""Fields of vision_cfg for each kind of block that open_clip makes."""
+
+
+def build_open_clip_tower(base: Path, file: Path, fields: dict[str, Any], **options: Any) -> VisionTower:
+    """The tower of a model's config with other fields of vision_cfg, and no parameter left at one or zero.
+
+    Args:
+        base: the config. file: where the changed one is written. options: of `load_vision_tower`.
+    """
+    config = json.loads(base.read_text())
+    config["vision_cfg"] |= fields
+    file.write_text(json.dumps(config))
+    tower = load_vision_tower(str(file), "random:0", device="cpu", **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in tower.visual.parameters():
+            value += 0.1 * torch.randn(value.shape, generator=generator)
+    return tower
 
 
 @cache

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -57,6 +59,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def dawdle(*paths: str) -> dict[str, Any]:
+    """Makes a column of the atlas for longer than any test takes; for a process of its own."""
+    time.sleep(3600)
+    return {}
+
+
 @contextlib.contextmanager
 def serving(sources: Any, **options: Any) -> Iterator[Client]:
     """A real server on a free port of this machine."""
@@ -85,3 +93,59 @@ def serving(sources: Any, **options: Any) -> Iterator[Client]:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a browser
+
+
+def open_tab(browser: Any, address: str, **options: Any) -> Iterator[Any]:
+    """An empty tab; `address` is that of a server or a site. Errors of the page fail the test that uses it."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+    context.set_default_timeout(120_000)  # a loaded machine takes its time
+    tab, errors = context.new_page(), []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("dialog", lambda dialog: errors.append(f"a dialog: {dialog.message}"))
+    tab.address = address
+    yield tab
+    context.close()
+    assert errors == []
+
+
+def open_page(tab: Any, address: str, heading: str) -> None:
+    """Go to an address of the page, and wait for its heading."""
+    tab.goto(tab.address + address)
+    tab.get_by_role("heading", level=1, name=re.compile(heading)).wait_for()
+
+
+NAMELESS = """() => [...document.querySelectorAll('a, button, input, select, textarea, img, canvas, iframe, [role]')]
+.filter(e => e.getAttribute('role') !== 'status' && !e.closest('[aria-hidden]')
+  && !(e.innerText || e.getAttribute('aria-label') || e.hasAttribute('alt') || e.title || e.labels?.length))
+.map(e => e.outerHTML.slice(0, 120))"""
+"""What a screen reader would have no name for."""
+
+PALE = """() => {
+    const channels = text => (text.match(/[0-9.]+/g) ?? []).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = e => {
+        for (; e; e = e.parentElement) {
+            const color = channels(getComputedStyle(e).backgroundColor);
+            if (color.length === 3 || color[3] === 1) return color;
+        }
+        return [255, 255, 255];
+    };
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = new Set();
+    while (texts.nextNode()) {
+        const e = texts.currentNode.parentElement;
+        if (!texts.currentNode.data.trim() || !e.checkVisibility()) continue;
+        if (e.closest(':disabled, script, noscript')) continue;
+        const [a, b] = [light(channels(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+        const contrast = (a + 0.05) / (b + 0.05);
+        if (contrast < 4.5) found.add(`${e.tagName} ${e.className}: ${contrast.toFixed(2)}`);
+    }
+    return [...found];
+}"""
+"""Texts that differ too little from what is behind them (WCAG 2.2, 1.4.3)."""

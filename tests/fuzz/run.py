@@ -78,7 +78,8 @@ def run_target(
 ) -> dict[str, tuple[int, str]]:
     """Attempt for `seconds`. Returns place -> (seed, traceback) of each distinct fault."""
     faults: dict[str, tuple[int, str]] = {}
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # each process has memory of its own, and torch is loaded once
+    context.set_forkserver_preload(["open_clip"])
     seed, n_attempts = first_seed, 0
     deadline = None
     while deadline is None or time.monotonic() < deadline:

@@ -37,7 +37,7 @@ class Variant:
 
     def floor(self, sae: "SAE") -> Tensor:
         """The threshold of inference, [] or [F]: only pre-activations above it are active."""
-        return torch.zeros(())
+        return torch.zeros((), device=sae.encoder.device)
 
     def activate(self, sae: "SAE", z: Tensor, latents: Tensor | slice) -> Tensor:
         """The values of entries that are above the floor."""

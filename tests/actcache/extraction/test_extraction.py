@@ -5,8 +5,6 @@ That the stored values are the model's is test_store.py's; that any kill is surv
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from warm_process import WarmProcess
 
 from actcache import (
     ActivationStore,
@@ -116,10 +115,10 @@ extract(sys.argv[2], sys.argv[3], model=sys.argv[4], pretrained=sys.argv[5], lay
 
 @pytest.mark.parametrize("count", [41, 73])
 def test_killed_mid_run_it_can_be_repeated(
-    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_store: Path, count: int
+    tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_store: Path, count: int, warm: WarmProcess
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(count), str(tiny_images), str(tmp_path / "x.acts")]
-    killed = subprocess.run([*command, *tiny_model.values()], check=False, capture_output=True)
+    words = ("-c", KILLED, str(count), tiny_images, tmp_path / "x.acts", *tiny_model.values())
+    killed = warm.run(*words, cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     extract(tiny_images, tmp_path / "x.acts", **tiny_model, layers=[2, 0], shard_images=16, precision="float32")
     assert shards(tmp_path / "x.acts") == shards(tiny_store)

@@ -128,3 +128,35 @@ def test_without_transformers_one_line_says_what_to_install(tmp_path: Path, monk
     with pytest.raises(SettingsError, match=r"transformers\. Install it with `pip install transformers`") as caught:
         make_text_tower(load_clip(str(tmp_path / "model.json"), "random:0"), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+HOSTILE = """
+import json, sys
+from pathlib import Path
+from actcache.models import load_clip, make_text_tower
+try:
+    make_text_tower(load_clip(f"local-dir:{sys.argv[1]}", "random:0"), device="cpu")
+    print("not refused")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("options", [{"clean": "canonicalize"}, {"trust_remote_code": True}], ids=["plain", "asking"])
+def test_code_in_the_folder_of_a_tokenizer_does_not_run(
+    options: dict[str, object], tmp_path: Path, run_peers: Callable[..., str]
+) -> None:
+    mark, folder = tmp_path / "ran", tmp_path / "model"
+    folder.mkdir()
+    config = {"embed_dim": 32, **CONFIGS["SigLIP"]}
+    config["text_cfg"] = config["text_cfg"] | {"hf_tokenizer_name": "lab/absent", "tokenizer_kwargs": options}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    (folder / "theirs.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    auto = {"AutoTokenizer": ["theirs.Tokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Tokenizer", "auto_map": auto}))
+    (folder / "config.json").write_text(json.dumps({"auto_map": auto}))
+    printed = run_peers("-c", HOSTILE, folder, PYTHONPATH=str(Path(__file__).parents[3]))
+    asking = "trust_remote_code" in options
+    expected = "options that are not known: trust_remote_code" if asking else "could not be loaded"
+    assert expected in printed
+    assert not mark.exists()

@@ -5,11 +5,11 @@ import json
 import os
 import pickle
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from small_towers import BLOCKS, build_open_clip_tower
 from torch import Tensor
 
 from actcache import HookPoint, ModelError, SettingsError, load_vision_tower
 from actcache.hook_point import SITES
-from actcache.models import VisionTower, choose_device
+from actcache.models import VisionTower, choose_device, own_gpu
 from actcache.models.resolver import check_quick_gelu
-from actcache.models.vision import compile_tower
 from actcache.sources import decode_image
+from actcache.workers import Worker
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,45 +77,13 @@ def every_hook() -> list[HookPoint]:
     return [HookPoint(layer, site) for layer in range(3) for site in ("attn_out", "resid_mid", "mlp_out", "resid_post")]
 
 
-BLOCKS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "layer scale": {"ls_init_value": 0.3},
-    "no ln_pre, other norms and activations": {
-        "no_ln_pre": True,
-        "norm_kwargs": {"eps": 1e-3},
-        "act_kwargs": {"approximate": "tanh"},
-    },
-    "custom": {"block_type": "custom"},
-    "custom, every option": {
-        "qk_norm": True,
-        "scale_heads": True,
-        "scale_attn_inner": True,
-        "scale_attn": True,
-        "scale_fc": True,
-        "ls_init_value": 0.3,
-    },
-}
-
-
 BuildTower = Callable[..., VisionTower]
 
 
 @pytest.fixture
 def build_tower(tmp_path: Path, tiny_model: dict[str, str]) -> BuildTower:
-    """build(vision_cfg fields, **options): a tower of tiny_model's size without any parameter left at one or zero."""
-
-    def build(fields: dict[str, Any], **options: Any) -> VisionTower:
-        config = json.loads(Path(tiny_model["model"]).read_text())
-        config["vision_cfg"] |= fields
-        (tmp_path / "other.json").write_text(json.dumps(config))
-        tower = load_vision_tower(str(tmp_path / "other.json"), "random:0", device="cpu", **options)
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for value in tower.visual.parameters():
-                value += 0.1 * torch.randn(value.shape, generator=generator)
-        return tower
-
-    return build
+    """build(fields of vision_cfg, **options)"""
+    return partial(build_open_clip_tower, Path(tiny_model["model"]), tmp_path / "other.json")
 
 
 @torch.no_grad()
@@ -246,21 +215,6 @@ def test_bfloat16_is_of_the_branches_alone(
             assert torch.equal(mlp_out, mlp_out.bfloat16().float())
         assert not torch.equal(resid_post, resid_post.bfloat16().float())
         before = resid_post
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("kind", ["layer scale", "custom, every option"])
-def test_a_compiled_tower_gives_the_same_but_for_low_bits_and_compiles_once(
-    build_tower: BuildTower, kind: str, pixels: torch.Tensor, every_hook: list[HookPoint]
-) -> None:
-    torch.compiler.reset()
-    tower = build_tower(BLOCKS[kind], precision="float32")
-    compiled = compile_tower(tower)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for n_images in (5, 2, 4, 3):
-            expected, got = (t.run(pixels[:n_images], every_hook) for t in (tower, compiled))
-            for hook in every_hook:
-                torch.testing.assert_close(got[hook], expected[hook])
 
 
 def test_without_a_compiler_compile_is_refused_in_one_line(tiny_model: dict[str, str], tmp_path: Path) -> None:
@@ -423,6 +377,20 @@ def test_devices_and_precisions_that_are_not_here_are_refused(tiny_model: dict[s
         choose_device("toaster")
     with pytest.raises(SettingsError, match="--precision"):
         load_vision_tower(**tiny_model, precision="float8")
+
+
+@pytest.mark.parametrize(
+    ("worker", "n_visible", "gpu"),
+    [
+        (Worker(), 8, "cuda"),
+        (Worker(5, 8, 5), 8, "cuda:5"),
+        (Worker(13, 16, 5), 8, "cuda:5"),  # the sixth of the second host
+        (Worker(5, 8, 5), 1, "cuda:0"),  # srun --gpus-per-task 1 hides the others
+        (Worker(5, 8, 5), 4, "cuda:1"),
+    ],
+)
+def test_each_worker_of_a_host_has_its_own_gpu(worker: Worker, n_visible: int, gpu: str) -> None:
+    assert own_gpu(worker, n_visible) == torch.device(gpu)
 
 
 def test_a_builtin_architecture_is_built_as_open_clip_builds_it() -> None:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codes import write_codes
 
-from analysis.benchmark.coherence import LEAST_IMAGES, LEAST_PATCHES, NAME, Grid, measure_coherence, measure_morans
+from analysis.benchmark.coherence import NAME, measure_coherence
 from analysis.benchmark.measured import Measured, Skipped
+from analysis.benchmark.morans import LEAST_IMAGES, LEAST_PATCHES, Grid, measure_morans
 from analysis.benchmark.resamples import Resamples
 from analysis.benchmark.subject import Judged, Subject
 from saetrain import CodeStore

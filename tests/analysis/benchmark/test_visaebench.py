@@ -326,7 +326,10 @@ def load_worker() -> Any:
 def test_the_values_are_those_of_the_real_package(
     world: World, measured: dict[str, Measured], run_peers: Callable[..., str], tmp_path: Path
 ) -> None:
-    """It encodes and decodes with its own SAE of the same weights, in float32; the codes here are float16."""
+    """It encodes and decodes with its own SAE of the same weights. Its codes are rounded to float16, as ours are.
+
+    Without that, an image near the border between two classes is predicted otherwise on some processors.
+    """
     worker, images, transfer = load_worker(), world.protocol.images, world.protocol.transfer
     assert isinstance(transfer, ProtocolImages)
     assert isinstance(world.protocol.groups, dict)
@@ -339,7 +342,7 @@ def test_the_values_are_those_of_the_real_package(
         for name, (numbers, depth) in world.protocol.groups.items()
     }
     (tmp_path / "groups.json").write_text(json.dumps(groups))
-    said = run_peers(ROOT / "benchmarks" / "visaebench_worker.py", tmp_path)
+    said = run_peers(ROOT / "benchmarks" / "visaebench_worker.py", tmp_path, "--float16-codes")
     theirs = json.loads(said.splitlines()[-1])["metrics"]
     ours = {name.removeprefix("visaebench "): each for name, each in measured.items()}
     assert set(theirs) == set(ours)

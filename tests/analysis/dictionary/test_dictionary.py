@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, nnls
+from warm_process import WarmProcess
 
 from actcache import ParentMismatchError, SettingsError, open_stores
 from analysis import inspect_dictionaries
@@ -221,14 +220,13 @@ def test_bad_input_is_named(tmp_path: Path, seeds: Path, planted: Path, make_pla
         inspect_dictionaries([runs[0], deeper], two)
 
 
-def test_the_command_line_prints_tables_or_json(seeds: Path, planted: Path) -> None:
-    command = [sys.executable, "cli.py", "--quiet", "inspect", str(seeds), "--store", str(planted), "--n-tokens", "100"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_command_line_prints_tables_or_json(seeds: Path, planted: Path, tmp_path: Path, warm: WarmProcess) -> None:
+    command = ("--quiet", "inspect", seeds, "--store", planted, "--n-tokens", "100")
+    done = warm.run("cli.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "seed0" in done.stdout
     assert "pursuit" in done.stdout
-    command.insert(2, "--json")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run("cli.py", "--json", *command, cwd=tmp_path)
     facts = json.loads(done.stdout)
     assert len(facts["runs"]) == 2
     assert facts["matchings"][0]["above_90"] <= facts["matchings"][0]["above_70"]

@@ -65,7 +65,7 @@ def test_the_images_of_a_latent_are_those_of_the_dense_codes(
         images = [shot["image"] for shot in group["shots"]]
         assert not seen & set(images)
         seen |= set(images)
-        if group["title"] == "strongest":
+        if group["title"] == "Strongest":
             assert images == order[:N_STRONGEST].tolist()
         else:
             low, high = shares[group["title"]]
@@ -83,6 +83,12 @@ def test_the_images_of_a_latent_are_those_of_the_dense_codes(
     for patch in record["patches"]:
         token = 1 + patch["row"] * sources.concepts.grid[1] + patch["column"]
         near(patch["value"], dense[patch["image"], token, latent])
+    rows = [*record["groups"], *(record["counter"] or [])]
+    shown = {shot["image"] for group in rows for shot in group["shots"]} | {each["image"] for each in record["patches"]}
+    table = sources.concepts.images
+    assert record["images"] == {
+        str(image): [table["uri"][image].as_py(), table["label_name"][image].as_py()] for image in shown
+    }
 
 
 def test_the_numbers_of_a_latent_are_those_of_the_table_and_of_the_codes(
@@ -124,6 +130,7 @@ def test_an_image_has_the_codes_of_each_token(sources: Any, dense: NDArray[np.fl
         part = slice(record["indptr"][token], record["indptr"][token + 1])
         assert record["latent"][part] == np.flatnonzero(dense[image, token]).tolist()
         near(record["value"][part], dense[image, token][dense[image, token] > 0])
+    near(record["maxima"], dense.max((0, 1))[sorted(set(record["latent"]))])
 
 
 def test_the_atlas_holds_the_columns_that_site_json_names(sources: Any, dense: NDArray[np.float64]) -> None:
@@ -158,6 +165,21 @@ def test_blocks_hold_the_same_records_as_single_files(sources: Any) -> None:
     assert (n, sum(lengths) + 20) == (4, len(pack))
     assert pack[20 : 20 + lengths[0]] == single.answer("pictures/44.bin").body[8:]
     assert pack[20:22] == b"\xff\xd8"
+
+
+def test_a_server_packs_the_pictures_that_are_asked_for_together(sources: Any) -> None:
+    live = Data(sources, live=True)
+    images = [44, 3, 7]
+    body = live.answer(f"pictures/{','.join(map(str, images))}.bin").body
+    n, *lengths = np.frombuffer(body[:16], "<u4").tolist()
+    assert (n, sum(lengths) + 16) == (3, len(body))
+    for image, length, start in zip(images, lengths, np.cumsum([16, *lengths]).tolist(), strict=False):
+        assert body[start : start + length] == live.answer(f"pictures/{image}.bin").body[8:]
+    for wrong in ("3,", ",3", "3,-1", "3,x", "3,48", "3,1e1", "1,\uff11", ",".join("1" * 65), "9" * 12 + ",1"):
+        with pytest.raises(SettingsError):
+            live.answer(f"pictures/{wrong}.bin")
+    with pytest.raises(SettingsError, match="There is no"):
+        Data(sources).answer("pictures/3,7.bin")  # a folder of files has blocks
 
 
 def test_a_latent_with_many_entries_is_read_from_some_shards(sources: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The server as a browser and as an attacker meet it: a real one, on a port of this machine."""
 
+import gzip
 import json
 import shutil
 import signal
@@ -90,6 +91,20 @@ def test_unchanged_answers_are_not_sent_twice(client: Client) -> None:
     first = client.ask("data/latents/19.json")
     assert client.ask("data/latents/19.json", If_None_Match=first.headers["etag"]).status == 304
     assert client.ask("data/names.json").headers["cache-control"] == "no-store"
+
+
+def test_long_answers_are_compressed_for_those_who_can_read_it(
+    client: Client, sources: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from analysis.explore import server
+
+    monkeypatch.setattr(server, "LEAST_PACKED", 100)
+    for path in ("names.json", "images.json", "latents/19.json"):
+        plain, packed = client.ask(f"data/{path}"), client.ask(f"data/{path}", Accept_Encoding="br, gzip")
+        assert plain.headers["content-encoding"] is None
+        assert (packed.headers["content-encoding"], packed.headers["vary"]) == ("gzip", "accept-encoding")
+        assert gzip.decompress(packed.body) == plain.body == Data(sources).answer(path).body
+    assert client.ask("data/atlas.bin", Accept_Encoding="gzip").headers["content-encoding"] is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def test_a_site_holds_what_the_server_answers(table: Path, tmp_path: Path) -> No
     assert all(len(data) <= 512_000 for name, data in files.items() if name != "data/results.html")
     sources = open_sources(table, compare=table.parent / "compare.json", results=[table.parent / "rules.json"])
     live, facts = Data(sources, live=True), json.loads(files["data/site.json"])
+    assert "coherence" in {color["name"] for color in facts["columns"]}
     assert [facts["live"], *(facts["has"][part] for part in ("map", "edit", "notes"))] == [False, True, False, False]
     assert "patchsae explore" in facts["missing"]["upload"]
     for name in ("atlas.bin", "names.json", "images.json", "comparison.json"):
@@ -171,15 +172,16 @@ def test_the_verb(table: Path, tmp_path: Path) -> None:
 
 def test_the_map_keeps_neighbors_and_is_made_once(table: Path) -> None:
     from analysis.concepts import unit_decoder
-    from analysis.explore.maps import MapMaker, embed_directions_in_2d
+    from analysis.explore.makers import Maker
+    from analysis.explore.maps import MAP, embed_directions_in_2d
 
     sources = open_sources(table)
     assert read_map(sources) == {}
-    maker = MapMaker(sources)
+    maker = Maker(sources, MAP)
     maker.make()
     kept = read_map(sources)
     for name, values in kept.items():
-        np.testing.assert_array_equal(values, maker.made[name])
+        np.testing.assert_array_equal(values, maker.columns[name])
         np.testing.assert_array_equal(np.isfinite(values), sources.n_fired > 0)
     assert sources.run is not None
     again = embed_directions_in_2d(unit_decoder(sources.run), sources.n_fired > 0)

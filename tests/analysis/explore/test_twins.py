@@ -39,8 +39,9 @@ def test_twins_have_the_largest_cosine(golden: Path, inspection: Path) -> None:
         assert (twin["run"], twin["latent"]) == ("variantrelu", int(cosines[latent].argmax()))
         np.testing.assert_allclose(twin["cosine"], cosines[latent].max(), rtol=1e-3)
     data = Data(sources)
+    assert "being computed" in {color["name"]: color["why"] for color in site(data)["absent"]}["stability"]
     assert "stability" not in {column["name"] for column in site(data)["columns"]}
-    data.stability.compute()
+    data.stability.make()
     names = [column["name"] for column in site(data)["columns"]]
     column = np.frombuffer(data.answer("atlas.bin").body, "<f4").reshape(len(names), -1)[names.index("stability")]
     np.testing.assert_allclose(column, np.where(sources.n_fired > 0, cosines.max(1), np.nan), rtol=1e-5)

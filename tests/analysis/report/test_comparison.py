@@ -189,7 +189,7 @@ def test_a_report_shows_the_same_section(page: str, found: Comparison, folder: P
     shown = set(base.gallery["latent"].to_pylist())
     both = {latent for latent, _ in strips(report)} & shown
     for latent in both:
-        assert f'<b><a href="#latent-{latent}">latent {latent}</a><span' in report
+        assert f'<b><a href="#latent-{latent}" target="_top">latent {latent}</a><span' in report
         assert f'id="latent-{latent}"' in report
     ids = set(re.findall(r'id="(.*?)"', body(report)))
     assert set(re.findall(r'href="#(.*?)"', body(report))) <= ids

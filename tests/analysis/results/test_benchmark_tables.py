@@ -14,6 +14,7 @@ from planted_benchmark import MEASURES, SETTINGS, make_benchmark, truth
 from actcache import SettingsError
 from analysis import format_tables, write_tables
 from analysis.results import Benchmark, BenchmarkDifference, BenchmarkSubject, BenchmarkValue
+from analysis.results.benchmark import BenchmarkSkipped, skipped_lines
 from analysis.results.typesetting import TextTable, escape_latex, escape_markdown, to_latex
 
 NASTY = r"50%_of $x$ & {y} #1 ~^\ <a|b> *c* `d`"
@@ -201,3 +202,9 @@ def test_the_suffix_decides_and_a_file_is_replaced(result: Benchmark, tmp_path: 
     assert write_tables(result, out).read_text() == format_tables(result, suffix)
     with pytest.raises(SettingsError, match=r"\.csv, \.md, \.tex, got 'docx'"):
         write_tables(result, tmp_path / "t.docx")
+
+
+def test_a_reason_is_said_once_with_its_measures_and_without_a_full_stop() -> None:
+    """The page adds its own."""
+    skipped = [BenchmarkSkipped("", "a", "Give masks."), BenchmarkSkipped("x", "b", "Give masks.")]
+    assert skipped_lines(skipped) == ["without a, b of x: Give masks"]

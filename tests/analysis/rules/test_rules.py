@@ -1,8 +1,6 @@
 """learn_rules(): planted rules are found, numbers are those of a plain loop over dense codes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codes import write_codes
+from warm_process import WarmProcess
 
 from actcache import ParentMismatchError, SettingsError, open_stores
 from actcache.artifacts import begin_artifact, digest
@@ -248,14 +247,13 @@ def test_names_of_latents_are_said(tmp_path: Path, tiny_codes: Path) -> None:
         learn_rules(write_codes(tmp_path / "few.codes", dense, [20], labels), concepts=concepts)
 
 
-def test_the_command_line_prints_rules_or_json(tmp_path: Path, learned_from: CodeStore, judged_on: CodeStore) -> None:
-    command = [
-        sys.executable, "cli.py", "--quiet", "rules", learned_from.path, "--judge", judged_on.path, "--n-patches", 2,
-    ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+def test_the_command_line_prints_rules_or_json(
+    tmp_path: Path, learned_from: CodeStore, judged_on: CodeStore, warm: WarmProcess
+) -> None:
+    command = ("--quiet", "rules", learned_from.path, "--judge", judged_on.path, "--n-patches", "2")
+    done = warm.run("cli.py", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "latent 3 on >= 2 patches and not latent 7 on >= 2 patches" in done.stdout
     assert "accuracy" in done.stdout
-    command.insert(2, "--json")
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = warm.run("cli.py", "--json", *command, cwd=tmp_path)
     assert json.loads(done.stdout)["size"]["latents"] >= 3

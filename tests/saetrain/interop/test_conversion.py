@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from warm_process import WarmProcess
 
 from actcache import ActivationStore, CorruptError, PipelineError, SettingsError, verify
 from saetrain import SAE, Run, SAEConfig, TrainConfig, convert, encode, train
@@ -289,9 +289,11 @@ def test_a_checkpoint_needs_activations(tmp_path: Path) -> None:
         convert(tmp_path / "nothing", tmp_path / "run")
 
 
-def test_the_command_line_says_how_well_they_agree(tmp_path: Path, runs: dict[str, Run], planted_store: Path) -> None:
-    command = [sys.executable, "cli.py", "--json", "convert", runs["gated"].path, tmp_path / "out", "--store"]
-    done = subprocess.run([*map(str, command), str(planted_store)], capture_output=True, text=True, check=False)
+def test_the_command_line_says_how_well_they_agree(
+    tmp_path: Path, runs: dict[str, Run], planted_store: Path, warm: WarmProcess
+) -> None:
+    words = ("--json", "convert", runs["gated"].path, tmp_path / "out", "--store", planted_store)
+    done = warm.run("cli.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["format"] == "saelens"

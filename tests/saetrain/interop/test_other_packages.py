@@ -6,8 +6,6 @@ What all formats promise (there and back, damage, parity) is in test_conversion.
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from warm_process import WarmProcess
 
 from actcache import ActivationStore, CorruptError, PipelineError, SettingsError
 from saetrain import Run, convert
@@ -255,11 +254,11 @@ def test_what_prisma_can_and_ours_cannot_is_refused(tmp_path: Path, planted_stor
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_writes_for_saev(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
-    command = [sys.executable, "cli.py", "--json", "convert", planted_run.path, tmp_path / "out", "--to", "saev"]
-    done = subprocess.run(
-        [*map(str, command), "--store", str(planted_store)], capture_output=True, text=True, check=False
-    )
+def test_the_command_line_writes_for_saev(
+    tmp_path: Path, planted_run: Run, planted_store: Path, warm: WarmProcess
+) -> None:
+    words = ("--json", "convert", planted_run.path, tmp_path / "out", "--to", "saev", "--store", planted_store)
+    done = warm.run("cli.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"]["rows"] == "activations"
     header = json.loads((tmp_path / "out" / "sae.pt").read_bytes().split(b"\n", 1)[0])

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
+from warm_process import WarmProcess
 
 from actcache import SettingsError
 from saetrain import Run, SAEConfig, TrainConfig, sweep, train
@@ -124,10 +125,10 @@ train(sys.argv[1], sys.argv[2], sae=SAEConfig("topk", 96, 3), config=config, log
 """
 
 
-def test_a_killed_run_goes_on_with_the_same_curve(tmp_path: Path, planted_store: Path) -> None:
+def test_a_killed_run_goes_on_with_the_same_curve(tmp_path: Path, planted_store: Path, warm: WarmProcess) -> None:
     run, events = tmp_path / "runs" / "a", tmp_path / "runs" / "tensorboard" / "a"
-    done = subprocess.run([sys.executable, "-c", COMMAND, planted_store, run], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = warm.run("-c", COMMAND, planted_store, run, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert [step for step, _ in event_curves(events)["fvu"]][-1] == 45
     trained = train(
         planted_store, run, sae=SAE, config=CONFIG, log_every=5, checkpoint_every=20, log_to=["tensorboard", "wandb"],

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from warm_process import WarmProcess
 
 from actcache import ActivationStore, IncompleteError, NonFiniteError, SettingsError, describe, verify
 from saetrain import Run, SAEConfig, TrainConfig, train
+from saetrain.data import train_images
 from saetrain.run import append_metrics, read_metrics, truncate_metrics
 from saetrain.training.dead_latents import init_from_rows, init_thresholds, lower_thresholds, resample
 
@@ -89,9 +89,8 @@ train(sys.argv[1], sys.argv[2], sae=SAEConfig(n_latents=96, k=3), config=config,
 """
 
 
-def test_killed_and_repeated_it_gives_the_same_bytes(tmp_path: Path, planted_store: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(planted_store), str(tmp_path / "run")]
-    killed = subprocess.run(command, check=False, capture_output=True, text=True)
+def test_killed_and_repeated_it_gives_the_same_bytes(tmp_path: Path, planted_store: Path, warm: WarmProcess) -> None:
+    killed = warm.run("-c", KILLED, planted_store, tmp_path / "run", cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     wanted: dict[str, Any] = {"sae": TOPK, "config": SHORT, "log_every": 10, "checkpoint_every": 20}
     resumed = train(planted_store, tmp_path / "run", **wanted)
@@ -273,3 +272,20 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, planted_store
     assert len(refused) == 2
     assert str(run.path) in refused[0]
     assert train(planted_store, tmp_path / "run", sae=TOPK, config=SHORT).run_id == run.run_id
+
+
+def test_steps_that_read_a_small_store_very_often_are_warned_of(
+    tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line, with a number of steps that is not too large; and none when the run goes on or is there."""
+    sae, config = SAEConfig("topk", 16, 2), TrainConfig(n_steps=300, batch_size=512, precision="float32")
+    n_tokens = len(train_images(75)) * 10
+    advised = 200 * n_tokens // 512
+    train(tiny_store, tmp_path / "often", layer=2, sae=sae, config=config)
+    (message,) = caplog.messages
+    assert f"{n_tokens:,} training tokens {300 * 512 / n_tokens:,.0f} times" in message
+    assert f"--n-steps {advised} reads them 200 times" in message
+    caplog.clear()
+    train(tiny_store, tmp_path / "often", layer=2, sae=sae, config=config)
+    train(tiny_store, tmp_path / "seldom", layer=2, sae=sae, config=replace(config, n_steps=advised))
+    assert caplog.messages == []

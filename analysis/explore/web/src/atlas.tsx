@@ -4,6 +4,7 @@ import { classColor, SCALE, scaleOf, UNKNOWN } from "./colors";
 import { readAtlas, readNames, searchText, type Atlas } from "./data";
 import { count, percent, show } from "./format";
 import { Show, useLoaded } from "./loading";
+import { Missing } from "./missing";
 import { keepOrder } from "./order";
 import { amend, go, link, type Route } from "./route";
 import { Scatter, type Axis, type View } from "./scatter";
@@ -12,7 +13,10 @@ import type { Names, Site } from "./types";
 const PAGE = 50;
 
 export function AtlasPage({ site, route }: { site: Site; route: Route }) {
-  const loaded = useLoaded(async () => ({ atlas: await readAtlas(site), names: await readNames(site) }), [site]);
+  const loaded = useLoaded(async () => {
+    const [atlas, names] = await Promise.all([readAtlas(site), readNames(site)]);
+    return { atlas, names };
+  }, [site]);
   useEffect(() => {
     document.title = site.title;
   }, []);
@@ -64,6 +68,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
     const index = classes?.[latent] ?? -1;
     return color === "class" && index >= 0 ? classColor(index) : UNKNOWN;
   };
+  const nameOf = (latent: number) => names.latents[latent]?.name ?? "";
   const className = (latent: number) => site.classes[classes?.[latent] ?? -1] ?? "";
   const describe = (latent: number) =>
     [`Latent ${latent}`, names.latents[latent]?.name, className(latent), `on ${percent(atlas.density?.[latent])} of tokens, maximum ${show(atlas.max_activation?.[latent])}`]
@@ -72,9 +77,11 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
   const rows = order.slice(page * PAGE, (page + 1) * PAGE);
   const view = readView(query.get("zoom"));
   const columns = plottable.filter(({ name }) => ["density", "max_activation", "label_entropy", "monosemanticity"].includes(name));
-  const choose = (name: string, value: string, title: string, options: [string, string][]) => (
+  const absent = new Set(site.absent.map((each) => each.name));
+  const choose = (name: string, value: string, title: string, options: [string, string][], gone: string[] = []) => (
     <label>{title} <select value={value} onChange={(event) => amend({ [name]: event.currentTarget.value, zoom: null, page: null })}>
       {options.map(([key, text]) => <option key={key} value={key}>{text}</option>)}
+      {gone.map((text) => <option key={text} disabled>{text} (not there)</option>)}
     </select></label>
   );
   const titles = plottable.map(({ name, title }): [string, string] => [name, title]);
@@ -86,12 +93,17 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
           {site.has.map && choose("view", map ? "map" : "plot", "show", [["plot", "two numbers"], ["map", "map of directions"]])}
           {!map && choose("x", xName, "across", titles)}
           {!map && choose("y", yName, "up", titles)}
-          {choose("color", color, "color", [["class", "top class"], ["name", "name"], ...titles, ["none", "none"]])}
+          {choose("color", color, "color", [...(absent.has("top_class") ? [] : [["class", "top class"]]), ...(absent.has("name") ? [] : [["name", "name"]]), ...titles, ["none", "none"]] as [string, string][],
+            site.absent.map(({ title }) => title))}
+          {site.absent.length > 0 && (
+            <details class="soft"><summary>{count(site.absent.length, "color")} not there</summary>
+              <ul class="plain">{site.absent.map(({ name, title, why }) => <li key={name}>{title}: {why}</li>)}</ul></details>
+          )}
         </div>
-        <Scatter {...{ x, y, colorOf, shown, marked, describe, view }} plain={map} onMark={mark}
+        <Scatter {...{ x, y, colorOf, nameOf, shown, marked, describe, view }} plain={map} onMark={mark}
           onPick={(latent) => go(`latent/${latent}`)} onView={(next) => amend({ zoom: next && writeView(next) }, true)} />
-        <Legend {...{ site, scale, color }} />
-        {!site.has.map && site.missing.map && <p class="soft">{site.missing.map}</p>}
+        <Legend {...{ site, scale, color }} title={titles.find(([name]) => name === color)?.[1] ?? ""} />
+        <Missing site={site} parts={["map", "left_out"]} />
       </section>
       <section class="list" aria-label="List of latents">
         <p class="soft" role="status">{wanted ? `${count(order.length, "latent")} for “${wanted}”` : `${count(order.length, "latent")} that fire, of ${show(site.n_latents)}`}</p>
@@ -103,8 +115,8 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
           <thead><tr>
             <Head name="latent" title="latent" sort={sort} />
             <th scope="col">name</th>
-            {site.classes.length > 0 && <th scope="col">class</th>}
-            {columns.map(({ name, title }) => <Head key={name} name={name} title={title} sort={sort} />)}
+            {site.classes.length > 0 && <th scope="col">top class</th>}
+            {columns.map(({ name, title }) => <Head key={name} name={name} title={title} sort={sort} number />)}
           </tr></thead>
           <tbody>{rows.map((latent) => (
             <tr key={latent} class={latent === marked ? "marked" : ""} onMouseEnter={() => mark(latent)} onMouseLeave={() => mark(null)}>
@@ -114,6 +126,7 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
               {columns.map(({ name }) => <td key={name} class="number">{["density"].includes(name) ? percent(atlas[name]?.[latent]) : show(atlas[name]?.[latent])}</td>)}
             </tr>))}</tbody>
         </table></div>
+        {!order.length && wanted && <p class="soft">No number begins with it, and no name, note or class contains it.</p>}
         {pages > 1 && (
           <nav class="pages" aria-label="Pages of the list">
             <button type="button" disabled={page === 0} onClick={() => amend({ page: page - 1 || null })}>‹ previous</button>
@@ -126,23 +139,24 @@ function AtlasOf({ site, route, atlas, names }: { site: Site; route: Route; atla
   );
 }
 
-function Head({ name, title, sort }: { name: string; title: string; sort: string }) {
+function Head({ name, title, sort, number }: { name: string; title: string; sort: string; number?: boolean }) {
   const state = sort === name ? "ascending" : sort === `-${name}` ? "descending" : "none";
   const next = state === "descending" ? name : `-${name}`;
   return (
-    <th scope="col" aria-sort={state}>
-      <button type="button" onClick={() => amend({ sort: next, page: null })}>{title}{state === "ascending" ? " ▲" : state === "descending" ? " ▼" : ""}</button>
+    <th scope="col" aria-sort={state} class={number ? "number" : ""}>
+      <button type="button" title="Sort by it" onClick={() => amend({ sort: next, page: null })}>{title}{"\u00a0"}<span aria-hidden="true">{{ ascending: "▲", descending: "▼", none: "↕" }[state]}</span></button>
     </th>
   );
 }
 
-function Legend({ site, scale, color }: { site: Site; scale: ReturnType<typeof scaleOf> | null; color: string }) {
+function Legend({ site, scale, color, title }: { site: Site; scale: ReturnType<typeof scaleOf> | null; color: string; title: string }) {
   if (scale)
     return (
-      <p class="legend soft"><span>{show(scale.low)}</span>
+      <p class="legend soft"><span>{title}:</span><span>{show(scale.low)}</span>
         <span class="ramp" aria-hidden="true">{SCALE.filter((_, i) => i % 4 === 0).map((each) => <i key={each} style={{ background: each }} />)}</span>
         <span>{show(scale.high)}</span></p>
     );
+  if (color === "name") return <p class="legend soft">Equal names have equal colors; latents without a name are gray.</p>;
   if (color !== "class" || !site.classes.length) return null;
   const most = 24;
   return (

@@ -28,7 +28,7 @@ async function explain(response: Response, url: string): Promise<string> {
 }
 
 /** A function that asks once for each key and keeps the newest answers. A failed answer is asked for again. */
-function remember<K, V>(load: (key: K) => Promise<V>, forget?: (value: V) => void): (key: K) => Promise<V> {
+function remember<K, V>(load: (key: K) => Promise<V>, n = N_KEPT): (key: K) => Promise<V> {
   const known = new Map<K, Promise<V>>();
   return (key) => {
     const found = known.get(key);
@@ -40,11 +40,7 @@ function remember<K, V>(load: (key: K) => Promise<V>, forget?: (value: V) => voi
     const asked = load(key);
     asked.catch(() => known.delete(key));
     known.set(key, asked);
-    if (known.size > N_KEPT) {
-      const [oldest, value] = known.entries().next().value as [K, Promise<V>];
-      known.delete(oldest);
-      if (forget) value.then(forget, () => undefined);
-    }
+    if (known.size > n) known.delete(known.keys().next().value as K);
     return asked;
   };
 }
@@ -54,11 +50,13 @@ const json = remember(async (url: string) => (await get(url)).json() as Promise<
 export const readSite = () => json("data/site.json") as Promise<Site>;
 
 /** What the server says now: it makes some parts, as the map, after it has started. */
-export async function readSiteAgain(): Promise<Site> {
-  const site = (await (await get("data/site.json")).json()) as Site;
+export const readSiteAgain = async () => (await (await get("data/site.json")).json()) as Site;
+
+/** Load the atlas again when it is next asked for, because it has grown. */
+export function forgetAtlas(): void {
   atlas = undefined;
-  return site;
 }
+
 export const readImages = () => json("data/images.json") as Promise<Images>;
 export const readComparison = () => json("data/comparison.json") as Promise<Comparison>;
 
@@ -66,15 +64,29 @@ export const readComparison = () => json("data/comparison.json") as Promise<Comp
 export type Atlas = Record<string, Float32Array>;
 
 let atlas: Promise<Atlas> | undefined;
+let columns: Promise<ArrayBuffer> | undefined;
+
+const readColumns = () => get("data/atlas.bin").then((response) => response.arrayBuffer());
+
+/** Ask for what the atlas needs before the page knows more than its address. */
+export function startAtlas(): void {
+  columns = readColumns();
+  askedNames = askNames();
+  columns.catch(() => undefined); // who waits for it says what is wrong
+  askedNames.catch(() => undefined);
+}
 
 export function readAtlas(site: Site): Promise<Atlas> {
-  atlas ??= get("data/atlas.bin")
-    .then((response) => response.arrayBuffer())
-    .then((buffer) =>
-      Object.fromEntries(
-        site.columns.map(({ name }, i) => [name, new Float32Array(buffer, 4 * i * site.n_latents, site.n_latents)]),
-      ),
+  if (atlas) return atlas;
+  const asked = columns ?? readColumns();
+  columns = undefined;
+  atlas = asked.then(async (buffer) => {
+    const fits = (known: Site) => buffer.byteLength === 4 * known.columns.length * known.n_latents;
+    const known = fits(site) ? site : await readSiteAgain(); // a column was made in between
+    return Object.fromEntries(
+      known.columns.map(({ name }, i) => [name, new Float32Array(buffer, 4 * i * known.n_latents, known.n_latents)]),
     );
+  });
   return atlas;
 }
 
@@ -85,30 +97,56 @@ async function ofBlock<T>(folder: string, size: number, n: number): Promise<T> {
   return found;
 }
 
-export const readLatent = (site: Site, n: number) => ofBlock<Latent>("latents", site.block.latents, n);
+export async function readLatent(site: Site, n: number): Promise<Latent> {
+  const record = await ofBlock<Latent>("latents", site.block.latents, n);
+  for (const { shots } of record.groups.slice(0, 2)) // the first ones on the screen, while the page is being drawn
+    for (const { image } of shots) readPicture(site, image).catch(() => undefined);
+  return record;
+}
+
 export const readImage = (site: Site, n: number) => ofBlock<ImageRecord>("images", site.block.images, n);
 
-const pictures = remember(
-  async (block: number): Promise<(string | null)[]> => {
-    const buffer = await (await get(`data/pictures/${block}.bin`)).arrayBuffer();
-    const view = new DataView(buffer);
-    const n = view.getUint32(0, true);
-    let start = 4 + 4 * n;
-    return Array.from({ length: n }, (_, i) => {
-      const length = view.getUint32(4 + 4 * i, true);
-      const picture = length ? URL.createObjectURL(new Blob([new Uint8Array(buffer, start, length)])) : null;
-      start += length;
-      return picture;
-    });
-  },
-  (urls) => setTimeout(() => urls.forEach((url) => url && URL.revokeObjectURL(url)), 60_000),
-);
+/** The pictures of a pack, as addresses that an <img> takes; null where there is none. */
+function unpack(buffer: ArrayBuffer): (string | null)[] {
+  const view = new DataView(buffer);
+  const n = view.getUint32(0, true);
+  let start = 4 + 4 * n;
+  return Array.from({ length: n }, (_, i) => {
+    const length = view.getUint32(4 + 4 * i, true);
+    const bytes = new Uint8Array(buffer, start, length);
+    start += length;
+    return length ? `data:image/jpeg;base64,${btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))}` : null;
+  });
+}
+
+const readPack = async (name: string) => unpack(await (await get(`data/pictures/${name}.bin`)).arrayBuffer());
+
+const blocks = remember((block: number) => readPack(String(block)));
+
+const N_ASKED = 24; // pictures in a request: the first ones are shown while the next are made
+let asked: { image: number; give: (pack: Promise<(string | null)[]>, place: number) => void }[] = [];
+
+/** A server packs what is asked for together, so that 60 pictures are no 60 requests. */
+const single = remember((image: number) => new Promise<string | null>((resolve, reject) => {
+  if (!asked.length) setTimeout(askTogether);
+  asked.push({ image, give: (pack, place) => pack.then((found) => resolve(found[place] ?? null), reject) });
+}), 2000);
+
+function askTogether(): void {
+  for (let first = 0; first < asked.length; first += N_ASKED) {
+    const part = asked.slice(first, first + N_ASKED);
+    const pack = readPack(part.map(({ image }) => image).join());
+    part.forEach(({ give }, place) => give(pack, place));
+  }
+  asked = [];
+}
 
 /** The address of an image's picture; null where there is none. */
 export async function readPicture(site: Site, image: number): Promise<string | null> {
   if (!site.has.pictures) return null;
+  if (site.live) return single(image);
   const size = site.block.pictures;
-  return (await pictures(Math.floor(image / size)))[image % size] ?? null;
+  return (await blocks(Math.floor(image / size)))[image % size] ?? null;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -117,10 +155,15 @@ export async function readPicture(site: Site, image: number): Promise<string | n
 const OWN = "own";
 let names: Promise<Names> | undefined;
 
+let askedNames: Promise<Names> | undefined;
+
+const askNames = () => get("data/names.json").then((response) => response.json() as Promise<Names>);
+
 export function readNames(site: Site): Promise<Names> {
-  names ??= get("data/names.json")
-    .then((response) => response.json() as Promise<Names>)
-    .then((known) => (site.has.notes ? known : withOwn(site, known)));
+  if (!names) {
+    names = (askedNames ?? askNames()).then((known) => (site.has.notes ? known : withOwn(site, known)));
+    askedNames = undefined;
+  }
   return names;
 }
 

@@ -1,7 +1,7 @@
 // What the classifier says when latents are kept, dropped or set, beside a random latent that fires as often.
 import { useState } from "preact/hooks";
 import { edit } from "./data";
-import { percent, show } from "./format";
+import { percent, probability, show } from "./format";
 import type { Route } from "./route";
 import type { Fired } from "./tokens";
 import type { Edit, ImageRecord, Names, Site } from "./types";
@@ -53,7 +53,7 @@ export function EditPanel({ site, route, names, record, fired, chosen, upload }:
     }
   };
   return (
-    <section class="edit">
+    <section class={answer ? "edit" : "edit unused"}>
       <h2>What if?</h2>
       <p class="soft">Drop latents, keep only some, or set them to a value{chosen.length ? ", on the chosen patches" : ""}. The rest of the model then runs on the changed activations.</p>
       <form onSubmit={add}><label>Latent <input type="number" min="0" max={site.n_latents - 1} value={typed ?? selected} onInput={(event) => setTyped(event.currentTarget.value)} /></label> <button type="submit">Add</button></form>
@@ -79,12 +79,12 @@ function Answer({ answer }: { answer: Edit }) {
   const { classes, random_latent, frequency, judge, seconds } = answer;
   return (
     <>
-      <table>
+      <table class="answer">
         <thead><tr><th scope="col">class</th><th scope="col">before</th><th scope="col">after</th>{random_latent !== null && <th scope="col">random latent</th>}</tr></thead>
         <tbody>{classes.map(({ name, before, after, random }) => (
-          <tr key={name}><td>{name}</td><td class="number">{percent(before)}</td>
-            <td class={`number ${after > before ? "up" : after < before ? "down" : ""}`}>{percent(after)}</td>
-            {random_latent !== null && <td class="number">{percent(random)}</td>}</tr>))}</tbody>
+          <tr key={name}><td>{name}</td><td class="number">{probability(before)}</td>
+            <td class={`number ${after > before ? "up" : after < before ? "down" : ""}`}>{probability(after)}</td>
+            {random_latent !== null && <td class="number">{probability(random)}</td>}</tr>))}</tbody>
       </table>
       <p class="soft">Judge: {judge}. {random_latent !== null && <>The same with latent {random_latent} instead, drawn at random from those that fire about as often{frequency && <> (on {percent(frequency[0])} and {percent(frequency[1])} of the images)</>}: what any latent would do. </>}{show(seconds)} s.</p>
     </>

@@ -17,4 +17,10 @@ export function percent(value: number | null | undefined): string {
   return `${show(100 * value)} %`;
 }
 
+/** A probability as a percentage, to a hundredth of a percent. */
+export function probability(value: number | null | undefined): string {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return value > 0 && value < 5e-5 ? "< 0.01 %" : `${(100 * value).toFixed(2)} %`;
+}
+
 export const count = (n: number, one: string, several = `${one}s`) => `${n.toLocaleString("en-US")} ${n === 1 ? one : several}`;

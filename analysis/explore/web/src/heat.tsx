@@ -2,6 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { readPicture } from "./data";
 import { useLoaded } from "./loading";
+import { useDue } from "./near";
 import type { Site } from "./types";
 
 export interface Heat {
@@ -63,13 +64,15 @@ export function shapeOf(site: Site): string {
 
 /** A picture, with the heat map of a latent over it if one is given. */
 export function Picture({ image, alt, whole, ...heat }: Props & { image: number; alt: string; whole?: string | undefined }) {
-  const small = useLoaded(() => readPicture(heat.site, image), [image]);
+  const box = useRef<HTMLSpanElement>(null);
+  const due = useDue(box);
+  const small = useLoaded(() => (due ? readPicture(heat.site, image) : new Promise<null>(() => undefined)), [image, due]);
   const source = whole ?? (small && "value" in small ? small.value : null);
   return (
-    <span class="picture" style={{ aspectRatio: shapeOf(heat.site) }}>
-      {source ? <img src={source} alt={alt} loading="lazy" decoding="async" draggable={false} />
+    <span ref={box} class="picture" style={{ aspectRatio: shapeOf(heat.site) }}>
+      {source ? <img src={source} alt={alt} decoding="async" draggable={false} />
         : <span class="blank">{small && "value" in small ? alt : ""}</span>}
-      {heat.heat && <HeatMap {...heat} />}
+      {due && heat.heat && <HeatMap {...heat} />}
     </span>
   );
 }

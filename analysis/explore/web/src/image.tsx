@@ -1,35 +1,35 @@
 // The page of one image, or of two side by side.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { readAtlas, readImage, readImages, readNames, readPicture, upload, wholePicture } from "./data";
+import { readImage, readImages, readNames, readPicture, upload, wholePicture } from "./data";
 import { EditPanel } from "./edit";
 import { count, percent, show } from "./format";
 import { Picture } from "./heat";
 import { useKeys } from "./keys";
-import { Controls, Missing } from "./latent";
 import { Show, useLoaded } from "./loading";
+import { Controls, readLook, toggleHeat, type Look } from "./look";
+import { Missing } from "./missing";
 import { PatchPicker } from "./patches";
 import { amend, go, link, type Route } from "./route";
-import { allTokens, heatOf, readPatches, sumTokens, type Fired } from "./tokens";
+import { allTokens, heatOf, maximaOf, readPatches, sumTokens, type Fired } from "./tokens";
 import type { ImageRecord, Names, Site, Upload } from "./types";
 
-const N_LISTED = 30;
+const N_LISTED = 12; // so that what follows the list can be seen without scrolling
 const N_EACH = 20; // latents of each list, where two images are compared
 const uploads = new Map<string, Upload>(); // of this visit; a server keeps them for as long
 
 export function ImagePage({ site, route }: { site: Site; route: Route }) {
   const other = route.query.get("with");
   const loaded = useLoaded(
-    async () => ({
-      record: await readAny(site, route.rest),
-      other: other === null ? null : await readAny(site, other),
-      names: await readNames(site),
-      maxima: (await readAtlas(site)).max_activation ?? new Float32Array(site.n_latents),
-    }),
+    async () => {
+      const record = await readAny(site, route.rest);
+      const second = other === null ? null : await readAny(site, other);
+      return { record, other: second, names: await readNames(site), maxima: maximaOf(site, second ? [record, second] : [record]) };
+    },
     [route.rest, other],
   );
   useEffect(() => {
-    document.title = `Image ${route.rest} · ${site.title}`;
-  }, [route.rest]);
+    document.title = `${uploads.has(route.rest) ? "Your image" : `Image ${route.rest}`}${other === null ? "" : ` and ${other}`} · ${site.title}`;
+  }, [route.rest, other]);
   return (
     <Show of={loaded}>
       {({ record, other: second, names, maxima }) =>
@@ -42,6 +42,7 @@ export function ImagePage({ site, route }: { site: Site; route: Route }) {
 async function readAny(site: Site, which: string): Promise<ImageRecord> {
   const kept = uploads.get(which);
   if (kept) return kept.record;
+  if (!site.has.images) throw new Error(site.missing.images);
   const n = Number(which);
   if (which === "" || !Number.isInteger(n) || n < 0 || n >= site.n_images)
     throw new Error(which.startsWith("upload") ? "This uploaded image is no longer there. Upload it again." : `There is no image ${which}; they are numbered 0 to ${site.n_images - 1}.`);
@@ -67,8 +68,7 @@ interface Common {
 
 function useLook({ route, maxima }: Common) {
   const latent = route.query.get("latent") === null ? null : Number(route.query.get("latent"));
-  const look = { overlay: route.query.get("heat") !== "off", threshold: Number(route.query.get("level") ?? 0) || 0 };
-  return { latent, look, maximum: latent === null ? 1 : maxima[latent] || 1 };
+  return { latent, look: readLook(route), maximum: latent === null ? 1 : maxima[latent] || 1 };
 }
 
 function One(props: Common & { record: ImageRecord }) {
@@ -88,7 +88,7 @@ function One(props: Common & { record: ImageRecord }) {
   };
   useKeys({
     n: () => step(1), ArrowRight: () => step(1), p: () => step(-1), ArrowLeft: () => step(-1),
-    h: () => amend({ heat: look.overlay ? "off" : null }), Escape: () => amend({ at: null, latent: null }),
+    h: () => toggleHeat(look), Escape: () => amend({ at: null, latent: null }),
   });
   const [columns] = [site.grid[1]];
   const where = chosen.length === 0 ? "the whole image" : chosen.length === 1 ? `row ${Math.floor((chosen[0] ?? 0) / columns)}, column ${(chosen[0] ?? 0) % columns}` : `${chosen.length} patches`;
@@ -103,7 +103,7 @@ function One(props: Common & { record: ImageRecord }) {
           <button type="button" onClick={() => step(1)} title="Next image (n)">next ›</button>
         </span>
       </header>
-      <div class="columns even">
+      <div class="columns even image">
         <div>
           <PatchPicker {...{ site, source, chosen }} alt={record.uri || "image"} threshold={look.threshold}
             heat={look.overlay ? heat : null} maximum={overlaid === null ? 1 : maxima[overlaid] || 1}
@@ -114,15 +114,17 @@ function One(props: Common & { record: ImageRecord }) {
           {latent !== null && <p>Heat map of <a href={link(`latent/${latent}`)}>latent {latent} {names.latents[latent]?.name}</a>
             {heat?.cls != null && <> <span class="tag">CLS {show(heat.cls)}</span></>}
             {heat && !heat.at.length && heat.cls === null && <span class="soft"> It does not fire on this image.</span>}</p>}
-          <Facts {...{ site, record }} />
-          <Compare {...{ site, route }} />
         </div>
-        <div>
+        <div class="fires">
           <h2>Latents on {where}</h2>
           {!record.readable && <p class="error">This image could not be read when its activations were made.</p>}
           <Fires {...{ fired, names, latent, hover }} />
           <Missing site={site} parts={["codes", "pictures", "edit", "upload"]} />
           {site.has.edit && <EditPanel {...{ site, route, names, record, fired, chosen }} upload={uploads.has(route.rest) ? route.rest : null} />}
+        </div>
+        <div class="more">
+          <Facts {...{ site, record }} />
+          <Compare {...{ site, route }} />
         </div>
       </div>
     </article>
@@ -136,14 +138,11 @@ function Fires({ fired, names, latent, hover }: { fired: Fired[]; names: Names; 
   return (
     <>
       <table class="bars-table">
-        <thead><tr><th scope="col">latent</th><th scope="col" /><th scope="col">share</th><th scope="col">largest</th><th scope="col">tokens</th></tr></thead>
+        <thead><tr><th scope="col">latent</th><th scope="col" /><th scope="col" title="of the sum of all latents' activations there">share</th><th scope="col" title="its largest activation there">peak</th><th scope="col" title="CLS and patches on which it fires there">tokens</th></tr></thead>
         <tbody>
           {(more ? fired : fired.slice(0, N_LISTED)).map((each) => (
             <tr key={each.latent} class={each.latent === latent ? "marked" : ""} onMouseEnter={() => hover(each.latent)} onMouseLeave={() => hover(null)}>
-              <td><button type="button" class="plain-button" aria-pressed={each.latent === latent} title="Show its heat map"
-                onFocus={() => hover(each.latent)} onBlur={() => hover(null)}
-                onClick={() => amend({ latent: each.latent === latent ? null : each.latent })}>{each.latent} {names.latents[each.latent]?.name}</button>
-                {" "}<a href={link(`latent/${each.latent}`)} aria-label={`Open latent ${each.latent}`} title="Open the latent">↗</a></td>
+              <td><Pick {...{ names, hover }} latent={each.latent} chosen={latent} /></td>
               <td class="bar"><i style={{ width: `${(100 * each.share) / largest}%` }} /></td>
               <td class="number">{percent(each.share)}</td>
               <td class="number">{show(each.peak)}</td>
@@ -152,8 +151,20 @@ function Fires({ fired, names, latent, hover }: { fired: Fired[]; names: Names; 
           ))}
         </tbody>
       </table>
-      {fired.length > N_LISTED && <button type="button" onClick={() => setMore(!more)}>{more ? "fewer" : `all ${fired.length}`}</button>}
+      {fired.length > N_LISTED && <button type="button" onClick={() => setMore(!more)}>{more ? "fewer" : `all ${count(fired.length, "latent")}`}</button>}
     </>
+  );
+}
+
+/** A latent in a list: a click shows its heat map, the arrow opens its page. */
+function Pick({ latent, chosen, names, hover }: { latent: number; chosen: number | null; names: Names; hover: (latent: number | null) => void }) {
+  const pressed = latent === chosen;
+  return (
+    <span class="pick">
+      <button type="button" class="plain-button" aria-pressed={pressed} title={pressed ? "Hide its heat map" : "Show its heat map"}
+        onFocus={() => hover(latent)} onBlur={() => hover(null)} onClick={() => amend({ latent: pressed ? null : latent })}>{latent} {names.latents[latent]?.name}</button>
+      <a href={link(`latent/${latent}`)} aria-label={`Open latent ${latent}`} title="Open the latent">↗</a>
+    </span>
   );
 }
 
@@ -183,14 +194,17 @@ function Compare({ site, route }: { site: Site; route: Route }) {
       say(error instanceof Error ? error.message : String(error));
     }
   };
-  const compare = (event: Event) => {
+  const compare = async (event: Event) => {
     event.preventDefault();
-    const value = field.current?.value.trim() ?? "";
-    if (value) amend({ with: value, at: null });
+    const text = field.current?.value.trim() ?? "";
+    if (!text) return;
+    const found = /^\d+$/.test(text) ? Number(text) : (await readImages()).uri.findIndex((uri) => uri.includes(text));
+    if (found < 0 || found >= site.n_images) say(`There is no image ${text}.`);
+    else amend({ with: found, at: null });
   };
   return (
     <div class="controls">
-      <form onSubmit={compare}><label>Compare with image <input ref={field} type="number" min="0" max={site.n_images - 1} /></label> <button type="submit">Compare</button></form>
+      <form onSubmit={(event) => void compare(event)}><label>Compare with <input ref={field} placeholder="number or path" /></label> <button type="submit">Compare</button></form>
       {site.has.upload && <label class="file">Your own image <input type="file" accept="image/*" onChange={(event) => void take(event.currentTarget.files?.[0])} /></label>}
       <span class="soft" role="status">{said}</span>
     </div>
@@ -209,7 +223,7 @@ function Two(props: Common & { records: [ImageRecord, ImageRecord] }) {
   const split = useMemo(() => compareFired(...fired), [fired]);
   const overlaid = hovered ?? latent;
   return (
-    <article class="image-page">
+    <article class="image-page two">
       <header class="head"><h1>{nameOf(whichs[0], records[0])} and {nameOf(whichs[1], records[1])}</h1><span class="spring" />
         <button type="button" onClick={() => amend({ with: null })}>Only the first</button></header>
       <div class="columns even">
@@ -221,9 +235,8 @@ function Two(props: Common & { records: [ImageRecord, ImageRecord] }) {
           <section key={title}><h2>{title} <span class="soft">{count(rows.length, "latent")}</span></h2>
             <ul class="plain">{rows.slice(0, N_EACH).map(({ latent: each, shares }) => (
               <li key={each} class={each === latent ? "marked" : ""} onMouseEnter={() => hover(each)} onMouseLeave={() => hover(null)}>
-                <button type="button" class="plain-button" aria-pressed={each === latent} onClick={() => amend({ latent: each === latent ? null : each })}>{each} {names.latents[each]?.name}</button>
-                {" "}<a href={link(`latent/${each}`)} aria-label={`Open latent ${each}`}>↗</a>
-                {" "}<span class="soft">{shares.map((share) => percent(share)).join(" and ")}</span></li>))}</ul>
+                <Pick {...{ names, hover }} latent={each} chosen={latent} />
+                <span class="soft">{shares.map((share) => percent(share)).join(" and ")}</span></li>))}</ul>
           </section>
         ))}
       </div>
@@ -231,7 +244,7 @@ function Two(props: Common & { records: [ImageRecord, ImageRecord] }) {
   );
 }
 
-function Side({ site, which, record, overlaid, look, maxima }: { site: Site; which: string; record: ImageRecord; overlaid: number | null; look: { overlay: boolean; threshold: number }; maxima: Float32Array }) {
+function Side({ site, which, record, overlaid, look, maxima }: { site: Site; which: string; record: ImageRecord; overlaid: number | null; look: Look; maxima: Float32Array }) {
   const source = useSource(site, which);
   const heat = useMemo(() => (overlaid === null ? null : heatOf(record, overlaid)), [record, overlaid]);
   return (
@@ -275,13 +288,16 @@ export function ImagesPage({ site, route }: { site: Site; route: Route }) {
             <header class="head"><h1>Images</h1><span class="soft" role="status">{count(found.length, "image")}</span></header>
             <div class="controls"><label>Path or class <input type="search" value={route.query.get("q") ?? ""} onInput={(event) => amend({ q: event.currentTarget.value, page: null }, true)} /></label></div>
             <ul class="shots">{found.slice(page * PAGE, (page + 1) * PAGE).map((image) => (
-              <li key={image}><a href={link(`image/${image}`)} title={uri[image]}>
+              <li key={image}><a href={link(`image/${image}`)} title={uri[image] || `image ${image}`}>
                 <Thumb site={site} image={image} alt={label[image] || uri[image] || `image ${image}`} />
-                <span class="label">{label[image] || uri[image] || `image ${image}`}</span></a></li>))}</ul>
+                <span class="label">{label[image] || uri[image] || `image ${image}`}</span>
+                {label[image] && <span class="soft">{uri[image]?.split("/").pop() || image}</span>}</a></li>))}</ul>
+            {!found.length && <p class="soft">No path or class contains “{wanted}”.</p>}
             {pages > 1 && <nav class="pages" aria-label="Pages of images">
               <button type="button" disabled={page === 0} onClick={() => amend({ page: page - 1 || null })}>‹ previous</button>
               <span class="soft">{page + 1} of {pages}</span>
               <button type="button" disabled={page + 1 >= pages} onClick={() => amend({ page: page + 1 })}>next ›</button></nav>}
+            <Missing site={site} parts={["left_out", "pictures"]} />
           </article>
         );
       }}

@@ -5,9 +5,11 @@ import { readLatent, readNames, readOwn, saveNote } from "./data";
 import { percent, show } from "./format";
 import { useKeys } from "./keys";
 import { Show, useLoaded } from "./loading";
+import { Controls, readLook, toggleHeat } from "./look";
+import { Missing } from "./missing";
 import { listed } from "./order";
-import { amend, go, link, type Route } from "./route";
-import { Crop, Shots, type Look } from "./shots";
+import { go, link, type Route } from "./route";
+import { Crop, Shots } from "./shots";
 import type { Latent, Names, Site } from "./types";
 
 export function LatentPage({ site, route }: { site: Site; route: Route }) {
@@ -30,7 +32,7 @@ export function LatentPage({ site, route }: { site: Site; route: Route }) {
 
 function Portrait({ site, record, names, onNames, route }: { site: Site; record: Latent; names: Names | null; onNames: (names: Names) => void; route: Route }) {
   const { latent, numbers } = record;
-  const look: Look = { overlay: route.query.get("heat") !== "off", threshold: Number(route.query.get("level") ?? 0) || 0 };
+  const look = readLook(route);
   const maximum = numbers.max_activation ?? 1;
   const own = names?.latents[latent];
   const nameOf = (n: number) => names?.latents[n]?.name ?? "";
@@ -41,7 +43,7 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
   };
   useKeys({
     n: () => step(1), ArrowRight: () => step(1), p: () => step(-1), ArrowLeft: () => step(-1),
-    h: () => amend({ heat: look.overlay ? "off" : null }),
+    h: () => toggleHeat(look),
   });
   return (
     <article class="latent-page">
@@ -52,6 +54,7 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
         <span class="buttons">
           <button type="button" onClick={() => step(-1)} title="Previous in the list (p)">‹ previous</button>
           <button type="button" onClick={() => step(1)} title="Next in the list (n)">next ›</button>
+          <button type="button" class="narrow" onClick={() => document.querySelector("aside")?.scrollIntoView()}>numbers and note ↓</button>
         </span>
       </header>
       <Numbers record={record} />
@@ -60,7 +63,7 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
           <Controls look={look} />
           {record.note && <p class="soft">{record.note}</p>}
           {record.groups.map(({ title, shots }) => (
-            <section key={title}><h2>{title}</h2><Shots {...{ site, shots, latent, maximum, look }} /></section>
+            <section key={title}><h2>{title}</h2><Shots {...{ site, shots, latent, maximum, look }} images={record.images} /></section>
           ))}
           {!record.groups.length && <p class="soft">{site.missing.images ?? "It fires on no image."}</p>}
           {record.patches.length > 0 && (
@@ -68,14 +71,17 @@ function Portrait({ site, record, names, onNames, route }: { site: Site; record:
               <ul class="crops">{record.patches.map((patch) => <Crop key={patch.image} site={site} latent={latent} {...patch} />)}</ul>
             </section>
           )}
-          {record.counter?.map(({ kind, shots }) => (
-            <section key={kind}><h2>{kind}</h2><Shots {...{ site, shots, latent, maximum, look }} /></section>
-          ))}
+          {record.counter && record.counter.length > 0 && (
+            <section><h2>Counter-examples</h2>
+              <p class="soft">Images of its top class on which it is silent, and the strongest ones of other classes.</p>
+              {record.counter.map(({ kind, shots }) => <section key={kind}><h3>{kind}</h3><Shots {...{ site, shots, latent, maximum, look }} images={record.images} /></section>)}
+            </section>
+          )}
         </div>
         <aside>
           <NoteEditor site={site} latent={latent} names={names} onNames={onNames} />
           {record.histogram && <section><h2>How strongly it fires</h2><Histogram histogram={record.histogram} />
-            <p class="soft">{Object.entries(record.quantiles).map(([title, value]) => `${title} ${show(value)}`).join(" · ")}</p></section>}
+            <p class="soft">Tokens by activation; both axes are logarithmic. {Object.entries(record.quantiles).map(([title, value]) => `${percentile(title)} ${show(value)}`).join(" · ")}</p></section>}
           {record.position && record.position.some(Boolean) && <section><h2>Where it fires</h2><PositionMap site={site} counts={record.position} /></section>}
           {record.classes.length > 0 && <section><h2>Classes</h2><ClassBars {...record} /></section>}
           {record.kinds && <Kinds kinds={record.kinds} />}
@@ -102,8 +108,8 @@ const TITLES: [string, string, (value: number | null | undefined) => string][] =
   ["density", "of tokens", percent],
   ["mean_activation", "mean where it fires", show],
   ["max_activation", "maximum", show],
-  ["label_entropy", "label entropy of top images", show],
-  ["label_entropy_all", "of all images", show],
+  ["label_entropy", "label entropy, top images", show],
+  ["label_entropy_all", "label entropy, all images", show],
   ["monosemanticity", "monosemanticity", show],
   ["coherence", "spatial coherence", show],
   ["stability", "stability over seeds", show],
@@ -118,17 +124,8 @@ function Numbers({ record }: { record: Latent }) {
   );
 }
 
-export function Controls({ look }: { look: Look }) {
-  return (
-    <div class="controls" role="group" aria-label="Heat maps">
-      <label><input type="checkbox" checked={look.overlay} onChange={(event) => amend({ heat: event.currentTarget.checked ? null : "off" })} /> heat maps</label>
-      <label>only above <input type="range" min="0" max="1" step="0.05" value={look.threshold} disabled={!look.overlay}
-        aria-valuetext={look.threshold ? `${show(100 * look.threshold)} percent of the latent's maximum` : "off"}
-        onInput={(event) => amend({ level: Number(event.currentTarget.value) || null }, true)} />
-        <output>{look.threshold ? `${show(100 * look.threshold)} % of its maximum` : "off"}</output></label>
-    </div>
-  );
-}
+/** "90 %" as "90th percentile"; other titles as they are. */
+const percentile = (title: string) => title.replace(/^(\d+) %$/, "$1th percentile");
 
 function Kinds({ kinds }: { kinds: NonNullable<Latent["kinds"]> }) {
   return (
@@ -150,11 +147,6 @@ function Others({ title, rows, nameOf }: { title: string; rows: { n: number; tex
         <li key={n}><a href={link(`latent/${n}`)}>{n}{nameOf(n) && ` ${nameOf(n)}`}</a> <span class="soft">{text}</span></li>))}</ul>
     </section>
   );
-}
-
-export function Missing({ site, parts }: { site: Site; parts: string[] }) {
-  const reasons = [...new Set(parts.flatMap((part) => site.missing[part] ?? []))];
-  return reasons.length ? <section class="soft"><h2>Not shown</h2><ul class="plain">{reasons.map((reason) => <li key={reason}>{reason}</li>)}</ul></section> : null;
 }
 
 /** A person's own name and note. A server keeps them with the concepts; otherwise this browser does. */

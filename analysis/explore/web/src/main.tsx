@@ -3,17 +3,17 @@ import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { AdaptationPage } from "./adaptation";
 import { AtlasPage } from "./atlas";
-import { readSite, readSiteAgain } from "./data";
+import { forgetAtlas, readSite, readSiteAgain, startAtlas } from "./data";
 import { show } from "./format";
+import { Help } from "./help";
 import { ImagePage, ImagesPage } from "./image";
-import { KEYS, useKeys } from "./keys";
+import { useKeys } from "./keys";
 import { LatentPage } from "./latent";
 import { Show, useLoaded } from "./loading";
-import { amend, go, link, useRoute, type Route } from "./route";
+import { ResultsPage } from "./results";
+import { amend, go, link, parse, useRoute, type Route } from "./route";
+import { applyTheme, restoreTheme, THEMES, useTheme } from "./theme";
 import type { Site } from "./types";
-
-const THEMES = ["auto", "light", "dark"] as const;
-type Theme = (typeof THEMES)[number];
 
 const AGAIN_MS = 5000;
 
@@ -22,13 +22,17 @@ function App() {
   return <Show of={site}>{(found) => <Growing first={found} />}</Show>;
 }
 
-/** A server draws its map after it has started; until it is there, it is asked for now and then. */
+/** A server makes some columns, as the map, after it has started; until they are there, it is asked now and then. */
 function Growing({ first }: { first: Site }) {
   const [site, setSite] = useState(first);
   useEffect(() => {
-    if (!site.live || site.has.map) return;
+    if (!site.making.length) return;
     const timer = setInterval(() => {
-      readSiteAgain().then((now) => now.has.map && setSite(now), () => undefined);
+      readSiteAgain().then((now) => {
+        if (now.making.length === site.making.length) return;
+        forgetAtlas();
+        setSite(now);
+      }, () => undefined);
     }, AGAIN_MS);
     return () => clearInterval(timer);
   }, [site]);
@@ -40,7 +44,7 @@ function Explorer({ site }: { site: Site }) {
   const main = useRef<HTMLElement>(null);
   const [helping, help] = useState(false);
   useKeys({
-    a: () => go("atlas"), i: () => go("images"), "?": () => help(!helping),
+    a: () => go("atlas"), i: () => go("images"), "?": () => help(true),
     "/": () => document.querySelector<HTMLInputElement>("#search")?.focus(),
   });
   const first = useRef(true);
@@ -63,15 +67,10 @@ function Explorer({ site }: { site: Site }) {
         <span class="spring" />
         <SearchBox route={route} />
         <ThemeButton />
-        <button type="button" onClick={() => help(!helping)} aria-expanded={helping} title="Keys (?)">?</button>
+        <button type="button" onClick={() => help(true)} aria-haspopup="dialog" aria-label="Keys" title="Keys (?)">?</button>
       </header>
-      {helping && (
-        <section class="help" aria-label="Keys">
-          <dl>{KEYS.map(([key, what]) => <div key={key}><dt><kbd>{key}</kbd></dt><dd>{what}</dd></div>)}</dl>
-          <p class="soft">{site.hook_point} of {site.model ?? "its model"} · {site.variant ?? "SAE"} with {show(site.n_latents)} latents, of which {show(site.n_alive)} fire · {show(site.n_images)} images, {show(site.n_tokens)} tokens · concepts {site.concepts_id}</p>
-        </section>
-      )}
-      <main id="main" ref={main} tabIndex={-1}>{pageOf(site, route)}</main>
+      <Help site={site} open={helping} onClose={() => help(false)} />
+      <main id="main" class={route.page === "results" ? "whole" : undefined} ref={main} tabIndex={-1}>{pageOf(site, route)}</main>
     </>
   );
 }
@@ -89,10 +88,15 @@ function pageOf(site: Site, route: Route) {
     case "latent": return <LatentPage {...{ site, route }} />;
     case "image": return <ImagePage {...{ site, route }} />;
     case "images": return <ImagesPage {...{ site, route }} />;
-    case "adaptation": return <AdaptationPage {...{ site, route }} />;
-    case "results": return <iframe class="results" title="Results" src="data/results.html" />;
+    case "adaptation": return site.has.comparison ? <AdaptationPage {...{ site, route }} /> : <Absent {...{ site, route }} />;
+    case "results": return site.has.results ? <ResultsPage {...{ site }} /> : <Absent {...{ site, route }} />;
     default: return <p class="error">There is no page {route.page}. <a href={link("atlas")}>Go to the atlas.</a></p>;
   }
+}
+
+/** A page that this table does not have, with what would give it. */
+function Absent({ site, route }: { site: Site; route: Route }) {
+  return <p class="error">{site.missing[route.page === "adaptation" ? "comparison" : route.page]} <a href={link("atlas")}>Go to the atlas.</a></p>;
 }
 
 /** Searches the atlas; a number and Enter opens that latent. */
@@ -117,31 +121,14 @@ function SearchBox({ route }: { route: Route }) {
 }
 
 function ThemeButton() {
-  const [theme, setTheme] = useState<Theme>(() => (document.documentElement.dataset.theme as Theme | undefined) ?? "auto");
+  const { theme } = useTheme();
   const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length] ?? "auto";
-  return <button type="button" title={`Colors: ${theme}. Change to ${next}.`} aria-label={`Colors: ${theme}. Change to ${next}.`} onClick={() => {
-    setTheme(next);
-    applyTheme(next);
-  }}>{{ auto: "◐", light: "☀", dark: "☾" }[theme]}</button>;
+  const title = `Colors: ${theme}. Change to ${next}.`;
+  return <button type="button" title={title} aria-label={title} onClick={() => applyTheme(next)}>{{ auto: "◐", light: "☀", dark: "☾" }[theme]}</button>;
 }
 
-function applyTheme(theme: Theme): void {
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-  try {
-    localStorage.setItem("theme", theme);
-  } catch {
-    // a browser without storage forgets it
-  }
-  window.dispatchEvent(new Event("patchsae:theme"));
-}
-
-try {
-  const kept = localStorage.getItem("theme");
-  if (kept === "light" || kept === "dark") applyTheme(kept);
-} catch {
-  // as above
-}
+restoreTheme();
+if (parse(location.hash).page === "atlas") startAtlas();
 const root = document.querySelector("#app");
 if (root) {
   root.replaceChildren();

@@ -1,6 +1,9 @@
 // All latents as points on a canvas: 50,000 of them are drawn in a few milliseconds, and the nearest is found as quickly.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { Dots } from "./dots";
 import { show } from "./format";
+import { nameFew, type Box } from "./labels";
+import { useTheme } from "./theme";
 
 export interface Axis {
   title: string;
@@ -8,6 +11,7 @@ export interface Axis {
   values: Float32Array;
 }
 
+/** What is seen of both axes, as shares of their whole range. */
 export interface View {
   x: [number, number];
   y: [number, number];
@@ -18,6 +22,7 @@ interface Props {
   y: Axis;
   /** A CSS color for each latent. */
   colorOf: (latent: number) => string;
+  nameOf: (latent: number) => string;
   /** Latents that are drawn in color; the others are pale. */
   shown: Uint8Array;
   marked: number | null;
@@ -30,8 +35,12 @@ interface Props {
   plain: boolean;
 }
 
-const MARGIN = { left: 54, right: 12, top: 10, bottom: 38 };
+const NUMBERED = { left: 54, right: 12, top: 10, bottom: 38 };
+const PLAIN = { left: 8, right: 8, top: 8, bottom: 8 };
+const WHOLE: View = { x: [0, 1], y: [0, 1] };
 const REACH = 14; // pixels within which a point is picked
+const FINEST = 1e-4; // of an axis: no view is smaller
+const ZOOM = 0.6; // of a view that is left by the button +
 
 /** Positions along an axis from 0 to 1 over its whole range; NaN where there is no value. */
 function place(axis: Axis): { at: Float32Array; low: number; high: number } {
@@ -49,18 +58,31 @@ function place(axis: Axis): { at: Float32Array; low: number; high: number } {
   return { at: scaled.map((value) => (value - low) / (high - low)), low, high };
 }
 
+/** A view that is `by` times as wide; what lies at the share (fx, fy) of it stays there. */
+function zoomed(view: View, by: number, fx: number, fy: number): View | null {
+  const grow = ([low, high]: [number, number], f: number): [number, number] => {
+    const span = Math.min(1, Math.max(FINEST, (high - low) * by));
+    const start = Math.min(Math.max(0, low + f * (high - low - span)), 1 - span);
+    return [start, start + span];
+  };
+  const next: View = { x: grow(view.x, fx), y: grow(view.y, fy) };
+  return next.x[1] - next.x[0] > 0.999 && next.y[1] - next.y[0] > 0.999 ? null : next;
+}
+
 export function Scatter(props: Props) {
-  const { x, y, colorOf, shown, marked, describe, onPick, onMark, view, onView, plain } = props;
+  const { x, y, colorOf, nameOf, shown, marked, describe, onPick, onMark, view, onView, plain } = props;
   const canvas = useRef<HTMLCanvasElement>(null);
   const [size, setSize] = useState<[number, number]>([0, 0]);
   const dragged = useRef<{ from: [number, number]; view: View; moved: boolean } | null>(null);
   const across = useMemo(() => place(x), [x.values, x.log]);
   const up = useMemo(() => place(y), [y.values, y.log]);
-  const seen: View = view ?? { x: [0, 1], y: [0, 1] };
+  const seen: View = view ?? WHOLE;
+  const margin = plain ? PLAIN : NUMBERED;
   const [width, height] = size;
-  const inner = { width: Math.max(1, width - MARGIN.left - MARGIN.right), height: Math.max(1, height - MARGIN.top - MARGIN.bottom) };
-  const toX = (share: number) => MARGIN.left + ((share - seen.x[0]) / (seen.x[1] - seen.x[0])) * inner.width;
-  const toY = (share: number) => MARGIN.top + (1 - (share - seen.y[0]) / (seen.y[1] - seen.y[0])) * inner.height;
+  const inner = { width: Math.max(1, width - margin.left - margin.right), height: Math.max(1, height - margin.top - margin.bottom) };
+  const toX = (share: number) => margin.left + ((share - seen.x[0]) / (seen.x[1] - seen.x[0])) * inner.width;
+  const toY = (share: number) => margin.top + (1 - (share - seen.y[0]) / (seen.y[1] - seen.y[0])) * inner.height;
+  useTheme(); // another theme is drawn anew
 
   useEffect(() => {
     const element = canvas.current;
@@ -68,13 +90,6 @@ export function Scatter(props: Props) {
     const watch = new ResizeObserver(() => setSize([element.clientWidth, element.clientHeight]));
     watch.observe(element);
     return () => watch.disconnect();
-  }, []);
-
-  const [theme, setTheme] = useState(0);
-  useEffect(() => {
-    const change = () => setTheme((n) => n + 1);
-    window.addEventListener("patchsae:theme", change);
-    return () => window.removeEventListener("patchsae:theme", change);
   }, []);
 
   useEffect(() => {
@@ -86,33 +101,17 @@ export function Scatter(props: Props) {
     element.height = height * scale;
     context.setTransform(scale, 0, 0, scale, 0, 0);
     const style = getComputedStyle(element);
+    const [soft, line, text] = ["--soft", "--line", "--text"].map((name) => style.getPropertyValue(name)) as [string, string, string];
     context.clearRect(0, 0, width, height);
-    drawAxes(context, style.getPropertyValue("--soft"), style.getPropertyValue("--line"));
+    drawAxes(context, soft, line);
     context.save();
     context.beginPath();
-    context.rect(MARGIN.left, MARGIN.top, inner.width, inner.height);
+    context.rect(margin.left, margin.top, inner.width, inner.height);
     context.clip();
-    const n = across.at.length;
-    const radius = n > 20_000 ? 1.2 : n > 3000 ? 1.8 : 3;
-    for (const wanted of [0, 1]) {
-      context.globalAlpha = wanted ? 0.85 : 0.25;
-      for (let latent = 0; latent < n; latent++) {
-        if ((shown[latent] ?? 0) !== wanted) continue;
-        const px = toX(across.at[latent] ?? NaN);
-        const py = toY(up.at[latent] ?? NaN);
-        if (Number.isNaN(px + py)) continue;
-        context.fillStyle = wanted ? colorOf(latent) : style.getPropertyValue("--soft");
-        if (radius < 2) context.fillRect(px - radius, py - radius, 2 * radius, 2 * radius);
-        else {
-          context.beginPath();
-          context.arc(px, py, radius, 0, 7);
-          context.fill();
-        }
-      }
-    }
+    drawPoints(context, soft);
     if (marked !== null) {
       context.globalAlpha = 1;
-      context.strokeStyle = style.getPropertyValue("--text");
+      context.strokeStyle = text;
       context.lineWidth = 2;
       context.beginPath();
       context.arc(toX(across.at[marked] ?? NaN), toY(up.at[marked] ?? NaN), 7, 0, 7);
@@ -120,21 +119,54 @@ export function Scatter(props: Props) {
     }
     context.restore();
   });
-  void theme;
+
+  function drawPoints(context: CanvasRenderingContext2D, soft: string): void {
+    const n = across.at.length;
+    const radius = n > 20_000 ? 1.2 : n > 3000 ? 1.8 : 3.5;
+    const dots = radius < 2 ? new Dots(width, height, window.devicePixelRatio || 1) : null;
+    context.strokeStyle = soft;
+    context.lineWidth = 0.5;
+    const inside: { x: number; y: number; latent: number }[] = [];
+    for (const wanted of [0, 1]) {
+      context.globalAlpha = wanted ? 0.9 : 0.25;
+      for (let latent = 0; latent < n; latent++) {
+        if ((shown[latent] ?? 0) !== wanted) continue;
+        const px = toX(across.at[latent] ?? NaN);
+        const py = toY(up.at[latent] ?? NaN);
+        if (!(px > 0 && px < width && py > 0 && py < height)) continue; // NaN, too
+        const color = wanted ? colorOf(latent) : soft;
+        if (dots) dots.add(px, py, radius, color, wanted ? 0.9 : 0.25);
+        else {
+          context.fillStyle = color;
+          context.beginPath();
+          context.arc(px, py, radius, 0, 7);
+          context.fill();
+          context.stroke(); // so that the ends of the scale are seen on either theme
+        }
+        if (wanted) inside.push({ x: px, y: py, latent });
+      }
+    }
+    context.globalAlpha = 1;
+    dots?.draw(context);
+    context.fillStyle = soft;
+    const room: Box = { left: margin.left, top: margin.top, right: width - margin.right, bottom: height - margin.bottom };
+    nameFew(context, inside, nameOf, room);
+  }
 
   function drawAxes(context: CanvasRenderingContext2D, soft: string, line: string): void {
     context.strokeStyle = line;
+    context.lineWidth = 1;
     context.fillStyle = soft;
     context.font = "12px system-ui, sans-serif";
-    context.strokeRect(MARGIN.left, MARGIN.top, inner.width, inner.height);
     if (plain) return;
+    context.strokeRect(margin.left, margin.top, inner.width, inner.height);
     context.textAlign = "center";
-    for (const { share, text } of marks(x, across, seen.x, inner.width / 90)) context.fillText(text, toX(share), height - MARGIN.bottom + 16);
-    context.fillText(x.title, MARGIN.left + inner.width / 2, height - 6);
+    for (const { share, text } of marks(x, across, seen.x, inner.width / 90)) context.fillText(text, toX(share), height - margin.bottom + 16);
+    context.fillText(x.title, margin.left + inner.width / 2, height - 6);
     context.textAlign = "right";
-    for (const { share, text } of marks(y, up, seen.y, inner.height / 60)) context.fillText(text, MARGIN.left - 6, toY(share) + 4);
+    for (const { share, text } of marks(y, up, seen.y, inner.height / 60)) context.fillText(text, margin.left - 6, toY(share) + 4);
     context.save();
-    context.translate(12, MARGIN.top + inner.height / 2);
+    context.translate(12, margin.top + inner.height / 2);
     context.rotate(-Math.PI / 2);
     context.textAlign = "center";
     context.fillText(y.title, 0, 0);
@@ -154,22 +186,12 @@ export function Scatter(props: Props) {
     return best;
   }
 
-  function zoom(event: WheelEvent): void {
+  function turn(event: WheelEvent): void {
     event.preventDefault();
-    const by = Math.exp(event.deltaY * 0.0015);
-    const fx = (event.offsetX - MARGIN.left) / inner.width;
-    const fy = 1 - (event.offsetY - MARGIN.top) / inner.height;
-    const grow = ([low, high]: [number, number], f: number): [number, number] => {
-      const span = Math.min(1, (high - low) * by);
-      const at = low + f * (high - low);
-      const start = Math.min(Math.max(0, at - f * span), 1 - span);
-      return [start, start + span];
-    };
-    const next: View = { x: grow(seen.x, fx), y: grow(seen.y, fy) };
-    onView(next.x[1] - next.x[0] > 0.999 && next.y[1] - next.y[0] > 0.999 ? null : next);
+    onView(zoomed(seen, Math.exp(event.deltaY * 0.0015), (event.offsetX - margin.left) / inner.width, 1 - (event.offsetY - margin.top) / inner.height));
   }
 
-  function move(event: MouseEvent): void {
+  function move(event: PointerEvent): void {
     const drag = dragged.current;
     if (!drag) {
       onMark(nearest(event));
@@ -177,8 +199,9 @@ export function Scatter(props: Props) {
     }
     const dx = (event.offsetX - drag.from[0]) / inner.width;
     const dy = (event.offsetY - drag.from[1]) / inner.height;
-    if (Math.abs(dx) + Math.abs(dy) < 0.005 && !drag.moved) return;
+    if (Math.abs(dx) + Math.abs(dy) < 0.01 && !drag.moved) return;
     drag.moved = true;
+    if (!view) return; // there is nowhere to go
     const slide = ([low, high]: [number, number], by: number): [number, number] => {
       const start = Math.min(Math.max(0, low + by * (high - low)), 1 - (high - low));
       return [start, start + high - low];
@@ -186,26 +209,36 @@ export function Scatter(props: Props) {
     onView({ x: slide(drag.view.x, -dx), y: slide(drag.view.y, dy) });
   }
 
+  const end = () => {
+    dragged.current = null;
+    onMark(null);
+  };
   const text = marked === null ? "" : describe(marked);
+  const hint = matchMedia("(pointer: coarse)").matches ? "Tap a point to open it." : "Click a point to open it; scroll to zoom, drag to move.";
   return (
     <div class="scatter">
-      <canvas ref={canvas} role="img" tabIndex={-1}
+      <canvas ref={canvas} role="img" class={view ? "near" : ""}
         aria-label={`${plain ? "Map of decoder directions" : `${y.title} against ${x.title}`} of all latents; the list holds the same latents.`}
-        onWheel={zoom}
-        onMouseDown={(event) => (dragged.current = { from: [event.offsetX, event.offsetY], view: seen, moved: false })}
-        onMouseMove={move}
-        onMouseUp={(event) => {
+        onWheel={turn}
+        onPointerDown={(event) => {
+          dragged.current = { from: [event.offsetX, event.offsetY], view: seen, moved: false };
+          event.currentTarget.setPointerCapture(event.pointerId);
+        }}
+        onPointerMove={move}
+        onPointerUp={(event) => {
           const drag = dragged.current;
           dragged.current = null;
-          const found = drag?.moved ? null : nearest(event);
+          const found = !drag || drag.moved ? null : nearest(event);
           if (found !== null) onPick(found);
         }}
-        onMouseLeave={() => {
-          dragged.current = null;
-          onMark(null);
-        }} />
-      <p class="hover" aria-hidden="true">{text || (view ? "" : "Click a point to open it; scroll to zoom, drag to move.")}</p>
-      {view && <button type="button" class="whole" onClick={() => onView(null)}>show all</button>}
+        onPointerCancel={end}
+        onPointerLeave={end} />
+      <p class="hover soft" aria-hidden="true">{text || hint}</p>
+      <span class="zoom">
+        {view && <button type="button" onClick={() => onView(null)}>show all</button>}
+        <button type="button" aria-label="Zoom in" title="Zoom in" onClick={() => onView(zoomed(seen, ZOOM, 0.5, 0.5))}>+</button>
+        <button type="button" aria-label="Zoom out" title="Zoom out" disabled={!view} onClick={() => onView(zoomed(seen, 1 / ZOOM, 0.5, 0.5))}>−</button>
+      </span>
     </div>
   );
 }

@@ -1,30 +1,23 @@
 // Images on which a latent fires, in rows. Each opens the image with this latent's heat map.
 import { show } from "./format";
 import { Picture } from "./heat";
-import { useLoaded } from "./loading";
-import { readImages } from "./data";
+import type { Look } from "./look";
 import { link } from "./route";
-import type { Shot, Site } from "./types";
+import type { Shot, ShotNames, Site } from "./types";
 
-export interface Look {
-  overlay: boolean;
-  threshold: number;
-}
-
-export function Shots({ site, shots, latent, maximum, look }: { site: Site; shots: Shot[]; latent: number; maximum: number; look: Look }) {
-  const images = useLoaded(readImages, []);
-  const known = images && "value" in images ? images.value : null;
+export function Shots({ site, shots, images, latent, maximum, look }: { site: Site; shots: Shot[]; images: ShotNames; latent: number; maximum: number; look: Look }) {
   if (!shots.length) return <p class="soft">There is none.</p>;
   return (
     <ul class="shots">
       {shots.map((shot) => {
-        const name = known?.label[shot.image] || known?.uri[shot.image] || `image ${shot.image}`;
+        const [uri, label] = images[shot.image] ?? ["", ""];
+        const name = label || uri || `image ${shot.image}`;
         return (
           <li key={shot.image}>
-            <a href={link(`image/${shot.image}`, { latent })} title={known?.uri[shot.image]}>
+            <a href={link(`image/${shot.image}`, { latent })} title={uri}>
               <Picture site={site} image={shot.image} alt={name} heat={look.overlay ? shot : null} maximum={maximum} threshold={look.threshold} />
               <span class="label">{name}</span>
-              <span class="soft">{site.score} {show(shot.score)} · peak {show(shot.peak)}</span>
+              <span class="soft"><span>{site.score} {show(shot.score)}</span> <span>peak {show(shot.peak)}</span></span>
               {!!shot.cls && <span class="tag" title="It fires on the CLS token, which lies nowhere in the image.">CLS {show(shot.cls)}</span>}
             </a>
           </li>

@@ -11,6 +11,14 @@ export interface Fired {
   n_tokens: number;
 }
 
+/** [n_latents]: the maxima over all images of the latents of some records; 0 for the others. */
+export function maximaOf(site: Site, records: ImageRecord[]): Float32Array {
+  const found = new Float32Array(site.n_latents);
+  for (const { latent, maxima } of records)
+    [...new Set(latent)].sort((a, b) => a - b).forEach((each, i) => (found[each] = maxima[i] ?? 0));
+  return found;
+}
+
 /** Latents that fire on some tokens, largest share first. */
 export function sumTokens(record: ImageRecord, tokens: Iterable<number>): Fired[] {
   const found = new Map<number, Fired>();

@@ -30,6 +30,10 @@ export interface Site {
   /** How many latents, images and pictures one file holds. */
   block: { latents: number; images: number; pictures: number };
   columns: Column[];
+  /** Colors that are not there, and what would give them. */
+  absent: { name: string; title: string; why: string }[];
+  /** What the server is making, so the page asks again. */
+  making: string[];
   classes: string[];
   has: Partial<Record<"map" | "images" | "pictures" | "comparison" | "results" | "notes" | "edit" | "upload" | "text", boolean>>;
   /** Why a part is not there, by its name. */
@@ -70,7 +74,11 @@ export interface Latent {
   twins: { run: string; latent: number; cosine: number }[] | null;
   /** What was read of a latent that fires so often that not all of it was. */
   note?: string | null;
+  images: ShotNames;
 }
+
+/** The uri and the label of the images in a record, by number. */
+export type ShotNames = Record<string, [string, string]>;
 
 export interface ImageRecord {
   /** null for an upload. */
@@ -86,6 +94,8 @@ export interface ImageRecord {
   indptr: number[];
   latent: number[];
   value: number[];
+  /** The largest value of each of its latents in all images, in the order of their numbers. */
+  maxima: number[];
 }
 
 export interface Names {
@@ -99,10 +109,26 @@ export interface Images {
   readable: number[];
 }
 
+/** A latent in the top of a class, or of all images, where `class` is "". */
+export interface Compared {
+  latent: number;
+  class: string;
+  /** Which models' top it is in, in words. */
+  kind: string;
+  base_tokens: number;
+  adapted_tokens: number;
+  change: number;
+  base: Shot[];
+  adapted: Shot[];
+}
+
 export interface Comparison {
   conclusion: string;
   facts: [string, string][];
-  latents: { latent: number; class?: string; change?: number; base: Shot[]; adapted: Shot[] }[];
+  /** Which table is not there, one sentence each. */
+  missing: string[];
+  latents: Compared[];
+  images: ShotNames;
 }
 
 export interface Upload {
