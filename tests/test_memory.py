@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import cli
-from actcache import SettingsError, machine
+from actcache import ActivationStore, SettingsError, machine
 from analysis import AnalyzeConfig, analyze, inspect_dictionaries
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, sweep, train
 
@@ -49,9 +49,8 @@ def test_the_saes_of_a_sweep_are_counted_together(
     tiny_store: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(1_000_000, tmp_path_factory.mktemp("proc"), monkeypatch)  # other processes take and give memory meanwhile
-    free = machine.available_bytes()
-    d_model = 48
-    n_latents = int(0.7 * free / (32 * d_model))  # one would fit, two do not
+    n_weights = 0.7 * machine.available_bytes() / 16  # one SAE would fit, two do not
+    n_latents = int(n_weights / (2 * ActivationStore.open(tiny_store).layout.d_model))
     members = [(2, SAEConfig(n_latents=n_latents, k=k), TrainConfig(batch_size=128, n_steps=1)) for k in (3, 4)]
     with pytest.raises(SettingsError, match=f"Training these 2 SAEs side by side {LINE}"):
         sweep(tiny_store, tmp_path / "runs", members)
