@@ -19,8 +19,8 @@ ORDER = {
     "actcache": "errors interrupts machine cache_lines compiler options seen schema text progress notebook preprocess "
     "workers hook_point artifacts hub models sources store prompts extraction importing demo",
     "saetrain": "distributed config quality model metrics run data lineage training codes interop",
-    "analysis": "config cosines intervals results lineage pictures heat_maps reduce classifier concepts query "
-    "localization naming dictionary rules interventions probing benchmark comparison report views publication "
+    "analysis": "config cosines intervals results lineage pictures heat_maps entry_kernels reduce classifier concepts "
+    "query localization naming dictionary rules interventions probing benchmark comparison report views publication "
     "explore terminal arguments tour",
 }
 """The rooms of each package. A room imports from rooms before it, and from packages before its own; never back."""

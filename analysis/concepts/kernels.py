@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 from actcache.compiler import compiled
+from analysis.entry_kernels import BLOCK, SHORT, gather, to_units
 
 UNIT = 2.0**-24
-SHORT, BLOCK = 32, 8
 
 
 @compiled
@@ -74,23 +74,6 @@ def count_entries(pointers, rows, values, n_tokens, last, place, divisor, by_pea
 
 
 @compiled
-def gather(starts, stops, rows, values, near_rows, near_values):
-    """Copy the entries of a latent, some more than needed at a time, so that no branch depends on their number."""
-    n = np.int64(0)
-    for shard in range(len(starts)):
-        start, stop = starts[shard], stops[shard]
-        if stop + BLOCK <= len(rows):
-            for at in range(start, stop, BLOCK):
-                for i in range(BLOCK):
-                    near_rows[n + at - start + i] = rows[at + i]
-                    near_values[n + at - start + i] = values[at + i]
-        else:
-            for at in range(start, stop):
-                near_rows[n + at - start], near_values[n + at - start] = rows[at], values[at]
-        n += stop - start
-
-
-@compiled
 def count_run(
     rows, values, i, stop, n_tokens, last, place, divisor, by_peak, tally, totals, strength, position,
     class_tokens, class_images, class_total, scores, places, patch_scores, patch_places,
@@ -146,14 +129,6 @@ def count_run(
                 keep_top(patch_scores, patch_places, score, where)
     tally[1], tally[2], tally[3], tally[4] = n_images, n_cls, most_patch, most_cls
     totals[0], totals[1] = total, total_cls
-
-
-@compiled
-def to_units(bits):
-    """A float16 as a whole number of 2^-24, from its bits."""
-    exponent = bits >> 10
-    normal = np.int64(exponent > 0)
-    return ((bits & 1023) | (normal << 10)) << (exponent - normal)
 
 
 @compiled

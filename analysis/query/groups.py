@@ -27,11 +27,11 @@ from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, join_col
 from saetrain import CodeStore
 from saetrain.codes import read_batches
 
-BLOCK_ENTRIES = 1 << 24
-"""Entries of a block of latents; a task holds about 20 bytes for each."""
+BLOCK_ENTRIES = 1 << 23
+"""Entries of a block of latents; a task holds about 20 bytes for each, or 6 with a kernel."""
 
-BATCH_ENTRIES = 1 << 22
-"""Entries whose pairs are found at once by a kernel."""
+BATCH_ENTRIES = 10 << 20
+"""Entries that a kernel compares at once: a block, which holds about as many as it should."""
 
 MOST_TOKENS = 1 << 19
 """The kernel divides by the number of tokens with this precision."""
@@ -114,8 +114,9 @@ def _contrast_block(
     n_a, n_b = int(a.sum()), int(b.sum())
     fits = codes.dtypes["row"] == np.uint32 and codes.n_tokens < MOST_TOKENS
     if fits and (kernels := find_kernels("analysis.query.kernels")) is not None:
-        key = _key_pairs(kernels, codes, block, groups, bits, by_peak=score == "max")
-        contrast = rank_compiled(kernels, key, bits, n_a=n_a, n_b=n_b, unit=unit, n_latents=len(block))
+        contrast = _contrast_compiled(
+            kernels, codes, block, groups, by_peak=score == "max", n_a=n_a, n_b=n_b, unit=unit
+        )
         return contrast._replace(latent=contrast.latent + block.start)
     parts = []
     for shard in range(codes.n_shards):
@@ -133,26 +134,25 @@ def _contrast_block(
     return contrast._replace(latent=contrast.latent + block.start)
 
 
-def _key_pairs(
-    kernels: ModuleType, codes: CodeStore, block: range, groups: NDArray[np.int8], bits: int, *, by_peak: bool
-) -> NDArray[np.int64]:
-    """The keys of all pairs of a block whose image is in a group, see `rank_groups`."""
-    parts = []
+def _contrast_compiled(
+    kernels: ModuleType, codes: CodeStore, block: range, groups: NDArray[np.int8], *, by_peak: bool,
+    n_a: int, n_b: int, unit: float,
+) -> Contrast:  # fmt: skip
+    """As `rank_groups`, from the entries of a block. Latents are numbered from its start."""
+    latents, columns = np.empty(len(block), np.int64), np.empty((7, len(block)))
+    bits, keys = _score_bits(codes) + 1, list[NDArray[np.int64]]()
     for batch in read_batches(codes, block.start, block.stop, BATCH_ENTRIES):
+        entries = batch.pointers, batch.row, batch.value.view(np.uint16), codes.n_tokens, groups
+        if batch.is_last and not keys:
+            n = kernels.contrast_latents(*entries, by_peak, n_a, n_b, unit, latents, columns)
+            break
         key = np.empty(len(batch.row) + 1, np.int64)  # one more is written
-        entries = batch.pointers, batch.row, batch.value.view(np.uint16)
-        n = kernels.key_pairs(*entries, codes.n_tokens, groups, bits, by_peak, key)
-        parts.append(key[:n].copy() if 2 * n < len(key) else key[:n])
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def rank_compiled(
-    kernels: ModuleType, key: NDArray[np.int64], bits: int, *, n_a: int, n_b: int, unit: float, n_latents: int
-) -> Contrast:
-    """As `rank_groups`, for keys of at most `n_latents` latents."""
-    key.sort()
-    latents, columns = np.empty(n_latents, np.int64), np.empty((7, n_latents))
-    n = kernels.rank_latents(key, bits, n_a, n_b, unit, latents, columns)
+        n_keys = kernels.key_pairs(*entries, bits, by_peak, key)
+        keys.append(key[:n_keys].copy() if 2 * n_keys < len(key) else key[:n_keys])
+    else:  # many shards, or a latent that fires very often: all its keys are needed at once
+        together = np.concatenate(keys)
+        together.sort()
+        n = kernels.rank_latents(together, bits, n_a, n_b, unit, latents, columns)
     return Contrast(latents[:n], *(column[:n] for column in columns))
 
 
