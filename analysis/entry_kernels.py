@@ -1,6 +1,8 @@
 """Kernels that those of the statistics and of the groups share: the entries of a latent from all shards, and units.
 
-Values are the bits of positive float16; a unit is 2^-24, the smallest of them.
+Values are the bits of positive float16; a unit is 2^-24, the smallest of them. Indices on the hot way are unsigned,
+because numba asks of every signed one whether it counts from the end: `gather` takes 3.4 ns an entry with those, 1.5
+with these (one of 2 cores AMD EPYC, AVX2). A sum of a signed and an unsigned integer would be a float.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -9,7 +11,7 @@ import numpy as np
 
 from actcache.compiler import compiled
 
-SHORT, BLOCK = 32, 8
+SHORT, BLOCK, U = 32, 8, np.uint64
 
 
 @compiled
@@ -23,19 +25,24 @@ def gather(starts, stops, rows, values, near_rows, near_values):
         starts, stops: [shards] int64, where the entries begin and end in `rows` and `values`.
         near_rows, near_values: room for BLOCK more than all of them.
     """
-    n = np.int64(0)
+    n, block, room = U(0), U(BLOCK), U(len(rows))
     for shard in range(len(starts)):
-        start, stop = starts[shard], stops[shard]
-        if stop + BLOCK <= len(rows):
-            for at in range(start, stop, BLOCK):
+        at, stop, to = U(starts[shard]), U(stops[shard]), n
+        n += stop - at
+        if stop + block <= room:
+            while at < stop:
                 for i in range(BLOCK):
-                    near_rows[n + at - start + i] = rows[at + i]
-                    near_values[n + at - start + i] = values[at + i]
+                    near_rows[to + U(i)] = rows[at + U(i)]
+                for i in range(BLOCK):
+                    near_values[to + U(i)] = values[at + U(i)]
+                at += block
+                to += block
         else:
-            for at in range(start, stop):
-                near_rows[n + at - start], near_values[n + at - start] = rows[at], values[at]
-        n += stop - start
-    return n
+            while at < stop:
+                near_rows[to], near_values[to] = rows[at], values[at]
+                at += U(1)
+                to += U(1)
+    return np.int64(n)
 
 
 @compiled

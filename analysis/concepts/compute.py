@@ -178,10 +178,10 @@ def _analyze(
                 codes, ranges, statistics, describe_range, tau=config.tau, counter=range_counter(labels, config),
                 on_progress=passes, on_part=counts.add,
             )  # fmt: skip
-        table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
-        if scores is not None:
-            table = table.append_column("monosemanticity", pa.array(scores))
-        write_files(artifact.path, codes, config, parts, table, nearest, None if "pictures" in left_out else places)
+            table = pa.concat_tables([part.concepts for part in parts]).combine_chunks()
+            if scores is not None:
+                table = table.append_column("monosemanticity", pa.array(scores))
+            write_files(artifact.path, codes, config, parts, table, nearest, None if "pictures" in left_out else places)
         n_images = int(codes.valid.sum())
         seal_artifact(
             artifact.path,

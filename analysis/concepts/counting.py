@@ -19,8 +19,8 @@ from analysis.reduce import RangeCounter, last_bits, tokens_per_image
 from saetrain import CodeStore
 from saetrain.codes import read_batches
 
-BATCH_ENTRIES = 1 << 22
-"""Entries that are counted at once; they take 24 MB."""
+BATCH_ENTRIES = 1 << 24
+"""Entries that are counted at once; they take 100 MB."""
 
 MOST_TOKENS = 1 << 19
 """The kernel divides by the number of tokens with this precision."""

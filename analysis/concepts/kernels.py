@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from actcache.compiler import compiled
-from analysis.entry_kernels import BLOCK, SHORT, gather, to_units
+from analysis.entry_kernels import BLOCK, SHORT, U, gather, to_units
 
 UNIT = 2.0**-24
 
@@ -81,6 +81,7 @@ def count_run(
     """Count the entries i to stop - 1, which are of one latent. A pair (a latent and an image) is a run of them."""
     inverse = 1.0 / n_tokens
     tally[0] += stop - i
+    i, stop = U(i), U(stop)
     n_images, n_cls, most_patch, most_cls = tally[1], tally[2], tally[3], tally[4]
     total, total_cls = totals[0], totals[1]
     while i < stop:
@@ -96,7 +97,7 @@ def count_run(
             n_above += cls > last
             strength[to_bin(cls)] += np.uint32(1)
             position[0] += np.uint32(1)
-            i += 1
+            i += U(1)
         while i < stop:
             token = np.int64(rows[i]) - first
             if not 0 < token < n_tokens:
@@ -106,14 +107,14 @@ def count_run(
             n_above += bits > last
             best = max(best, (bits << 32) - token)  # the first of the largest
             strength[to_bin(bits)] += np.uint32(1)
-            position[token] += np.uint32(1)
-            i += 1
+            position[U(token)] += np.uint32(1)
+            i += U(1)
         patch = (best + (np.int64(1) << 32) - 1) >> 32
         summed = units * UNIT
         n_images += 1
         total += summed
         most_patch = max(most_patch, patch)
-        label = place[image]
+        label = place[U(image)]
         if label >= 0:
             class_tokens[label] += np.uint32(n_above)
             class_images[label] += np.uint32(n_above > 0)

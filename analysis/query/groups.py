@@ -27,10 +27,10 @@ from analysis.reduce import UNIT, cut_latents, find_pairs, fold_pieces, join_col
 from saetrain import CodeStore
 from saetrain.codes import read_batches
 
-BLOCK_ENTRIES = 1 << 23
+BLOCK_ENTRIES = 1 << 24
 """Entries of a block of latents; a task holds about 20 bytes for each, or 6 with a kernel."""
 
-BATCH_ENTRIES = 10 << 20
+BATCH_ENTRIES = 20 << 20
 """Entries that a kernel compares at once: a block, which holds about as many as it should."""
 
 MOST_TOKENS = 1 << 19

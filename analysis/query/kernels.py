@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 from actcache.compiler import compiled
-from analysis.entry_kernels import BLOCK, SHORT, gather, to_units
+from analysis.entry_kernels import BLOCK, SHORT, U, gather, to_units
 
-DIGIT, FEW = 11, 1 << 11
+DIGIT, FEW = 11, 600
 """Bits of a digit of many keys, whose counts fit into the processor's nearest cache; few keys are sorted by bytes."""
 
 LONG = 4
@@ -37,7 +37,7 @@ def contrast_latents(pointers, rows, values, n_tokens, group, by_peak, n_a, n_b,
     n_latents, room = np.int64(0), np.int64(0)
     for latent in range(pointers.shape[0] - 1):
         room = max(room, (pointers[latent + 1] - pointers[latent]).sum())
-    key, spare, counts = np.empty(room + 1, np.int64), np.empty(room + 1, np.int64), np.empty(1 << DIGIT, np.int64)
+    key, spare, counts = np.empty(room + 1, np.int64), np.empty(room + 1, np.int64), np.empty(1 << DIGIT, U)
     n_shards = pointers.shape[1]
     n_near = SHORT * n_shards + BLOCK
     near_rows, near_values = np.empty(n_near, np.uint32), np.empty(n_near, np.uint16)
@@ -103,18 +103,19 @@ def add_keys(rows, values, i, stop, n_tokens, group, by_peak, first_key, key, n)
     There is no branch: of most latents, it cannot be predicted which entries share an image.
     """
     inverse = 1.0 / n_tokens
-    last, total, most, counts = np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
-    for at in range(i, stop):
+    last, total, most, counts, to = np.int64(-1), np.int64(0), np.int64(0), U(0), U(n)
+    for at in range(U(i), U(stop)):
         image = np.int64((np.float64(rows[at]) + 0.5) * inverse)  # exact
         units = to_units(np.int64(values[at]))
         same = np.int64(image == last)
         total = units + same * total
         most = max(units, same * most)
-        n += counts & (1 - same)
-        key[n] = first_key | ((most if by_peak else total) << 1) | (group[image] == 1)
-        counts = np.int64(group[image] >= 0)
+        to += counts & U(1 - same)
+        member = group[U(image)]
+        key[to] = first_key | ((most if by_peak else total) << 1) | (member == 1)
+        counts = U(member >= 0)
         last = image
-    return n + counts
+    return np.int64(to + counts)
 
 
 @compiled
@@ -155,16 +156,16 @@ def sort_keys(key, spare, n, counts):
         source, target = (spare, key) if there else (key, spare)
         counts[: mask + 1] = 0
         for i in range(n):
-            counts[(source[i] >> shift) & mask] += 1
-        before = np.int64(0)
+            counts[U((source[i] >> shift) & mask)] += U(1)
+        before = U(0)
         for place in range(mask + 1):
             here = counts[place]
             counts[place] = before
             before += here
         for i in range(n):
-            place = (source[i] >> shift) & mask
+            place = U((source[i] >> shift) & mask)
             target[counts[place]] = source[i]
-            counts[place] += 1
+            counts[place] += U(1)
         there = not there
         differ >>= digit
         shift += digit

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import dask
 import numpy as np
@@ -90,7 +91,21 @@ def reduce_latents(
     """
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish, counter), pure=False, traverse=False)
-    parts = [task(str(codes.path.absolute()), codes.codes_id, latents, shared, tau) for latents in ranges]
+    name, last = (
+        uuid4(),
+        len(ranges) - 1,
+    )  # dask begins with the last key: ranges are then finished and written in order
+    parts = [
+        task(
+            str(codes.path.absolute()),
+            codes.codes_id,
+            latents,
+            shared,
+            tau,
+            dask_key_name=f"{name}-{last - number:09d}",
+        )
+        for number, latents in enumerate(ranges)
+    ]
     checks = map_shards(codes, _check_shard) if codes.fits_cache else []  # each shard once, whoever reads it
     both = dask.delayed(_first, pure=False)(parts, checks)
     early = set()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from saetrain.codes.entries import LatentCodes, drop_zeros
 from saetrain.codes.store import CodeStore
 
-POINTER_BYTES = 1 << 25
+POINTER_BYTES = 1 << 26
 """Memory for pointers: a batch ends where they fill it."""
 
 

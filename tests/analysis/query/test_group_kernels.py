@@ -48,7 +48,7 @@ def test_keys_are_sorted_by_their_scores(n: int, seed: int, n_bits: int, n_zeros
     scores = np.full(n, 5 << n_zeros) if is_constant else rng.integers(0, 1 << n_bits, n) << min(n_zeros, 47 - n_bits)
     key = np.concatenate([(scores << 1) | rng.integers(0, 2, n), [7]])
     spare, expected = np.zeros_like(key), np.sort(key[:n])
-    is_spare = kernels.sort_keys(key, spare, n, np.empty(1 << kernels.DIGIT, np.int64))
+    is_spare = kernels.sort_keys(key, spare, n, np.empty(1 << kernels.DIGIT, np.uint64))
     found = (spare if is_spare else key)[:n]
     np.testing.assert_array_equal(found >> 1, expected >> 1)
     np.testing.assert_array_equal(np.sort(found), expected)
