@@ -31,7 +31,7 @@ BLOCK_ENTRIES = 1 << 24
 """Entries of a block of latents; a task holds about 20 bytes for each, or 6 with a kernel."""
 
 BATCH_ENTRIES = 20 << 20
-"""Entries that a kernel compares at once: a block, which holds about as many as it should."""
+"""Entries that a kernel compares at once: somewhat more than a block, whose size is an estimate."""
 
 MOST_TOKENS = 1 << 19
 """The kernel divides by the number of tokens with this precision."""
