@@ -253,6 +253,7 @@ def test_the_list_of_keys_opens_over_the_page_and_closes(page: Any) -> None:
     opener.focus()
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keys")
+    dialog.wait_for()
     assert dialog.locator("dt").count() > 8
     box = dialog.bounding_box()
     assert 0 <= box["y"] < box["y"] + box["height"] <= 900
