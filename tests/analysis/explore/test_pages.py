@@ -158,9 +158,9 @@ def test_a_latent_shows_its_strongest_images_in_order(page: Any, explored: Explo
     assert first.locator("canvas").count() == len(images)
     page.get_by_role("checkbox", name="heat maps").uncheck()
     page.wait_for_url("**heat=off**")
-    assert first.locator("canvas").count() == 0
+    first.locator("canvas").first.wait_for(state="detached")
     page.go_back()
-    assert page.get_by_role("checkbox", name="heat maps").is_checked()
+    page.get_by_role("checkbox", name="heat maps", checked=True).wait_for()
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 7), (7, 0), (7, 7), (3, 7), (7, 4)])

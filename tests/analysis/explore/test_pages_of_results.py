@@ -94,7 +94,7 @@ def test_the_adaptation_shows_the_top_images_of_both_models(page: Any, shown: Sh
     assert n_maps > 0
     page.keyboard.press("h")
     page.wait_for_url("**heat=off**")
-    assert page.locator(".shots canvas").count() == 0
+    page.locator(".shots canvas").first.wait_for(state="detached")
     pairs.first.locator("h3 a").click()
     page.get_by_role("heading", level=1, name=re.compile(f"^Latent {titles[0]}")).wait_for()
 
