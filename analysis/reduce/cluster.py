@@ -60,7 +60,10 @@ def open_scheduler(
         if n_workers is not None:
             _check_main_guard()
             say("waiting for workers")
-            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None)
+            cluster = LocalCluster(
+                n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": ":0"},  # any free port: another cluster may have dask's own
+            )  # fmt: skip
             address = stack.enter_context(cluster)
         try:
             if scheduler is not None:

@@ -66,6 +66,12 @@ def wait_for(path: Path) -> str:
     raise AssertionError(f"{path} never came")
 
 
+def test_two_commands_may_have_workers_at_the_same_time(codes: CodeStore, expected: dict[str, Any]) -> None:
+    """A warning about a port that is taken would be an error here."""
+    with open_scheduler(n_workers=1), open_scheduler(n_workers=1):
+        assert columns(reduce_shards(codes, statistics(codes), tau=0.2)) == expected
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the worker that dies
 def test_a_killed_worker_changes_nothing(codes: CodeStore, expected: dict[str, Any], tmp_path: Path) -> None:
     killed: list[int] = []
