@@ -43,13 +43,14 @@ def contrast_latents(pointers, rows, values, n_tokens, group, by_peak, n_a, n_b,
     near_rows, near_values = np.empty(n_near, np.uint32), np.empty(n_near, np.uint16)
     for latent in range(pointers.shape[0] - 1):
         starts, stops, n = pointers[latent], pointers[latent + 1], np.int64(0)
-        if (stops - starts).sum() <= SHORT * n_shards:
+        n_entries = (stops - starts).sum()
+        if n_entries <= SHORT * n_shards:
             stop = gather(starts, stops, rows, values, near_rows, near_values)
             n = add_keys(near_rows, near_values, 0, stop, n_tokens, group, by_peak, np.int64(0), key, n)
         else:
             for shard in range(n_shards):
                 at = starts[shard], stops[shard]
-                if (stops - starts).sum() > LONG * len(group):
+                if n_entries > LONG * len(group):
                     n = add_long_keys(rows, values, *at, n_tokens, group, by_peak, np.int64(0), key, n)
                 else:
                     n = add_keys(rows, values, *at, n_tokens, group, by_peak, np.int64(0), key, n)
