@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,15 @@ def open_page(tab: Any, address: str, heading: str) -> None:
     """Go to an address of the page, and wait for its heading."""
     tab.goto(tab.address + address)
     tab.get_by_role("heading", level=1, name=re.compile(heading)).wait_for()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until a page shows what it should: it draws a moment after its address or its heading has changed."""
+    for _ in range(1200):
+        if holds():
+            return
+        time.sleep(0.05)
+    assert holds()
 
 
 NAMELESS = """() => [...document.querySelectorAll('a, button, input, select, textarea, img, canvas, iframe, [role]')]

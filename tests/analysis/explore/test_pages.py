@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from explorer import NAMELESS, PALE, open_page, open_tab
+from explorer import NAMELESS, PALE, open_page, open_tab, wait_until
 from PIL import Image
 
 from actcache import extract
@@ -111,17 +111,18 @@ def test_the_atlas_lists_every_latent_that_fires_and_opens_one(page: Any, explor
     table = ConceptTable.open(explored.concepts).table
     fires = np.flatnonzero(np.asarray(table["n_tokens"]) > 0)
     open_page(page, "", "Atlas")
-    assert page.get_by_text(f"{len(fires)} latents that fire, of 64").is_visible()
+    page.get_by_text(f"{len(fires)} latents that fire, of 64").wait_for()
     page.get_by_role("button", name="maximum activation").click()
     first = page.locator(".list tbody tr td a").first
-    assert int(first.inner_text()) == int(np.argmax(np.asarray(table["max_activation"])))
+    highest = int(np.argmax(np.asarray(table["max_activation"])))
+    wait_until(lambda: int(first.inner_text()) == highest)
     assert "sort=-max_activation" in page.url
     first.click()
     page.get_by_role("heading", level=1, name=re.compile(r"^Latent \d+")).wait_for()
     page.go_back()
     page.get_by_role("heading", level=1, name="Atlas").wait_for()
     assert "sort=-max_activation" in page.url
-    assert page.locator(".list th[aria-sort=descending]").count() == 1
+    wait_until(lambda: page.locator(".list th[aria-sort=descending]").count() == 1)
 
 
 def test_the_search_box_finds_numbers_names_and_classes(page: Any, explored: Explored) -> None:
@@ -130,10 +131,10 @@ def test_the_search_box_finds_numbers_names_and_classes(page: Any, explored: Exp
     box = page.get_by_role("searchbox")
     box.fill("onerror")
     page.get_by_text("1 latent for").wait_for()
-    assert page.locator(".list tbody tr td a").all_inner_texts() == [str(latent)]
+    wait_until(lambda: page.locator(".list tbody tr td a").all_inner_texts() == [str(latent)])
     box.fill("star")
     page.wait_for_url("**q=star**")
-    assert set(page.locator(".list tbody tr td:nth-child(3)").all_inner_texts()) == {"star"}
+    wait_until(lambda: set(page.locator(".list tbody tr td:nth-child(3)").all_inner_texts()) == {"star"})
     box.fill(str(latent))
     box.press("Enter")
     page.get_by_role("heading", level=1, name=re.compile(f"^Latent {latent}")).wait_for()
@@ -150,12 +151,14 @@ def test_a_latent_shows_its_strongest_images_in_order(page: Any, explored: Explo
     rows = [row for row in table.top_images.to_pylist() if row["latent"] == latent]
     open_page(page, f"#/latent/{latent}", "^Latent")
     first = page.locator("section", has=page.get_by_role("heading", name="Strongest", exact=True))
+    first.locator("li a").first.wait_for()
     links = first.locator("li a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
     images = [int(re.findall(r"image/(\d+)", link)[0]) for link in links]
     assert images == [row["image"] for row in sorted(rows, key=lambda row: row["rank"])][: len(images)]
     assert len(images) >= 6
-    assert first.locator("img").evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)")
-    assert first.locator("canvas").count() == len(images)
+    seen = "all => all.filter(i => i.complete && i.naturalWidth > 0).length"
+    wait_until(lambda: first.locator("img").evaluate_all(seen) == len(images))
+    wait_until(lambda: first.locator("canvas").count() == len(images))
     page.get_by_role("checkbox", name="heat maps").uncheck()
     page.wait_for_url("**heat=off**")
     first.locator("canvas").first.wait_for(state="detached")
@@ -191,15 +194,15 @@ def test_a_heat_map_is_bright_where_the_latent_fires(page: Any, explored: Explor
     of_image = (rows // 65 == 7) & (rows % 65 > 0)
     heat[rows[of_image] % 65 - 1] = values[of_image]
     open_page(page, f"#/image/7?latent={record['latent']}&level=0.01", r"\.png$")
-    alpha = page.locator(".picker canvas").evaluate(
-        """canvas => {
-            const [w, h] = [canvas.width / 8, canvas.height / 8], c = canvas.getContext('2d');
-            const alpha = i => c.getImageData((i % 8 + .5) * w, (Math.floor(i / 8) + .5) * h, 1, 1).data[3];
-            return [...Array(64).keys()].map(alpha);
-        }"""
-    )
+    read = """canvas => {
+        const [w, h] = [canvas.width / 8, canvas.height / 8], c = canvas.getContext('2d');
+        const alpha = i => c.getImageData((i % 8 + .5) * w, (Math.floor(i / 8) + .5) * h, 1, 1).data[3];
+        return [...Array(64).keys()].map(alpha);
+    }"""
     maximum = float(ConceptTable.open(explored.concepts).table["max_activation"][record["latent"]].as_py())
-    assert [value < 100 for value in alpha] == (heat >= 0.01 * maximum).tolist()
+    bright = (heat >= 0.01 * maximum).tolist()
+    assert 0 < sum(bright) < 64
+    wait_until(lambda: [value < 100 for value in page.locator(".picker canvas").evaluate(read)] == bright)
 
 
 def test_dragging_chooses_a_rectangle_and_escape_clears_it(page: Any, explored: Explored) -> None:
@@ -222,8 +225,9 @@ def test_dragging_chooses_a_rectangle_and_escape_clears_it(page: Any, explored: 
 def test_two_images_are_compared(page: Any, explored: Explored) -> None:
     of = [{row["latent"] for row in query_image(explored.codes, image, n_top=64).to_pylist()} for image in (1, 4)]
     open_page(page, "#/image/1?with=4", r" and ")
-    counts = [int(text.split()[0]) for text in page.locator(".thirds h2 .soft").all_inner_texts()]
-    assert counts == [len(of[0] - of[1]), len(of[0] & of[1]), len(of[1] - of[0])]
+    counts = [len(of[0] - of[1]), len(of[0] & of[1]), len(of[1] - of[0])]
+    shown = page.locator(".thirds h2 .soft")
+    wait_until(lambda: [int(text.split()[0]) for text in shown.all_inner_texts()] == counts)
 
 
 def test_everything_works_by_keyboard(page: Any, explored: Explored) -> None:
@@ -236,7 +240,7 @@ def test_everything_works_by_keyboard(page: Any, explored: Explored) -> None:
     page.wait_for_url("**heat=off**")
     page.keyboard.press("/")
     page.keyboard.type("12n")  # typed, not obeyed
-    assert page.get_by_role("searchbox").input_value() == "12n"
+    wait_until(lambda: page.get_by_role("searchbox").input_value() == "12n")
     page.get_by_role("searchbox").blur()
     page.keyboard.press("i")
     page.get_by_role("heading", level=1, name="Images").wait_for()
@@ -292,7 +296,7 @@ def test_a_page_is_printed_in_black_on_white(page: Any) -> None:
     colors = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
     assert colors == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
     assert not page.locator("header.bar").is_visible()
-    assert page.locator(".shots img").first.is_visible()
+    page.locator(".shots img").first.wait_for()
 
 
 def test_everything_has_a_name_for_a_screen_reader(page: Any) -> None:
@@ -401,6 +405,7 @@ def test_an_upload_is_encoded_and_a_broken_one_is_refused(served: Any, explored:
     field.set_input_files(explored.concepts.parent / "scenes" / "images" / uri)
     tab.wait_for_url("**/image/upload-**", timeout=60_000)
     tab.get_by_role("heading", level=1, name="your image").wait_for()
+    tab.locator(".bars-table tbody tr").first.wait_for()
     shown = tab.locator(".bars-table tbody tr td:first-child").all_inner_texts()
     stored = [row["latent"] for row in query_image(explored.codes, 5, n_top=64).to_pylist()]
     assert {int(text.split()[0]) for text in shown[:5]} <= set(stored[:8])

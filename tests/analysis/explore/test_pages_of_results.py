@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import bokeh
 import numpy as np
 import pytest
-from explorer import NAMELESS, PALE, open_page, open_tab, serving
+from explorer import NAMELESS, PALE, open_page, open_tab, serving, wait_until
 
 from actcache import SettingsError
 from actcache.options import JudgingConfig
@@ -91,8 +91,7 @@ def test_the_adaptation_shows_the_top_images_of_both_models(page: Any, shown: Sh
         n_tokens = row[f"{('base', 'adapted')[side]}_tokens"]
         assert part.locator("h4").inner_text().startswith(f"{('base', 'adapted')[side]} model: {n_tokens:,} token")
     assert page.locator(".shots img").evaluate_all("all => all.every(i => !i.complete || i.naturalWidth > 0)")
-    n_maps = page.locator(".shots canvas").count()
-    assert n_maps > 0
+    page.locator(".shots canvas").first.wait_for()
     page.keyboard.press("h")
     page.wait_for_url("**heat=off**")
     page.locator(".shots canvas").first.wait_for(state="detached")
@@ -144,14 +143,12 @@ def test_results_are_drawn_in_a_frame_that_fills_the_screen(page: Any, shown: Sh
 def test_results_have_the_colors_of_the_page(page: Any) -> None:
     page.emulate_media(color_scheme="light")
     open_page(page, "#/results", "Results")
-    page.frame_locator("iframe").locator("h1").wait_for()
-    back = "[...getComputedStyle(document.body).backgroundColor.matchAll(/[0-9]+/g)].map(Number)[0]"
-    assert page.frames[-1].evaluate(back) > 200
+    body = page.frame_locator("iframe").locator("body")
+    back = "body => [...getComputedStyle(body).backgroundColor.matchAll(/[0-9]+/g)].map(Number)[0]"
+    wait_until(lambda: body.evaluate(back) > 200)
     for _ in range(2):  # from auto over light to dark
         page.get_by_role("button", name=re.compile("^Colors")).click()
-    page.frame_locator("iframe").locator("h1").wait_for()
-    page.wait_for_timeout(200)
-    assert page.frames[-1].evaluate(back) < 60
+    wait_until(lambda: body.evaluate(back) < 60)
 
 
 def test_a_latent_in_the_results_leads_to_its_page(page: Any) -> None:
