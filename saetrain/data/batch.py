@@ -1,13 +1,16 @@
-"""The batch that is being filled: which rows it takes from which places, and the copy of these rows.
+"""The batches that are being filled: which rows they take from which places, and the copy of these rows.
 
-With a compiler, the caller's thread and the loader's threads take pieces of a batch from one list, so that a thread
-that waits for nothing else copies rows (`row_kernels.py`). Without one, `torch.index_select` copies them.
+With a compiler, the loader's threads and the caller's, once it waits, take pieces of a batch from one list, so that a
+thread that has nothing else to do copies rows (`row_kernels.py`). Without one, `torch.index_select` copies them in the
+caller's thread.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ WORD = 8
 
 
 class Batch(NamedTuple):
-    """One batch. The next batch overwrites its tensors."""
+    """One batch. Its tensors are overwritten once the next batch is asked for."""
 
     activations: Tensor  # [B, D] in the dtype of the store, at the first hook point
     image: Tensor  # [B] int64, the stored position over all stores
@@ -32,12 +35,28 @@ class Batch(NamedTuple):
 
 
 class BatchMemory:
-    """The memory of the batch being filled: two that alternate where a copy to a GPU may still be running."""
+    """The batches that are being filled, each in memory of its own.
 
-    def __init__(self, n_rows: int, d_model: int, dtype: torch.dtype, *, n_hook_points: int, pin: bool) -> None:
-        self._chosen: list[tuple[NDArray[np.int64], int, int, int]] = []
-        self._sets = [_BatchSet(n_rows, d_model, dtype, n_hook_points, pin) for _ in range(2 if pin else 1)]
+    While a batch is used, the next one is copied. Where a copy of the batch before to a GPU may still be running,
+    there is one more.
+
+    Args:
+        threads: those that may help to copy, `n_helpers` at most and only where they have nothing else to do.
+    """
+
+    def __init__(
+        self, n_rows: int, d_model: int, dtype: torch.dtype, *, n_hook_points: int, pin: bool,
+        threads: ThreadPoolExecutor, n_helpers: int,
+    ) -> None:  # fmt: skip
         self._kernels = find_kernels("saetrain.data.row_kernels") if d_model * dtype.itemsize % WORD == 0 else None
+        self._threads, self._n_helpers = threads, n_helpers if self._kernels else 0
+        self._chosen: list[tuple[NDArray[np.int64], int, int, int]] = []
+        self._idle = deque(_BatchSet(n_rows, d_model, dtype, n_hook_points, pin) for _ in range(3 if pin else 2))
+        self._filling: deque[_BatchSet] = deque()
+
+    def begin(self) -> None:
+        """From here on, rows are chosen for the next batch."""
+        self._filling.append(self._idle.popleft())
 
     def choose(self, rows: NDArray[np.int64], first: int, n: int, at: int) -> None:
         """Put the rows first..first + n of `rows` [N, 3], (place in the arena, image, token), at the places at..at + n
@@ -45,63 +64,78 @@ class BatchMemory:
         """
         self._chosen.append((rows, first, n, at))
 
-    def gather(self, arena: list[Tensor], threads: ThreadPoolExecutor, n_helpers: int) -> None:
-        """Copy the rows chosen so far out of the arenas [N, D], one per hook point.
-
-        Args:
-            threads: those that may help, which are `n_helpers` at most and only where they have nothing else to do.
-        """
-        batch, numbers = self._sets[0].batch, self._sets[0].numbers
-        pairs = list(zip(arena, (batch.activations, *batch.others), strict=True))
+    def copy(self, arena: list[Tensor]) -> None:
+        """Begin to copy the rows chosen so far out of the arenas [N, D], one per hook point."""
+        target = self._filling[-1]
+        pairs = list(zip(arena, target.values, strict=True))
         if self._kernels is None:
-            for rows, first, n, at in self._chosen:
-                chosen = torch.from_numpy(rows[first : first + n])
-                numbers[:, at : at + n] = chosen[:, 1:].T
-                for source, target in pairs:
-                    _gather(source, chosen[:, 0].contiguous(), target[at : at + n])
-        else:
-            words = [(source.numpy().view(np.uint64), target.numpy().view(np.uint64)) for source, target in pairs]
             pieces = [
-                (source, rows, first + i, min(PIECE, n - i), target, numbers.numpy(), at + i)
-                for source, target in words
+                partial(_gather, *pair, torch.from_numpy(rows[first : first + n]), target.numbers, at)
+                for pair in pairs
+                for rows, first, n, at in self._chosen
+            ]
+        else:
+            words = [(source.numpy().view(np.uint64), values.numpy().view(np.uint64)) for source, values in pairs]
+            pieces = [
+                partial(draw, source, rows, first + i, min(PIECE, n - i), values, target.numbers.numpy(), at + i)
+                for draw in (self._kernels.draw_rows,)
+                for source, values in words
                 for rows, first, n, at in self._chosen
                 for i in range(0, n, PIECE)
             ]
-            _share(self._kernels.draw_rows, pieces, threads, min(n_helpers, len(pieces) - 1))
+        target.copies.append(_Copy(pieces, self._threads, self._n_helpers))
         self._chosen.clear()
 
+    def wait(self) -> None:
+        """Wait until all of these rows are copied."""
+        for filling in self._filling:
+            filling.wait()
+
     def take(self) -> Batch:
-        """The filled batch. The next one is filled from its beginning."""
-        batch = self._sets[0].batch
-        self._sets.reverse()
-        return batch
+        """The batch that was begun first, filled."""
+        filled = self._filling.popleft()
+        filled.wait()
+        self._idle.append(filled)
+        return filled.batch
 
 
 class _BatchSet:
-    """A batch, and its images and tokens side by side."""
+    """A batch, its images and tokens side by side, and what is being copied into it."""
 
     def __init__(self, n_rows: int, d_model: int, dtype: torch.dtype, n_hook_points: int, pin: bool) -> None:
         self.numbers = torch.empty(2, n_rows, dtype=torch.int64)
-        values = [torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin) for _ in range(n_hook_points)]
-        self.batch = Batch(values[0], self.numbers[0], self.numbers[1], tuple(values[1:]))
+        self.values = [torch.empty(n_rows, d_model, dtype=dtype, pin_memory=pin) for _ in range(n_hook_points)]
+        self.batch = Batch(self.values[0], self.numbers[0], self.numbers[1], tuple(self.values[1:]))
+        self.copies: list[_Copy] = []
+
+    def wait(self) -> None:
+        for copy in self.copies:
+            copy.wait()
+        self.copies.clear()
 
 
-def _gather(source: Tensor, places: Tensor, target: Tensor) -> None:
+class _Copy:
+    """Pieces of a batch, which threads take from one list; the thread that waits for them helps."""
+
+    def __init__(self, pieces: Sequence[Callable[[], None]], threads: ThreadPoolExecutor, n_helpers: int) -> None:
+        self._pieces, self._numbers = pieces, count()
+        self._helpers = [threads.submit(self._work) for _ in range(min(n_helpers, len(pieces)))]
+
+    def wait(self) -> None:
+        self._work()
+        for helper in self._helpers:
+            if not helper.cancel():
+                helper.result()
+
+    def _work(self) -> None:
+        while (number := next(self._numbers)) < len(self._pieces):
+            self._pieces[number]()
+
+
+def _gather(source: Tensor, target: Tensor, rows: Tensor, numbers: Tensor, at: int) -> None:
+    """What the kernel does to one piece, by torch."""
+    target, places = target[at : at + len(rows)], rows[:, 0].contiguous()
+    numbers[:, at : at + len(rows)] = rows[:, 1:].T
     if source.element_size() * source.shape[1] % 4 == 0:  # gathering 32-bit words is 2.5 times faster
         source, target = source.view(torch.int32), target.view(torch.int32)
     torch.index_select(source, 0, places, out=target)
-
-
-def _share(kernel: Any, pieces: Sequence[tuple[Any, ...]], threads: ThreadPoolExecutor, n_helpers: int) -> None:
-    """Call the kernel for all pieces in this thread, and in others that are free before it is done."""
-    numbers = count()
-
-    def work() -> None:
-        while (number := next(numbers)) < len(pieces):
-            kernel(*pieces[number])
-
-    helpers = [threads.submit(work) for _ in range(n_helpers)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()

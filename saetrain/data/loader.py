@@ -115,30 +115,36 @@ class ActivationLoader:
         """Yield batches from number `step` on, without end. Each rank gets batch_size / world_size rows of a batch."""
         part = self.batch_size // self.n_streams
         streams = range(self.rank, self.n_streams, self.world_size)
+        source = _Whole(self, streams) if self.fits else _Windows(self, streams)
         memory = BatchMemory(
             part * len(streams), self.store.layout.d_model, _torch_dtype(self.store),
-            n_hook_points=len(self.hook_points), pin=self.pin_memory,
+            n_hook_points=len(self.hook_points), pin=self.pin_memory, threads=source.threads,
+            n_helpers=self.n_threads - 1,
         )  # fmt: skip
-        source = _Whole(self, streams) if self.fits else _Windows(self, streams)
         epoch, step = divmod(step, self.steps_per_epoch)
         try:
             while True:
                 source.begin(epoch, step)
                 for number in range(step, self.steps_per_epoch):
+                    memory.begin()
                     for slot, stream in enumerate(streams):
                         row, end, at = number * part, (number + 1) * part, slot * part
                         while row < end:
-                            if not source.has(
-                                stream, row
-                            ):  # every pool holds rows of this batch, so they must be gathered first
-                                memory.gather(source.arena, source.threads, self.n_threads - 1)
-                                source.recycle()
+                            if not source.has(stream, row):  # all pools hold rows that have to be copied first
+                                memory.copy(source.arena)
+                                memory.wait()
+                                source.recycle(spent=True)
                             pool, offset, n = source.find(stream, row, end)
                             memory.choose(pool.rows, offset, n, at)
                             row, at = row + n, at + n
-                    memory.gather(source.arena, source.threads, self.n_threads - 1)
-                    source.recycle()
-                    yield memory.take()
+                    memory.copy(source.arena)
+                    if number > step:  # the batch before, while this one is copied
+                        batch = memory.take()
+                        source.recycle()
+                        yield batch
+                batch = memory.take()
+                source.recycle(spent=True)
+                yield batch
                 epoch, step = epoch + 1, 0
         finally:
             source.close()
@@ -206,7 +212,7 @@ class _Whole:
     def find(self, stream: int, row: int, end: int) -> tuple[_Pool, int, int]:
         return self.pool, stream * self.length + row, end - row
 
-    def recycle(self) -> None:
+    def recycle(self, *, spent: bool = False) -> None:
         pass
 
     def close(self) -> None:
@@ -222,7 +228,8 @@ class _Windows:
         self.arena: list[Tensor] = []
         self.capacity = 0
         self.free: list[_Pool] = []
-        self.spent: list[_Pool] = []
+        self.spent: list[_Pool] = []  # by rows that are not copied yet
+        self.left: list[_Pool] = []  # spent before the last batch was begun
         self.ahead: dict[int, deque[tuple[Window, Future[_Pool]]]] = {stream: deque() for stream in streams}
 
     def begin(self, epoch: int, step: int) -> None:
@@ -259,11 +266,16 @@ class _Windows:
             self.spent.append(done.result())
         return bool(queue)
 
-    def recycle(self) -> None:
-        """Read the next windows into the pools that are used up. Their rows must have been gathered."""
-        self.free += self.spent
-        self.spent.clear()
-        self._read_ahead()
+    def recycle(self, *, spent: bool = False) -> None:
+        """Read the next windows into the pools that were used up before the last batch was begun, whose rows must have
+        been copied; with `spent`, into all that are used up.
+        """
+        self.free += self.left
+        self.left, self.spent = self.spent, []
+        if spent:
+            self.recycle()
+        else:
+            self._read_ahead()
 
     def find(self, stream: int, row: int, end: int) -> tuple[_Pool, int, int]:
         """The pool of a stream's row `row`, its offset there, and how many rows follow in this window, up to `end`."""

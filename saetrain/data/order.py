@@ -14,6 +14,7 @@ dropped.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -39,7 +40,7 @@ class Window:
     skip: NDArray[np.int64]
     stop: NDArray[np.int64]
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         return int((self.stop - self.skip).sum())
 

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -98,13 +99,22 @@ def test_streams_of_one_loader_do_not_disturb_each_other(planted_store: Path, po
             np.testing.assert_array_equal(batch.activations.numpy(), whole[batch.image.numpy(), batch.token.numpy()])
 
 
-def test_a_batch_overwrites_the_one_before(planted_store: Path) -> None:
-    """The memory of a batch is allocated once per stream."""
+def test_memory_is_allocated_once_per_stream(planted_store: Path) -> None:
     batches = loader(planted_store, 1000).batches()
     first = next(batches).activations
     before = first.clone()
-    assert next(batches).activations.data_ptr() == first.data_ptr()
+    addresses = [next(batches).activations.data_ptr() for _ in range(2 * STEPS_PER_EPOCH)]
+    assert set(addresses) - {first.data_ptr()} == {addresses[0]}  # one that is used, one that is filled meanwhile
     assert not torch.equal(first, before)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_batch_stays_as_it_is_while_it_is_used(planted_store: Path, pool: int) -> None:
+    """The next one is copied meanwhile, and its windows are read."""
+    whole = ActivationStore.open(planted_store).read()
+    for batch in islice(loader(planted_store, pool).batches(), STEPS_PER_EPOCH + 2):
+        time.sleep(0.005)
+        np.testing.assert_array_equal(batch.activations.numpy(), whole[batch.image.numpy(), batch.token.numpy()])
 
 
 @pytest.mark.parametrize("pool", POOLS)
