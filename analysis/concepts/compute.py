@@ -1,35 +1,31 @@
 """analyze(): codes -> ConceptTable, in one pass of dask over ranges of latents."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from actcache import PipelineError, SettingsError
 from actcache.artifacts import (
-    Artifact,
     OutputLock,
-    artifact_path,
     begin_artifact,
     check_whole,
-    file_digest,
-    open_artifact,
     read_provenance,
     seal_artifact,
     write_new,
 )
 from actcache.machine import available_bytes, check_memory
-from actcache.progress import Progress
+from actcache.progress import Progress, TaskCount
 from actcache.store import IMAGES_FILE, StoreGroup, Stores
 from analysis.concepts.config import AnalyzeConfig
 from analysis.concepts.counting import range_counter
-from analysis.concepts.files import CountsWriter, describe_range, write_array, write_files
+from analysis.concepts.embeddings import choose_embeddings, write_embeddings
+from analysis.concepts.files import CountsWriter, describe_range, write_files
 from analysis.concepts.histograms import N_BINS, entry_counts_statistic
-from analysis.concepts.monosemanticity import check_embeddings, monosemanticity, n_monosemanticity_tasks
+from analysis.concepts.monosemanticity import monosemanticity, n_monosemanticity_tasks
 from analysis.concepts.nearest import n_geometry_tasks, nearest_latents
+from analysis.concepts.replaced import check_notes, find_table, is_completed, read_notes
 from analysis.concepts.statistics import (
     CLASS_BYTES,
     class_counts_statistic,
@@ -37,8 +33,8 @@ from analysis.concepts.statistics import (
     top_images_statistic,
     totals_statistic,
 )
-from analysis.concepts.table import EMBEDDINGS_FILE, NAMES_FILE, NOTES, OWN_FILE, CodesProvenance, ConceptTable
-from analysis.lineage import find_images, find_run, open_parents, open_same_images
+from analysis.concepts.table import CodesProvenance, ConceptTable
+from analysis.lineage import find_images, find_run
 from analysis.reduce import cut_latents, open_scheduler, reduce_latents, tokens_per_image
 from saetrain import CodeStore, Run
 
@@ -106,12 +102,7 @@ def _analyze(
         left_out["pictures"] = "the images were not found; analyze again with --images and --overwrite"
     if not isinstance(made_by, Run):
         left_out["nearest"] = f"{made_by}; analyze again with --run and --overwrite"
-    embedded = None if embeddings is None or str(embeddings) == "clip" else Path(embeddings)
-    other = None if with_ is None else open_same_images(codes, with_)
-    if other is not None and embedded is not None:
-        raise SettingsError(f"--embeddings {embedded} and --with both give embeddings. Leave one of them out.")
-    if embedded is not None:
-        check_embeddings(codes, embedded)
+    wanted = choose_embeddings(codes, embeddings, with_)
 
     decoder_bytes = 4 * made_by.sae_config.n_latents * made_by.d_model if isinstance(made_by, Run) else 0
     check_memory(
@@ -124,15 +115,15 @@ def _analyze(
         **asdict(config),
         "pictures": "pictures" not in left_out,
         "nearest": 0 if "nearest" in left_out else N_NEAREST,
-        "embeddings": _describe_embeddings(embeddings, embedded, other),
+        "embeddings": None if wanted is None else wanted.identity,
     }
-    there = _find_table(concepts, codes)
+    there = find_table(concepts, codes)
     if overwrite and there is None:
-        _check_notes(concepts)
+        check_notes(concepts)
 
     def copy_files(path: Path) -> None:
         write_new(path / IMAGES_FILE, (codes.path / IMAGES_FILE).read_bytes())
-        notes = {} if there is None else _read_notes(there, settings)  # only now, because the lock is held
+        notes = {} if there is None else read_notes(there, settings)  # only now, because the lock is held
         for name, data in notes.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             write_new(path / name, data)
@@ -147,15 +138,14 @@ def _analyze(
             parents={"codes": (codes.codes_id, codes.path)},
             provenance={key: recorded[key] for key in ("quality", "source", "sae", "curves") if key in recorded},
             prepare=copy_files,
-            overwrite=overwrite or (there is not None and _is_completed(there, settings)),
+            overwrite=overwrite or (there is not None and is_completed(there, settings)),
             lock=lock,
         )
         if artifact.complete:
             return ConceptTable.open(artifact.path)
-        if (embeddings is not None or other is not None) and embedded is None:
-            embedded = artifact.path / EMBEDDINGS_FILE
-            group = open_parents(codes, store, has_flag=True) if other is None else other
-            _embed_all_images(group, embedded, device=device, on_progress=on_progress)
+        embedded = None
+        if wanted is not None:
+            embedded = write_embeddings(wanted, codes, store, artifact.path, device=device, on_progress=on_progress)
         labels = np.asarray(codes.images["label"])
         statistics = {
             "totals": totals_statistic(),
@@ -167,7 +157,7 @@ def _analyze(
         latent_bytes = CLASS_BYTES * len(present_labels(labels)) + 8 * (codes.n_tokens + N_BINS) + 48 * config.n_top
         n_entries = max(RANGE_ENTRIES, PIECE_ENTRIES * codes.n_shards)
         ranges = cut_latents(codes, n_entries, at_most=max(1, RANGE_BYTES // latent_bytes))
-        tasks = _TaskCount(on_progress)
+        tasks = TaskCount(on_progress)
         semantics = tasks.add(n_monosemanticity_tasks(codes) if embedded else 0)
         geometry = tasks.add(n_geometry_tasks(codes.n_latents) if isinstance(made_by, Run) else 0)
         passes = tasks.add(len(ranges))
@@ -193,74 +183,3 @@ def _analyze(
             left_out=left_out,
         )
         return ConceptTable.open(artifact.path)
-
-
-def _describe_embeddings(embeddings: str | Path | None, file: Path | None, other: StoreGroup | None) -> object:
-    """What stands for the embeddings in a table's identity: the content of a file, or the stores they are from."""
-    if other is not None:
-        return {"stores": [member.store_id for member in other.stores]}
-    return embeddings if file is None else file_digest(file)["pieces"]
-
-
-def _embed_all_images(group: StoreGroup, out: Path, *, device: str, on_progress: Progress | None) -> None:
-    """Write the embedding of every image by the stores' own model."""
-    from actcache.prompts import open_towers  # torch
-    from analysis.classifier import embed_stored_images
-
-    vision = open_towers(group.stores[0].artifact, device=device).vision
-    write_array(out, embed_stored_images(group, np.arange(group.n_images), vision=vision, on_progress=on_progress))
-
-
-def _find_table(concepts: str | Path, codes: CodeStore) -> Artifact | None:
-    """The table of the same codes that is there already, whatever its settings are."""
-    try:
-        there = open_artifact(concepts, "concepts")
-    except PipelineError:
-        return None
-    same = there.parents.keys() == {"codes"} and there.parent("codes").id == codes.codes_id
-    return there if same else None
-
-
-def _is_completed(there: Artifact, settings: Mapping[str, object]) -> bool:
-    """Whether a table differs only in lacking parts that can be computed now.
-
-    It was made without the images or the run; `analyze` advised to name them, and that must lead to the whole table.
-    """
-    old = dict(there.settings)
-    gained = [part for part in ("pictures", "nearest") if not old.get(part) and settings[part]]
-    same = {**old, **{part: settings[part] for part in gained}} == json.loads(json.dumps(settings))
-    return bool(gained) and same
-
-
-def _read_notes(there: Artifact, settings: Mapping[str, object]) -> dict[str, bytes]:
-    """What a new table keeps of the names of the latents: file name -> content.
-
-    What people wrote is stored nowhere else. Computed names are left out if the new table chooses other top images.
-    """
-    files = [file for file in sorted((there.path / NOTES).glob("*")) if file.is_file()]
-    if any(there.settings.get(name) != settings[name] for name in ("n_top", "score")):
-        files = [file for file in files if file.name != NAMES_FILE]
-    return {str(file.relative_to(there.path)): file.read_bytes() for file in files}
-
-
-def _check_notes(concepts: str | Path) -> None:
-    """Raise SettingsError if names of people would be deleted: those of other codes, or of a table that is damaged."""
-    own = artifact_path(concepts) / NOTES / OWN_FILE
-    if own.is_file():
-        raise SettingsError(
-            f"{own} holds names that people gave to other latents, and they are stored nowhere else. Move the file "
-            f"out of {concepts}, or delete it, before you replace the table with --overwrite."
-        )
-
-
-class _TaskCount:
-    """Shows the tasks of several steps as one count."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self.on_progress, self.total = on_progress, 0
-
-    def add(self, n_tasks: int) -> Progress:
-        """A callback that counts the next `n_tasks`."""
-        before = self.total
-        self.total += n_tasks
-        return lambda done, total: self.on_progress(before + done, self.total) if self.on_progress else None

@@ -20,7 +20,6 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from actcache import SettingsError
 from actcache.progress import Progress
 from analysis.reduce import compute, cut_latents, find_pairs, image_scores, open_codes
 from saetrain import CodeStore
@@ -34,7 +33,7 @@ def monosemanticity(
     """The MS of every latent, [F]; NaN if fewer than two images have any weight.
 
     Args:
-        embeddings: an .npy file [I, E] with rows in stored order, of any nonzero length. See `check_embeddings`.
+        embeddings: an .npy file [I, E] with rows in stored order, of any nonzero length. See `choose_embeddings`.
         score: a latent's activation on an image: the `mean` over its tokens, or the `max`.
         on_progress: called with (tasks done, tasks in all), see `n_monosemanticity_tasks`.
     """
@@ -52,26 +51,6 @@ def n_monosemanticity_tasks(codes: CodeStore) -> int:
 
 def _ranges(codes: CodeStore) -> list[range]:
     return cut_latents(codes, TASK_ENTRIES, at_most=TASK_LATENTS)
-
-
-def check_embeddings(codes: CodeStore, path: str | Path) -> None:
-    """Raise SettingsError unless the file holds one finite, nonzero row per image."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SettingsError(
-            f"--embeddings {path} cannot be read as an .npy array ({error}). Save it with numpy.save."
-        ) from error
-    if array.ndim != 2 or len(array) != codes.n_images or array.dtype.kind != "f":
-        raise SettingsError(
-            f"--embeddings {path} is {array.dtype} {list(array.shape)}, expected floats [{codes.n_images}, width]: "
-            "one row per image, in stored order."
-        )
-    for first in range(0, len(array), 4096):
-        norm = np.linalg.norm(np.asarray(array[first : first + 4096], dtype=np.float64), axis=1)
-        bad = np.flatnonzero(~(np.isfinite(norm) & (norm > 0)) & codes.valid[first : first + 4096])
-        if len(bad):
-            raise SettingsError(f"--embeddings {path}: row {first + bad[0]} is zero or not finite. Compute it again.")
 
 
 def _score_range(path: str, codes_id: str, embeddings: str, score: str, start: int, stop: int) -> NDArray[np.float64]:

@@ -91,20 +91,12 @@ def reduce_latents(
     """
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish, counter), pure=False, traverse=False)
-    name, last = (
-        uuid4(),
-        len(ranges) - 1,
-    )  # dask begins with the last key: ranges are then finished and written in order
+    name, last = uuid4(), len(ranges) - 1
+    keys = [f"{name}-{last - number:09d}" for number in range(len(ranges))]  # dask begins with the last one
+    path, identity = str(codes.path.absolute()), codes.codes_id
     parts = [
-        task(
-            str(codes.path.absolute()),
-            codes.codes_id,
-            latents,
-            shared,
-            tau,
-            dask_key_name=f"{name}-{last - number:09d}",
-        )
-        for number, latents in enumerate(ranges)
+        task(path, identity, latents, shared, tau, dask_key_name=key)
+        for key, latents in zip(keys, ranges, strict=True)  # so that they are finished and written in order
     ]
     checks = map_shards(codes, _check_shard) if codes.fits_cache else []  # each shard once, whoever reads it
     both = dask.delayed(_first, pure=False)(parts, checks)
