@@ -24,7 +24,7 @@ FIND = "from actcache.compiler import find_kernels; found = find_kernels('kernel
 def find(folder: Path, code: str, **environment: str) -> str:
     """What a process prints that imports the kernels of `folder`."""
     (folder / "kernels_of_a_test.py").write_text(KERNELS)
-    variables = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", **environment}
+    variables = {**os.environ, "PATCHSAE_COMPILER": "on", "PYTHONPATH": f"{folder}:{ROOT}", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
