@@ -25,6 +25,11 @@ BATCH_ENTRIES = 1 << 24
 MOST_TOKENS = 1 << 19
 """The kernel divides by the number of tokens with this precision."""
 
+LEAST_ENTRIES = 1 << 22
+"""Entries of all codes from which the kernel is worth it: it takes 0.7 s to load the compiler and the machine code, in
+which numpy counts four million entries (one core AMD EPYC, AVX2).
+"""
+
 
 class RangeCounts(NamedTuple):
     """What the kernel counts of n latents. There are two lists of top images: by the image's score, and by patch."""
@@ -73,9 +78,11 @@ def range_counter(labels: NDArray[np.int32], config: AnalyzeConfig) -> RangeCoun
 def _count_range(
     codes: CodeStore, latents: range, *, present: NDArray[np.int32], place: NDArray[np.int32], config: AnalyzeConfig
 ) -> dict[str, Any] | None:
-    """The values of all statistics by name; None without a compiler, or where a row takes more than 32 bits."""
+    """The values of all statistics by name; None without a compiler, for few entries, or where a row takes more than 32
+    bits.
+    """
     fits = codes.dtypes["row"] == np.uint32 and codes.n_tokens < MOST_TOKENS
-    if not fits or (kernels := find_kernels("analysis.concepts.kernels")) is None:
+    if not fits or codes.n_entries < LEAST_ENTRIES or (kernels := find_kernels("analysis.concepts.kernels")) is None:
         return None
     settings = codes.n_tokens, last_bits(config.tau), place, float(tokens_per_image(codes)), config.score == "max"
     n, n_classes, n_entries = len(latents), len(present), 0

@@ -36,6 +36,11 @@ BATCH_ENTRIES = 20 << 20
 MOST_TOKENS = 1 << 19
 """The kernel divides by the number of tokens with this precision."""
 
+LEAST_ENTRIES = 1 << 24
+"""Entries of all codes from which the kernel is worth it: it takes 0.7 s to load the compiler and the machine code, in
+which numpy compares groups by 16 million entries (one core AMD EPYC, AVX2).
+"""
+
 RANK_PAIRS = 1 << 18
 """How many pairs are ranked at a time, in whole latents, so that they stay in the processor's cache."""
 
@@ -113,7 +118,7 @@ def _contrast_block(
     unit = UNIT if score == "max" else UNIT / tokens_per_image(codes)
     n_a, n_b = int(a.sum()), int(b.sum())
     fits = codes.dtypes["row"] == np.uint32 and codes.n_tokens < MOST_TOKENS
-    if fits and (kernels := find_kernels("analysis.query.kernels")) is not None:
+    if fits and codes.n_entries >= LEAST_ENTRIES and (kernels := find_kernels("analysis.query.kernels")) is not None:
         contrast = _contrast_compiled(
             kernels, codes, block, groups, by_peak=score == "max", n_a=n_a, n_b=n_b, unit=unit
         )

@@ -1,5 +1,6 @@
 """The compiled pass over a range of latents gives what the statistics give without a compiler."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,18 @@ from analysis.concepts.statistics import class_counts_statistic, top_images_stat
 from analysis.reduce import reduce_latents
 from saetrain import CodeStore
 
-pytestmark = pytest.mark.skipif(find_kernels("analysis.concepts.kernels") is None, reason="there is no compiler")
+pytestmark = [
+    pytest.mark.skipif(find_kernels("analysis.concepts.kernels") is None, reason="there is no compiler"),
+    pytest.mark.usefixtures("_few_entries"),
+]
+
+
+@pytest.fixture(scope="module")
+def _few_entries() -> Iterator[None]:
+    """The kernel counts few entries, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis.concepts.counting, "LEAST_ENTRIES", 0)
+        yield
 
 
 def check_range(codes: CodeStore, latents: range, config: AnalyzeConfig) -> None:
@@ -94,6 +106,15 @@ def test_without_a_compiler_the_table_is_the_same(tmp_path: Path, monkeypatch: p
         assert getattr(one, name).equals(getattr(other, name))
     for name in one.table.column_names:
         np.testing.assert_allclose(one.table[name].to_numpy(), other.table[name].to_numpy(), atol=1e-7)
+
+
+def test_few_entries_are_counted_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it would take longer."""
+    codes = write_codes(tmp_path / "x.codes", np.ones((3, 7, 2), np.float16), [3], np.zeros(3, np.int32), grid=(2, 3))
+    for least, is_used in ((codes.n_entries, True), (codes.n_entries + 1, False)):
+        monkeypatch.setattr(analysis.concepts.counting, "LEAST_ENTRIES", least)
+        found = range_counter(np.zeros(3, np.int32), AnalyzeConfig())(codes, range(2))
+        assert (found is not None) == is_used
 
 
 def test_a_writer_that_is_left_by_an_error_leaves_no_file(tmp_path: Path) -> None:
