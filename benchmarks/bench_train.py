@@ -21,7 +21,7 @@ from peers import random_rows
 from actcache.models import choose_device, choose_precision
 from saetrain import SAE, SAEConfig, TrainConfig
 from saetrain.training.objective import add_gradients
-from saetrain.training.optimizer import apply_update, make_optimizer
+from saetrain.training.optimizer import Adam, apply_update
 from saetrain.training.state import Laps
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 
     rows, before = rows.to(device), used_gb(device)
     sae = SAE(config, options.d_model).to(device)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     with torch.no_grad():
         if variant in ("relu", "gated", "jumprelu"):
             z = rows[:256] @ sae.encoder.T + sae.b_enc

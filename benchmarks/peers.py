@@ -46,7 +46,7 @@ def our_peer(options: argparse.Namespace) -> Any:
     from saetrain import SAE, SAEConfig
     from saetrain.config import TrainConfig
     from saetrain.training.objective import add_gradients
-    from saetrain.training.optimizer import apply_update, make_optimizer
+    from saetrain.training.optimizer import Adam, apply_update
 
     worker = importlib.import_module("peer_worker")
     nested = options.variant == "matryoshka"
@@ -56,7 +56,7 @@ def our_peer(options: argparse.Namespace) -> Any:
     ).resolve(options.d_model)  # fmt: skip
     training = TrainConfig(precision=options.precision, aux=1 / 32, ghost=False).resolve(config, "float32")
     sae = SAE(config, options.d_model, seed=options.seed)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     silent = torch.zeros(options.n_latents, dtype=torch.int64)
     limit = (training.clip_norm or 0.0) / options.d_model
 

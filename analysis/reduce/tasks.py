@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import dask
+from dask import threaded
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 
@@ -48,8 +49,9 @@ def compute(
     if client is None:
         numbers = {part.key: number for number, part in enumerate(parts)}
         report = partial(_report_finished, numbers, on_progress, on_part, [])
+        scheduler = dask.config.get("scheduler", None) or threaded.get  # dask would import `distributed` to look for it
         with Callback(posttask=report):
-            (value,) = dask.compute(root)
+            (value,) = dask.compute(root, scheduler=scheduler)
         return value
     from distributed import KilledWorker, as_completed
 

@@ -40,9 +40,9 @@ from saetrain.run import (
 from saetrain.training.dead_latents import init_from_rows, init_thresholds, lower_thresholds, resample
 from saetrain.training.objective import Loss, add_gradients
 from saetrain.training.optimizer import (
+    Adam,
     apply_update,
     load_optimizer_tensors,
-    make_optimizer,
     optimizer_tensors,
     reset_latents,
 )
@@ -121,7 +121,7 @@ class Training:
             self.step = config.n_steps
             return
         self.sae = _new_sae(data, hook_point, sae, config, whole_store=whole_store).to(device)
-        self.optimizer = make_optimizer(self.sae)
+        self.optimizer = Adam(self.sae)
         # tokens since each latent last fired
         self.silent = torch.zeros(sae.n_latents, dtype=torch.int64, device=device)
         if checkpoint := load_checkpoint(self.path):

@@ -239,3 +239,18 @@ def test_a_scheduler_that_does_not_answer_leaves_nothing_behind(address: str, co
     with pytest.raises(ValueError, match="No clients found"):
         default_client()
     assert dask.base.get_scheduler() is None
+
+
+def test_threads_need_no_distributed() -> None:
+    """dask would import it to look for a client, which takes 0.3 s of every question."""
+    code = "import sys, dask; from analysis.reduce import compute; print(compute(dask.delayed(abs)(-3)), sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("3 ")
+    assert "'dask.threaded'" in done.stdout
+    assert "'distributed'" not in done.stdout
+
+
+def test_the_scheduler_that_dask_is_set_to_is_taken(codes: CodeStore) -> None:
+    threads = Statistic(chunk=lambda piece: {threading.get_ident()}, combine=lambda parts: set().union(*parts))
+    with dask.config.set(scheduler="synchronous"):
+        assert reduce_shards(codes, {"threads": threads})["threads"] == {threading.get_ident()}

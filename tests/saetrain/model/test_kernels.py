@@ -20,7 +20,7 @@ from saetrain.model import active_latents, sparse
 from saetrain.model.active_latents import Code, select_above, select_topk
 from saetrain.model.sparse import preactivations, reconstruct
 from saetrain.training import optimizer as update
-from saetrain.training.optimizer import apply_update, make_optimizer
+from saetrain.training.optimizer import Adam, apply_update
 
 pytest.importorskip("numba")
 selection: ModuleType = pytest.importorskip("saetrain.model.kernels.selection")
@@ -193,9 +193,9 @@ def test_the_number_of_threads_changes_no_bit(code_and_size: tuple[Code, int], n
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])
 @pytest.mark.parametrize("variant", ["topk", "jumprelu", "gated"])
 def test_updates_are_those_of_torchs_adam(variant: str, clip: float) -> None:
-    def trained() -> tuple[SAE, torch.optim.Adam]:
+    def trained() -> tuple[SAE, Adam]:
         sae = SAE(SAEConfig(variant, 50, 3, target_l0=3.0 if variant != "topk" else None).resolve(19), 19)
-        optimizer, generator = make_optimizer(sae), torch.Generator().manual_seed(1)
+        optimizer, generator = Adam(sae), torch.Generator().manual_seed(1)
         for step in range(6):
             for parameter in sae.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator) * (step % 3)

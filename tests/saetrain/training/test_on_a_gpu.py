@@ -24,7 +24,7 @@ from saetrain.model import gradient
 from saetrain.training import objective
 from saetrain.training.dead_latents import lower_thresholds, resample
 from saetrain.training.objective import Loss, add_gradients
-from saetrain.training.optimizer import apply_update, make_optimizer, reset_latents
+from saetrain.training.optimizer import Adam, apply_update, reset_latents
 from saetrain.training.state import Laps, Training
 
 MakeSAE = Callable[..., SAE]
@@ -92,7 +92,7 @@ Numbers = dict[str, Tensor]
 def take_steps(sae: SAE, config: ResolvedTrainConfig, device: str, n_steps: int = 2) -> list[Numbers]:
     """Losses, gradients and weights of some steps, some latents being dead; then dead latents are replaced."""
     sae.to(device)
-    optimizer, made, dead = make_optimizer(sae), list[Numbers](), SOME_DEAD.to(device)
+    optimizer, made, dead = Adam(sae), list[Numbers](), SOME_DEAD.to(device)
 
     def keep(loss: Loss | None) -> None:
         numbers = {} if loss is None else {name: value.cpu() for name, value in loss._asdict().items()}
@@ -185,7 +185,7 @@ def test_a_step_waits_for_the_gpu_only_as_often_as_it_must(
     steps = []
     with PretendDevice() as gpu:
         sae, x = make(random_sae, name).to("cuda"), rows().to("cuda")
-        optimizer = make_optimizer(sae)
+        optimizer = Adam(sae)
         if name.startswith("batchtopk"):
             sae.threshold.fill_(0.5)  # it would guess its first threshold
         for dead in (torch.zeros(F, dtype=torch.bool, device="cuda"), SOME_DEAD.to("cuda")):

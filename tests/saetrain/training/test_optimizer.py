@@ -1,5 +1,7 @@
 """One update: Adam on the unit sphere, with a state that survives a file."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,16 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from actcache.compiler import find_kernels
 from saetrain import SAE, SAEConfig, TrainConfig
 from saetrain.training.objective import add_gradients
 from saetrain.training.optimizer import (
+    Adam,
     apply_update,
     load_optimizer_tensors,
-    make_optimizer,
     optimizer_tensors,
     reset_latents,
 )
 
+ROOT = Path(__file__).parents[3]
 MakeSAE = Callable[..., SAE]
 N_LATENTS, D = 40, 12
 TOPK = SAEConfig(n_latents=N_LATENTS, k=4)
@@ -30,7 +34,7 @@ def compute_gradients(sae: SAE) -> None:
     add_gradients(sae, X, torch.zeros(N_LATENTS, dtype=torch.bool), config)
 
 
-def update(sae: SAE, optimizer: torch.optim.Adam, learning_rate: float = 0.01, clip_norm: float = 1.0) -> None:
+def update(sae: SAE, optimizer: Adam, learning_rate: float = 0.01, clip_norm: float = 1.0) -> None:
     compute_gradients(sae)
     apply_update(sae, optimizer, learning_rate=learning_rate, clip_norm=clip_norm)
 
@@ -38,7 +42,7 @@ def update(sae: SAE, optimizer: torch.optim.Adam, learning_rate: float = 0.01, c
 @pytest.mark.parametrize("config", [TOPK, RELU], ids=["topk", "relu"])
 def test_decoder_rows_keep_unit_norm(random_sae: MakeSAE, config: SAEConfig) -> None:
     sae = random_sae(config)
-    optimizer, before = make_optimizer(sae), sae.decoder.detach().clone()
+    optimizer, before = Adam(sae), sae.decoder.detach().clone()
     for _ in range(5):
         update(sae, optimizer, learning_rate=0.1)
         torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(N_LATENTS))
@@ -48,7 +52,7 @@ def test_decoder_rows_keep_unit_norm(random_sae: MakeSAE, config: SAEConfig) -> 
 def test_the_parallel_part_of_a_gradient_is_removed(random_sae: MakeSAE) -> None:
     """Adam sees only the component of a gradient that turns a dictionary row, not the one that lengthens it."""
     sae = random_sae(TOPK)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     unit = sae.decoder.detach().clone()
     turn = torch.randn(N_LATENTS, D, generator=torch.Generator().manual_seed(1))
     turn -= (turn * unit).sum(1, keepdim=True) * unit
@@ -64,7 +68,7 @@ def test_gradients_are_clipped_together_and_only_when_they_are_too_long(random_s
 
     def seen(clip_norm: float) -> torch.Tensor:
         sae = random_sae(TOPK)
-        optimizer = make_optimizer(sae)
+        optimizer = Adam(sae)
         update(sae, optimizer, clip_norm=clip_norm)
         return torch.cat([10 * optimizer.state[parameter]["exp_avg"].flatten() for parameter in sae.parameters()])
 
@@ -78,7 +82,7 @@ def test_gradients_are_clipped_together_and_only_when_they_are_too_long(random_s
 def test_an_update_is_adams(random_sae: MakeSAE) -> None:
     """Kingma and Ba 2015, algorithm 1, on the encoder bias in numpy."""
     sae = random_sae(TOPK)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     expected = sae.b_enc.detach().numpy().astype(np.float64)
     mean, square = np.zeros(N_LATENTS), np.zeros(N_LATENTS)
     for step, rate in enumerate((0.01, 0.02, 0.005), start=1):
@@ -97,14 +101,14 @@ def test_the_state_survives_a_file_and_the_next_updates_are_bit_equal(
     tmp_path: Path, random_sae: MakeSAE, config: SAEConfig
 ) -> None:
     sae = random_sae(config)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     for _ in range(3):
         update(sae, optimizer)
     save_file({**sae.state_dict(), **optimizer_tensors(sae, optimizer)}, tmp_path / "state")
     tensors = load_file(tmp_path / "state")
     twin = random_sae(config, seed=9)
     twin.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("adam.")})
-    twin_optimizer = make_optimizer(twin)
+    twin_optimizer = Adam(twin)
     load_optimizer_tensors(twin, twin_optimizer, tensors)
     for _ in range(3):
         update(sae, optimizer)
@@ -116,19 +120,19 @@ def test_the_state_survives_a_file_and_the_next_updates_are_bit_equal(
 def test_a_state_without_its_moments_would_not_be_bit_equal(random_sae: MakeSAE) -> None:
     """The test above can fail: a fresh Adam makes a different step."""
     sae = random_sae(TOPK)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     for _ in range(3):
         update(sae, optimizer)
     twin = random_sae(TOPK, seed=9)
     twin.load_state_dict(sae.state_dict())
     update(sae, optimizer)
-    update(twin, make_optimizer(twin))
+    update(twin, Adam(twin))
     assert not torch.equal(sae.encoder, twin.encoder)
 
 
 def test_a_replaced_latent_starts_with_no_moments(random_sae: MakeSAE) -> None:
     sae = random_sae(TOPK)
-    optimizer = make_optimizer(sae)
+    optimizer = Adam(sae)
     for _ in range(3):
         update(sae, optimizer)
     before = {name: value.clone() for name, value in optimizer_tensors(sae, optimizer).items()}
@@ -141,3 +145,22 @@ def test_a_replaced_latent_starts_with_no_moments(random_sae: MakeSAE) -> None:
         else:
             assert not value[~kept].any()
             assert torch.equal(value[kept], before[name][kept])
+
+
+def test_a_first_step_on_a_cpu_does_not_load_torchs_compiler() -> None:
+    """torch's optimizers load it when they are made, which takes 1.7 s."""
+    if find_kernels("saetrain.training.update_kernels") is None:
+        pytest.skip("there is no compiler, so torch's optimizer is taken")
+    code = """
+import sys, torch
+from saetrain import SAE, SAEConfig, TrainConfig
+from saetrain.training.objective import add_gradients
+from saetrain.training.optimizer import Adam, apply_update
+sae = SAE(SAEConfig("topk", 16, 2).resolve(8), 8)
+add_gradients(sae, torch.randn(32, 8), torch.zeros(16, dtype=torch.bool), TrainConfig(precision="float32"))
+before = sae.decoder.detach().clone()
+apply_update(sae, Adam(sae), learning_rate=0.1, clip_norm=1.0)
+print(bool((sae.decoder != before).any()), "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "False"]
