@@ -202,7 +202,12 @@ class CountsWriter:
             self._written.result()
 
     def add(self, number: int, part: LatentRows) -> None:
-        """Take what is kept of a range. Ranges may come in any order, from any thread."""
+        """Take what is kept of a range. Ranges may come in any order, from any thread.
+
+        Raises StorageError if what came before could not be written.
+        """
+        if self._written.done():
+            self._written.result()
         self._parts.put((number, part))
 
     def _tables(self) -> Iterator[pa.Table]:

@@ -179,22 +179,24 @@ def list_classes(class_tokens, class_images, class_total, fired, labels, place, 
 def spread_top(scores, places, tokens, place, mass, labels, spread):
     """The same of the scores of the latent's top images; `mass` has a zero for each class, before and after."""
     n, total, mean, entropy, variance = np.int64(0), 0.0, 0.0, 0.0, 0.0
+    base = np.nan  # the number of the first label: the deviation of a single label is then exactly 0
     while n < len(scores) and scores[n] > 0:
         label = place[(places[n] >> 16) // tokens]
         if label >= 0:
             mass[label] += scores[n]
             total += scores[n]
+            base = labels[label] if math.isnan(base) else base
         n += 1
     for rank in range(n):
         label = place[(places[rank] >> 16) // tokens]
         if label >= 0:
-            mean += scores[rank] / total * labels[label]
+            mean += scores[rank] / total * (labels[label] - base)
     for rank in range(n):
         label = place[(places[rank] >> 16) // tokens]
         if label >= 0 and mass[label] > 0:
             share = mass[label] / total
             mass[label] = 0
             entropy -= share * math.log(share)
-            variance += share * (labels[label] - mean) ** 2
+            variance += share * (labels[label] - base - mean) ** 2
     spread[0] = max(entropy, 0.0) if total > 0 else np.nan
     spread[1] = math.sqrt(variance) if total > 0 else np.nan

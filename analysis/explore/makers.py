@@ -76,6 +76,7 @@ class Maker:
         self.state = f"{recipe.title} has not been made."
         self._made: Columns = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._waiter: threading.Thread | None = None
 
     @property
     def columns(self) -> Columns:
@@ -86,8 +87,8 @@ class Maker:
 
     @property
     def running(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.poll() is None
+        """Whether its process runs, or `state` does not say yet how it has ended."""
+        return self._waiter is not None and self._waiter.is_alive()
 
     def start(self) -> None:
         """Begin, if something is to be made and can be."""
@@ -103,7 +104,8 @@ class Maker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,  # Ctrl-C is for the server, which ends this process
         )
-        threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()
+        self._waiter = threading.Thread(target=self._wait, args=(self._process,), daemon=True)
+        self._waiter.start()
 
     def _settle(self) -> bool:
         """Whether there is nothing to do, because the columns are there or cannot be made."""

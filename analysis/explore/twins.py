@@ -66,6 +66,7 @@ class Stability:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._thread: threading.Thread | None = None
+        self._failed = ""
         self.columns: dict[str, NDArray[np.float32]] = {}
 
     @property
@@ -78,6 +79,8 @@ class Stability:
                 "Stability compares this run with others. Write `inspect RUN OTHER --out inspection.json` and name the "
                 "result with --result."
             )
+        if self._failed:
+            return f"Stability could not be computed: {self._failed}"
         return "Stability is being computed. This page shows it as soon as it is there."
 
     @property
@@ -86,8 +89,14 @@ class Stability:
 
     def start(self) -> None:
         if find_others(self._sources):
-            self._thread = threading.Thread(target=self.make, daemon=True)
+            self._thread = threading.Thread(target=self._try, daemon=True)
             self._thread.start()
+
+    def _try(self) -> None:
+        try:
+            self.make()
+        except (PipelineError, OSError, MemoryError) as error:
+            self._failed = str(error) or type(error).__name__
 
     def make(self) -> None:
         """Compute the column now, if another run is known."""

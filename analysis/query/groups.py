@@ -28,7 +28,7 @@ from saetrain import CodeStore
 from saetrain.codes import read_batches
 
 BLOCK_ENTRIES = 1 << 24
-"""Entries of a block of latents; a task holds about 20 bytes for each, or 6 with a kernel."""
+"""Entries of a block of latents; a task holds about 20 bytes for each, or 6 with a kernel that takes them at once."""
 
 BATCH_ENTRIES = 20 << 20
 """Entries that a kernel compares at once: somewhat more than a block, whose size is an estimate."""
@@ -156,6 +156,7 @@ def _contrast_compiled(
         keys.append(key[:n_keys].copy() if 2 * n_keys < len(key) else key[:n_keys])
     else:  # many shards, or a latent that fires very often: all its keys are needed at once
         together = np.concatenate(keys)
+        keys.clear()
         together.sort()
         n = kernels.rank_latents(together, bits, n_a, n_b, unit, latents, columns)
     return Contrast(latents[:n], *(column[:n] for column in columns))

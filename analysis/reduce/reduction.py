@@ -91,7 +91,7 @@ def reduce_latents(
     """
     task = dask.delayed(_reduce_range, pure=False)
     shared = dask.delayed((dict(statistics), finish, counter), pure=False, traverse=False)
-    name, last = uuid4(), len(ranges) - 1
+    name, last = f"reduce-range-{uuid4().hex}", len(ranges) - 1
     keys = [f"{name}-{last - number:09d}" for number in range(len(ranges))]  # dask begins with the last one
     path, identity = str(codes.path.absolute()), codes.codes_id
     parts = [

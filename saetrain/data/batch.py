@@ -41,7 +41,7 @@ class BatchMemory:
     there is one more.
 
     Args:
-        threads: those that may help to copy, `n_helpers` at most and only where they have nothing else to do.
+        threads: those that may help to copy, `n_helpers` at most.
     """
 
     def __init__(

@@ -126,28 +126,44 @@ class ActivationLoader:
             while True:
                 source.begin(epoch, step)
                 for number in range(step, self.steps_per_epoch):
-                    memory.begin()
-                    for slot, stream in enumerate(streams):
-                        row, end, at = number * part, (number + 1) * part, slot * part
-                        while row < end:
-                            if not source.has(stream, row):  # all pools hold rows that have to be copied first
-                                memory.copy(source.arena)
-                                memory.wait()
-                                source.recycle(spent=True)
-                            pool, offset, n = source.find(stream, row, end)
-                            memory.choose(pool.rows, offset, n, at)
-                            row, at = row + n, at + n
-                    memory.copy(source.arena)
+                    failed = _begin_batch(memory, source, streams, number * part, part)
                     if number > step:  # the batch before, while this one is copied
                         batch = memory.take()
                         source.recycle()
                         yield batch
+                    if failed is not None:
+                        raise failed
                 batch = memory.take()
                 source.recycle(spent=True)
                 yield batch
                 epoch, step = epoch + 1, 0
         finally:
             source.close()
+
+
+def _begin_batch(
+    memory: BatchMemory, source: "_Whole | _Windows", streams: range, first: int, n_rows: int
+) -> Exception | None:
+    """Begin to copy the rows first..first + n_rows of each stream. Returns the error of reading them, if there is one.
+
+    The batch before is whole, and must not be lost by it.
+    """
+    memory.begin()
+    try:
+        for slot, stream in enumerate(streams):
+            row, end, at = first, first + n_rows, slot * n_rows
+            while row < end:
+                if not source.has(stream, row):  # all pools hold rows that have to be copied first
+                    memory.copy(source.arena)
+                    memory.wait()
+                    source.recycle(spent=True)
+                pool, offset, n = source.find(stream, row, end)
+                memory.choose(pool.rows, offset, n, at)
+                row, at = row + n, at + n
+    except Exception as error:
+        return error
+    memory.copy(source.arena)
+    return None
 
 
 class _Pool:

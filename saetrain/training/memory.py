@@ -1,6 +1,7 @@
 """How much memory a training needs, counted before any of it is allocated.
 
-The counts are lower bounds: what is left out (gradients of a batch, caches of libraries) is small beside them.
+The counts are lower bounds. What is left out is small beside them: gradients of a batch, caches of libraries, and on a
+CPU a float32 encoder in the order of the hardware, which is an eighth of the rest.
 """
 
 from collections.abc import Sequence

@@ -76,7 +76,8 @@ def _update_by_kernels(kernels: ModuleType, sae: SAE, optimizer: Adam, learning_
         spread(partial(kernels.measure_rows, *measured), cut_rows(len(weights)))
         square += float(squares.sum())
         work.append(([weights, grad, *moments, parameter is sae.decoder, parallel], state))
-    scale = 1 / max(1.0, square**0.5 / clip_norm) if clip_norm else 1.0
+    norm = square**0.5
+    scale = clip_norm / norm if clip_norm and not norm <= clip_norm else 1.0  # NaN reaches all weights, as with torch
     beta1, beta2 = BETAS
     for arrays, state in work:
         state["step"] += 1
@@ -135,6 +136,7 @@ def optimizer_tensors(sae: SAE, optimizer: Adam) -> dict[str, Tensor]:
 def load_optimizer_tensors(sae: SAE, optimizer: Adam, tensors: dict[str, Tensor]) -> None:
     """Restore what `optimizer_tensors` returned."""
     for name, parameter in sae.named_parameters():
-        optimizer.state[parameter] = {
-            key: tensors[f"adam.{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+        if f"adam.{name}.step" in tensors:  # not before the first update
+            optimizer.state[parameter] = {
+                key: tensors[f"adam.{name}.{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+            }

@@ -1,7 +1,7 @@
 """Selection of the active latents in a block of pre-activations, while the block is in cache.
 
 Pre-activations come as the bits of floats, int32 of float32 or int16 of bfloat16: positive floats have the same order
-as their bits, and NaN comes after infinity.
+as their bits, and a NaN without a sign comes after infinity. One with a sign is negative, and never selected.
 """
 
 import numpy as np

@@ -1,5 +1,6 @@
 """The compiled pass over a range of latents gives what the statistics give without a compiler."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from small_codes import keep, write_codes
 
 import analysis.concepts.counting
+from actcache import StorageError
 from actcache.compiler import find_kernels
 from analysis import AnalyzeConfig, analyze
 from analysis.concepts.counting import range_counter
-from analysis.concepts.files import CountsWriter, _summarize_classes
+from analysis.concepts.files import CountsWriter, _summarize_classes, describe_range
 from analysis.concepts.histograms import entry_counts_statistic
 from analysis.concepts.statistics import class_counts_statistic, top_images_statistic, totals_statistic
 from analysis.reduce import reduce_latents
@@ -125,3 +127,40 @@ def test_a_writer_that_is_left_by_an_error_leaves_no_file(tmp_path: Path) -> Non
     with pytest.raises(KeyError, match="a task"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_ends_the_count_at_the_next_range(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    dense = (rng.random((30, 7, 9)) * (rng.random((30, 7, 9)) < 0.3)).astype(np.float16)
+    codes = write_codes(tmp_path / "x.codes", dense, [11, 19], np.arange(30, dtype=np.int32) % 4, grid=(2, 3))
+    labels, config = np.asarray(codes.images["label"]), AnalyzeConfig()
+    found = range_counter(labels, config)(codes, range(9))
+    assert found is not None
+    part = describe_range(codes, range(9), found)
+    n_added = 0
+
+    def add_all() -> None:
+        nonlocal n_added
+        with CountsWriter(tmp_path / "nowhere", 1000, codes.images) as writer:
+            for number in range(1000):
+                writer.add(number, part)
+                n_added += 1
+                time.sleep(0.01)
+
+    with pytest.raises(StorageError, match="nowhere"):
+        add_all()
+    assert n_added < 1000
+
+
+def test_a_latent_of_a_single_class_has_no_spread(tmp_path: Path) -> None:
+    """Whatever its scores are: means over 197 tokens do not add up to exactly 1."""
+    rng = np.random.default_rng(0)
+    dense = np.zeros((20, 197, 6), np.float16)
+    for latent in range(6):
+        dense[:, rng.integers(1, 197, 9), latent] = rng.random((20, 9))
+    codes = write_codes(tmp_path / "x.codes", dense, [20], np.full(20, 907, np.int32), grid=(14, 14))
+    table = analyze(codes, tmp_path / "x.concepts").table
+    spreads = [name for name in table.column_names if "label_std" in name]
+    assert spreads
+    for name in spreads:
+        assert set(table[name].to_pylist()) == {0.0}

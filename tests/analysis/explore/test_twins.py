@@ -1,6 +1,9 @@
 """Twins of latents in another run that `inspect` compared with the table's run."""
 
 import json
+import re
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +60,15 @@ def test_a_run_that_is_gone_has_no_twins(golden: Path, inspection: Path, tmp_pat
     with pytest.raises(Exception, match="differs"):
         open_sources(golden / "a.concepts", results=[copy])
     assert describe_latent(open_sources(golden / "a.concepts"), 19)["twins"] is None
+
+
+def test_a_run_that_is_damaged_gives_no_stability_and_says_why(golden: Path, inspection: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden, tmp_path / "pipeline"))
+    weights = folder / "runs" / "variantrelu" / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 8)
+    data = Data(open_sources(folder / "a.concepts", results=[folder / inspection.name]))
+    data.stability.start()
+    while data.stability.running:
+        time.sleep(0.01)
+    reason = {column["name"]: column["why"] for column in site(data)["absent"]}["stability"]
+    assert re.search(r"could not be computed: .*sae\.safetensors", reason)

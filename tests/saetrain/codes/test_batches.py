@@ -1,12 +1,14 @@
 """Batches hold what is read shard by shard."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from actcache import CorruptError
 from saetrain import CodeStore
-from saetrain.codes import batches, read_batches
+from saetrain.codes import batches, checks, read_batches
 
 
 @pytest.mark.parametrize("n_entries", [1, 50, 1 << 20])
@@ -28,3 +30,18 @@ def test_batches_hold_what_is_read_shard_by_shard(
             shard += 1
         assert batch.is_last == (shard == codes.n_shards)
     assert shard == codes.n_shards
+
+
+def test_pointers_beyond_what_is_stored_are_refused_before_room_is_made(
+    planted_codes: CodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "SMALL_BYTES", 0)  # the checksums of large codes are not compared at the first touch
+    folder = Path(shutil.copytree(planted_codes.path, tmp_path / "x.codes"))
+    file = folder / "codes.zarr" / "0" / "latent_indptr" / "c" / "0"
+    pointers = np.fromfile(file, np.int64)
+    pointers[-1] = 1 << 50
+    pointers.tofile(file)
+    codes = CodeStore.open(folder)
+    with pytest.raises(CorruptError, match=r"Shard 0 of .* contradict each other"):
+        list(read_batches(codes, 0, codes.n_latents, 1 << 20))
+    assert len(list(read_batches(codes, 0, codes.n_latents - 1, 1 << 20))) == 1

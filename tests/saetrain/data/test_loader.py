@@ -199,6 +199,23 @@ def test_a_damaged_shard_surfaces_in_the_consumer(planted_store: Path, tmp_path:
     assert reading_threads() == []
 
 
+def test_what_precedes_a_damaged_shard_is_not_lost(planted_store: Path, tmp_path: Path) -> None:
+    """The batch before is whole, although the next one is begun while it is used."""
+    store = Path(shutil.copytree(planted_store, tmp_path / "x.acts"))
+    damage(store, "short")
+    for step in range(STEPS_PER_EPOCH):  # with windows of one unit, a batch reads only what it holds
+        stream = loader(planted_store, 1).batches(step)
+        images, tokens = (column.numpy() for column in next(stream)[1:3])
+        stream.close()
+        damaged = loader(store, 1).batches(step)
+        if ((images // 64 == 2) & (tokens > 0)).any():
+            with pytest.raises(CorruptError, match="Shard 2"):
+                next(damaged)
+        else:
+            assert next(damaged).image.numpy().tolist() == images.tolist()
+        damaged.close()
+
+
 def reading_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
 

@@ -147,6 +147,32 @@ def test_a_replaced_latent_starts_with_no_moments(random_sae: MakeSAE) -> None:
             assert torch.equal(value[kept], before[name][kept])
 
 
+def test_a_state_before_the_first_update_is_restored(random_sae: MakeSAE) -> None:
+    """As a training leaves it whose first loss is not finite."""
+    sae, twin = random_sae(TOPK), random_sae(TOPK)
+    saved, restored = optimizer_tensors(sae, Adam(sae)), Adam(twin)
+    load_optimizer_tensors(twin, restored, saved)
+    update(sae, Adam(sae))
+    update(twin, restored)
+    for one, other in zip(sae.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("compiler", ["on", "off"])
+def test_a_gradient_that_is_nan_reaches_all_weights(
+    random_sae: MakeSAE, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next loss is then not finite, and the run ends, whether gradients are clipped or not."""
+    if compiler == "off":
+        monkeypatch.setattr("saetrain.training.optimizer.find_kernels", lambda name: None)
+    sae = random_sae(TOPK)
+    compute_gradients(sae)
+    assert sae.encoder.grad is not None
+    sae.encoder.grad[5, 0] = torch.inf - torch.inf
+    apply_update(sae, Adam(sae), learning_rate=0.1, clip_norm=1.0)
+    assert all(parameter.isnan().all() for parameter in (sae.encoder, sae.decoder, sae.b_enc))
+
+
 def test_a_first_step_on_a_cpu_does_not_load_torchs_compiler() -> None:
     """torch's optimizers load it when they are made, which takes 1.7 s."""
     if find_kernels("saetrain.training.update_kernels") is None:
