@@ -16,6 +16,7 @@ MAY_WRITE = {
     "actcache/artifacts/files.py": "it is the one place",
     "actcache/artifacts/locks.py": "the lock's file is never renamed: a lock belongs to the file itself",
     "actcache/store/writer.py": "a shard goes to an object store by way of a file in the system's temporary folder",
+    "actcache/compiler.py": "a lock beside machine code, which can be made again; on NFS a folder cannot be locked",
     "actcache/demo/training.py": "it trains the demo's model, which ships with the package; no verb calls it",
 }
 WRITERS = {
