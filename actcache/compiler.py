@@ -4,7 +4,7 @@ A module of kernels imports this one and marks its functions `@compiled`; those 
 module, and compute the same with torch or numpy where there is no compiler (`pip install 'patchsae[fast]'`), or where
 the environment says PATCHSAE_COMPILER=off. Kernels release the interpreter's lock and start no threads: callers divide
 rows among threads of their own, so that no result depends on their number. Machine code is cached beside the module, or
-in the user's cache folder, under a name that all source has a part in.
+in the user's cache folder, in a folder that is named after a digest of its source.
 """
 
 import os
@@ -72,9 +72,13 @@ def _one_at_a_time(access: Callable[..., Any], lock: Path) -> Callable[..., Any]
     def use(*arguments: Any) -> Any:
         try:
             with lock.open("a") as file:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                return access(*arguments)
+                if fcntl is None:
+                    return access(*arguments)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    return access(*arguments)
+                finally:  # closing alone would leave it to a process that was forked meanwhile
+                    fcntl.flock(file, fcntl.LOCK_UN)
         except OSError:
             return None
 

@@ -17,20 +17,6 @@ Progress = Callable[[int, int], None]
 ProgressWithNote = Callable[[int, int, str], None]
 """Called with (done, total, note); the note is a short text such as `loss 1.234` or `measuring`."""
 
-
-class TaskCount:
-    """Shows the tasks of several steps as one count."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self.on_progress, self.total = on_progress, 0
-
-    def add(self, n_tasks: int) -> Progress:
-        """A callback that counts the next `n_tasks`."""
-        before = self.total
-        self.total += n_tasks
-        return lambda done, total: self.on_progress(before + done, self.total) if self.on_progress else None
-
-
 WINDOW_S = 30.0
 """The rate is that of the last half minute."""
 BAR = (6, 24)
@@ -139,3 +125,16 @@ def _count(state: State) -> str:
 def _bar(share: float, width: int, signs: str) -> str:
     full = int(min(max(share, 0.0), 1.0) * width)
     return signs[0] * full + signs[1] * (width - full)
+
+
+class TaskCount:
+    """Shows the tasks of several steps as one count."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self.on_progress, self.total = on_progress, 0
+
+    def add(self, n_tasks: int) -> Progress:
+        """A callback that counts the next `n_tasks`."""
+        before = self.total
+        self.total += n_tasks
+        return lambda done, total: self.on_progress(before + done, self.total) if self.on_progress else None

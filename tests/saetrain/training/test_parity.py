@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from actcache import ActivationStore, extract, open_stores
+from actcache.compiler import find_kernels
 from saetrain import ActivationLoader, Run, SAEConfig, TrainConfig, train
 
 LR, L1, WARMUP = 4e-4, 8e-5, 500
@@ -146,6 +147,8 @@ def test_the_curves_are_those_of_a_dense_patchsae(
     for mine, other in zip(ours, theirs, strict=True):
         for name in NAMES:  # exp(z) of ghost gradients enlarges what rounding differs in
             assert mine[name] == pytest.approx(other[name], rel=0.05 if revived else 5e-3), (mine["step"], name)
+        if not revived or find_kernels("saetrain.model.kernels.entries") is not None:
+            assert mine["dead"] == pytest.approx(other["dead"], abs=5 / 768)
         revived |= mine["revival"] > 0
     for end in range(WINDOW, len(ours) + 1):  # a latent that fires on every third step is dead or not by a last bit
         dead = [sum(line["dead"] for line in lines[end - WINDOW : end]) / WINDOW for lines in (ours, theirs)]
