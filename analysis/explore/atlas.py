@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from actcache.artifacts import digest
 from actcache.text import visible
 from analysis.concepts import NAMES_FILE, NOTES, OWN_FILE, SHOWN_QUANTILES
+from analysis.explore.records import AbsentRecord, ColumnRecord, NameRecord, Names, SiteRecord
 from analysis.explore.sources import Sources
 from analysis.naming import read_name_table, read_names, read_origins, read_own_names
 
@@ -26,8 +27,11 @@ class Column(NamedTuple):
     log: bool = False
     low_is_good: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in self._asdict().items() if name != "low_is_good" or value}
+    def to_json(self) -> ColumnRecord:
+        record: ColumnRecord = {"name": self.name, "title": self.title, "log": self.log}
+        if self.low_is_good:
+            record["low_is_good"] = True
+        return record
 
 
 COLUMNS = (
@@ -48,14 +52,6 @@ COLUMNS = (
     Column("map_y", "map"),
 )
 """All columns that the atlas may have, in their order."""
-
-
-class Absent(NamedTuple):
-    """A color of the atlas that is not there, and what would give it."""
-
-    name: str
-    title: str
-    why: str
 
 
 def list_classes(sources: Sources) -> tuple[list[str], NDArray[np.int64]]:
@@ -107,7 +103,7 @@ def _name_scores(sources: Sources) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def find_absent(sources: Sources, columns: Mapping[str, object], states: Mapping[str, str]) -> list[Absent]:
+def find_absent(sources: Sources, columns: Mapping[str, object], states: Mapping[str, str]) -> list[AbsentRecord]:
     """The colors that are not there.
 
     Args:
@@ -124,17 +120,25 @@ def find_absent(sources: Sources, columns: Mapping[str, object], states: Mapping
         "alignment": "No latent has a computed name. Run `name` on the table.",
         **states,
     }
-    found = [Absent(name, titles[name], why) for name, why in reasons.items() if name not in columns]
+    found: list[AbsentRecord] = [
+        {"name": name, "title": titles[name], "why": why} for name, why in reasons.items() if name not in columns
+    ]
     if "alignment" not in columns and not read_own_names(concepts):
-        found.append(Absent("name", "name", "No latent has a name. Run `name` on the table, or write one on its page."))
+        why = "No latent has a name. Run `name` on the table, or write one on its page."
+        found.append({"name": "name", "title": "name", "why": why})
     return found
 
 
 def describe_site(
     sources: Sources, *, live: bool, block: Mapping[str, int], columns: Mapping[str, object],
-    has: Mapping[str, bool], missing: Mapping[str, str], absent: Sequence[Absent], making: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """The facts that the page starts with. `making`: the columns that are being made, so the page asks again."""
+    has: Mapping[str, bool], missing: Mapping[str, str], absent: Sequence[AbsentRecord], making: Sequence[str],
+    results: Sequence[str],
+) -> SiteRecord:  # fmt: skip
+    """The facts that the page starts with.
+
+    Args:
+        making: the columns that are being made, so the page asks again. results: digests of the files of results.
+    """
     concepts, codes = sources.concepts, sources.codes
     numbers = concepts.summary_numbers()
     settings = {} if codes is None else codes.artifact.settings
@@ -160,12 +164,13 @@ def describe_site(
         "quantiles": list(SHOWN_QUANTILES),
         "block": dict(block),
         "columns": [column.to_json() for column in COLUMNS if column.name in columns],
-        "absent": [color._asdict() for color in absent],
+        "absent": list(absent),
         "making": list(making),
         "classes": list_classes(sources)[0],
         "has": dict(has),
         "missing": dict(missing),
         "versions": {"patchsae": _version()},
+        "results": list(results),
     }
 
 
@@ -181,24 +186,30 @@ def encode_columns(columns: Mapping[str, Callable[[], NDArray[Any]]]) -> bytes:
     return b"".join(values().astype("<f4").tobytes() for values in columns.values())
 
 
-def describe_names(sources: Sources) -> dict[str, Any]:
+def describe_names(sources: Sources) -> Names:
     """The latents with a name or a note, and the version of what people wrote."""
     notes = sources.concepts.path / NOTES
     return _describe_names(sources, tuple(_state(notes / name) for name in (NAMES_FILE, OWN_FILE)))
 
 
 @lru_cache(maxsize=1)
-def _describe_names(sources: Sources, states: tuple[object, ...]) -> dict[str, Any]:
+def _describe_names(sources: Sources, states: tuple[object, ...]) -> Names:
     """`states`: of the files that are read; names of 49,152 latents take a third of a second."""
     concepts = sources.concepts
     names, own, origins = read_names(concepts), read_own_names(concepts), read_origins(concepts)
-    latents = {}
+    latents: dict[str, NameRecord] = {}
     for latent in sorted({*names, *own}):
         if 0 <= latent < sources.n_latents:
             mine = own.get(latent, {})
-            texts = {"name": names.get(latent), "origin": origins.get(latent), "note": mine.get("note")}
-            known: dict[str, Any] = {key: text for key, text in texts.items() if text}
-            latents[str(latent)] = known | ({"own": True} if mine.get("name") else {})
+            record = latents[str(latent)] = NameRecord()
+            if name := names.get(latent):
+                record["name"] = name
+            if origin := origins.get(latent):
+                record["origin"] = origin
+            if note := mine.get("note"):
+                record["note"] = note
+            if mine.get("name"):
+                record["own"] = True
     return {"latents": latents, "version": own_version(own)}
 
 

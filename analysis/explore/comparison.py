@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from actcache.text import visible
 from analysis.concepts import ConceptTable, find_codes
-from analysis.explore.encoding import Shot, short, top_shots
+from analysis.explore.encoding import short, top_shots
 from analysis.explore.images import name_images
+from analysis.explore.records import Compared, ComparisonRecord, Shot
 from analysis.explore.sources import Sources
 from analysis.report import find_tables
 from analysis.results import Comparison, CountOverlap
@@ -23,7 +23,7 @@ KINDS = {
 
 
 @lru_cache(maxsize=2)
-def describe_comparison(sources: Sources) -> dict[str, Any]:
+def describe_comparison(sources: Sources) -> ComparisonRecord:
     """The record. `change` is (adapted - base) / (adapted + base) of the tokens above tau."""
     assert sources.comparison is not None
     comparison, file = sources.comparison
@@ -32,17 +32,18 @@ def describe_comparison(sources: Sources) -> dict[str, Any]:
     counts = {latent: both for latent, *both in zip(*comparison.overlap.scatter, strict=True)}
     places = _list_latents(comparison.overlap)
     chosen = sorted(places, key=lambda n: -abs(_change(*counts.get(n, (0, 0))) * sum(counts.get(n, (0, 0)))))
-    latents: list[dict[str, Any]] = [
+    latents: list[Compared] = [
         {"latent": latent, "class": visible(places[latent][0]), "kind": KINDS[places[latent][1]],
          "base_tokens": counts.get(latent, (0, 0))[0], "adapted_tokens": counts.get(latent, (0, 0))[1],
          "change": short(_change(*counts.get(latent, (0, 0)))),
-         **{name: _shoot(tables.get(name), codes.get(name), latent) for name in MODELS}}
+         "base": _shoot(tables.get("base"), codes.get("base"), latent),
+         "adapted": _shoot(tables.get("adapted"), codes.get("adapted"), latent)}
         for latent in chosen[:N_LATENTS]
     ]  # fmt: skip
-    shown = [shot["image"] for row in latents for name in MODELS for shot in row[name]]
+    shown = [shot["image"] for row in latents for shot in [*row["base"], *row["adapted"]]]
     return {
         "conclusion": visible(comparison.conclusion.sentence),
-        "facts": [[visible(title), visible(text)] for title, text in _list_facts(comparison)],
+        "facts": [(visible(title), visible(text)) for title, text in _list_facts(comparison)],
         "missing": [f"The {name} model's concept table is not there, so its images are left out."
                     for name in MODELS if name not in tables],
         "latents": latents,

@@ -21,6 +21,7 @@ from analysis.explore.makers import Maker
 from analysis.explore.maps import MAP
 from analysis.explore.notes import Notes
 from analysis.explore.pictures import PictureShelf, pack
+from analysis.explore.records import ImageRecord, LatentRecord, SiteRecord
 from analysis.explore.sources import Sources
 from analysis.explore.twins import Stability
 from analysis.report import draw_results
@@ -103,7 +104,7 @@ class Data:
 
     def _block(
         self, name: str, number: int, n: int, kept: frozenset[int] | None,
-        describe: Callable[[int], dict[str, Any] | None],
+        describe: Callable[[int], LatentRecord | ImageRecord | None],
     ) -> Answer:  # fmt: skip
         """The records of one file; null for those that are not included."""
         numbers = self._numbers(name, number, n)
@@ -118,7 +119,7 @@ class Data:
     def _picture(self, image: int) -> bytes:
         return self.shelf.small(image) if self.images is None or image in self.images else b""
 
-    def latent(self, latent: int) -> dict[str, Any]:
+    def latent(self, latent: int) -> LatentRecord:
         """The record of a latent, with the numbers that are not in the table."""
         record = describe_latent(self.sources, latent)
         record["numbers"] |= self.made_numbers(latent)
@@ -129,7 +130,7 @@ class Data:
         made = {**self.coherence.columns, **self.stability.columns}
         return {name: short(float(values[latent])) for name, values in made.items()}
 
-    def image(self, image: int) -> dict[str, Any] | None:
+    def image(self, image: int) -> ImageRecord | None:
         """The record of an image."""
         return describe_image(self.sources, image)
 
@@ -163,7 +164,7 @@ class Data:
         """The columns of the atlas, and what gives their values."""
         return find_columns(self.sources, {**self.map.columns, **self.coherence.columns, **self.stability.columns})
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SiteRecord:
         """What site.json says."""
         makers: dict[str, Maker | Stability] = {
             "map": self.map, "coherence": self.coherence, "stability": self.stability,
@@ -179,11 +180,11 @@ class Data:
             **{name: self.live and not self.abilities.get(name, "") for name in ("edit", "upload", "text")},
         }  # fmt: skip
         states = {name: makers[name].state for name in ("coherence", "stability")}
-        facts = describe_site(
+        return describe_site(
             sources, live=self.live, block=self.block, columns=columns, has=has, missing=self._missing(has),
             absent=find_absent(sources, columns, states), making=making,
+            results=[file_sha256(file)[:16] for file in self.result_files if file.is_file()],
         )  # fmt: skip
-        return facts | {"results": [file_sha256(file)[:16] for file in self.result_files if file.is_file()]}
 
     @property
     def result_files(self) -> list[Path]:

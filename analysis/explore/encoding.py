@@ -6,7 +6,7 @@ writing instead of obeying it.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,26 +14,10 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.concepts import ConceptTable, finite
+from analysis.explore.records import Shot
 from saetrain import CodeStore
 
 SIGNIFICANT = 4
-
-
-class Shot(TypedDict):
-    """An image under a latent's heat map.
-
-    Attributes:
-        score: what the latent's top images are ordered by. peak: its maximum on a token of the image.
-        cls: its value on CLS, 0 where it is silent; None where CLS was not encoded.
-        at, heat: row-major numbers of the patches on which it fires, ascending, and its values there.
-    """
-
-    image: int
-    score: float
-    peak: float
-    cls: float | None
-    at: list[int]
-    heat: list[float]
 
 
 def encode(record: object) -> bytes:
@@ -56,7 +40,7 @@ def _plain(value: float | None) -> Any:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def show_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def show_row(row: Mapping[str, Any]) -> dict[str, str | int | float | None]:
     """The user's columns of an image, as JSON knows them."""
     return {visible(name): _show(value) for name, value in row.items()}
 

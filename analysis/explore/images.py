@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.explore.encoding import shorten, show_row
+from analysis.explore.records import ImageCodes, ImageRecord, Images, ShotNames
 from analysis.explore.sources import Sources
 
 OWN = ("source_index", "uri", "label", "label_name", "bytes", "store", "content_hash")
 """Columns of images.parquet that `extract` writes; all others are the user's."""
 
 
-def list_images(sources: Sources) -> dict[str, Any]:
+def list_images(sources: Sources) -> Images:
     """The uri and label of every image, and whether it could be read."""
     images, codes = sources.concepts.images, sources.codes
     readable = np.ones(len(images), dtype=np.bool_) if codes is None else codes.valid
@@ -26,15 +27,15 @@ def list_images(sources: Sources) -> dict[str, Any]:
     }
 
 
-def name_images(sources: Sources, images: Iterable[int]) -> dict[str, list[str]]:
-    """The uri and label of some images, by number, so that a page that shows a few need not load the whole list."""
+def name_images(sources: Sources, images: Iterable[int]) -> ShotNames:
+    """The uri and label of some images."""
     table, chosen = sources.concepts.images, list(dict.fromkeys(images))
     place = pa.array(chosen, pa.int64())
     uris, labels = (table[name].take(place).to_pylist() for name in ("uri", "label_name"))
     return {str(image): [visible(uri), visible(label)] for image, uri, label in zip(chosen, uris, labels, strict=True)}
 
 
-def describe_image(sources: Sources, image: int) -> dict[str, Any] | None:
+def describe_image(sources: Sources, image: int) -> ImageRecord | None:
     """The record of an image; None without codes. Raises SettingsError for an image out of range."""
     sources.check_image(image)
     codes = sources.codes
@@ -56,7 +57,7 @@ def describe_image(sources: Sources, image: int) -> dict[str, Any] | None:
 def describe_codes(
     sources: Sources, token: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.floating[Any]],
     *, n_tokens: int, tokens: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> ImageCodes:  # fmt: skip
     """The entries of one image by token, ascending; CLS is token 0, whether it is encoded or not.
 
     `maxima` are those of its latents in the whole table, by the latents' numbers, so that heat maps of several images

@@ -6,7 +6,7 @@ record says so.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from actcache.text import visible
 from analysis.concepts import SHOWN_QUANTILES, choose_bins, class_shares, finite, token_kinds
-from analysis.explore.encoding import Shot, kept_shots, make_shots, short, shorten, top_shots
+from analysis.explore.encoding import kept_shots, make_shots, short, shorten, top_shots
 from analysis.explore.images import name_images
+from analysis.explore.records import CounterExamples, LatentImages, LatentRecord, Partner, Shot, Strengths
 from analysis.explore.sources import Sources
 from analysis.explore.twins import find_twins
 from analysis.query import find_counter_examples, rank_partners
@@ -56,16 +57,18 @@ class Fired(NamedTuple):
     note: str
 
 
-def describe_latent(sources: Sources, latent: int) -> dict[str, Any]:
-    """The record, as JSON knows it. Raises SettingsError for a latent out of range."""
+def describe_latent(sources: Sources, latent: int) -> LatentRecord:
+    """The record. Raises SettingsError for a latent out of range."""
     sources.check_latent(latent)
     concepts = sources.concepts
     row = concepts.table.slice(latent, 1).to_pylist()[0]
     shares = class_shares(concepts, latent)
     kinds = token_kinds(concepts, row)
     patches = concepts.rows_of("top_patches", latent).slice(0, N_PATCHES).to_pylist()
-    place = ("image", "row", "column")
-    record: dict[str, Any] = {
+    found = _describe_images(sources, latent)
+    groups = [*found["groups"], *(found["counter"] or [])]
+    shown = [*(shot["image"] for group in groups for shot in group["shots"]), *(patch["image"] for patch in patches)]
+    return {
         "latent": latent,
         "numbers": {name: short(value) if isinstance(value, float) else value
                     for name, value in row.items() if name != "latent"},
@@ -79,17 +82,17 @@ def describe_latent(sources: Sources, latent: int) -> dict[str, Any]:
         "classes": [{"name": visible(share.name), "n_tokens": share.n_tokens, "share": short(share.share),
                      "n_images": share.n_images} for share in shares[:N_CLASSES]],
         "n_classes": len(shares),
-        "nearest": [[n, short(cosine)] for n, cosine in concepts.nearest(latent)] if concepts.has("nearest.npy")
+        "nearest": [(n, short(cosine)) for n, cosine in concepts.nearest(latent)] if concepts.has("nearest.npy")
                    else [],
-        "patches": [{name: line[name] for name in place} | {"value": short(line["value"])} for line in patches],
+        "patches": [{"image": line["image"], "row": line["row"], "column": line["column"],
+                     "value": short(line["value"])} for line in patches],
         "twins": find_twins(sources, latent),
+        **found,
+        "images": name_images(sources, shown),
     }  # fmt: skip
-    record |= _describe_images(sources, latent)
-    shots = [shot["image"] for group in [*record["groups"], *(record["counter"] or [])] for shot in group["shots"]]
-    return record | {"images": name_images(sources, [*shots, *(patch["image"] for patch in patches)])}
 
 
-def _describe_strengths(sources: Sources, latent: int) -> dict[str, Any] | None:
+def _describe_strengths(sources: Sources, latent: int) -> Strengths | None:
     if not sources.concepts.has("histogram.npy"):
         return None
     histogram = sources.concepts.histogram
@@ -105,7 +108,7 @@ def _describe_strengths(sources: Sources, latent: int) -> dict[str, Any] | None:
 # Images
 
 
-def _describe_images(sources: Sources, latent: int) -> dict[str, Any]:
+def _describe_images(sources: Sources, latent: int) -> LatentImages:
     codes = sources.codes
     if codes is None:
         kept = kept_shots(sources.concepts, latent, N_STRONGEST)
@@ -140,7 +143,7 @@ def _describe_images(sources: Sources, latent: int) -> dict[str, Any]:
 
 def _group_counter_examples(
     counter: pa.Table, shoot: Callable[[list[int], dict[int, float]], list[Shot]]
-) -> list[dict[str, Any]]:
+) -> list[CounterExamples]:
     kinds, images, scores = (counter[name].to_pylist() for name in ("kind", "image", "score"))
     of = dict(zip(images, scores, strict=True))
     return [
@@ -191,7 +194,7 @@ def choose_groups(fired: Fired, *, seed: int) -> list[tuple[str, list[int]]]:
 
 def find_partners(
     codes: CodeStore, latent: int, rows: NDArray[np.int64], n_fired: NDArray[np.int64], *, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Partner]:
     """The latents that fire on the same tokens, from at most MAX_COFIRING of them, drawn by a seed.
 
     Args:

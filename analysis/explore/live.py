@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from analysis.config import ModelOptions, ProbeConfig, TowerOptions
 from analysis.explore.edit import Edit
 from analysis.explore.encoding import short
 from analysis.explore.images import describe_codes
+from analysis.explore.records import EditAnswer, Found, ImageRecord, UploadAnswer
 from analysis.explore.sources import Sources
 from analysis.interventions import match_frequency
 from analysis.lineage import open_parents
@@ -122,7 +122,7 @@ class LiveModel:
     # -----------------------------------------------------------------------------------------------------------------
     # An image of the user
 
-    def upload(self, data: bytes) -> dict[str, Any]:
+    def upload(self, data: bytes) -> UploadAnswer:
         """The record of an uploaded image, kept for edits. Raises ImageSourceError for no image, or one too large."""
         with self._lock:
             pair = self.pair
@@ -136,7 +136,7 @@ class LiveModel:
             self.sources, view.token, view.latent, view.value, n_tokens=1 + view.grid[0] * view.grid[1],
             tokens=view.tokens,
         )  # fmt: skip
-        record = {"image": None, "uri": "upload", "label": "", "readable": 1, "columns": {}, **codes}
+        record: ImageRecord = {"image": None, "uri": "upload", "label": "", "readable": 1, "columns": {}, **codes}
         picture = base64.b64encode(encode_jpeg(view.picture)).decode()
         return {"upload": number, "record": record, "picture": f"data:image/jpeg;base64,{picture}"}
 
@@ -144,7 +144,7 @@ class LiveModel:
     # Changed latents
 
     @torch.no_grad()
-    def edit(self, edit: Edit) -> dict[str, Any]:
+    def edit(self, edit: Edit) -> EditAnswer:
         """Probabilities of the classes before and after, and after the same change of random latents."""
         with self._lock:
             classifier = self.classifier
@@ -172,7 +172,7 @@ class LiveModel:
                 for c in order.tolist()
             ],
             "random_latent": other,
-            "random": None if random is None else [[latent, drawn] for latent, drawn in random.items()],
+            "random": None if random is None else list(random.items()),
             "frequency": [None if n is None else short(fired[n] / n_tokens) for n in (main, other)],
             "seconds": round(seconds, 3),
         }  # fmt: skip
@@ -222,14 +222,14 @@ class LiveModel:
     # Texts
 
     @torch.no_grad()
-    def search(self, text: str) -> dict[str, Any]:
+    def search(self, text: str) -> Found:
         """The latents whose direction, sent through the head, is nearest to a text; the empty text is taken off."""
         with self._lock:
             embedded = self.towers.text.embed([text, ""]).cpu()
             scores = (self._directions @ (embedded[0] - embedded[1])).numpy()
         scores = np.where(self.sources.n_fired > 0, scores, -np.inf)
         order = np.argsort(-scores, kind="stable")[:N_FOUND]
-        return {"latents": [[n, short(float(scores[n]))] for n in order.tolist() if np.isfinite(scores[n])]}
+        return {"latents": [(n, short(float(scores[n]))) for n in order.tolist() if np.isfinite(scores[n])]}
 
     @cached_property
     def _directions(self) -> Tensor:

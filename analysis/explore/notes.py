@@ -12,6 +12,7 @@ from typing import Any
 
 from actcache import SettingsError
 from analysis.explore.atlas import describe_names, own_version
+from analysis.explore.records import Names
 from analysis.explore.sources import Sources
 from analysis.naming import change_own, read_own_names
 
@@ -27,13 +28,13 @@ class Notes:
         self._seen: OrderedDict[str, dict[int, dict[str, str]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Names:
         """What names.json says. Its version is remembered, so that a page may refer to it."""
         with self._lock:
             self._remember()
             return describe_names(self._sources)
 
-    def write(self, latent: int, fields: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    def write(self, latent: int, fields: Mapping[str, Any]) -> tuple[bool, Names]:
         """Write the name and the note of a latent, each if it is there; "" removes it.
 
         Args:

@@ -35,6 +35,7 @@ from analysis.explore.images import describe_image
 from analysis.explore.latents import describe_latent
 from analysis.explore.page_files import read_page
 from analysis.explore.pictures import pack
+from analysis.explore.records import LatentRecord
 from analysis.explore.sources import Sources, open_sources
 
 MAX_FILE_BYTES = {"latents": 200_000, "images": 150_000, "pictures": 20_000}
@@ -117,15 +118,15 @@ def make_site(
 ) -> tuple[dict[str, bytes], Site]:
     """(file name -> content, what it is)."""
     left_out: list[str] = []
-    compared = describe_comparison(sources) if sources.comparison else {"latents": [], "images": {}}
-    latents = choose_latents(sources, [row["latent"] for row in compared["latents"]])
+    compared = describe_comparison(sources) if sources.comparison else None
+    latents = choose_latents(sources, [row["latent"] for row in compared["latents"]] if compared else [])
     n_shown, steps = len(latents), len(latents) + min(sources.n_images, MAX_IMAGES)
     report = on_progress or (lambda done, total: None)
-    records: dict[int, dict[str, Any]] = {}
+    records: dict[int, LatentRecord] = {}
     for done, latent in enumerate(latents, start=1):
         records[latent] = describe_latent(sources, latent)
         report(done, steps)
-    images = choose_images(sources, map(int, compared["images"]), records.values())
+    images = choose_images(sources, map(int, compared["images"] if compared else ()), records.values())
     if n_shown < sources.n_latents or len(images) < sources.n_images:
         left_out.append(
             f"This site holds {n_shown:,} of {sources.n_latents:,} latents and {len(images):,} of "
@@ -180,7 +181,7 @@ def choose_latents(sources: Sources, first: Sequence[int]) -> list[int]:
 
 
 def choose_images(
-    sources: Sources, compared: Iterable[int], records: Iterable[Mapping[str, Any]]
+    sources: Sources, compared: Iterable[int], records: Iterable[LatentRecord]
 ) -> list[int]:  # fmt: skip
     """The images that get a record and a picture, ascending: all, or those that the site shows.
 
@@ -209,7 +210,7 @@ def _join_json(parts: Sequence[bytes]) -> bytes:
     return b"[" + b",".join(parts) + b"]"
 
 
-def _look(target: Path) -> dict[str, Any] | None:
+def _look(target: Path) -> Mapping[str, Any] | None:
     """What site.json of an earlier site says; None if the folder is empty or not there. Raises SettingsError."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None

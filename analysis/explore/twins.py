@@ -5,7 +5,6 @@ names both runs; and how stable all latents are, which is the cosine with the tw
 import threading
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,17 @@ from actcache import PipelineError
 from analysis.concepts import unit_decoder
 from analysis.cosines import nearest_cosines
 from analysis.explore.encoding import short
+from analysis.explore.records import Twin
 from analysis.explore.sources import Sources
 from saetrain import Run
 
 
-def find_twins(sources: Sources, latent: int) -> list[dict[str, Any]] | None:
+def find_twins(sources: Sources, latent: int) -> list[Twin] | None:
     """The nearest latent in each other run of the inspections; None if there is no such run."""
     if sources.run is None or not (others := find_others(sources)):
         return None
     direction = unit_decoder(sources.run)[latent]
-    twins = []
+    twins: list[Twin] = []
     for run in others:
         cosines = unit_decoder(run) @ direction
         best = int(cosines.argmax())

@@ -411,7 +411,7 @@ def test_an_upload_is_encoded_and_a_broken_one_is_refused(served: Any, explored:
     assert {int(text.split()[0]) for text in shown[:5]} <= set(stored[:8])
 
 
-def test_an_edit_shows_probabilities_beside_a_random_latent(served: Any) -> None:
+def test_an_edit_shows_probabilities_beside_a_random_latent(served: Any, explored: Explored) -> None:
     tab = served("#/image/5")
     tab.get_by_role("button", name="Add").click()
     tab.locator(".edit select").select_option("set")
@@ -424,6 +424,11 @@ def test_an_edit_shows_probabilities_beside_a_random_latent(served: Any) -> None
     before, after, random = np.array(cells).T
     np.testing.assert_allclose([before.sum(), after.sum(), random.sum()], 100, atol=1)
     assert not np.allclose(before, after, atol=0.01)
+    text = tab.get_by_text("Judge:").inner_text()
+    said = re.search(r"latent (\d+) instead.*\(on [\d.]+ % and ([\d.]+) % of all tokens\)", text)
+    assert said, text
+    density = ConceptTable.open(explored.concepts).table["density"][int(said[1])].as_py()
+    assert float(said[2]) == pytest.approx(100 * density, rel=0.06)
 
 
 def test_a_picture_that_is_no_png_is_taken_too(served: Any, tmp_path: Path) -> None:

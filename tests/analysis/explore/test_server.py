@@ -211,6 +211,8 @@ def test_an_edit_equals_the_classifier_with_the_edited_stream(client: Client, so
         assert answer["random_latent"] not in (None, latent)
         fired = sources.n_fired
         assert abs(np.log(fired[answer["random_latent"]] / fired[latent])) < 2
+        density = np.asarray(sources.concepts.table["density"])[[latent, answer["random_latent"]]]
+        np.testing.assert_allclose(answer["frequency"], density, rtol=1e-3)
     assert answer["judge"] == "zero-shot"
 
 
@@ -290,7 +292,7 @@ def test_texts_find_latents(client: Client, sources: Any, reference: Any) -> Non
     scores = [score for _, score in found]
     assert scores == sorted(scores, reverse=True)
     assert all(sources.n_fired[latent] for latent, _ in found)
-    assert reference.search("red ring")["latents"] == found
+    assert [list(pair) for pair in reference.search("red ring")["latents"]] == found
     assert client.ask("api/search?q=").status == 400
     assert client.ask("api/search?q=" + "x" * 301).status == 400
 

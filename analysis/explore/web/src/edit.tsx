@@ -86,7 +86,7 @@ function Answer({ answer }: { answer: Edit }) {
             <td class={`number ${after > before ? "up" : after < before ? "down" : ""}`}>{probability(after)}</td>
             {random_latent !== null && <td class="number">{probability(random)}</td>}</tr>))}</tbody>
       </table>
-      <p class="soft">Judge: {judge}. {random_latent !== null && <>The same with latent {random_latent} instead, drawn at random from those that fire about as often{frequency && <> (on {percent(frequency[0])} and {percent(frequency[1])} of the images)</>}: what any latent would do. </>}{show(seconds)} s.</p>
+      <p class="soft">Judge: {judge}. {random_latent !== null && <>The same with latent {random_latent} instead, drawn at random from those that fire about as often (on {percent(frequency[0])} and {percent(frequency[1])} of all tokens): what any latent would do. </>}{show(seconds)} s.</p>
     </>
   );
 }

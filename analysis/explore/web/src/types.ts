@@ -1,10 +1,13 @@
-// What lies under data/ and what api/ answers. Python writes it in analysis/explore; both sides keep to this file.
+// What lies under data/ and what api/ answers. Python writes it, and names the same fields in analysis/explore/records.py;
+// a test compares the two.
 
 /** A column of atlas.bin: one number for each latent. */
 export interface Column {
   name: string;
   title: string;
-  log?: boolean;
+  log: boolean;
+  /** A small value says that a latent is a good concept. */
+  low_is_good?: boolean;
 }
 
 export interface Site {
@@ -13,11 +16,11 @@ export interface Site {
   title: string;
   concepts_id: string;
   codes_id: string;
-  run_id?: string;
-  model?: string;
+  run_id: string | null;
+  model: string;
   hook_point: string;
   tokens: string;
-  variant?: string;
+  variant: string;
   n_latents: number;
   n_alive: number;
   n_images: number;
@@ -27,6 +30,10 @@ export interface Site {
   /** Shares of a picture's height and width that lie under patches, from the upper left corner. */
   covered: [number, number];
   score: string;
+  /** From which value on a latent is active. */
+  tau: number;
+  /** Titles of the quantiles that a table keeps. */
+  quantiles: string[];
   /** How many latents, images and pictures one file holds. */
   block: { latents: number; images: number; pictures: number };
   columns: Column[];
@@ -38,6 +45,9 @@ export interface Site {
   has: Partial<Record<"map" | "images" | "pictures" | "comparison" | "results" | "notes" | "edit" | "upload" | "text", boolean>>;
   /** Why a part is not there, by its name. */
   missing: Record<string, string>;
+  versions: Record<string, string>;
+  /** Digests of the files that results.html draws. */
+  results: string[];
 }
 
 export interface Shot {
@@ -73,7 +83,7 @@ export interface Latent {
   patches: { image: number; row: number; column: number; value: number }[];
   twins: { run: string; latent: number; cosine: number }[] | null;
   /** What was read of a latent that fires so often that not all of it was. */
-  note?: string | null;
+  note: string;
   images: ShotNames;
 }
 
@@ -141,7 +151,9 @@ export interface Edit {
   judge: string;
   classes: { name: string; before: number; after: number; random: number | null }[];
   random_latent: number | null;
-  frequency: [number, number] | null;
+  /** Each latent that is changed, and the one that was drawn in its place. */
+  random: [number, number][] | null;
+  frequency: [number | null, number | null];
   seconds: number;
 }
 
