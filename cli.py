@@ -130,7 +130,7 @@ def extract(
         show_source(estimate)
         emit(estimate.to_json(), draw_estimate(estimate))
         raise typer.Exit(0 if estimate.fits else 1)
-    source: dict[str, Any] = {}
+    source: dict[str, object] = {}
     with as_one_of_several("store", store), show_progress("extract", "images") as on_progress:
         opened = actcache.extract(
             images, store, config=config, batch_size=batch_size, device=device, n_threads=n_threads,

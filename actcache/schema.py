@@ -151,7 +151,7 @@ def _parse_dictionary(kind: Any, value: dict[str, object], place: str) -> dict[s
 
 
 @cache
-def _hints(record: type) -> dict[str, Any]:
+def _hints(record: type) -> dict[str, object]:
     return get_type_hints(record)
 
 

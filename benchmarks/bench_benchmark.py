@@ -127,7 +127,7 @@ def work(folder: Path, size: str, threads: int) -> None:
         subject = Subject("run", None, None, run, codes)
         found = measure_visaebench(subject, open_protocol(store, run, config), encode_second, lambda done, total: None)
         seconds, used = time.perf_counter() - started, cpu_s() - before
-        facts: dict[str, Any] = {"entries": codes.n_entries, "tokens": len(store.images) * (codes.n_tokens - 1)}
+        facts: dict[str, object] = {"entries": codes.n_entries, "tokens": len(store.images) * (codes.n_tokens - 1)}
     values = {each.name: each.value for each in found if isinstance(each, Measured)}
     details = {each.name: dict(each.details) for each in found if isinstance(each, Measured)}
     facts |= {"values": values, "details": details}
@@ -149,7 +149,7 @@ def start(command: list[str], threads: int) -> dict[str, Any]:
     limited = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     done = subprocess.run(command, env={**os.environ, **limited, "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE,
                           check=True, text=True)  # fmt: skip
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

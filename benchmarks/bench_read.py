@@ -139,7 +139,7 @@ def call_system(store: ActivationStore, chunks: Any, out: Any, n_threads: int) -
         os.close(fd)
 
 
-def measure(store: ActivationStore, options: argparse.Namespace) -> dict[str, Any]:
+def measure(store: ActivationStore, options: argparse.Namespace) -> dict[str, object]:
     import zarr
 
     layout = store.layout

@@ -84,7 +84,7 @@ def main() -> None:
     sys.exit(bool(failed))
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device) -> dict[str, object]:
     if device.type != "cuda":
         return {"name": str(device)}
     facts = torch.cuda.get_device_properties(device)
@@ -284,7 +284,7 @@ def run_stages(folder: Path, device: torch.device, *, small: bool) -> Iterator[t
     )  # fmt: skip
 
 
-def run_benchmark(name: str, *arguments: str) -> dict[str, Any]:
+def run_benchmark(name: str, *arguments: str) -> dict[str, object]:
     """What a benchmark prints, or the last line of its error, so that the others are measured all the same."""
     gc.collect()
     if torch.cuda.is_initialized():
@@ -299,7 +299,7 @@ def run_benchmark(name: str, *arguments: str) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     finally:
         sys.argv = before
-    found: dict[str, Any] = json.loads(printed.getvalue())
+    found: dict[str, object] = json.loads(printed.getvalue())
     return found
 
 

@@ -144,7 +144,7 @@ def run(entry: str, options: argparse.Namespace, data: Path, **more: Any) -> dic
     if process.returncode:
         why = [line for line in last if "Error" in line] or last or [f"exit {process.returncode}"]
         return {"failed": stopped or why[-1][:200]}
-    result: dict[str, Any] = json.loads(lines[-1]) | {"others_cpus": others}
+    result: dict[str, object] = json.loads(lines[-1]) | {"others_cpus": others}
     if peer == "ours":
         result |= json.loads(last[-1])
     return result
@@ -169,7 +169,7 @@ def memory_kb(path: str, field: str) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), None)
 
 
-def speed(options: argparse.Namespace, data: Path, entries: list[str]) -> dict[str, Any]:
+def speed(options: argparse.Namespace, data: Path, entries: list[str]) -> dict[str, object]:
     """The median tokens per second of each entry, and our ratio to it in each round."""
     rounds: list[dict[str, dict[str, Any]]] = []
     failed: dict[str, str] = {}
@@ -233,7 +233,7 @@ def quality(options: argparse.Namespace, data: Path, held_out: NDArray[np.float6
                         line |= {"failed": result["failed"]}
                     note(str({name: value for name, value in line.items() if name != "versions"}))
                     runs.append(line)
-    table: dict[str, Any] = {}
+    table: dict[str, object] = {}
     for entry, lr in {(line["entry"], line["lr"]) for line in runs}:
         done = [line for line in runs if (line["entry"], line["lr"]) == (entry, lr) and "fvu" in line]
         if done:

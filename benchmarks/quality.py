@@ -23,7 +23,7 @@ from actcache import ActivationStore
 from actcache.models import choose_precision
 from saetrain import SAEConfig, TrainConfig, evaluate, train
 
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, object]] = {
     "topk": {"variant": "topk"},
     "batchtopk": {"variant": "batchtopk"},
     "matryoshka": {"variant": "batchtopk", "prefixes": (1 / 8, 1 / 4, 1 / 2, 1)},

@@ -69,7 +69,7 @@ def read_sae(path: Path, *, float16_codes: bool = False) -> Any:
     return sae
 
 
-def run_metrics(folder: Path, names: list[str], *, float16_codes: bool = False) -> dict[str, Any]:
+def run_metrics(folder: Path, names: list[str], *, float16_codes: bool = False) -> dict[str, object]:
     from visaebench.metrics import METRIC_REGISTRY
 
     given = np.load(folder / "sae.npz")
@@ -83,7 +83,7 @@ def run_metrics(folder: Path, names: list[str], *, float16_codes: bool = False) 
     begun = resource.getrusage(resource.RUSAGE_SELF)
     before = begun.ru_utime + begun.ru_stime  # of imports
     for name in names:
-        more: dict[str, Any] = {"labels": labels}
+        more: dict[str, object] = {"labels": labels}
         if name in ("localization", "fvu"):
             more = {}
         if name == "monosemanticity":

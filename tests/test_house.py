@@ -6,10 +6,12 @@ A *room* is a sub-package, or a module that lies directly in a package.
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +140,26 @@ def test_a_door_lists_only_what_others_use(door: str) -> None:
     front = ast.parse((ROOT / package / "__init__.pyi").read_text()).body
     used |= {a.name for node in front if isinstance(node, ast.ImportFrom) and node.module == name for a in node.names}
     assert set(importlib.import_module(door).__all__) - used == set()
+
+
+def annotations_of(thing: Any) -> Iterator[object]:
+    """What a function takes and returns, or what a class holds and its public methods take and return."""
+    if isinstance(thing, type):
+        yield from vars(thing).get("__annotations__", {}).values()
+        for name, method in vars(thing).items():
+            if not name.startswith("_"):
+                yield from annotations_of(getattr(method, "__func__", getattr(method, "fget", method)))
+    elif inspect.isfunction(thing):
+        yield from thing.__annotations__.values()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_nothing_crosses_a_door_whose_fields_only_its_writer_knows(door: str) -> None:
+    """A record is a type. Facts that are only shown or written are dict[str, object]: nobody can compute with them."""
+    opened = importlib.import_module(door)
+    for name in opened.__all__:
+        for annotation in annotations_of(getattr(opened, name)):
+            assert "dict[str, Any]" not in str(annotation).replace("typing.", ""), name
 
 
 def test_modules_stay_small() -> None:

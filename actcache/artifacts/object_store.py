@@ -38,7 +38,7 @@ def register_s3() -> None:
         retries = TRIES
         connect_timeout, read_timeout = CONNECT_S, READ_S
 
-        def __init__(self, *args: Any, config_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+        def __init__(self, *args: Any, config_kwargs: dict[str, object] | None = None, **options: Any) -> None:
             once = {"retries": {"max_attempts": 0}}  # s3fs tries again, so botocore need not
             super().__init__(*args, config_kwargs={**once, **(config_kwargs or {})}, **options)
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -255,7 +255,7 @@ def _describe_tower(
         raise SettingsError(f"{name} has no layer {last}: its blocks are 0..{tower.n_layers - 1}. Correct --layer.")
     if (site := hook_points[0].site) not in tower.sites:
         raise SettingsError(f"{name} has no {site}: its blocks have {', '.join(tower.sites)}. Correct --site.")
-    provenance: dict[str, Any] = {
+    provenance: dict[str, object] = {
         "model": name,
         "pretrained": Path(config.pretrained or clip.source.sources["weights"]).name,
         "model_sources": clip.facts,

@@ -108,7 +108,7 @@ def _read_metadata(path: Path) -> _Metadata:
     return parse(_Metadata, _renamed(fields), str(path), _ADVICE)
 
 
-def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(fields: Mapping[str, Any]) -> dict[str, object]:
     return {_NAMES.get(name, name): value for name, value in fields.items()}
 
 

@@ -49,7 +49,7 @@ class Trunk:
     """
 
     kind: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
     filter: Filter | None = None
 
 
@@ -150,9 +150,9 @@ def watch_timm(architecture: str, extra: Mapping[str, Any] | None = None) -> Ite
             os.environ.update(kept)
 
 
-def _constructed(arguments: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
+def _constructed(arguments: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, object]:
     """The constructor's arguments: those that were passed, and those that timm takes from `pretrained_cfg`."""
-    known: dict[str, Any] = {"num_classes": cfg.get("num_classes")}
+    known: dict[str, object] = {"num_classes": cfg.get("num_classes")}
     if cfg.get("fixed_input_size"):
         known["img_size"] = tuple(cfg["input_size"][-2:])
     known |= arguments

@@ -127,7 +127,7 @@ def _load_open_clip(source: ModelSource) -> _Made:
         check_built(build_open_clip(source.config, source.name, seed=0, meta=True)[0], source.name)
     module, trunk = build_open_clip(source.config, source.name, seed=source.seed)
     notes = [] if source.weights is None else _load_weights(module, trunk, source)
-    identity: dict[str, Any] = {"config": source.config, "weights": hash_weights(module)}
+    identity: dict[str, object] = {"config": source.config, "weights": hash_weights(module)}
     if trunk is not None:
         identity["trunk"] = {"class": trunk.kind, "arguments": trunk.arguments}
     return module, identity, source.config, notes

@@ -126,7 +126,7 @@ def _find_preprocessor(repo: str) -> Path | None:
         return None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, object]:
     try:
         if file.stat().st_size > MAX_JSON:
             raise ValueError("it is larger than 4 MB")

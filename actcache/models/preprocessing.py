@@ -114,7 +114,7 @@ def _read_file(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(f"--preprocess {file} cannot be read as JSON: {reason}. Copy the file again.") from error
-    outer: dict[str, Any] = fields if isinstance(fields, dict) else {}
+    outer: dict[str, object] = fields if isinstance(fields, dict) else {}
     inner: Any = outer.get("preprocess_cfg", outer.get("pretrained_cfg", fields))
     if not isinstance(inner, dict):
         raise ModelError(f"--preprocess {file} holds no object. Expected mean, std, interpolation and so on.")
@@ -132,25 +132,25 @@ def _read_file(file: Path) -> Mapping[str, Any]:
 _TIMM = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
-def read_timm(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def read_timm(cfg: Mapping[str, Any]) -> dict[str, object]:
     """timm's own resolution of a `pretrained_cfg`; what it leaves out has timm's default. Its size is the model's."""
     known = timm.data.resolve_data_config(pretrained_cfg={"mean": None, **cfg})
     fields = {key: known[key] for key in _TIMM}
     return {"library": "timm"} | {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
-def read_tag(fields: Mapping[str, Any]) -> dict[str, Any]:
+def read_tag(fields: Mapping[str, Any]) -> dict[str, object]:
     """A tag's preprocessing. Its size is that of the architecture, as open_clip takes it."""
-    known: dict[str, Any] = open_clip.transform.merge_preprocess_dict({}, fields)
+    known: dict[str, object] = open_clip.transform.merge_preprocess_dict({}, fields)
     return {key: value for key, value in known.items() if key != "size"}
 
 
-def fill_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def fill_fields(fields: Mapping[str, Any]) -> dict[str, object]:
     filled = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), fields)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in filled.items() if key != "size"}
 
 
-def check_fields(fields: object, file: str) -> dict[str, Any] | None:
+def check_fields(fields: object, file: str) -> dict[str, object] | None:
     """The `preprocess_cfg` of a config; None if there is none. An unknown field would be left out of the transform."""
     if fields is None:
         return None

@@ -40,7 +40,7 @@ def read_activation(fields: Mapping[str, Any]) -> bool:
     return ACTIVATIONS[names.pop()]
 
 
-def open_clip_config(fields: Mapping[str, Any]) -> dict[str, Any]:
+def open_clip_config(fields: Mapping[str, Any]) -> dict[str, object]:
     """open_clip's model config of a config.json. Raises ModelError where open_clip has no such tower."""
     vision: dict[str, Any] = VISION | _object(fields, "vision_config")
     text: dict[str, Any] = TEXT | _object(fields, "text_config")
@@ -69,7 +69,7 @@ def open_clip_config(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(f"config.json does not describe a CLIP: {error}. Copy the file again.") from error
 
 
-def preprocess_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def preprocess_fields(fields: Mapping[str, Any]) -> dict[str, object]:
     """open_clip's preprocessing fields of a preprocessor_config.json. Raises ModelError where it has no such step."""
     size = fields.get("size", 224)
     crop = fields.get("crop_size", size) if fields.get("do_center_crop", True) else size
@@ -157,13 +157,13 @@ def _rename_block(name: str) -> str:
     return name
 
 
-def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _object(fields: Mapping[str, Any], name: str) -> dict[str, object]:
     value = fields.get(name) or {}
     if not isinstance(value, dict):
         raise ModelError(f"config.json: {name} must be an object. Copy the file again.")
     return value
 
 
-def _norms(tower: Mapping[str, Any]) -> dict[str, Any]:
+def _norms(tower: Mapping[str, Any]) -> dict[str, object]:
     eps = tower["layer_norm_eps"]
     return {} if eps == 1e-5 else {"norm_kwargs": {"eps": eps}}

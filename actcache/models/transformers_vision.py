@@ -9,7 +9,7 @@ Checked against transformers' own models: residual streams and pooled outputs ag
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.layers import SwiGLUPacked
 from torch import nn
@@ -24,11 +24,11 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "ge
 DINOV2 = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16), 1536: ("giant", 40, 24)}
 DINOV3 = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
 """Width -> (size in timm's names, number of blocks, number of heads)."""
-COMMON: dict[str, Any] = {
+COMMON: dict[str, object] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "gelu", "image_size": 224,
     "num_channels": 3, "qkv_bias": True,
 }  # fmt: skip
-DEFAULTS: dict[str, dict[str, Any]] = {
+DEFAULTS: dict[str, dict[str, object]] = {
     "dinov2": COMMON | {"patch_size": 14, "mlp_ratio": 4, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False},
     "dinov2_with_registers": COMMON
     | {"patch_size": 16, "mlp_ratio": 4, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False, "num_register_tokens": 4},
@@ -42,11 +42,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
        "vision_use_head": True},
 }  # fmt: skip
 """What transformers assume where config.json leaves a field out, as it does for every default."""
-SIGLIP_TEXT: dict[str, Any] = {
+SIGLIP_TEXT: dict[str, object] = {
     "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
 }  # fmt: skip
 LARGEST = 1 << 20
+
+
+class _Described(NamedTuple):
+    """The timm name that is nearest to a config.json, what that name has of its own, and what the config.json wants."""
+
+    name: str
+    own: dict[str, object]
+    wanted: dict[str, object]
 
 
 def read_kind(fields: Mapping[str, Any]) -> str | None:
@@ -55,10 +63,10 @@ def read_kind(fields: Mapping[str, Any]) -> str | None:
     return kind if isinstance(kind, str) and (kind in DEFAULTS or kind == "siglip") else None
 
 
-def timm_model(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def timm_model(fields: Mapping[str, Any]) -> tuple[str, dict[str, object]]:
     """(timm's name, arguments that differ from the name's own). Raises ModelError where timm has no such tower."""
     kind = str(fields["model_type"])
-    values: dict[str, Any] = DEFAULTS[kind] | {k: v for k, v in fields.items() if v is not None}
+    values: dict[str, object] = DEFAULTS[kind] | {k: v for k, v in fields.items() if v is not None}
     try:
         _check_values(values)
         name, own, wanted = _MAPPINGS[kind](values)
@@ -88,7 +96,7 @@ def _check_values(values: Mapping[str, Any]) -> None:
         )
 
 
-def _shape(values: Mapping[str, Any]) -> dict[str, Any]:
+def _shape(values: Mapping[str, Any]) -> dict[str, object]:
     return {
         "embed_dim": values["hidden_size"], "depth": values["num_hidden_layers"],
         "num_heads": values["num_attention_heads"], "patch_size": _whole(values["patch_size"]),
@@ -100,12 +108,12 @@ def _whole(value: Any) -> Any:
     return tuple(int(side) for side in value) if isinstance(value, list | tuple) else int(value)
 
 
-def _norm(values: Mapping[str, Any], own: float) -> dict[str, Any]:
+def _norm(values: Mapping[str, Any], own: float) -> dict[str, object]:
     eps = float(values["layer_norm_eps"])
     return {} if eps == own else {"norm_layer": partial(nn.LayerNorm, eps=eps)}
 
 
-def _map_dinov2(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _map_dinov2(values: Mapping[str, Any]) -> _Described:
     registers, width = values.get("num_register_tokens", 0), values["hidden_size"]
     size, depth, heads = DINOV2.get(width, DINOV2[768])
     gated = bool(values["use_swiglu_ffn"])
@@ -125,7 +133,7 @@ def _map_dinov2(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[st
         wanted |= {"act_layer": "silu", "mlp_ratio": ratio}
         if size != "giant":
             wanted |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
-    return f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", own, wanted
+    return _Described(f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", own, wanted)
 
 
 def _gated_ratio(width: int, ratio: float) -> float:
@@ -134,7 +142,7 @@ def _gated_ratio(width: int, ratio: float) -> float:
     return 2 * hidden / width
 
 
-def _map_dinov3(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _map_dinov3(values: Mapping[str, Any]) -> _Described:
     if values["key_bias"] or values["query_bias"] != values["value_bias"] or not values["proj_bias"]:
         raise ModelError(
             "config.json has biases other than DINOv3's: expected query_bias equal to value_bias, no key_bias, and "
@@ -160,10 +168,10 @@ def _map_dinov3(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[st
                 "config.json has gates and a hidden_act other than silu, which timm's DINOv3 does not have."
             )
         wanted |= {"swiglu_align_to": 8}
-    return f"vit_{size}_patch16_dinov3{'_qkvb' if bias else ''}", own, wanted
+    return _Described(f"vit_{size}_patch16_dinov3{'_qkvb' if bias else ''}", own, wanted)
 
 
-def _map_vit(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _map_vit(values: Mapping[str, Any]) -> _Described:
     own = {
         "embed_dim": 768, "depth": 12, "num_heads": 12, "patch_size": 16, "act_layer": "gelu", "mlp_ratio": 4,
         "qkv_bias": True,
@@ -172,25 +180,24 @@ def _map_vit(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, 
         "mlp_ratio": values["intermediate_size"] / values["hidden_size"], "qkv_bias": bool(values["qkv_bias"]),
         **_norm(values, 1e-6),
     }  # fmt: skip
-    return "vit_base_patch16_224", own, wanted
+    return _Described("vit_base_patch16_224", own, wanted)
 
 
-def _map_siglip(values: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _map_siglip(values: Mapping[str, Any]) -> _Described:
     if not values["vision_use_head"]:
         raise ModelError(
             "config.json has vision_use_head false: this tower has no pooling of its own. Give a model with its head."
         )
-    _, own, wanted = _map_vit({**values, "qkv_bias": True})
-    return "vit_base_patch16_siglip_224", own, wanted
+    return _map_vit({**values, "qkv_bias": True})._replace(name="vit_base_patch16_siglip_224")
 
 
-_MAPPINGS: dict[str, Callable[[Mapping[str, Any]], tuple[str, dict[str, Any], dict[str, Any]]]] = {
+_MAPPINGS: dict[str, Callable[[Mapping[str, Any]], _Described]] = {
     "dinov2": _map_dinov2, "dinov2_with_registers": _map_dinov2, "dinov3_vit": _map_dinov3, "vit": _map_vit,
     "siglip_vision_model": _map_siglip,
 }  # fmt: skip
 
 
-def siglip_config(fields: Mapping[str, Any]) -> dict[str, Any]:
+def siglip_config(fields: Mapping[str, Any]) -> dict[str, object]:
     """open_clip's config of a SigLIP with its texts. Raises ModelError where open_clip has no such towers."""
     vision, text = fields.get("vision_config") or {}, fields.get("text_config") or {}
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
@@ -233,7 +240,7 @@ def siglip_config(fields: Mapping[str, Any]) -> dict[str, Any]:
 # Preprocessing
 
 
-def preprocess_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def preprocess_fields(fields: Mapping[str, Any]) -> dict[str, object]:
     """The fields, in timm's spelling, of a preprocessor_config.json. Raises ModelError where timm has no such steps."""
     size = fields.get("size", 224)
     size = {"shortest_edge": size} if isinstance(size, int) and "crop_size" in fields else size

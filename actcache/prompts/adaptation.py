@@ -185,7 +185,7 @@ def adapt(
             (artifact.path / CHECKPOINT_FILE).unlink(missing_ok=True)
         every = max(1, -(-training.n_steps // N_CURVE))
         loss = training.losses[::every].tolist()
-        known: dict[str, Any] = {"seen": asdict(seen), "shots": asdict(shots_listed)}
+        known: dict[str, object] = {"seen": asdict(seen), "shots": asdict(shots_listed)}
         if training.class_means is not None:
             known["judge"] = CLASS_MEANS
         seal_artifact(artifact.path, accuracy=accuracy.to_json(), loss=loss, n_test=len(uris), **known)

@@ -20,7 +20,7 @@ MAX_KEYS = 16 * MAX_COLUMNS
 """When so many keys have been met, all but the most frequent ones are forgotten."""
 
 
-def parse_object(data: bytes, what: str = "it") -> dict[str, Any]:
+def parse_object(data: bytes, what: str = "it") -> dict[str, object]:
     """Parse a JSON object; lists and objects in it become JSON text.
 
     Raises:
@@ -43,7 +43,7 @@ def parse_object(data: bytes, what: str = "it") -> dict[str, Any]:
         raise ValueError(f"{what} is not JSON ({error})") from error
     if values is None:
         raise ValueError(f"{what} is not an object")
-    fields: dict[str, Any] = values
+    fields: dict[str, object] = values
     if "\\u" in text:  # only an escape can make half of a character
         for item in fields.items():
             for part in item:

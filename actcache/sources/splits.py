@@ -148,7 +148,7 @@ def _is_left_out(kind: pa.DataType) -> bool:
 def _list_split(split: Split, table: pa.Table, width: int, own_split: str, source: str) -> pa.Table:
     n = len(split.sizes)  # a table without further columns has no rows
     numbers = pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), width=width, padding="0")
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "uri": pc.binary_join_element_wise(split.key, numbers, "/"),
         "bytes": split.sizes,
     }

@@ -5,7 +5,7 @@ remain the way without a compiler.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ def range_counter(labels: NDArray[np.int32], config: AnalyzeConfig) -> RangeCoun
 
 def _count_range(
     codes: CodeStore, latents: range, *, present: NDArray[np.int32], place: NDArray[np.int32], config: AnalyzeConfig
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """The values of all statistics by name; None without a compiler, for few entries, or where a row takes more than 32
     bits.
     """

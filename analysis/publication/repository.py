@@ -85,7 +85,7 @@ def encode_manifest(entries: Mapping[str, Entry]) -> bytes:
     return b"".join(json.dumps(_without_none(asdict(entry))).encode() + b"\n" for entry in entries.values())
 
 
-def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(fields: Mapping[str, Any]) -> dict[str, object]:
     return {
         name: _without_none(value) if isinstance(value, dict) else value
         for name, value in fields.items()

@@ -119,7 +119,7 @@ def _check_workers(client: Any, address: str) -> None:
             f"The dask scheduler at {address} has had no workers for {CONNECT_S} s. Start some with "
             f"`dask worker {address}`, or leave --scheduler out."
         ) from error
-    answers: dict[str, Any] = {}
+    answers: dict[str, object] = {}
     needs = "import analysis.reduce"
 
     def ask() -> None:

@@ -188,7 +188,7 @@ def _near(path: Path) -> str:
     return str(path) if relative.startswith("../../..") else relative
 
 
-def show_source(plan: Any) -> dict[str, Any]:
+def show_source(plan: Any) -> dict[str, object]:
     """Say on stderr which classes a source of images has and what is left out of it, before the work starts.
 
     plan: what has `classes` and `left_out`: an ImagePlan or an ExtractionEstimate. Both are returned, for --json.

@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from actcache.progress import show_bytes
 from analysis.terminal.tables import draw_facts, draw_table
 
+if TYPE_CHECKING:  # the command line starts without them
+    from actcache import ActivationStore
+    from analysis.concepts import ConceptTable
+    from saetrain import CodeStore, Run
 
-def describe_store(path: str, store: Any) -> dict[str, Any]:
+
+def describe_store(path: str, store: "ActivationStore") -> dict[str, object]:
     """An activation store, and which images were skipped."""
     return {
         "store": str(path), "store_id": store.store_id, "complete": True, "n_images": store.n_images,
@@ -20,7 +25,7 @@ def describe_store(path: str, store: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe_import(path: str, store: Any) -> dict[str, Any]:
+def describe_import(path: str, store: "ActivationStore") -> dict[str, object]:
     """An imported store, and what its tokens were taken for."""
     from actcache.store import NO_IMAGES
 
@@ -36,7 +41,7 @@ def describe_import(path: str, store: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe_run(run: Any) -> dict[str, Any]:
+def describe_run(run: "Run") -> dict[str, object]:
     return {
         "run": str(run.path), "run_id": run.run_id, "hook_point": str(run.hook_point),
         "variant": run.sae_config.variant, "n_latents": run.sae_config.n_latents, "fvu": run.fvu,
@@ -44,7 +49,7 @@ def describe_run(run: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe_concepts(path: Path, concepts: Any) -> dict[str, Any]:
+def describe_concepts(path: Path, concepts: "ConceptTable") -> dict[str, object]:
     """A concept table, and what could not be computed of it."""
     return {
         "concepts": str(path), "concepts_id": concepts.artifact.id, **concepts.summary_numbers(),
@@ -52,7 +57,7 @@ def describe_concepts(path: Path, concepts: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe_codes(codes: Any) -> dict[str, Any]:
+def describe_codes(codes: "CodeStore") -> dict[str, object]:
     """Codes, and which images have none because they could not be read."""
     return {
         "codes": str(codes.path), "codes_id": codes.codes_id, "n_images": codes.n_images, "n_tokens": codes.n_tokens,
@@ -61,7 +66,7 @@ def describe_codes(codes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _skipped(images: Any, failed: Mapping[Any, str]) -> list[dict[str, Any]]:
+def _skipped(images: Any, failed: Mapping[Any, str]) -> list[dict[str, object]]:
     return [
         {"image": int(image), "uri": images["uri"][int(image)].as_py(), "reason": reason}
         for image, reason in failed.items()

@@ -185,7 +185,7 @@ def read_hook_point(layer: int | None, site: str | None) -> int | HookPoint | No
 
 def repeat_flags(config: Any = None, **more: Any) -> list[str]:
     """The flags that give a configuration, and other parameters, again: those that are not at their default or None."""
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     for field in [] if config is None else options_of(type(config)):
         if (value := getattr(config, field.name)) != field.default:
             given[field.name] = value

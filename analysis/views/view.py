@@ -164,7 +164,7 @@ class Look:
         shared = sum(Path(other.image).name == path.name for other in self.views) > 1
         return "/".join(path.parts[-2:]) if shared else path.name
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Every fact that is shown."""
         return {
             "sae": self.sae, "model": self.model, "hook_point": self.hook_point, "notes": list(self.notes),

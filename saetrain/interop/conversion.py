@@ -8,7 +8,6 @@ float32 rounding, that is an error and nothing is kept.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -49,7 +48,7 @@ class Conversion:
     input: str | None = None
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Every fact that is shown."""
         return {
             "path": str(self.path),

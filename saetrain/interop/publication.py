@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors.torch import save
 
@@ -195,7 +195,7 @@ def encode_published(published: PublishedSAE, weights: Path) -> dict[str, bytes]
     tower = {name: value for name, value in asdict(published.tower).items() if value is not None}
     about = {"format": FORMAT, "version": VERSION, "hook_point": published.hook_point, "tower": tower}
     data = save(tensors, {"patchsae": json.dumps(about)})  # one field, since the order of several is not fixed
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "format": FORMAT, "version": VERSION,
         **{each.name: getattr(published, each.name) for each in fields(PublishedSAE)},
         "sae": asdict(published.sae), "tower": tower, "training": asdict(published.training),

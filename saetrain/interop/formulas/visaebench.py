@@ -1,7 +1,6 @@
 """ViSAEBench's GenericSAE: relu(x encoder^T + bias), its selection, times the decoder as it is stored."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -13,7 +12,7 @@ from saetrain.interop.formulas.overcomplete import choose
 
 
 def load(path: Path) -> Forward:
-    cfg: dict[str, Any] = read_settings(find_settings(path))
+    cfg: dict[str, object] = read_settings(find_settings(path))
     is_safe = path.suffix == ".safetensors"
     p = as_floats(load_safetensors(path.read_bytes()) if is_safe else load_tensors(path, mapped=True))
     kind = str(cfg.get("activation") or cfg.get("sae_type") or cfg.get("architecture")).lower()
