@@ -15,6 +15,8 @@ import cli
 from actcache.artifacts import digest, file_digest
 from actcache.artifacts.files import encode_json
 
+pytestmark = pytest.mark.slow
+
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 ELSEWHERE_SAID = re.compile(r"[^.]*, in a verb that has this flag")
 GONE = ("images", "model", "a.acts", "adapted.acts", "run", "a.codes", "a.prompts")

@@ -92,6 +92,7 @@ def test_masks_are_measured_beside_whole_forward_passes(tmp_path: Path, tiny_mod
     assert {"speedup", "share_of_limit", "masks_s", "whole_forwards_s"} <= set(found)
 
 
+@pytest.mark.slow
 def test_the_metrics_of_visaebench_are_measured_at_several_sizes(run: Run) -> None:
     found = run("bench_benchmark", "--n-images", "60", "--n-ood", "40", "--grid", "4", "--d-model", "32", "--n-latents",
                 "128", "--k", "4", "--classes", "5", "--growth", "30", "--threads", "1")  # fmt: skip
@@ -102,6 +103,7 @@ def test_the_metrics_of_visaebench_are_measured_at_several_sizes(run: Run) -> No
     assert {"share_of_limit", "limit_bfloat16_product_s", "seconds", "cpu_s", "tokens_per_s"} <= set(found)
 
 
+@pytest.mark.slow
 def test_the_explorer_is_measured_in_a_browser(tmp_path: Path, tiny_model: dict[str, str], run: Run) -> None:
     pytest.importorskip("playwright", reason="the package playwright is not installed")
     if not any(map(shutil.which, ("chromium", "google-chrome"))):
@@ -122,6 +124,7 @@ def test_the_explorer_is_measured_in_a_browser(tmp_path: Path, tiny_model: dict[
             assert 0 < row["record_s"] <= row["seconds"]
 
 
+@pytest.mark.slow
 def test_a_device_is_checked_against_the_processor_and_every_stage_is_measured(run: Run) -> None:
     found = run("gpu", "--device", "cpu", "--small")
     checks, stages = found["checks"], found["stages"]

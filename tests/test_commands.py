@@ -153,6 +153,7 @@ PREPARED = {"docs/guide/repair.md": damage_store}
 """Pages about something that has happened to the folder."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_the_commands_of_a_page_run(
     name: str, tmp_path: Path, world: Path, latent: int, warm: WarmProcess, request: pytest.FixtureRequest

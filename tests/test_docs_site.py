@@ -27,10 +27,13 @@ DOORS = ("actcache", "saetrain", "analysis")
 OLDER, NEWER = "0.0.9", "0.0.10"
 
 NEEDED = ("sphinx", "myst_parser", "furo", "sphinx_copybutton")
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("CI") and any(importlib.util.find_spec(name) is None for name in NEEDED),
-    reason="the extra `docs` is not installed",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("CI") and any(importlib.util.find_spec(name) is None for name in NEEDED),
+        reason="the extra `docs` is not installed",
+    ),
+]
 
 
 def load(name: str) -> ModuleType:

@@ -166,6 +166,7 @@ def test_interrupted_codes_are_finished(golden: Path) -> None:
         np.testing.assert_allclose(one.value.astype(np.float32), other.value.astype(np.float32), rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_finished(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its checkpoint at step 1000; its twin was never killed. Both began with torch's operations. With the last
     bits of kernels one of the 64 latents ends elsewhere with this seed, which costs 6 % of the error; see quality.md.

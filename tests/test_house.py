@@ -10,6 +10,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ def files_of(room: str) -> list[Path]:
     return sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
 
 
-def imported(file: Path) -> Iterator[tuple[str, list[str]]]:
+@cache
+def imported(file: Path) -> list[tuple[str, list[str]]]:
     """(dotted module, names) of every import anywhere in a file."""
+    found: list[tuple[str, list[str]]] = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, []) for alias in node.names)
+            found += ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module, [alias.name for alias in node.names]
+            found.append((node.module, [alias.name for alias in node.names]))
+    return found
 
 
 def room_of(module: str) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 for needed in ("ipykernel", "nbclient", "pandas"):
     if not os.environ.get("CI"):  # where none of them may be missing
         pytest.importorskip(needed, reason=f"the package {needed} is not installed")

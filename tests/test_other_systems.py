@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LOADER = "tests/saetrain/data/test_loader.py"
 STORE = ["tests/actcache/store/test_reader.py", "tests/actcache/store/test_writer.py"]

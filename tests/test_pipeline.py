@@ -116,6 +116,7 @@ def test_the_same_command_again_says_what_is_there_and_changes_nothing(pipeline:
         assert facts == kept | {"out": out}
 
 
+@pytest.mark.slow
 def test_verbs_that_load_a_model_run_without_a_warning(pipeline: Pipeline, tmp_path: Path) -> None:
     """Real processes, beside each other; what they find is what was found in one."""
     processes = []

@@ -22,6 +22,8 @@ from analysis import read_result
 from analysis.results import Benchmark, Fidelity, Share
 from saetrain import CodeStore, Run
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes"
 
 

@@ -65,6 +65,7 @@ def expected(
     return {name: files(out, name) for name in ("x.codes", "x.concepts")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_guarded_script_writes_what_threads_write(
     tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], expected: dict[str, dict[str, bytes]], method: str

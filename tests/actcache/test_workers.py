@@ -46,6 +46,7 @@ def shards(store: Path) -> dict[str, bytes]:
     return {str(f.relative_to(store)): f.read_bytes() for f in (store / "activations.zarr").rglob("*") if f.is_file()}
 
 
+@pytest.mark.slow
 def test_four_workers_two_of_them_killed_then_three_give_the_same_store(
     tmp_path: Path, tiny_images: Path, tiny_model: dict[str, str], tiny_store: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_overwriting_is_refused_to_one_of_several(
         extract(tiny_images, tmp_path / "x.acts", **tiny_model, **WANTED, overwrite=True)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_at_random_on_photographs_it_ends_as_if_nothing_had_been(
     tmp_path: Path, real_data: Path, tiny_model: dict[str, str]
 ) -> None:

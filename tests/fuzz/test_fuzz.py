@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FUZZ = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_half_a_minute_of_random_and_damaged_input_finds_nothing() -> None:
     first = ["--first-seed", "1"] if os.environ.get("CI") else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -11,6 +11,8 @@ import torch
 from actcache import SettingsError
 from saetrain import Run, SAEConfig, train
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -18,6 +18,8 @@ from walk import ERRORS, KILL, Walk
 
 import cli
 
+pytestmark = pytest.mark.slow
+
 TROUBLES = (*ERRORS, KILL)
 EVERYTHING = os.environ.get("PATCHSAE_WALK") == "all"
 

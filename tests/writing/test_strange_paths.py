@@ -12,6 +12,8 @@ from verbs import VERBS, Forked, copy_inputs, leftovers, put_copies
 
 from actcache import verify
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "spaces and scripts": "Größe und Maß, 画像 на диске 🖼",
     "signs": "it's 100% [a-z]* #1 & {o} $HOME ~ \\n <b>",

@@ -208,6 +208,7 @@ writer.flush()
 """
 
 
+@pytest.mark.slow
 def test_shards_that_saev_wrote_are_read(tmp_path: Path, make_images: Any) -> None:
     """saev 0.1, the published version: its recorder and its writer, around a tower that is known."""
     python = os.environ.get("PATCHSAE_PEERS_PYTHON", "")

@@ -42,6 +42,7 @@ def prefixes(draw: st.DrawFn) -> list[str]:
     return ["cls", *special] if draw(st.booleans()) else special
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), prefix=prefixes())
 def test_every_way_of_reading_gives_every_token_from_its_place(

@@ -337,6 +337,7 @@ def test_a_torn_file_without_a_record_is_never_recorded(tmp_path: Path, codec: s
 # Two writers at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low_bits", [0, 1])
 def test_two_writers_of_the_same_shards_end_with_one_whole_store(
     tmp_path: Path, writers: Writers, expected: dict[str, bytes], low_bits: int

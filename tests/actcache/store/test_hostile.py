@@ -532,6 +532,7 @@ def test_an_image_table_of_another_length_is_an_error(store: Path, n_rows: int) 
 # Anything
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     codec=st.sampled_from(["raw", "zstd"]),

@@ -249,6 +249,7 @@ def mutations(data: bytes) -> Iterator[bytes]:
     yield from (data[:-1], data[1:], data + b"\0", data + b" ", data + b"\n", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_no_change_of_any_byte_is_missed(tmp_path: Path, codec: str) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from analysis.results import Benchmark
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[3] / "docs" / "recipes"
 PLANTED, TRAINED, UNTRAINED = "planted", "trained0", "untrained trained0"
 

@@ -11,6 +11,7 @@ from saetrain import SAEConfig, TrainConfig, train
 CPU = ModelOptions(device="cpu")
 
 
+@pytest.mark.slow
 def test_a_probe_is_better_than_texts_for_classes_that_were_never_named(tmp_path: Path, real_data: Path) -> None:
     clip = real_data / "clip-cifar"
     model = {"model": str(clip / "ViT-CIFAR-4.json"), "pretrained": str(clip / "vit_cifar4.safetensors")}

@@ -53,6 +53,7 @@ def row(found: Comparison, **fields: Any) -> Any:
     return next(r for r in found.masks if all(getattr(r, name) == value for name, value in fields.items()))
 
 
+@pytest.mark.slow
 def test_masks_and_swaps_are_those_of_a_plain_computation(
     make_concepts: Callable[..., Path], plain_sae: Any, tiny_model: dict[str, str], tiny_images: Path, tmp_path: Path
 ) -> None:

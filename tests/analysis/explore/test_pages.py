@@ -22,6 +22,8 @@ from actcache.demo import MODEL, PRETRAINED, write_demo
 from analysis import ConceptTable, analyze, query_image, set_name
 from saetrain import CodeStore, SAEConfig, TrainConfig, encode, train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 N_IMAGES = 60
 

@@ -24,6 +24,8 @@ from analysis.explore.maps import read_map
 from analysis.explore.site import write_site
 from analysis.explore.sources import Sources, open_sources
 
+pytestmark = pytest.mark.slow
+
 PAGES = (("#/adaptation", "Adaptation"), ("#/results", "Results"), ("#/atlas?view=map", "Atlas"))
 
 

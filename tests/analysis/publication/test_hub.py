@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from actcache import ActivationStore
 from saetrain import Run
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[2] / "golden" / "pipeline"
 PUBLISH = """
 from analysis import publish

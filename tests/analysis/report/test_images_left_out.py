@@ -38,6 +38,7 @@ def put_seen(file: Path, out: Path, *seen: object) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESULTS)
 def test_the_section_of_every_result_says_it(tmp_path: Path, name: str) -> None:
     for folder in ("a.concepts", "adapted.concepts", "a.codes"):

@@ -367,6 +367,7 @@ def test_a_model_of_another_kind_is_named_in_the_answer(pictures: Path, tmp_path
 # From the hub
 
 
+@pytest.mark.slow
 def test_from_the_hub_alone_the_sae_names_its_tower(pictures: Path, tiny_model: dict[str, str], tmp_path: Path) -> None:
     from foreign_files import CHECKPOINTS
     from hub_server import HubServer, hub_environment

@@ -84,6 +84,7 @@ def test_rows_are_drawn_as_by_numpy(kernels: Any, n: int, n_words: int, seed: in
     np.testing.assert_array_equal(out, drawn[order])
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_without_a_compiler(planted_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = set()
     for compiler in ("on", "off"):

@@ -16,6 +16,8 @@ from torch import Tensor
 from actcache import ActivationStore
 from saetrain import SAE, Run, SAEConfig, TrainConfig, convert, train
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parent / "peers"
 SAELENS_6 = (
     "standard", "standard-uncentered", "gated", "topk", "topk-unscaled", "jumprelu", "batchtopk", "matryoshka",

@@ -105,6 +105,7 @@ def contents(folder: Path, prefix: str = "") -> dict[str, bytes]:
     return {f"{prefix}{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_an_sae_of_the_hub_becomes_a_run_and_a_run_of_the_hub_is_one(tmp_path: Path, planted_store: Path) -> None:
     write, config, tensors = CHECKPOINTS["saelens 6 topk"]
     saelens = write(tmp_path / "foreign", config(), tensors())
@@ -187,6 +188,7 @@ for command in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_verb_that_takes_a_run_takes_one_of_the_hub(tmp_path: Path, planted_run: Run, planted_store: Path) -> None:
     store, codes = str(planted_store), tmp_path / "x.codes"
     with HubServer() as server:

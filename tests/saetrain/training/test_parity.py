@@ -20,6 +20,8 @@ from actcache import ActivationStore, extract, open_stores
 from actcache.compiler import find_kernels
 from saetrain import ActivationLoader, Run, SAEConfig, TrainConfig, train
 
+pytestmark = pytest.mark.slow
+
 LR, L1, WARMUP = 4e-4, 8e-5, 500
 NAMES = ("reconstruction", "sparsity", "fvu", "l0")
 WINDOW = 10

@@ -98,6 +98,7 @@ except PipelineError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0])
 def test_when_one_of_two_processes_is_killed_the_other_says_so_and_both_resume(
     tmp_path: Path, planted_store: Path, killed: int

@@ -234,6 +234,7 @@ def test_dead_latents_of_jumprelu_and_gated_fire_more_easily(random_sae: Any) ->
             assert sae.threshold.min() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu steered", "jumprelu", "jumprelu tanh", "gated"])
 def test_l0_comes_near_its_target(tmp_path: Path, planted_store: Path, name: str) -> None:
     config = TrainConfig(n_steps=1500, batch_size=512, lr=3e-3, dead_tokens=20_000, precision="float32")
