@@ -81,6 +81,7 @@ def train(
     check_memory_of([(run, sae or SAEConfig(), config or TrainConfig())], stores, target)
     with OutputLock(run) as lock:
         training = _begin(run, stores, layer, sae, config, target, overwrite, lock)
+        _warn_of_repetition([training])
         _raise(_train([training], log_every, checkpoint_every, openers, on_progress), 1)
         return Run.open(training.path)
 
@@ -133,6 +134,7 @@ def sweep(
             if on_progress:
                 on_progress(before + done, total, line)
 
+        _warn_of_repetition(trainings)
         failed: list[NonFiniteError] = []
         for group in streams.values():
             failed += _train(group, log_every, checkpoint_every, openers, report)
@@ -179,12 +181,16 @@ def _begin(
     return Training(run, data, hook_point, resolved, settings, device, lock=lock, overwrite=overwrite)
 
 
-def _warn_of_repetition(training: Training) -> None:
-    """Warn of a training that reads a small store very often: it takes long, and may learn the images by heart."""
+def _warn_of_repetition(trainings: Sequence[Training]) -> None:
+    """Warn, once, of trainings that read a small store very often: it takes long, and may learn the images by heart."""
+    begun = [training for training in trainings if training.step == 0]
+    if not begun or rank():
+        return
+    training = max(begun, key=lambda training: training.config.n_steps * training.config.batch_size)
     config, data = training.config, training.data
     n_tokens = len(data.images) * data.stores.n_read_tokens(config.token_kind)
     n_times = config.n_steps * config.batch_size / n_tokens
-    if n_times > OFTEN and training.step == 0 and rank() == 0:
+    if n_times > OFTEN:
         logger.warning(
             "%s steps read each of the %s training tokens %s times. The SAE may learn these images by heart; "
             "--n-steps %s reads them %s times.", f"{config.n_steps:,}", f"{n_tokens:,}", f"{n_times:,.0f}",
@@ -228,8 +234,6 @@ def _train(
     n_total = sum(training.config.n_steps for training in trainings)
     failed: dict[Path, NonFiniteError] = {}
     active = [training for training in trainings if not training.done]
-    if active:
-        _warn_of_repetition(max(active, key=lambda training: training.config.n_steps))
     step = first_step = min((training.step for training in active), default=0)
     with tracked(trainings, openers), _signals() as stopped, closing(loader.batches(step)) as batches:
         for training in trainings:

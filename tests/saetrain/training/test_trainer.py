@@ -13,7 +13,7 @@ import torch
 from warm_process import WarmProcess
 
 from actcache import ActivationStore, IncompleteError, NonFiniteError, SettingsError, describe, verify
-from saetrain import Run, SAEConfig, TrainConfig, train
+from saetrain import Run, SAEConfig, TrainConfig, sweep, train
 from saetrain.data import train_images
 from saetrain.run import append_metrics, read_metrics, truncate_metrics
 from saetrain.training.dead_latents import init_from_rows, init_thresholds, lower_thresholds, resample
@@ -290,3 +290,11 @@ def test_steps_that_read_a_small_store_very_often_are_warned_of(
     train(tiny_store, tmp_path / "often", layer=2, sae=sae, config=config)
     train(tiny_store, tmp_path / "seldom", layer=2, sae=sae, config=replace(config, n_steps=advised))
     assert caplog.messages == []
+
+
+def test_several_streams_are_warned_of_once(tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sae, config = SAEConfig("topk", 16, 2), TrainConfig(n_steps=300, batch_size=512, precision="float32")
+    members = [(2, sae, replace(config, seed=seed, n_steps=n_steps)) for seed, n_steps in ((0, 300), (1, 400))]
+    sweep(tiny_store, tmp_path / "runs", members)
+    (message,) = caplog.messages
+    assert message.startswith("400 steps read each of")
