@@ -178,7 +178,7 @@ def at_least_one(name: str, value: float) -> None:
 
 def takes_device(name: str, value: str) -> None:
     if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|meta)(:\d+)?", value):
-        raise SettingsError(f"{name} must be auto, cpu, cuda or cuda:NUMBER, got {value!r}.")
+        raise SettingsError(f"{name} must be auto, cpu, cuda, cuda:NUMBER or mps, got {value!r}.")
 
 
 def takes_address(name: str, value: str) -> None:
