@@ -152,9 +152,11 @@ def annotations_of(thing: Any) -> Iterator[object]:
         yield from vars(thing).get("__annotations__", {}).values()
         for name, method in vars(thing).items():
             if not name.startswith("_"):
-                yield from annotations_of(getattr(method, "__func__", getattr(method, "fget", method)))
-    elif inspect.isfunction(thing):
-        yield from thing.__annotations__.values()
+                # the function of a class method, a property, or a cached property
+                inner = (getattr(method, part, None) for part in ("__func__", "fget", "func"))
+                yield from annotations_of(next(filter(None, inner), method))
+    elif callable(thing):
+        yield from getattr(inspect.unwrap(thing), "__annotations__", {}).values()
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -95,7 +95,8 @@ export interface ImageRecord {
   image: number | null;
   uri: string;
   label: string;
-  readable: boolean;
+  /** 1 if it could be read when its activations were made, otherwise 0. */
+  readable: number;
   columns: Record<string, string | number | boolean | null>;
   n_tokens: number;
   /** The first token that has codes: 0 where CLS is encoded, otherwise 1. */
