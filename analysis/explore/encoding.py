@@ -40,7 +40,7 @@ def _plain(value: float | None) -> Any:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def show_row(row: Mapping[str, Any]) -> dict[str, str | int | float | None]:
+def show_row(row: Mapping[str, Any]) -> dict[str, str | bool | int | float | None]:
     """The user's columns of an image, as JSON knows them."""
     return {visible(name): _show(value) for name, value in row.items()}
 

@@ -1,6 +1,6 @@
 """The records that the page reads, as JSON knows them: files of data/, and answers of api/.
 
-web/src/types.ts says the same to the page, where every field is explained. A test compares the two.
+web/src/types.ts says the same to the page, and explains the fields whose names do not. A test compares the two.
 """
 
 from typing import NotRequired, TypedDict
@@ -14,7 +14,7 @@ class Shot(TypedDict):
 
     Attributes:
         score: what the latent's top images are ordered by. peak: its maximum on a token of the image.
-        cls: its value on CLS, 0 where it is silent; None where CLS was not encoded.
+        cls: its value on CLS, 0 where it is silent; None where CLS was not encoded, or the codes are not there.
         at, heat: row-major numbers of the patches on which it fires, ascending, and its values there.
     """
 
@@ -196,7 +196,7 @@ class ImageRecord(ImageCodes):
     uri: str
     label: str
     readable: int
-    columns: dict[str, str | int | float | None]
+    columns: dict[str, str | bool | int | float | None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,10 @@ class ClassChange(TypedDict):
 
 
 class EditAnswer(TypedDict):
-    """`random`: which latent was drawn in place of each that is changed."""
+    """Attributes:
+    random: which latent was drawn in place of each that is changed.
+    frequency: shares of all tokens on which the first changed latent fires, and the one that was drawn for it.
+    """
 
     judge: str
     classes: list[ClassChange]

@@ -182,20 +182,28 @@ def _begin(
 
 
 def _warn_of_repetition(trainings: Sequence[Training]) -> None:
-    """Warn, once, of trainings that read a small store very often: it takes long, and may learn the images by heart."""
-    begun = [training for training in trainings if training.step == 0]
-    if not begun or rank():
+    """Warn of trainings that read a small store very often: it takes long, and may learn the images by heart.
+
+    They are warned of once, by the one that reads it most often, and not again when they go on.
+    """
+    if rank() or any(training.step for training in trainings):
         return
-    training = max(begun, key=lambda training: training.config.n_steps * training.config.batch_size)
-    config, data = training.config, training.data
-    n_tokens = len(data.images) * data.stores.n_read_tokens(config.token_kind)
-    n_times = config.n_steps * config.batch_size / n_tokens
+    n_times, training = max(((_times_read(training), training) for training in trainings), key=lambda pair: pair[0])
     if n_times > OFTEN:
+        config, n_tokens = training.config, _count_tokens(training)
         logger.warning(
             "%s steps read each of the %s training tokens %s times. The SAE may learn these images by heart; "
             "--n-steps %s reads them %s times.", f"{config.n_steps:,}", f"{n_tokens:,}", f"{n_times:,.0f}",
             max(1, OFTEN * n_tokens // config.batch_size), OFTEN,
         )  # fmt: skip
+
+
+def _times_read(training: Training) -> float:
+    return training.config.n_steps * training.config.batch_size / _count_tokens(training)
+
+
+def _count_tokens(training: Training) -> int:
+    return len(training.data.images) * training.data.stores.n_read_tokens(training.config.token_kind)
 
 
 def _make_loader(

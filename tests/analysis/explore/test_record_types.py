@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
 
@@ -9,25 +10,35 @@ from analysis.explore import records
 
 TYPES = Path(__file__).parents[3] / "analysis" / "explore" / "web" / "src" / "types.ts"
 PAIRS = {
-    "Column": "ColumnRecord", "Site": "SiteRecord", "Shot": "Shot", "Kind": "KindRecord", "Latent": "LatentRecord",
-    "ImageRecord": "ImageRecord", "Names": "Names", "Images": "Images", "Compared": "Compared",
-    "Comparison": "ComparisonRecord", "Upload": "UploadAnswer", "Edit": "EditAnswer",
+    "Column": "ColumnRecord", "Absent": "AbsentRecord", "Site": "SiteRecord", "Name": "NameRecord", "Names": "Names",
+    "Shot": "Shot", "Kind": "KindRecord", "Strengths": "Strengths", "ClassShare": "ClassRecord", "Partner": "Partner",
+    "Group": "Group", "CounterExamples": "CounterExamples", "Patch": "Patch", "Twin": "Twin", "Latent": "LatentRecord",
+    "Images": "Images", "ImageRecord": "ImageRecord", "Compared": "Compared", "Comparison": "ComparisonRecord",
+    "Upload": "UploadAnswer", "ClassChange": "ClassChange", "Edit": "EditAnswer", "Found": "Found",
 }  # fmt: skip
-OTHERS = {"EditRequest"}
+SENT = {"EditRequest"}
 """What the page sends."""
+PARTS = {"LatentImages", "ImageCodes"}
+"""Of which a record is made in Python."""
 
 
 def read_interfaces() -> dict[str, dict[str, bool]]:
     """interface -> field -> whether it may be absent."""
     found: dict[str, dict[str, bool]] = {}
-    for name, body in re.findall(r"^export interface (\w+) \{\n(.*?)^\}", TYPES.read_text(), re.M | re.S):
+    for name, body in re.findall(r"^(?:export )?interface (\w+)[^{]*\{\n(.*?)^\}", TYPES.read_text(), re.M | re.S):
         fields = re.findall(r"^  (\w+)(\??):", body, re.M)
         found[name] = {field: mark == "?" for field, mark in fields}
     return found
 
 
 def test_both_sides_name_every_record() -> None:
-    assert set(read_interfaces()) == {*PAIRS, *OTHERS}
+    assert set(read_interfaces()) == {*PAIRS, *SENT}
+    assert {name for name, value in vars(records).items() if is_typeddict(value)} == {*PAIRS.values(), *PARTS}
+
+
+def test_a_record_inside_another_has_a_name_of_its_own() -> None:
+    """Otherwise its fields would not be compared. Python names those of these two where it fills them."""
+    assert re.findall(r"^  (\w+)\??: .*\{.*\}.*;$", TYPES.read_text(), re.M) == ["block", "kinds"]
 
 
 @pytest.mark.parametrize(("page", "python"), PAIRS.items())

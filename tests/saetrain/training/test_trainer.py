@@ -293,8 +293,13 @@ def test_steps_that_read_a_small_store_very_often_are_warned_of(
 
 
 def test_several_streams_are_warned_of_once(tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sae, config = SAEConfig("topk", 16, 2), TrainConfig(n_steps=300, batch_size=512, precision="float32")
-    members = [(2, sae, replace(config, seed=seed, n_steps=n_steps)) for seed, n_steps in ((0, 300), (1, 400))]
+    """By the one that reads its tokens most often, and not again when there are more steps to go."""
+    sae, config = SAEConfig("topk", 16, 2), TrainConfig(n_steps=300, batch_size=64, precision="float32")
+    members = [(2, sae, config), (2, sae, replace(config, seed=1)), (2, sae, replace(config, tokens="cls"))]
+    n_images = len(train_images(75))
     sweep(tiny_store, tmp_path / "runs", members)
     (message,) = caplog.messages
-    assert message.startswith("400 steps read each of")
+    assert message.startswith(f"300 steps read each of the {n_images} training tokens {300 * 64 / n_images:,.0f} times")
+    caplog.clear()
+    sweep(tiny_store, tmp_path / "runs", members)
+    assert caplog.messages == []

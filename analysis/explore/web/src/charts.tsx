@@ -69,7 +69,7 @@ export function PositionMap({ site, counts }: { site: Site; counts: number[] }) 
 }
 
 export function ClassBars({ classes, n_classes }: Pick<Latent, "classes" | "n_classes">) {
-  const largest = Math.max(...classes.map(({ share }) => share));
+  const largest = Math.max(...classes.map(({ share }) => share ?? 0));
   return (
     <>
       <table class="bars-table">
@@ -78,7 +78,7 @@ export function ClassBars({ classes, n_classes }: Pick<Latent, "classes" | "n_cl
           {classes.map(({ name, share, n_images }) => (
             <tr key={name}>
               <td>{name}</td>
-              <td class="bar"><i style={{ width: `${(100 * share) / largest}%` }} /></td>
+              <td class="bar"><i style={{ width: `${(100 * (share ?? 0)) / largest}%` }} /></td>
               <td class="number">{percent(share)}</td>
               <td class="number">{show(n_images)}</td>
             </tr>

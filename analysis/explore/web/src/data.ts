@@ -1,5 +1,5 @@
 // Reads data/ and keeps what was read: the same files, whether a server answers or a folder does.
-import type { Comparison, Edit, EditRequest, ImageRecord, Images, Latent, Names, Site, Upload } from "./types";
+import type { Comparison, Edit, EditRequest, Found, ImageRecord, Images, Latent, Names, Site, Upload } from "./types";
 
 /** A failure with a line that can be shown. */
 export class Failure extends Error {}
@@ -223,7 +223,7 @@ async function ask<T>(url: string, how?: RequestInit): Promise<T> {
   return (await response.json()) as T;
 }
 
-export const searchText = (text: string) => ask<{ latents: [number, number][] }>(`api/search?q=${encodeURIComponent(text)}`);
+export const searchText = (text: string) => ask<Found>(`api/search?q=${encodeURIComponent(text)}`);
 export const upload = (file: Blob) => ask<Upload>("api/upload", { method: "POST", body: file });
 export const edit = (request: EditRequest) => ask<Edit>("api/edit", send(request));
 export const wholePicture = (image: number) => `api/picture/${image}`;

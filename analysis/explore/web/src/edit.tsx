@@ -83,7 +83,7 @@ function Answer({ answer }: { answer: Edit }) {
         <thead><tr><th scope="col">class</th><th scope="col">before</th><th scope="col">after</th>{random_latent !== null && <th scope="col">random latent</th>}</tr></thead>
         <tbody>{classes.map(({ name, before, after, random }) => (
           <tr key={name}><td>{name}</td><td class="number">{probability(before)}</td>
-            <td class={`number ${after > before ? "up" : after < before ? "down" : ""}`}>{probability(after)}</td>
+            <td class={`number ${(after ?? 0) > (before ?? 0) ? "up" : (after ?? 0) < (before ?? 0) ? "down" : ""}`}>{probability(after)}</td>
             {random_latent !== null && <td class="number">{probability(random)}</td>}</tr>))}</tbody>
       </table>
       <p class="soft">Judge: {judge}. {random_latent !== null && <>The same with latent {random_latent} instead, drawn at random from those that fire about as often (on {percent(frequency[0])} and {percent(frequency[1])} of all tokens): what any latent would do. </>}{show(seconds)} s.</p>

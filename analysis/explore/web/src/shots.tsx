@@ -28,7 +28,7 @@ export function Shots({ site, shots, images, latent, maximum, look }: { site: Si
 }
 
 /** The part of an image around one patch, with the patch itself framed. */
-export function Crop({ site, image, row, column, value, latent }: { site: Site; image: number; row: number; column: number; value: number; latent: number }) {
+export function Crop({ site, image, row, column, value, latent }: { site: Site; image: number; row: number; column: number; value: number | null; latent: number }) {
   const [rows, columns] = site.grid;
   const [height, width] = site.covered;
   const around = Math.min(3, rows, columns); // patches on a side

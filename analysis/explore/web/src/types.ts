@@ -10,6 +10,13 @@ export interface Column {
   low_is_good?: boolean;
 }
 
+/** A color of the atlas that is not there, and what would give it. */
+export interface Absent {
+  name: string;
+  title: string;
+  why: string;
+}
+
 export interface Site {
   schema: number;
   live: boolean;
@@ -38,7 +45,7 @@ export interface Site {
   block: { latents: number; images: number; pictures: number };
   columns: Column[];
   /** Colors that are not there, and what would give them. */
-  absent: { name: string; title: string; why: string }[];
+  absent: Absent[];
   /** What the server is making, so the page asks again. */
   making: string[];
   classes: string[];
@@ -54,7 +61,7 @@ export interface Shot {
   image: number;
   score: number;
   peak: number;
-  /** The value at CLS, if the latent fires there. */
+  /** The value at CLS, 0 where it is silent; null where CLS was not encoded, or the codes are not there. */
   cls: number | null;
   /** Patches on which it fires, numbered row by row, and its values there. */
   at: number[];
@@ -62,26 +69,74 @@ export interface Shot {
 }
 
 export interface Kind {
-  density: number;
-  mean: number;
-  max: number;
+  density: number | null;
+  mean: number | null;
+  max: number | null;
+}
+
+/** How many tokens have a value between two edges. */
+export interface Strengths {
+  edges: number[];
+  counts: number[];
+}
+
+/** A class on which the latent is active. */
+export interface ClassShare {
+  name: string;
+  n_tokens: number;
+  share: number | null;
+  n_images: number;
+}
+
+/** A latent that fires on the same tokens. */
+export interface Partner {
+  latent: number;
+  jaccard: number | null;
+  share: number | null;
+  n_tokens: number;
+}
+
+/** Images of some ranks of the latent's scores. */
+export interface Group {
+  title: string;
+  shots: Shot[];
+}
+
+export interface CounterExamples {
+  kind: string;
+  shots: Shot[];
+}
+
+/** A patch on which the latent is strong. */
+export interface Patch {
+  image: number;
+  row: number;
+  column: number;
+  value: number | null;
+}
+
+/** The most similar latent of another run. */
+export interface Twin {
+  run: string;
+  latent: number;
+  cosine: number | null;
 }
 
 export interface Latent {
   latent: number;
   numbers: Record<string, number | null>;
-  quantiles: Record<string, number>;
+  quantiles: Record<string, number | null>;
   kinds: { cls: Kind; patch: Kind } | null;
-  histogram: { edges: (number | null)[]; counts: number[] } | null;
+  histogram: Strengths | null;
   position: number[] | null;
-  classes: { name: string; n_tokens: number; share: number; n_images: number }[];
+  classes: ClassShare[];
   n_classes: number;
-  nearest: [number, number][];
-  cofiring: { latent: number; jaccard: number; share: number; n_tokens: number }[] | null;
-  groups: { title: string; shots: Shot[] }[];
-  counter: { kind: string; shots: Shot[] }[] | null;
-  patches: { image: number; row: number; column: number; value: number }[];
-  twins: { run: string; latent: number; cosine: number }[] | null;
+  nearest: [number, number | null][];
+  cofiring: Partner[] | null;
+  groups: Group[];
+  counter: CounterExamples[] | null;
+  patches: Patch[];
+  twins: Twin[] | null;
   /** What was read of a latent that fires so often that not all of it was. */
   note: string;
   images: ShotNames;
@@ -109,8 +164,16 @@ export interface ImageRecord {
   maxima: number[];
 }
 
+export interface Name {
+  name?: string;
+  origin?: string;
+  /** Whether a person wrote the name. */
+  own?: boolean;
+  note?: string;
+}
+
 export interface Names {
-  latents: Record<string, { name?: string; origin?: string; own?: boolean; note?: string }>;
+  latents: Record<string, Name>;
   version: string;
 }
 
@@ -128,7 +191,7 @@ export interface Compared {
   kind: string;
   base_tokens: number;
   adapted_tokens: number;
-  change: number;
+  change: number | null;
   base: Shot[];
   adapted: Shot[];
 }
@@ -148,14 +211,28 @@ export interface Upload {
   picture: string;
 }
 
+/** The probability of a class before and after an edit, and after the same edit of random latents. */
+export interface ClassChange {
+  name: string;
+  before: number | null;
+  after: number | null;
+  random: number | null;
+}
+
 export interface Edit {
   judge: string;
-  classes: { name: string; before: number; after: number; random: number | null }[];
+  classes: ClassChange[];
   random_latent: number | null;
   /** Each latent that is changed, and the one that was drawn in its place. */
   random: [number, number][] | null;
+  /** Shares of all tokens on which the first changed latent fires, and the one that was drawn in its place. */
   frequency: [number | null, number | null];
   seconds: number;
+}
+
+/** Latents that fit a text, and their scores; best first. */
+export interface Found {
+  latents: [number, number | null][];
 }
 
 export interface EditRequest {
