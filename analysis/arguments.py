@@ -78,7 +78,7 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing outp
 
 PathColumn = Annotated[str | None, Option(help="Column of a table that holds the images' paths, or the images.")]
 LabelColumn = Annotated[str | None, Option(help="Column of a table that holds the labels.")]
-Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only."), takes_device]
+Device = Annotated[str, Option(help="Device: auto, cpu, cuda, cuda:1, mps. Affects speed only."), takes_device]
 BatchImages = Annotated[
     int,
     Option(

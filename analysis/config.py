@@ -34,7 +34,7 @@ class ModelOptions:
     model: str | None = option(None, "Architecture that the store was extracted with, if its file has moved.")
     pretrained: str | None = option(None, "Weights that the store was extracted with, if their file has moved.")
     batch_size: int = option(64, "Images per forward pass. Affects speed only.", at_least=1)
-    device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, mps. Affects speed only.")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -64,7 +64,7 @@ class TowerOptions:
     layer: int | None = option(None, "Layer that the SAE reads, where it does not name it.", at_least=0)
     site: str | None = option(None, "Site in the block: resid_post, resid_mid, attn_out or mlp_out.")
     precision: str = option("auto", "Precision of the computation: auto, float32 or bfloat16.")
-    device: str = option("auto", "Device to run on: auto, cpu, cuda, cuda:1 ... Affects speed only.")
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, mps. Affects speed only.")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def measure_limit(options: Any, n_tokens: int) -> float:
     return min(timed(product) for _ in range(3)) * n_tokens / len(rows)
 
 
-def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, list[float]]:
+def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, list[float]]:
     """name -> [theirs, ours, relative difference]."""
     table = {}
     for name, value in ours["values"].items():

@@ -147,20 +147,20 @@ def test_a_door_lists_only_what_others_use(door: str) -> None:
 
 
 def annotations_of(thing: Any) -> Iterator[object]:
-    """What a function takes and returns, or what a class holds and its public methods take and return."""
+    """What a function takes and returns, or what a class itself holds and its public methods take and return."""
     if isinstance(thing, type):
-        yield from vars(thing).get("__annotations__", {}).values()
-        for name, method in vars(thing).items():
-            if not name.startswith("_"):
-                # the function of a class method, a property, or a cached property
-                inner = (getattr(method, part, None) for part in ("__func__", "fget", "func"))
-                yield from annotations_of(next(filter(None, inner), method))
+        yield from inspect.get_annotations(thing).values()
+        for name, member in vars(thing).items():
+            if name in ("__init__", "__call__", "__getitem__", "__iter__") or not name.startswith("_"):
+                for part in ("__func__", "fget", "fset", "func"):  # of class methods, properties, cached properties
+                    yield from annotations_of(getattr(member, part, None))
+                yield from annotations_of(member)
     elif callable(thing):
         yield from getattr(inspect.unwrap(thing), "__annotations__", {}).values()
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_nothing_crosses_a_door_whose_fields_only_its_writer_knows(door: str) -> None:
+def test_no_signature_at_a_door_has_fields_that_only_its_writer_knows(door: str) -> None:
     """A record is a type. Facts that are only shown or written are dict[str, object]: nobody can compute with them."""
     opened = importlib.import_module(door)
     for name in opened.__all__:

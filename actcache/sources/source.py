@@ -96,7 +96,7 @@ def reopen_source(path: str | Path, columns: Mapping[str, str], *, masks: str | 
     return source
 
 
-def _open(path: Path, given: dict[str, Any]) -> ImageSource:
+def _open(path: Path, given: Mapping[str, Any]) -> ImageSource:
     kind = _find_kind(path, given.get("path_column"))
     takes = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if "masks" in given and "masks" not in takes:

@@ -4,6 +4,7 @@ Each image is shown alone and under the heat maps of its latents. The heat maps 
 over all images, and darken the patches on which it does not fire.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,5 +130,5 @@ def _choose(look: Look) -> list[tuple[View, list[Shown]]]:
     ]
 
 
-def _show(row: dict[str, Any], heat: NDArray[np.float32], maximum: float) -> Shown:
+def _show(row: Mapping[str, Any], heat: NDArray[np.float32], maximum: float) -> Shown:
     return Shown(row["latent"], row.get("name", ""), row["peak"], row["share"], row["at"], heat, maximum)
