@@ -13,10 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import emit, parser
+
 import numpy as np
 import pyarrow.parquet as pq
 from bench_query import ROOT, write_codes
-from common import emit, parser
 
 from saetrain import CodeStore
 

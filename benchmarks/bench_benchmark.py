@@ -23,8 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import emit, parser, timed
+
+import numpy as np
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent

@@ -10,9 +10,10 @@ import statistics
 import time
 from pathlib import Path
 
+from common import emit, parser
+
 import numpy as np
 from bench_read import read_chunks, temporary_store
-from common import emit, parser
 
 from actcache.store import aligned_empty
 

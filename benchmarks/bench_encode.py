@@ -7,8 +7,9 @@ relative to the float32 product, and `speedup` relative to `SAE.encode`.
 
 import statistics
 
-import torch
 from common import emit, parser, timed
+
+import torch
 from peers import random_rows
 
 from actcache.models import choose_device

@@ -26,9 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common import emit, machine, parser
+
 import numpy as np
 from browser import EDIT, SEARCH, SEARCH_TEXT, Tab, open_browser
-from common import emit, machine, parser
 from explored_tables import make_small, make_table
 
 from analysis.explore.coherence import FILE

@@ -12,8 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from common import emit, pairs, parser, timed
+
+import torch
 
 from actcache import HookPoint, extract, load_vision_tower
 from actcache.models import choose_device

@@ -9,8 +9,9 @@ import statistics
 import time
 from pathlib import Path
 
-from bench_read import temporary_store
 from common import emit, finish_device, parser
+
+from bench_read import temporary_store
 
 from actcache import open_stores
 from actcache.artifacts import OutputLock

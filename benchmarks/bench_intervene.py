@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from common import emit, parser, timed
+
 import numpy as np
 import torch
-from common import emit, parser, timed
 from PIL import Image
 
 from actcache import extract, open_stores

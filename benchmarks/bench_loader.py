@@ -9,10 +9,11 @@ import itertools
 import time
 from pathlib import Path
 
+from common import emit, parser
+
 import numpy as np
 import torch
 from bench_read import temporary_store
-from common import emit, parser
 
 from saetrain import ActivationLoader
 

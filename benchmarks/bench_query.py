@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import emit, parser
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from common import emit, parser
 
 from actcache.artifacts import Artifact, begin_artifact, seal_artifact
 from saetrain import CodeStore

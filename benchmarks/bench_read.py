@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common import emit, memcpy_gb_s, parser, timed
+
 import numpy as np
 import pyarrow as pa
-from common import emit, memcpy_gb_s, parser, timed
 
 from actcache import ActivationStore, HookPoint, verify
 from actcache.artifacts import Artifact

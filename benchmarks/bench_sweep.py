@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from bench_read import temporary_store
 from common import emit, parser
+
+from bench_read import temporary_store
 
 from saetrain import SAEConfig, TrainConfig, sweep, train
 

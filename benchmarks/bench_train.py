@@ -13,8 +13,9 @@ import statistics
 import time
 from dataclasses import replace
 
-import torch
 from common import emit, finish_device, parser, timed
+
+import torch
 from peer_worker import peak_gb
 from peers import random_rows
 

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from statistics import median
 
+from common import emit, parser
+
 import numpy as np
 from bench_read import RandomBlock, begin, make_settings
-from common import emit, parser
 
 
 def main() -> None:

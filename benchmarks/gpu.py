@@ -23,10 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import machine, parser, timed
+
 import numpy as np
 import torch
 from bench_intervene import make_images
-from common import machine, parser, timed
 
 import actcache
 from actcache import ActivationStore, HookPoint, extract, load_vision_tower

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 
+from common import parser
+
 import numpy as np
 import torch
-from common import parser
 from torch import Tensor, nn
 
 Weights = dict[str, np.ndarray]

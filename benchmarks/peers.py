@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from common import emit, parser
+
+import numpy as np
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent

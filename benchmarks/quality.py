@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from common import emit, parser
+
+import torch
 
 from actcache import ActivationStore
 from actcache.models import choose_precision
