@@ -223,8 +223,9 @@ def test_updates_are_those_of_torchs_adam(
     with without_kernels():
         wanted, wanted_state = trained()
     for (name, one), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
-        for key, value in wanted_state.state[other].items():
-            torch.testing.assert_close(state.state[one][key], value, rtol=1e-4, atol=1e-9, equal_nan=True)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
+        for key, value in wanted_state.state[other].items():  # of the decoder's, most may have canceled
+            near = 1e-5 * float(value.nan_to_num().abs().max())
+            torch.testing.assert_close(state.state[one][key], value, rtol=1e-4, atol=near, equal_nan=True)
     if special == 0:
         torch.testing.assert_close(found.decoder.norm(dim=1), torch.ones(n_latents))
