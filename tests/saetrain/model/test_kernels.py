@@ -190,6 +190,30 @@ def test_the_number_of_threads_changes_no_bit(code_and_size: tuple[Code, int], n
             assert np.array_equal(one.numpy(), two.numpy(), equal_nan=True)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize("variant", ["topk", "jumprelu", "gated"])
+def test_updates_are_those_of_torchs_adam(variant: str, clip: float) -> None:
+    def trained() -> tuple[SAE, Adam]:
+        sae = SAE(SAEConfig(variant, 50, 3, target_l0=3.0 if variant != "topk" else None).resolve(19), 19)
+        optimizer, generator = Adam(sae), torch.Generator().manual_seed(1)
+        for step in range(6):
+            for parameter in sae.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator) * (step % 3)
+                parameter.grad[::4] = 0
+            apply_update(sae, optimizer, learning_rate=1e-2 / (step + 1), clip_norm=clip)
+            assert not any(parameter.grad.any() for parameter in sae.parameters())
+        return sae, optimizer
+
+    found, state = trained()
+    with without_kernels():
+        wanted, wanted_state = trained()
+    for (name, one), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+        for key, value in wanted_state.state[other].items():
+            torch.testing.assert_close(state.state[one][key], value, rtol=1e-4, atol=1e-9, msg=f"{name} {key}")
+    torch.testing.assert_close(found.decoder.norm(dim=1), torch.ones(50))
+
+
 @given(
     variant=st.sampled_from(["topk", "jumprelu", "gated"]), n_latents=st.integers(3, 50), d_model=st.integers(1, 19),
     clip=st.sampled_from([0.0, 1e-3, 1e3]), size=st.sampled_from([1e-6, 1.0, 1e6]),
@@ -197,7 +221,7 @@ def test_the_number_of_threads_changes_no_bit(code_and_size: tuple[Code, int], n
     seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 @example(variant="gated", n_latents=50, d_model=19, clip=1e3, size=1.0, special=0.0, strided=True, n_threads=2, seed=1)
-def test_updates_are_those_of_torchs_adam(
+def test_updates_by_drawn_gradients_are_those_of_torchs_adam(
     variant: str, n_latents: int, d_model: int, clip: float, size: float, special: float, strided: bool,
     n_threads: int, seed: int,
 ) -> None:  # fmt: skip
